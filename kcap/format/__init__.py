@@ -1,0 +1,1 @@
+"""The ``.kcap`` file: records, chunks, writer and reader (spec/kcap.md)."""

@@ -1,0 +1,1 @@
+"""The model: events as columns, their names, classes, shapes and texts."""

@@ -1,0 +1,365 @@
+"""A Batch: events as columns, the one currency between readers, stages and writers.
+
+A column holds only the values there are, and which rows have one. Most argument columns are
+sparse, so this costs what the values cost however many columns there are; a full-length Arrow
+array, with nulls, is made when somebody asks for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kcap.model.classes import TypeClass
+from kcap.model.side import Side
+
+Rows = npt.NDArray[np.int32]
+"""Ascending row numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The values of one column."""
+
+    cls: TypeClass
+    values: pa.Array
+    """The values there are, in row order, of the class's Arrow type, without nulls."""
+    rows: Rows | None = None
+    """The rows that have a value; None when all have."""
+
+    def __len__(self) -> int:
+        """The number of values."""
+        return len(self.values)
+
+    def full(self, count: int) -> pa.Array:
+        """The column at full length.
+
+        Args:
+            count: Rows of the batch.
+
+        Returns:
+            An array of ``count`` rows, null where the row has no value.
+        """
+        if self.rows is None:
+            return self.values
+        if len(self.values) == 0:
+            return pa.nulls(count, self.cls.arrow)
+        at = np.zeros(count, np.int32)
+        absent = np.ones(count, np.bool_)
+        at[self.rows] = np.arange(len(self.rows), dtype=np.int32)
+        absent[self.rows] = False
+        taken = self.values.take(pa.array(at, mask=absent))
+        # Zeros, not leftovers, under the nulls: equal columns then have equal bytes.
+        return taken
+
+    def take(self, wanted: Rows, count: int) -> Column | None:
+        """The column for some of the rows.
+
+        Args:
+            wanted: Ascending row numbers to keep.
+            count: Rows of the batch.
+
+        Returns:
+            The column over the kept rows, None where none of them has a value.
+        """
+        if self.rows is None:
+            return Column(self.cls, self.values.take(pa.array(wanted))) if len(wanted) else None
+        position = np.full(count, -1, np.int32)
+        position[self.rows] = np.arange(len(self.rows), dtype=np.int32)
+        found = position[wanted]
+        kept = np.flatnonzero(found >= 0).astype(np.int32)
+        if not len(kept):
+            return None
+        rows = None if len(kept) == len(wanted) else kept
+        return Column(self.cls, self.values.take(pa.array(found[kept])), rows)
+
+    def slice(self, start: int, stop: int) -> Column | None:
+        """The column for a range of rows, without a copy.
+
+        Args:
+            start: First row.
+            stop: Row after the last.
+
+        Returns:
+            The column over the range, None where no row of it has a value.
+        """
+        if self.rows is None:
+            return Column(self.cls, self.values.slice(start, stop - start))
+        low, high = (int(i) for i in np.searchsorted(self.rows, [start, stop]))
+        if low == high:
+            return None
+        rows = self.rows[low:high] - np.int32(start)
+        values = self.values.slice(low, high - low)
+        return Column(self.cls, values, None if len(rows) == stop - start else rows)
+
+    def codes(self) -> npt.NDArray[np.int32]:
+        """Dictionary codes of a text or binary column, one a value."""
+        return np.asarray(self.values.indices)
+
+    def compact(self) -> Column:
+        """The column with a dictionary of just the entries it uses, if it has one."""
+        if not pa.types.is_dictionary(self.values.type):
+            return self
+        used, codes = np.unique(self.codes(), return_inverse=True)
+        if len(used) == len(self.values.dictionary):
+            return self
+        entries = self.values.dictionary.take(pa.array(used))
+        codes32 = pa.array(codes.astype(np.int32))
+        return Column(self.cls, pa.DictionaryArray.from_arrays(codes32, entries), self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive events of one stream."""
+
+    rows: int
+    columns: Mapping[str, Column]
+    before: tuple[Side, ...] = field(default=())
+    """What the stream says before the first of these events."""
+
+    def __len__(self) -> int:
+        """The number of events."""
+        return self.rows
+
+    def get(self, name: str) -> Column | None:
+        """A column, None where no event has a value.
+
+        Args:
+            name: The column's name.
+
+        Returns:
+            The column.
+        """
+        return self.columns.get(name)
+
+    def array(self, name: str) -> pa.Array:
+        """A column at full length.
+
+        Args:
+            name: The column's name.
+
+        Returns:
+            An array of ``rows`` values, null where there is none; type null for an absent column.
+        """
+        column = self.columns.get(name)
+        return pa.nulls(self.rows) if column is None else column.full(self.rows)
+
+    def numpy(self, name: str, missing: int) -> npt.NDArray[np.int64]:
+        """An integer column at full length as numpy.
+
+        Args:
+            name: The column's name.
+            missing: What stands for a missing value.
+
+        Returns:
+            An int64 array of ``rows`` values.
+        """
+        out = np.full(self.rows, missing, np.int64)
+        column = self.columns.get(name)
+        if column is not None:
+            values = np.asarray(column.values)
+            out[slice(None) if column.rows is None else column.rows] = values
+        return out
+
+    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """Which rows have a value.
+
+        Args:
+            name: The column's name.
+
+        Returns:
+            A boolean array of ``rows`` values.
+        """
+        out = np.zeros(self.rows, np.bool_)
+        column = self.columns.get(name)
+        if column is not None:
+            out[slice(None) if column.rows is None else column.rows] = True
+        return out
+
+    def select(self, names: Iterable[str]) -> Batch:
+        """The batch with only some columns.
+
+        Args:
+            names: The columns to keep; unknown ones are left out.
+
+        Returns:
+            A batch of the same rows.
+        """
+        kept = {n: self.columns[n] for n in names if n in self.columns}
+        return Batch(self.rows, kept, self.before)
+
+    def adding(self, columns: Mapping[str, Column]) -> Batch:
+        """The batch with more, or other, columns.
+
+        Args:
+            columns: Columns to add or to put in place of those of the same name.
+
+        Returns:
+            A batch of the same rows.
+        """
+        return Batch(self.rows, {**self.columns, **columns}, self.before)
+
+    def with_before(self, before: Sequence[Side]) -> Batch:
+        """The batch with other side records.
+
+        Args:
+            before: The side records.
+
+        Returns:
+            A batch of the same rows and columns.
+        """
+        return Batch(self.rows, self.columns, tuple(before))
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """A range of rows, without a copy; side records stay with the first row.
+
+        Args:
+            start: First row.
+            stop: Row after the last; may lie beyond the end.
+
+        Returns:
+            The batch over the range.
+        """
+        stop = min(stop, self.rows)
+        if start == 0 and stop == self.rows:
+            return self
+        parts = {n: c.slice(start, stop) for n, c in self.columns.items()}
+        kept = {n: c for n, c in parts.items() if c is not None}
+        return Batch(stop - start, kept, self.before if start == 0 else ())
+
+    def take(self, wanted: Rows) -> Batch:
+        """Some of the rows.
+
+        Args:
+            wanted: Ascending row numbers to keep.
+
+        Returns:
+            The batch over the kept rows, side records included.
+        """
+        parts = {n: c.take(wanted, self.rows) for n, c in self.columns.items()}
+        kept = {n: c for n, c in parts.items() if c is not None}
+        return Batch(len(wanted), kept, self.before)
+
+    def compact(self) -> Batch:
+        """The batch with dictionaries of just the entries in use."""
+        return Batch(self.rows, {n: c.compact() for n, c in self.columns.items()}, self.before)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and dictionaries, what a chunk of them would decode to at most."""
+        total = 0
+        for column in self.columns.values():
+            total += column.values.nbytes
+            if pa.types.is_dictionary(column.values.type):
+                total += column.values.dictionary.nbytes
+            if column.rows is not None:
+                total += column.rows.nbytes
+        return total
+
+    def to_arrow(self, names: Sequence[str] | None = None) -> pa.RecordBatch:
+        """The logical table.
+
+        Args:
+            names: The columns wanted, in order; all, by name, where None.
+
+        Returns:
+            A record batch at full length; a column that no event has is of type null.
+        """
+        names = sorted(self.columns) if names is None else names
+        return pa.RecordBatch.from_arrays([self.array(n) for n in names], names=list(names))
+
+    def to_pylist(self) -> list[dict[str, object]]:
+        """The events as dicts of the values they have; for tests and small results."""
+        out: list[dict[str, object]] = [{} for _ in range(self.rows)]
+        for name in sorted(self.columns):
+            column = self.columns[name]
+            at = range(self.rows) if column.rows is None else column.rows.tolist()
+            for row, value in zip(at, column.values.to_pylist(), strict=True):
+                out[row][name] = value
+        return out
+
+
+EMPTY: Final = Batch(0, {})
+"""A batch of no events."""
+
+
+def dictionary(values: pa.Array) -> pa.DictionaryArray:
+    """Dictionary-code a plain text or binary array.
+
+    Args:
+        values: A utf8 or binary array without nulls.
+
+    Returns:
+        The array with int32 codes.
+    """
+    return pc.dictionary_encode(values)
+
+
+def constant(cls: TypeClass, value: object, count: int) -> Column:
+    """A column that holds one value in every row.
+
+    Args:
+        cls: Its class.
+        value: The value.
+        count: Rows of the batch.
+
+    Returns:
+        The column.
+    """
+    if pa.types.is_dictionary(cls.arrow):
+        entries = pa.array([value], cls.arrow.value_type)
+        codes = pa.array(np.zeros(count, np.int32))
+        return Column(cls, pa.DictionaryArray.from_arrays(codes, entries))
+    return Column(cls, pa.array([value] * count, cls.arrow))
+
+
+def concat(batches: Sequence[Batch]) -> Batch:
+    """Batches one after another as one.
+
+    Args:
+        batches: Batches in stream order.
+
+    Returns:
+        One batch; the side records of all stand before it.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    starts = np.cumsum([0] + [b.rows for b in batches])
+    total = int(starts[-1])
+    names = sorted({n for b in batches for n in b.columns})
+    columns = {}
+    for name in names:
+        found = [
+            (int(s), b.rows, b.columns[name])
+            for s, b in zip(starts, batches, strict=False)
+            if name in b.columns
+        ]
+        columns[name] = _concat_column(found, total)
+    before = tuple(side for b in batches for side in b.before)
+    return Batch(total, columns, before)
+
+
+def _concat_column(found: list[tuple[int, int, Column]], total: int) -> Column:
+    """One column out of (first row, rows, column) of the batches that have it."""
+    cls = found[0][2].cls
+    chunks = pa.chunked_array([c.values for _, _, c in found], cls.arrow)
+    if pa.types.is_dictionary(cls.arrow):
+        chunks = chunks.unify_dictionaries()
+    values = chunks.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks)
+    if len(values) == total:
+        return Column(cls, values)
+    rows = [
+        np.arange(start, start + count, dtype=np.int32)
+        if c.rows is None
+        else c.rows + np.int32(start)
+        for start, count, c in found
+    ]
+    return Column(cls, values, np.concatenate(rows))

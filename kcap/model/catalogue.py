@@ -1,0 +1,132 @@
+"""The catalogue: which columns, arguments, events and actions kcap knows, as data.
+
+The tables are the TSV files in ``kcap/model/data``; spec/kcap.md makes the classes in
+``columns.tsv`` and ``arguments.tsv`` frozen: rows are added, never changed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Final, NamedTuple
+
+from kcap.model import naming
+from kcap.model.classes import TypeClass
+
+_DATA: Final = "kcap.model.data"
+
+
+class ColumnInfo(NamedTuple):
+    """What is known of a column."""
+
+    name: str
+    cls: TypeClass
+    meaning: str
+    decoder: str = ""
+    """Name of the flag or enum table that gives its numbers text."""
+
+
+class EventInfo(NamedTuple):
+    """What is known of an event type."""
+
+    name: str
+    action: str | None
+    category: str | None
+
+
+def _rows(table: str) -> list[list[str]]:
+    """The rows of a data table, without its heading and comment lines."""
+    text = resources.files(_DATA).joinpath(table).read_text("utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    width = lines[0].count("\t") + 1
+    return [(line.split("\t") + [""] * width)[:width] for line in lines[1:]]
+
+
+@cache
+def envelope() -> dict[str, ColumnInfo]:
+    """The envelope's columns, in the order people read them."""
+    return {r[0]: ColumnInfo(r[0], TypeClass(r[1]), r[2]) for r in _rows("columns.tsv")}
+
+
+@cache
+def arguments() -> dict[str, ColumnInfo]:
+    """The arguments with a home class, by the source's own name."""
+    return {r[0]: ColumnInfo(r[0], TypeClass(r[1]), r[3], r[2]) for r in _rows("arguments.tsv")}
+
+
+@cache
+def events(family: str) -> dict[str, EventInfo]:
+    """The event types of a family of sources.
+
+    Args:
+        family: ``tracee``, ``proc``.
+
+    Returns:
+        The event's own name to what is known of it.
+    """
+    return {
+        r[1]: EventInfo(r[1], r[2] or None, r[3] or None)
+        for r in _rows("events.tsv")
+        if r[0] == family
+    }
+
+
+@cache
+def actions() -> dict[str, str]:
+    """kcap's taxonomy: an action to its category."""
+    return {r[0]: r[1] for r in _rows("taxonomy.tsv")}
+
+
+@cache
+def aliases(family: str) -> dict[str, str]:
+    """The names that another tool has for our columns.
+
+    Args:
+        family: The tool and dialect, as ``tracee`` or ``tracee-v1beta1``.
+
+    Returns:
+        Its own path of a field to our column.
+    """
+    return {r[1]: r[2] for r in _rows("aliases.tsv") if r[0] == family}
+
+
+@cache
+def decoder(name: str) -> dict[int, str]:
+    """A flag or enum table.
+
+    Args:
+        name: The table's name, as in `ColumnInfo.decoder`.
+
+    Returns:
+        Number to text; for flags the numbers are single bits or masks.
+    """
+    return {int(r[1], 0): r[2] for r in _rows("decoders.tsv") if r[0] == name}
+
+
+@cache
+def home(base: str) -> TypeClass | None:
+    """The home class of a column base.
+
+    Args:
+        base: A column's name without suffixes.
+
+    Returns:
+        The class, None for a name that is not known.
+    """
+    known = envelope().get(base)
+    if known is None and base.startswith(naming.ARGUMENT + "_"):
+        known = arguments().get(naming.source_name(base))
+    return known.cls if known else None
+
+
+def class_of(column: str) -> TypeClass | None:
+    """The class of any column, by its name alone.
+
+    Args:
+        column: A column's name.
+
+    Returns:
+        The class, None where the name is not one that kcap gives.
+    """
+    base, _ = naming.parts(column)
+    return naming.class_of(column, home(base))

@@ -1,0 +1,1 @@
+"""The catalogue as data: tab-separated tables."""

@@ -1,0 +1,136 @@
+"""What travels beside the events: where they come from, what was lost, what the state was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kcap.model.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """One entry of the SOURCE table: a host and the collector that saw its events."""
+
+    collector: str
+    """What produced the events: ``netlink-proc``, ``tracee``."""
+    host: str | None = None
+    boot_id: str | None = None
+    origin: str | None = None
+    """The recording's or import's 128-bit id, 32 hex digits."""
+    clocks: tuple[tuple[int, int], ...] = ()
+    """Pairs of realtime ns and boot-time ns, read together."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else worth keeping: versions, options, the input's name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as plain JSON values, without its id."""
+        return {
+            "boot_id": self.boot_id,
+            "clocks": [list(pair) for pair in self.clocks],
+            "collector": self.collector,
+            "details": dict(self.details),
+            "host": self.host,
+            "origin": self.origin,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SourceInfo:
+        """Read what `to_json` wrote.
+
+        Args:
+            value: The JSON object.
+
+        Returns:
+            The entry.
+        """
+        return cls(
+            collector=str(value.get("collector")),
+            host=value.get("host"),
+            boot_id=value.get("boot_id"),
+            origin=value.get("origin"),
+            clocks=tuple((int(a), int(b)) for a, b in value.get("clocks", ())),
+            details=value.get("details") or {},
+        )
+
+    @property
+    def id(self) -> str:
+        """16 hex digits over host, boot, collector and origin: the value of the ``source`` column.
+
+        Clock pairs and details may be added while a recording goes on, so they do not count.
+        """
+        key = json.dumps([self.collector, self.host, self.boot_id, self.origin])
+        return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something that is not in the events: lost, cut, skipped, damaged or torn away."""
+
+    kind: str
+    """``lost`` (by the source), ``cut`` (a value over its limit), ``skipped`` (bad foreign input),
+    ``damaged`` (a record of a capture), ``torn`` (the input ends early)."""
+    count: int | None = None
+    """Events, or values for ``cut``; None when the number is not known."""
+    reason: str = ""
+    source: str | None = None
+    """Id of the source, where it is one source's loss."""
+    event: str | None = None
+    cpu: int | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    """The interval of event time it fell into."""
+    recorded: bool = False
+    """Read from a capture's LOSS record: an old loss, not one of this run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The loss as plain JSON values."""
+        return {
+            "count": self.count,
+            "cpu": self.cpu,
+            "end_ns": self.end_ns,
+            "event": self.event,
+            "kind": self.kind,
+            "reason": self.reason,
+            "source": self.source,
+            "start_ns": self.start_ns,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Loss:
+        """Read what `to_json` wrote; the loss is an old one then.
+
+        Args:
+            value: The JSON object.
+
+        Returns:
+            The loss.
+        """
+        return cls(
+            kind=str(value.get("kind")),
+            count=value.get("count"),
+            reason=str(value.get("reason", "")),
+            source=value.get("source"),
+            event=value.get("event"),
+            cpu=value.get("cpu"),
+            start_ns=value.get("start_ns"),
+            end_ns=value.get("end_ns"),
+            recorded=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state at one place of the stream, before the events that follow it."""
+
+    tables: Mapping[str, Batch]
+    """Table name (``processes``) to its rows."""
+
+
+Side = SourceInfo | Loss | Snapshot
+"""What a batch may carry in `Batch.before`."""

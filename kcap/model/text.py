@@ -1,0 +1,122 @@
+"""Text rules: columns hold valid UTF-8, the exact bytes of anything else stay beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+from kcap import limits
+
+_UNSAFE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\u200e\u200f\u061c]"
+)
+
+
+def clean(value: str | bytes) -> tuple[str, bytes | None]:
+    r"""Make text of what a source gave.
+
+    Args:
+        value: Bytes as they were read, or a str that may hold lone surrogates (JSON can).
+
+    Returns:
+        Valid text, undecodable bytes escaped as ``\xHH``; and the exact bytes where something
+        was escaped (a lone surrogate in its three-byte form), else None.
+    """
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8"), None
+        value.encode("utf-8")
+    except UnicodeError:
+        raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+        return raw.decode("utf-8", "backslashreplace"), raw
+    return value, None
+
+
+def cut(text: str) -> tuple[str, int | None]:
+    """Keep a value within the limit.
+
+    Args:
+        text: Valid text.
+
+    Returns:
+        The text, or its longest prefix that fits; and the true length in bytes where it was cut.
+    """
+    if len(text) * 4 <= limits.VALUE_BYTES:
+        return text, None
+    raw = text.encode()
+    if len(raw) <= limits.VALUE_BYTES:
+        return text, None
+    return raw[: limits.VALUE_BYTES].decode("utf-8", "ignore"), len(raw)
+
+
+def printable(text: str) -> str:
+    r"""Escape what could steer a terminal: control characters and text direction marks.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with ``\xHH`` or ``\uHHHH`` in their place.
+    """
+    return _UNSAFE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004
+
+
+def json_string(text: str) -> str:
+    """A JSON string literal that is safe on a terminal.
+
+    Args:
+        text: Valid text.
+
+    Returns:
+        The literal with its quotes.
+    """
+    literal = json.dumps(text, ensure_ascii=False)
+    return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", literal)
+
+
+def json_text(value: object) -> str:
+    """The text of a ``json`` value, in the source's own key order, integers exact.
+
+    Args:
+        value: What a JSON parser gave.
+
+    Returns:
+        Compact JSON; lone surrogates stay escaped so that the text is valid UTF-8.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode("utf-8")
+    except UnicodeError:
+        return json.dumps(value, separators=(",", ":"))
+    return text
+
+
+def depth(value: object) -> int:
+    """How deep a JSON value nests.
+
+    Args:
+        value: What a JSON parser gave.
+
+    Returns:
+        0 for a scalar, 1 for a flat list or object, and so on.
+    """
+    level, layer = 0, [value]
+    while True:
+        inner: list[object] = []
+        found = False
+        for item in layer:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+                found = True
+            elif isinstance(item, (list, tuple)):
+                inner.extend(item)
+                found = True
+        if not found:
+            return level
+        level, layer = level + 1, inner

@@ -1,0 +1,1 @@
+"""The one pipeline: source, clock, state, stages, sinks."""

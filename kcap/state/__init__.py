@@ -1,0 +1,1 @@
+"""What is known at a moment of the stream: processes, and what else is tracked."""

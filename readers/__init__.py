@@ -1,0 +1,1 @@
+"""Where events come from: captures, foreign files, live sources."""

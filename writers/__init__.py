@@ -1,0 +1,1 @@
+"""Where events go: captures, text, other formats."""
