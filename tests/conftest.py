@@ -1,0 +1,91 @@
+"""What the tests share: where things are, what this host can do, how to run kcap."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+IS_ROOT = sys.platform == "linux" and os.geteuid() == 0
+
+# A slow machine is no error; the examples are the same in every run unless asked otherwise.
+settings.register_profile(
+    "kcap", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", settings.get_profile("kcap"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kcap"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root where we are not root on Linux."""
+    skip = pytest.mark.skip(reason="needs root on Linux")
+    for item in items:
+        if not IS_ROOT and item.get_closest_marker("root"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's top folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of captures that kcap made."""
+    return ROOT / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def data() -> Callable[[str], Path]:
+    """Give the path of a foreign sample; the test skips where the samples are not at hand."""
+    folder = Path(os.environ.get("KCAP_TEST_DATA") or ROOT.parent / "shared" / "data")
+
+    def find(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            pytest.skip(f"no {path}; KCAP_TEST_DATA names the folder of the foreign samples")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """Give the path of a program; the test skips where it is not installed."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            pytest.skip(f"{name} is not installed; `make test` as root on Debian installs it")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def kcap(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run the kcap command in a process of its own, in the test's folder."""
+
+    def run(
+        *words: str | Path, stdin: bytes = b"", **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        code = "from kcap.tools.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            input=stdin,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
