@@ -43,5 +43,11 @@ STATE_NS: Final = 600 * 10**9
 STATE_SHARE: Final = 0.05
 """Largest share of a file that STATE records may take."""
 
+LIST_ITEMS: Final = 4 << 20
+"""Items of all lists of one column in a chunk."""
+
+LIST_VALUE_ITEMS: Final = 8192
+"""Items of one list."""
+
 LINE_BYTES: Final = 16 << 20
 """Longest line of a text input."""

@@ -281,13 +281,13 @@ def _list_class(value: Sequence[Any], home: TypeClass | None) -> TypeClass | Non
     if not kinds:
         return home if home is not None and home.child else TypeClass.LIST
     cls = _LISTS.get(kinds.pop()) if len(kinds) == 1 else None
+    if cls is None or len(value) > limits.LIST_VALUE_ITEMS:
+        return None
     if cls is TypeClass.LIST:
         if any(text.clean(v)[1] for v in value):
             return None
         if sum(len(v.encode()) for v in value) > limits.VALUE_BYTES:
             return None
-    elif cls is not None and len(value) * 8 > limits.VALUE_BYTES:
-        return None
     if cls is TypeClass.LIST_I64 and (min(value) < I64_MIN or max(value) > I64_MAX):
         return TypeClass.LIST_U64 if min(value) >= 0 and max(value) <= U64_MAX else None
     return cls

@@ -104,6 +104,22 @@ def decoder(name: str) -> dict[int, str]:
 
 
 @cache
+def info(base: str) -> ColumnInfo | None:
+    """What is known of a column base.
+
+    Args:
+        base: A column's name without suffixes.
+
+    Returns:
+        The entry, None for a name that is not known.
+    """
+    known = envelope().get(base)
+    if known is None and base.startswith(naming.ARGUMENT + "_"):
+        return arguments().get(naming.source_name(base))
+    return known
+
+
+@cache
 def home(base: str) -> TypeClass | None:
     """The home class of a column base.
 
@@ -113,9 +129,7 @@ def home(base: str) -> TypeClass | None:
     Returns:
         The class, None for a name that is not known.
     """
-    known = envelope().get(base)
-    if known is None and base.startswith(naming.ARGUMENT + "_"):
-        known = arguments().get(naming.source_name(base))
+    known = info(base)
     return known.cls if known else None
 
 

@@ -1,0 +1,304 @@
+"""Chunks: a directory and one frame a column (spec/kcap.md, clause 6)."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from construct import Array, Const, Int8ul, Int32ul, Int64sl, Int64ul, Struct
+from construct.core import ConstructError
+
+from kcap import limits
+from kcap.errors import DamagedError, LimitError
+from kcap.format import frames, zstd
+from kcap.format.schema import EVENTS, Schema
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import BY_CODE, I64_MAX, I64_MIN
+
+_U32: Final = struct.Struct("<I")
+
+HEAD: Final = Struct(
+    "number" / Int32ul,
+    "rows" / Int32ul,
+    "ord_min" / Int64sl,
+    "ord_max" / Int64sl,
+    "ts_min" / Int64sl,
+    "ts_max" / Int64sl,
+    "schema" / Int32ul,
+    "columns" / Int32ul,
+    "tail_first" / Int64ul,
+    "tail_count" / Int32ul,
+    Const(b"\0\0\0\0"),
+)
+
+ENTRY: Final = Struct(
+    "id" / Int32ul,
+    "cls" / Int8ul,
+    "presence" / Int8ul,
+    "encoding" / Int8ul,
+    Const(b"\0"),
+    "present" / Int32ul,
+    "base" / Int64ul,
+    "distinct" / Int32ul,
+    "offset" / Int32ul,
+    "stored" / Int32ul,
+    "decoded" / Int32ul,
+    "crc" / Int32ul,
+)
+
+
+class Bounds(NamedTuple):
+    """The least and greatest value of an integer column; low > high where it has none."""
+
+    low: int = I64_MAX
+    high: int = I64_MIN
+
+    def union(self, other: Bounds) -> Bounds:
+        """The bounds of both.
+
+        Args:
+            other: Other bounds.
+
+        Returns:
+            The least low and the greatest high.
+        """
+        return Bounds(min(self.low, other.low), max(self.high, other.high))
+
+    def pair(self) -> list[int] | None:
+        """Low and high for JSON, None where there are none."""
+        return None if self.low > self.high else [self.low, self.high]
+
+
+def bounds(batch: Batch, name: str) -> Bounds:
+    """The bounds of an integer column.
+
+    Args:
+        batch: The events.
+        name: The column.
+
+    Returns:
+        Its bounds.
+    """
+    column = batch.get(name)
+    if column is None or not len(column):
+        return Bounds()
+    values = np.asarray(column.values)
+    return Bounds(int(values.min()), int(values.max()))
+
+
+class Encoded(NamedTuple):
+    """A chunk as bytes."""
+
+    payload: bytes
+    decoded: int
+    """What its frames decode to, in bytes."""
+
+
+def encode(
+    batch: Batch, schema: Schema, number: int, table: str = EVENTS, level: int = 3
+) -> Encoded:
+    """Encode events, or the rows of a state table.
+
+    Args:
+        batch: 1 to 65,536 rows.
+        schema: Has an id for every column.
+        number: The chunk's number.
+        table: Whose columns they are.
+        level: zstd's level.
+
+    Returns:
+        The payload of a CHUNK record.
+    """
+    assert 0 < batch.rows <= limits.CHUNK_ROWS
+    entries: list[dict[str, Any]] = []
+    parts: list[bytes] = []
+    offset = decoded = 0
+    for name in sorted(batch.columns):
+        column = batch.columns[name]
+        if not len(column):
+            continue
+        form, encoded, data = frames.encode_column(column, batch.rows)
+        frame = zstd.compress(data, level) if data else b""
+        entries.append(
+            {
+                "id": schema.id_of(table, name),
+                "cls": column.cls.code,
+                "presence": form,
+                "encoding": encoded.encoding,
+                "present": len(column),
+                "base": encoded.base,
+                "distinct": encoded.distinct,
+                "offset": offset,
+                "stored": len(frame),
+                "decoded": len(data),
+                "crc": zlib.crc32(frame),
+            }
+        )
+        parts.append(frame)
+        offset += len(frame)
+        decoded += len(data)
+    times, ords = bounds(batch, "ts"), bounds(batch, "ord")
+    head = HEAD.build(
+        {
+            "number": number,
+            "rows": batch.rows,
+            "ord_min": ords.low,
+            "ord_max": ords.high,
+            "ts_min": times.low,
+            "ts_max": times.high,
+            "schema": len(schema),
+            "columns": len(entries),
+            "tail_first": 0,
+            "tail_count": 0,
+        }
+    )
+    directory = head + b"".join(ENTRY.build(e) for e in entries)
+    crc = _U32.pack(zlib.crc32(directory))
+    return Encoded(b"".join([_U32.pack(len(directory)), directory, crc, *parts]), decoded)
+
+
+class Chunk:
+    """A chunk's payload; columns are decoded when asked for."""
+
+    def __init__(self, payload: bytes | memoryview, schema: Schema, table: str = EVENTS) -> None:
+        """Read the directory.
+
+        Args:
+            payload: The payload of a CHUNK record, or its first part up to the frames wanted.
+            schema: The columns.
+            table: The table that the columns must belong to.
+
+        Raises:
+            DamagedError: The directory does not hold.
+            LimitError: It announces more than the format allows.
+        """
+        self._payload = memoryview(payload)
+        raw = directory_bytes(self._payload)
+        self._frames = len(raw) + 8
+        try:
+            self.head = HEAD.parse(raw)
+            size = HEAD.sizeof() + self.head.columns * ENTRY.sizeof()
+            if size != len(raw):
+                raise DamagedError(f"a directory has {len(raw)} bytes", expected=str(size))
+            entries = Array(self.head.columns, ENTRY).parse(raw[HEAD.sizeof() :])
+        except ConstructError as e:
+            raise DamagedError(f"a chunk's directory is not valid: {e}") from e
+        if not 0 < self.head.rows <= limits.CHUNK_ROWS:
+            raise LimitError(f"a chunk of {self.head.rows} rows", expected="1 to 65,536")
+        if sum(e.decoded for e in entries) > limits.CHUNK_DECODED_BYTES + limits.ROW_BYTES:
+            raise LimitError("a chunk decodes to more than the format allows", expected="32 MiB")
+        self._entries: dict[str, Any] = {}
+        for entry in entries:
+            spec = schema.get(entry.id)
+            if spec.table != table or spec.cls is not BY_CODE.get(entry.cls) or not entry.present:
+                raise DamagedError(f"a directory entry does not fit column {spec.name}")
+            self._entries[spec.name] = entry
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.head.rows)
+
+    @property
+    def number(self) -> int:
+        """The chunk's number."""
+        return int(self.head.number)
+
+    def columns(self) -> list[str]:
+        """The columns that have a value in this chunk."""
+        return list(self._entries)
+
+    def frame_range(self, name: str) -> tuple[int, int]:
+        """Where a column's frame lies in the payload.
+
+        Args:
+            name: The column.
+
+        Returns:
+            Its first byte and the byte behind it.
+        """
+        entry = self._entries[name]
+        return self._frames + entry.offset, self._frames + entry.offset + entry.stored
+
+    def column(self, name: str, frame: bytes | memoryview | None = None) -> Column:
+        """Decode one column.
+
+        Args:
+            name: One of `columns`.
+            frame: Its frame, where the payload was read only in part.
+
+        Returns:
+            The column.
+
+        Raises:
+            DamagedError: The frame does not hold.
+        """
+        entry = self._entries[name]
+        if frame is None:
+            start, stop = self.frame_range(name)
+            frame = self._payload[start:stop]
+        if len(frame) != entry.stored or zlib.crc32(frame) != entry.crc:
+            raise DamagedError(f"the frame of column {name} fails its CRC")
+        data = zstd.decompress(frame, entry.decoded) if entry.decoded else b""
+        cursor = frames.Cursor(data)
+        rows = frames.decode_presence(entry.presence, entry.present, self.rows, cursor)
+        cls = BY_CODE[entry.cls]
+        values = frames.decode_values(
+            cls, entry.encoding, entry.base, entry.distinct, entry.present, cursor
+        )
+        cursor.end()
+        return Column(cls, values, rows)
+
+    def batch(self, wanted: Iterable[str] | None = None) -> Batch:
+        """Decode the chunk.
+
+        Args:
+            wanted: Columns to decode; all where None. Unknown ones are left out.
+
+        Returns:
+            The rows.
+        """
+        names = self._entries if wanted is None else [n for n in wanted if n in self._entries]
+        return Batch(self.rows, {n: self.column(n) for n in names})
+
+
+def directory_bytes(payload: memoryview) -> bytes:
+    """The directory at the start of a chunk's payload.
+
+    Args:
+        payload: The payload, or at least its directory and CRC.
+
+    Returns:
+        The directory.
+
+    Raises:
+        DamagedError: Length or CRC do not hold.
+        LimitError: It is too long.
+    """
+    if len(payload) < 8 + HEAD.sizeof():
+        raise DamagedError("a chunk is too short for its directory")
+    (length,) = _U32.unpack_from(payload)
+    if length > limits.DIRECTORY_BYTES:
+        raise LimitError(f"a directory of {length} bytes", expected="at most 16 MiB")
+    if length + 8 > len(payload):
+        raise DamagedError(f"a directory of {length} bytes does not fit its chunk")
+    raw = bytes(payload[4 : 4 + length])
+    (crc,) = _U32.unpack_from(payload, 4 + length)
+    if zlib.crc32(raw) != crc:
+        raise DamagedError("a chunk's directory fails its CRC")
+    return raw
+
+
+def directory_length(start: bytes) -> int:
+    """How much of a payload is needed to read its directory.
+
+    Args:
+        start: The first four bytes.
+
+    Returns:
+        Length with prefix and CRC.
+    """
+    return min(int(_U32.unpack_from(start)[0]), limits.DIRECTORY_BYTES) + 8

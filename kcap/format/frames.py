@@ -1,0 +1,467 @@
+"""Columns to bytes and back (spec/kcap.md, clauses 6.4 to 6.8).
+
+Everything here works on whole columns: a column becomes an Arrow array in one vectorised pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from construct import Int8ul, Int32ul, Int64ul, Padding, Struct
+
+from kcap import limits
+from kcap.errors import DamagedError, LimitError
+from kcap.model.batch import Column, Rows
+from kcap.model.classes import BY_CODE, TypeClass
+
+DELTA: Final = 0x10
+HUNDREDS: Final = 0x20
+PLAIN: Final = 0x01
+WIDE: Final = 0x02
+_WIDTHS: Final = (None, np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
+_MASK: Final = (1 << 64) - 1
+_SPARSE: Final = 16
+
+_CHILD: Final = Struct(
+    "cls" / Int8ul,
+    "encoding" / Int8ul,
+    Padding(2),
+    "count" / Int32ul,
+    "distinct" / Int32ul,
+    Padding(4),
+    "base" / Int64ul,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Values as bytes, with what a directory entry must say of them."""
+
+    data: bytes
+    encoding: int = 0
+    base: int = 0
+    """Modulo 2**64."""
+    distinct: int = 0
+
+
+class Cursor:
+    """Takes bytes off the front of a decoded frame and checks that they are there."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def array(self, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+        """Numbers, without a copy.
+
+        Args:
+            dtype: Their type.
+            count: How many.
+
+        Returns:
+            A read-only array.
+
+        Raises:
+            DamagedError: The frame is shorter.
+        """
+        size = np.dtype(dtype).itemsize * count
+        start, self._at = self._at, self._at + size
+        if self._at > len(self._data):
+            raise DamagedError(
+                f"a frame ends after {len(self._data)} bytes", expected=str(self._at)
+            )
+        return np.frombuffer(self._data, dtype, count, start)
+
+    def buffer(self, size: int) -> pa.Buffer:
+        """Bytes as an Arrow buffer, without a copy.
+
+        Args:
+            size: How many.
+
+        Returns:
+            The buffer.
+        """
+        self.array(np.uint8, size)
+        return pa.py_buffer(self._data).slice(self._at - size, size)
+
+    def end(self) -> None:
+        """Check that nothing is left.
+
+        Raises:
+            DamagedError: Something is.
+        """
+        if self._at != len(self._data):
+            raise DamagedError(f"a frame has {len(self._data)} bytes", expected=str(self._at))
+
+
+# --- presence ---------------------------------------------------------------------------------
+
+
+def encode_presence(rows: Rows | None, count: int) -> tuple[int, bytes]:
+    """Which rows have a value (clause 6.4).
+
+    Args:
+        rows: Ascending row numbers, None for all.
+        count: Rows of the chunk.
+
+    Returns:
+        The form's number and its bytes.
+    """
+    if rows is None or len(rows) == count:
+        return 0, b""
+    if len(rows) * _SPARSE < count:
+        return 2, rows.astype("<u2").tobytes()
+    bits = np.zeros(count, np.bool_)
+    bits[rows] = True
+    return 1, np.packbits(bits, bitorder="little").tobytes()
+
+
+def decode_presence(form: int, present: int, count: int, cursor: Cursor) -> Rows | None:
+    """`encode_presence` undone.
+
+    Args:
+        form: The form's number.
+        present: Number of values.
+        count: Rows of the chunk.
+        cursor: The frame.
+
+    Returns:
+        Ascending row numbers, None for all.
+
+    Raises:
+        DamagedError: The rows do not fit the counts.
+    """
+    if form == 0:
+        good = present == count
+        rows = None
+    elif form == 1:
+        bits = np.unpackbits(cursor.array(np.uint8, -(-count // 8)), bitorder="little")
+        rows = np.flatnonzero(bits).astype(np.int32)
+        good = len(rows) == present and (present == 0 or int(rows[-1]) < count)
+    else:
+        rows = cursor.array("<u2", present).astype(np.int32)
+        good = form == 2 and present <= count  # noqa: PLR2004
+        good = good and bool((np.diff(rows) > 0).all()) and (present == 0 or int(rows[-1]) < count)
+    if not good:
+        raise DamagedError("the rows of a column do not fit", expected=f"{present} of {count}")
+    return rows
+
+
+# --- integers ---------------------------------------------------------------------------------
+
+
+def _width(span: int) -> int:
+    """The least width code for offsets from 0 to ``span``."""
+    return (
+        0 if span == 0 else 1 if span < 1 << 8 else 2 if span < 1 << 16 else 3 + (span >= 1 << 32)
+    )
+
+
+def _bytes(width: int) -> int:
+    return (0, 1, 2, 4, 8)[width]
+
+
+def _offsets(values: npt.NDArray[Any], low: int, width: int) -> bytes:
+    """Values less the lowest, at a width."""
+    dtype = _WIDTHS[width]
+    if dtype is None:
+        return b""
+    return (values.view(np.uint64) - np.uint64(low & _MASK)).astype(dtype).tobytes()
+
+
+def encode_integers(values: npt.NDArray[Any]) -> Encoded:
+    """int64 or uint64 values, the smaller of the plain and the delta form (clause 6.5).
+
+    Args:
+        values: At least one, of type int64 or uint64.
+
+    Returns:
+        The bytes.
+    """
+    low, high = int(values.min()), int(values.max())
+    width = _width(high - low)
+    if len(values) > 1 and width:
+        steps = np.diff(values.view(np.int64))  # modulo 2**64
+        least, most = int(steps.min()), int(steps.max())
+        narrow, flags = _width(most - least), DELTA
+        if narrow and not (steps % 100).any():
+            divided = _width(most // 100 - least // 100)
+            if divided < narrow:
+                narrow, flags = divided, DELTA | HUNDREDS
+                steps, least = steps // 100, least // 100
+        if 8 + _bytes(narrow) * len(steps) < _bytes(width) * len(values):
+            first = values[:1].tobytes()
+            data = first + _offsets(steps, least, narrow)
+            return Encoded(data, flags | narrow, least & _MASK)
+    return Encoded(_offsets(values, low, width), width, low & _MASK)
+
+
+def decode_integers(
+    encoding: int, base: int, count: int, cursor: Cursor, *, signed: bool
+) -> npt.NDArray[Any]:
+    """`encode_integers` undone.
+
+    Args:
+        encoding: Form and width.
+        base: What offsets count from, modulo 2**64.
+        count: Number of values.
+        cursor: The frame.
+        signed: int64 or uint64.
+
+    Returns:
+        The values.
+
+    Raises:
+        DamagedError: There is no such encoding.
+    """
+    width = encoding & 0x0F
+    if width >= len(_WIDTHS) or encoding & 0xC0 or encoding & 0x30 == HUNDREDS:
+        raise DamagedError(f"there is no integer encoding {encoding}")
+    delta = bool(encoding & DELTA)
+    out = np.empty(count, np.uint64)
+    dtype = _WIDTHS[width]
+    if delta and count:
+        out[0] = cursor.array("<u8", 1)[0]
+    rest = out[1:] if delta else out
+    if dtype is None:
+        rest[:] = base
+    else:
+        np.add(cursor.array(dtype, len(rest)), np.uint64(base), out=rest, dtype=np.uint64)
+    if encoding & HUNDREDS:
+        np.multiply(rest, np.uint64(100), out=rest)
+    if delta:
+        np.cumsum(out, out=out)
+    return out.view(np.int64) if signed else out
+
+
+# --- text and bytes ---------------------------------------------------------------------------
+
+
+def _lengths_and_bytes(entries: pa.Array) -> tuple[bytes, bytes, int]:
+    """Lengths and bytes of plain text or binary entries, and the flag for wide lengths."""
+    offsets = np.frombuffer(entries.buffers()[1], np.int32)[
+        entries.offset : entries.offset + len(entries) + 1
+    ]
+    lengths = np.diff(offsets)
+    data = entries.buffers()[2]
+    raw = bytes(data)[offsets[0] : offsets[-1]] if data is not None and len(offsets) else b""
+    wide = len(lengths) and int(lengths.max()) > 0xFFFF  # noqa: PLR2004
+    return lengths.astype("<u4" if wide else "<u2").tobytes(), raw, WIDE if wide else 0
+
+
+def _sorted_dictionary(values: pa.DictionaryArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
+    """Codes into a dictionary that is sorted by bytes and holds just what is used, each once."""
+    codes = np.asarray(values.indices)
+    seen = np.zeros(len(values.dictionary), np.bool_)
+    seen[codes] = True
+    used = np.flatnonzero(seen)
+    entries = values.dictionary.take(pa.array(used))
+    order = np.asarray(pc.sort_indices(entries))
+    ordered = entries.take(pa.array(order))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    if len(ordered) > 1:
+        same = np.asarray(pc.equal(ordered.slice(1), ordered.slice(0, len(ordered) - 1)))
+        if same.any():  # a foreign dictionary may hold an entry twice
+            fresh = np.concatenate([[True], ~same])
+            rank = (np.cumsum(fresh) - 1)[rank]
+            ordered = ordered.filter(pa.array(fresh))
+    lookup = np.zeros(len(values.dictionary), np.int64)
+    lookup[used] = rank
+    return lookup[codes], ordered
+
+
+def encode_text(values: pa.DictionaryArray) -> Encoded:
+    """Text or binary values, as a dictionary or plain (clause 6.7).
+
+    Args:
+        values: Dictionary-coded, without nulls.
+
+    Returns:
+        The bytes.
+    """
+    codes, entries = _sorted_dictionary(values)
+    if len(entries) * 2 > len(codes):
+        lengths, raw, wide = _lengths_and_bytes(entries.take(pa.array(codes)))
+        return Encoded(lengths + raw, PLAIN | wide)
+    lengths, raw, wide = _lengths_and_bytes(entries)
+    width = _code_type(len(entries))
+    coded = b"" if width is None else codes.astype(width).tobytes()
+    return Encoded(coded + lengths + raw, wide, 0, len(entries))
+
+
+def _code_type(distinct: int) -> npt.DTypeLike | None:
+    if distinct == 1:
+        return None
+    return "u1" if distinct <= 1 << 8 else "<u2" if distinct <= 1 << 16 else "<u4"
+
+
+def decode_text(
+    encoding: int, distinct: int, count: int, cursor: Cursor, kind: pa.DataType
+) -> pa.DictionaryArray:
+    """`encode_text` undone.
+
+    Args:
+        encoding: Form and width of lengths.
+        distinct: Entries of the dictionary.
+        count: Number of values.
+        cursor: The frame.
+        kind: utf8 or binary.
+
+    Returns:
+        A dictionary array with int32 codes.
+
+    Raises:
+        DamagedError: Codes or text are not valid.
+    """
+    if encoding & ~(PLAIN | WIDE):
+        raise DamagedError(f"there is no text encoding {encoding}")
+    lengths_type = "<u4" if encoding & WIDE else "<u2"
+    if encoding & PLAIN:
+        entries = _entries(cursor, count, lengths_type, kind)
+        codes = np.arange(count, dtype=np.int32)
+    else:
+        if not 1 <= distinct <= max(count, 1):
+            raise DamagedError(f"a dictionary has {distinct} entries", expected=f"1 to {count}")
+        width = _code_type(distinct)
+        stored = np.zeros(count, np.int32) if width is None else cursor.array(width, count)
+        if len(stored) and int(stored.max()) >= distinct:
+            raise DamagedError("a dictionary code has no entry", expected=f"less than {distinct}")
+        codes = stored.astype(np.int32, copy=False)
+        entries = _entries(cursor, distinct, lengths_type, kind)
+    return pa.DictionaryArray.from_arrays(pa.array(codes), entries)
+
+
+def _entries(cursor: Cursor, count: int, lengths_type: str, kind: pa.DataType) -> pa.Array:
+    """Plain entries out of lengths and bytes."""
+    lengths = cursor.array(lengths_type, count)
+    if len(lengths) and int(lengths.max()) > limits.VALUE_BYTES:
+        raise LimitError(
+            f"a value of {int(lengths.max())} bytes", expected=f"at most {limits.VALUE_BYTES}"
+        )
+    offsets = np.zeros(count + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    data = cursor.buffer(int(offsets[-1]))
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), data]
+    array = pa.Array.from_buffers(kind, count, buffers)
+    try:
+        array.validate(full=True)
+    except pa.ArrowException as e:
+        raise DamagedError(f"text is not valid: {e}", expected="UTF-8") from e
+    return array
+
+
+# --- any class --------------------------------------------------------------------------------
+
+
+def encode_values(cls: TypeClass, values: pa.Array) -> Encoded:
+    """The values of one column.
+
+    Args:
+        cls: Their class.
+        values: Of the class's Arrow type, without nulls, at least one.
+
+    Returns:
+        The bytes.
+    """
+    if cls.child:
+        return _encode_lists(cls.child, values)
+    if cls in (TypeClass.I64, TypeClass.U64):
+        return encode_integers(np.ascontiguousarray(values.to_numpy()))
+    if cls is TypeClass.F64:
+        return Encoded(np.ascontiguousarray(values.to_numpy()).tobytes())
+    if cls is TypeClass.BOOL:
+        bits = values.to_numpy(zero_copy_only=False)
+        return Encoded(np.packbits(bits, bitorder="little").tobytes())
+    return encode_text(values)
+
+
+def decode_values(
+    cls: TypeClass, encoding: int, base: int, distinct: int, count: int, cursor: Cursor
+) -> pa.Array:
+    """`encode_values` undone.
+
+    Args:
+        cls: The class of the values.
+        encoding: As the directory says.
+        base: As the directory says.
+        distinct: As the directory says.
+        count: Number of values.
+        cursor: The frame, behind its presence.
+
+    Returns:
+        An array of the class's Arrow type.
+
+    Raises:
+        DamagedError: The frame does not hold such values.
+    """
+    if cls in (TypeClass.I64, TypeClass.U64):
+        signed = cls is TypeClass.I64
+        return pa.array(decode_integers(encoding, base, count, cursor, signed=signed))
+    if cls in (TypeClass.STR, TypeClass.JSON, TypeClass.BIN):
+        return decode_text(encoding, distinct, count, cursor, cls.arrow.value_type)
+    if encoding:
+        raise DamagedError(f"class {cls} has no encoding {encoding}")
+    if cls is TypeClass.F64:
+        return pa.array(cursor.array("<f8", count))
+    if cls is TypeClass.BOOL:
+        bits = np.unpackbits(cursor.array(np.uint8, -(-count // 8)), bitorder="little")
+        return pa.array(bits[:count].astype(np.bool_))
+    return _decode_lists(cls, count, cursor)
+
+
+def _encode_lists(child: TypeClass, values: pa.ListArray) -> Encoded:
+    lengths = np.asarray(pc.list_value_length(values)).astype("<u4")
+    items = values.flatten()
+    if child is TypeClass.STR:
+        items = pc.dictionary_encode(items)
+    inner = encode_values(child, items) if len(items) else Encoded(b"")
+    head = _CHILD.build(
+        {
+            "cls": child.code,
+            "encoding": inner.encoding,
+            "count": len(items),
+            "distinct": inner.distinct,
+            "base": inner.base,
+        }
+    )
+    return Encoded(head + lengths.tobytes() + inner.data)
+
+
+def _decode_lists(cls: TypeClass, count: int, cursor: Cursor) -> pa.ListArray:
+    head = _CHILD.parse(cursor.array(np.uint8, _CHILD.sizeof()).tobytes())
+    if BY_CODE.get(head.cls) is not cls.child or cls.child is None:
+        raise DamagedError(f"a list has items of class {head.cls}", expected=f"{cls.child}")
+    lengths = cursor.array("<u4", count)
+    total = int(lengths.sum(dtype=np.int64))
+    if total != head.count or total > limits.LIST_ITEMS:
+        raise DamagedError(f"lists have {total} items", expected=f"{head.count}, within limits")
+    offsets = np.zeros(count + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    if total:
+        items = decode_values(cls.child, head.encoding, head.base, head.distinct, total, cursor)
+        if pa.types.is_dictionary(items.type):
+            items = items.dictionary_decode()
+    else:
+        items = pa.array([], cls.arrow.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), items)
+
+
+def encode_column(column: Column, count: int) -> tuple[int, Encoded, bytes]:
+    """A whole column.
+
+    Args:
+        column: The column, with at least one value.
+        count: Rows of the chunk.
+
+    Returns:
+        Presence form, the encoded values, and the decoded bytes of the frame.
+    """
+    form, presence = encode_presence(column.rows, count)
+    encoded = encode_values(column.cls, column.values)
+    return form, encoded, presence + encoded.data

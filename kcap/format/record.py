@@ -1,0 +1,148 @@
+"""Records: the header, its checksums, the hash chain (spec/kcap.md, clause 2)."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+MAGIC: Final = b"\x89KCP"
+END_MAGIC: Final = b"KCAPEND\n"
+HEADER_BYTES: Final = 32
+ALIGNMENT: Final = 8
+ANCILLARY: Final = 1
+
+_HEADER: Final = struct.Struct("<4sBBHQQI")
+_CRC: Final = struct.Struct("<I")
+
+
+class Kind(IntEnum):
+    """What a record holds (clause 2.5)."""
+
+    FILE_HEADER = 1
+    SOURCE = 2
+    SCHEMA = 3
+    CHUNK = 4
+    CHUNK_INDEX = 5
+    TAIL = 6
+    STATE = 7
+    LOSS = 8
+    HEARTBEAT = 9
+    BLOB_BLOCK = 10
+    BLOB_MANIFEST = 11
+    NOTE = 12
+    CHECKPOINT = 13
+    FOOTER = 14
+    RECOVERY = 15
+    SEGMENT = 16
+    SEAL = 17
+
+
+NEEDED: Final = frozenset(
+    {Kind.FILE_HEADER, Kind.SCHEMA, Kind.CHUNK, Kind.TAIL, Kind.FOOTER, Kind.SEGMENT}
+)
+"""Kinds without the ancillary flag: who does not know them can't read the capture."""
+
+
+class Header(NamedTuple):
+    """The 32 bytes in front of a payload."""
+
+    kind: int
+    flags: int
+    version: int
+    length: int
+    """Length of the payload."""
+    number: int
+    payload_crc: int
+
+    @property
+    def size(self) -> int:
+        """Length of the whole record with header and padding."""
+        return HEADER_BYTES + padded(self.length)
+
+    @property
+    def name(self) -> str:
+        """The kind as text."""
+        try:
+            return Kind(self.kind).name
+        except ValueError:
+            return f"kind {self.kind}"
+
+
+def padded(length: int) -> int:
+    """A length rounded up to the alignment of records.
+
+    Args:
+        length: Bytes.
+
+    Returns:
+        The least multiple of 8 that is not less.
+    """
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def pack(kind: Kind, number: int, payload: bytes, file_id: bytes) -> bytes:
+    """A record's header.
+
+    Args:
+        kind: What the payload holds.
+        number: The record's number.
+        payload: The payload.
+        file_id: The file's 16 random bytes.
+
+    Returns:
+        32 bytes.
+    """
+    flags = 0 if kind in NEEDED else ANCILLARY
+    first = _HEADER.pack(MAGIC, kind, flags, 1, len(payload), number, zlib.crc32(payload))
+    return first + _CRC.pack(zlib.crc32(file_id + first))
+
+
+def unpack(raw: bytes, file_id: bytes) -> Header | None:
+    """Read a header.
+
+    Args:
+        raw: At least 32 bytes.
+        file_id: The file's 16 random bytes.
+
+    Returns:
+        The header; None where magic or CRC do not hold.
+    """
+    if raw[:4] != MAGIC or len(raw) < HEADER_BYTES:
+        return None
+    (crc,) = _CRC.unpack_from(raw, HEADER_BYTES - 4)
+    if zlib.crc32(file_id + raw[: HEADER_BYTES - 4]) != crc:
+        return None
+    return unchecked(raw)
+
+
+def unchecked(raw: bytes) -> Header:
+    """Read a header without a look at its CRC.
+
+    Args:
+        raw: At least 32 bytes.
+
+    Returns:
+        What stands there.
+    """
+    return Header(*_HEADER.unpack_from(raw)[1:])
+
+
+class Chain:
+    """The hash chain over the records of a file (clause 2.6)."""
+
+    def __init__(self, file_id: bytes) -> None:
+        self.value = hashlib.sha256(file_id).digest()
+
+    def add(self, *parts: bytes | memoryview) -> None:
+        """Take in one record.
+
+        Args:
+            parts: Header, payload and padding, in any division.
+        """
+        record = hashlib.sha256()
+        for part in parts:
+            record.update(part)
+        self.value = hashlib.sha256(self.value + record.digest()).digest()

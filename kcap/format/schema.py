@@ -1,0 +1,186 @@
+"""Column ids: SCHEMA records give them, chunks use them (spec/kcap.md, clause 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kcap import limits
+from kcap.errors import DamagedError, LimitError
+from kcap.format import body
+from kcap.model import catalogue, naming
+from kcap.model.classes import TypeClass
+
+EVENTS: Final = "events"
+"""The table of the events; every other table is one of a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSpec:
+    """One column of a capture."""
+
+    id: int
+    table: str
+    name: str
+    cls: TypeClass
+    meaning: str = ""
+    decoder: tuple[str, dict[int, str]] | None = None
+    """Name and entries of the flag or enum table for its numbers."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The column as a member of a SCHEMA record."""
+        value: dict[str, Any] = {
+            "class": str(self.cls),
+            "id": self.id,
+            "meaning": self.meaning,
+            "name": self.name,
+            "table": self.table,
+        }
+        if self.decoder:
+            name, entries = self.decoder
+            value["decoder"] = {"name": name, "values": sorted([k, v] for k, v in entries.items())}
+        return value
+
+
+class Schema:
+    """The columns known so far, by id and by name."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, ColumnSpec] = {}
+        self._by_name: dict[tuple[str, str], ColumnSpec] = {}
+
+    def __len__(self) -> int:
+        """The number of columns."""
+        return len(self._by_id)
+
+    def columns(self, table: str = EVENTS) -> dict[str, TypeClass]:
+        """The columns of a table.
+
+        Args:
+            table: Its name.
+
+        Returns:
+            Name to class, by name.
+        """
+        found = {n: s.cls for (t, n), s in self._by_name.items() if t == table}
+        return dict(sorted(found.items()))
+
+    def get(self, column_id: int) -> ColumnSpec:
+        """A column by id.
+
+        Args:
+            column_id: The id.
+
+        Returns:
+            The column.
+
+        Raises:
+            DamagedError: No SCHEMA record gave that id.
+        """
+        spec = self._by_id.get(column_id)
+        if spec is None:
+            raise DamagedError(f"no SCHEMA record describes column {column_id}")
+        return spec
+
+    def id_of(self, table: str, name: str) -> int:
+        """The id of a column that `learn` gave one.
+
+        Args:
+            table: Its table.
+            name: Its name.
+
+        Returns:
+            The id.
+        """
+        return self._by_name[table, name].id
+
+    def learn(self, table: str, columns: Iterable[tuple[str, TypeClass]]) -> list[ColumnSpec]:
+        """Give ids to the columns that have none yet.
+
+        Args:
+            table: Their table.
+            columns: Name and class.
+
+        Returns:
+            The new columns, which a SCHEMA record must now describe.
+
+        Raises:
+            LimitError: There are too many columns, or a name is too long.
+        """
+        new = []
+        for name, cls in sorted(columns):
+            known = self._by_name.get((table, name))
+            if known is None:
+                new.append(self._add(_spec(len(self._by_id), table, name, cls)))
+            elif known.cls is not cls:
+                raise DamagedError(f"column {name} is of class {cls}", expected=str(known.cls))
+        return new
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """All columns, by id."""
+        return [self._by_id[i].to_json() for i in sorted(self._by_id)]
+
+    def read(self, values: Iterable[dict[str, Any]]) -> None:
+        """Take in the columns of a SCHEMA record or a footer.
+
+        Args:
+            values: The members as parsed.
+
+        Raises:
+            DamagedError: They are not well formed, or contradict what is known.
+        """
+        for value in values:
+            try:
+                decoder = value.get("decoder")
+                spec = ColumnSpec(
+                    int(value["id"]),
+                    str(value["table"]),
+                    str(value["name"]),
+                    TypeClass(value["class"]),
+                    str(value.get("meaning", "")),
+                    decoder
+                    and (str(decoder["name"]), {int(k): str(v) for k, v in decoder["values"]}),
+                )
+            except (KeyError, TypeError, ValueError) as e:
+                raise DamagedError(f"a SCHEMA entry is not well formed: {e!r}") from e
+            known = self._by_id.get(spec.id)
+            if known is None:
+                self._add(spec)
+            elif (known.table, known.name, known.cls) != (spec.table, spec.name, spec.cls):
+                raise DamagedError(f"column {spec.id} is {spec.name}", expected=known.name)
+
+    def _add(self, spec: ColumnSpec) -> ColumnSpec:
+        if len(self._by_id) >= limits.COLUMNS or not 0 <= spec.id < 1 << 32:
+            what = f"more than {limits.COLUMNS} columns"
+            raise LimitError(what, hint="split the capture, or leave out events of many kinds")
+        if len(spec.name.encode()) > limits.NAME_BYTES:
+            what = f"a column name of {len(spec.name.encode())} bytes"
+            raise LimitError(what, expected=f"at most {limits.NAME_BYTES}")
+        if (spec.table, spec.name) in self._by_name:
+            raise DamagedError(f"column {spec.name} has two ids")
+        self._by_id[spec.id] = spec
+        self._by_name[spec.table, spec.name] = spec
+        return spec
+
+
+def _spec(column_id: int, table: str, name: str, cls: TypeClass) -> ColumnSpec:
+    """A column with what the catalogue knows of it."""
+    base, _ = naming.parts(name)
+    info = catalogue.info(base) if table == EVENTS else None
+    if info is None:
+        return ColumnSpec(column_id, table, name, cls)
+    decoder = (info.decoder, catalogue.decoder(info.decoder)) if info.decoder else None
+    return ColumnSpec(column_id, table, name, cls, info.meaning, decoder)
+
+
+def pack(specs: Iterable[ColumnSpec]) -> bytes:
+    """The payload of a SCHEMA record.
+
+    Args:
+        specs: The columns to describe.
+
+    Returns:
+        The payload.
+    """
+    return body.pack([s.to_json() for s in specs])
