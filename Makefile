@@ -1,0 +1,58 @@
+# Everything is installed into .venv beside this file, for root and ordinary users alike.
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip --disable-pip-version-check install --quiet
+
+# Debian packages of programs that tests compare kcap with, or pipe through.
+ORACLES := forkstat zstd
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long bench lint oracles
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.kcap ## record (as root on Linux) or take the shipped capture; look at it, replay it, verify it
+	@sh docs/demo.sh $(VENV)/bin/kcap
+
+test: lint oracles ## check style and types, run every test that ends within minutes
+	@$(RUN) -m pytest -q -m 'not long'
+
+test-long: $(VENV)/.dev oracles ## run all tests, the slow ones too, with many more generated examples
+	@HYPOTHESIS_PROFILE=long $(RUN) -m pytest -q --timeout 3600
+
+bench: $(VENV)/.dev ## measure size and speed beside other formats
+	@$(PIP) --group bench
+	@$(RUN) tests/bench/run.py
+
+lint: $(VENV)/.dev ## check style and types
+	@$(RUN) -m ruff check --quiet .
+	@$(RUN) -m ruff format --check --quiet .
+	@$(RUN) -m mypy --no-error-summary
+
+oracles: # where they cannot be installed, the tests that need them skip and say so
+	@command -v apt-get >/dev/null && test "$$(id -u)" = 0 || exit 0; \
+	missing=; for p in $(ORACLES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	test -z "$$missing" || { \
+		export DEBIAN_FRONTEND=noninteractive; \
+		timeout 120 apt-get update -qq >/dev/null; \
+		timeout 120 apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	} </dev/null || echo "make: not installed:$$missing; tests that need them skip"
+
+$(VENV)/.kcap: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: kcap needs Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "make: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(RUN) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) --editable .
+	@touch $@
+
+# pip reads dependency groups since 25.1.
+$(VENV)/.dev: $(VENV)/.kcap
+	@$(PIP) --upgrade 'pip>=25.1'
+	@$(PIP) --group dev
+	@touch $@
