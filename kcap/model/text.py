@@ -8,9 +8,10 @@ from typing import Final
 
 from kcap import limits
 
-_UNSAFE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\u200e\u200f\u061c]"
-)
+UNSAFE: Final = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\u200e\u200f\u061c]"
+"""A pattern, for re and RE2, of what could steer a terminal: controls, text direction marks."""
+
+_UNSAFE: Final = re.compile(UNSAFE)
 
 
 def clean(value: str | bytes) -> tuple[str, bytes | None]:
@@ -89,12 +90,50 @@ def json_text(value: object) -> str:
     Returns:
         Compact JSON; lone surrogates stay escaped so that the text is valid UTF-8.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _dumps(value, ascii_only=False)
     try:
         text.encode("utf-8")
     except UnicodeError:
-        return json.dumps(value, separators=(",", ":"))
+        return _dumps(value, ascii_only=True)
     return text
+
+
+def _dumps(value: object, *, ascii_only: bool) -> str:
+    encoder = json.JSONEncoder(ensure_ascii=ascii_only, separators=(",", ":"))
+    try:
+        return encoder.encode(value)
+    except RecursionError:
+        return "".join(_deep_json(value, encoder))
+
+
+def _deep_json(value: object, encoder: json.JSONEncoder) -> Iterator[str]:
+    """What the encoder would give, without recursion: its stack is shorter than JSON may be deep."""
+    todo: list[object] = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, _Literal):
+            yield item
+        elif isinstance(item, dict):
+            parts = [(_Literal(f",{encoder.encode(key)}:"), part) for key, part in item.items()]
+            _push(todo, "{", parts, "}")
+        elif isinstance(item, (list, tuple)):
+            _push(todo, "[", [(_Literal(","), part) for part in item], "]")
+        else:
+            yield encoder.encode(item)
+
+
+class _Literal(str):
+    """A piece of finished JSON among values that are still to be written."""
+
+    __slots__ = ()
+
+
+def _push(todo: list[object], start: str, parts: list[tuple[_Literal, object]], end: str) -> None:
+    todo.append(_Literal(end))
+    for separator, part in reversed(parts):
+        todo += [part, separator]
+    todo[-1 if parts else len(todo) :] = [_Literal(todo[-1][1:])] if parts else []
+    todo.append(_Literal(start))
 
 
 def depth(value: object) -> int:
