@@ -44,6 +44,12 @@ def fixtures() -> Path:
 
 
 @pytest.fixture(scope="session")
+def read_text() -> Callable[[str], str]:
+    """Give the text of one of the project's own files, by its path from the top."""
+    return lambda path: (ROOT / path).read_text("utf-8")
+
+
+@pytest.fixture(scope="session")
 def data() -> Callable[[str], Path]:
     """Give the path of a foreign sample; the test skips where the samples are not at hand."""
     folder = Path(os.environ.get("KCAP_TEST_DATA") or ROOT.parent / "shared" / "data")

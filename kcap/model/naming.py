@@ -6,6 +6,7 @@ their order, have the same columns (spec/kcap.md, clause 5.3).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Final
 
@@ -23,7 +24,12 @@ RAW: Final = "raw"
 SIZE: Final = "size"
 """Suffix of the column with the true length of a value that was cut."""
 
-_SUFFIXES: Final = frozenset({*TypeClass, RAW, SIZE})
+BASE_BYTES: Final = 900
+"""Longest base that spells a name in full; its suffixes then fit a column name's limit."""
+
+_CLASSES: Final = frozenset(TypeClass)
+_ENDINGS: Final = {RAW: TypeClass.BIN, SIZE: TypeClass.I64}
+_OCCURRENCE: Final = re.compile(r"[2-9]|[1-9][0-9]+", re.ASCII)
 _KEEP: Final = re.compile(rb"[A-Za-z0-9]")
 _BETWEEN: Final = re.compile(rb"[A-Za-z0-9]_[A-Za-z0-9]")
 _ESCAPED: Final = re.compile(rb"_x[0-9A-F]{2}")
@@ -39,7 +45,7 @@ def argument(name: str) -> str:
     Returns:
         ``arg_NAME``, escaped.
     """
-    return ARGUMENT + _escape(name) if name else ARGUMENT
+    return _base(ARGUMENT, name)
 
 
 def extension(name: str) -> str:
@@ -51,7 +57,17 @@ def extension(name: str) -> str:
     Returns:
         ``ext_NAME``, escaped.
     """
-    return EXTENSION + _escape(name) if name else EXTENSION
+    return _base(EXTENSION, name)
+
+
+def _base(prefix: str, name: str) -> str:
+    """Prefix and escaped name; of a very long one the start and a hash of the whole."""
+    if not name:
+        return prefix
+    base = prefix + _escape(name)
+    if len(base) <= BASE_BYTES:
+        return base
+    return base[:BASE_BYTES] + hashlib.sha256(base.encode()).hexdigest()
 
 
 def source_name(base: str) -> str:
@@ -61,7 +77,8 @@ def source_name(base: str) -> str:
         base: A column base.
 
     Returns:
-        The source's own name.
+        The source's own name. A base of more than `BASE_BYTES` does not hold all of it (the
+        ``shape`` does), and of a base that kcap did not make it is what could be read.
     """
     text = base[len(ARGUMENT) :]
     if not text:
@@ -69,11 +86,14 @@ def source_name(base: str) -> str:
     raw = bytearray()
     at = 1
     for match in _HEX.finditer(text):
-        raw += text[at : match.start()].encode()
+        raw += text[at : match.start()].encode("utf-8", "surrogatepass")
         raw.append(int(match[1], 16))
         at = match.end()
-    raw += text[at:].encode()
-    return raw.decode("utf-8", "surrogatepass")
+    raw += text[at:].encode("utf-8", "surrogatepass")
+    try:
+        return raw.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace")
 
 
 def _escape(name: str) -> str:
@@ -140,13 +160,10 @@ def class_of(column: str, home: TypeClass | None) -> TypeClass | None:
     """
     _, suffixes = parts(column)
     cls = home
-    for suffix in suffixes:
-        if suffix == RAW:
-            cls = TypeClass.BIN
-        elif suffix == SIZE:
-            cls = TypeClass.I64
-        elif suffix in _SUFFIXES:
-            cls = TypeClass(suffix)
-        elif not suffix.isdigit():
-            return None
-    return cls
+    if suffixes and suffixes[0] in _CLASSES:
+        cls = TypeClass(suffixes.pop(0))
+    if suffixes and _OCCURRENCE.fullmatch(suffixes[0]):
+        suffixes.pop(0)
+    if suffixes and suffixes[0] in _ENDINGS:
+        cls = _ENDINGS[suffixes.pop(0)]
+    return None if suffixes else cls
