@@ -19,7 +19,9 @@ IS_ROOT = sys.platform == "linux" and os.geteuid() == 0
 settings.register_profile(
     "kcap", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.register_profile("long", settings.get_profile("kcap"), max_examples=2000)
+settings.register_profile(
+    "long", settings.get_profile("kcap"), derandomize=False, max_examples=2000
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kcap"))
 
 

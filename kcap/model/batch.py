@@ -87,6 +87,8 @@ class Column:
         Returns:
             The column over the range, None where no row of it has a value.
         """
+        if start == stop:
+            return None
         if self.rows is None:
             return Column(self.cls, self.values.slice(start, stop - start))
         low, high = (int(i) for i in np.searchsorted(self.rows, [start, stop]))
@@ -219,12 +221,13 @@ class Batch:
 
         Args:
             start: First row.
-            stop: Row after the last; may lie beyond the end.
+            stop: Row after the last; both may lie beyond the end.
 
         Returns:
             The batch over the range.
         """
         stop = min(stop, self.rows)
+        start = min(start, stop)
         if start == 0 and stop == self.rows:
             return self
         parts = {n: c.slice(start, stop) for n, c in self.columns.items()}

@@ -130,7 +130,9 @@ class RecordBuilder:
             cuts += cut
             columns.update(made)
         if shapes:
-            columns["shape"] = _shape_column(shapes, count)
+            made, cut = _shape_columns(shapes, count)
+            cuts += cut
+            columns.update(made)
         columns.update(constants or {})
         sides = list(before)
         if cuts:
@@ -149,19 +151,23 @@ def _in_row_order(groups: list[tuple[Rows, Sequence[Any]]]) -> tuple[Rows, Seque
     return rows[order], [values[i] for i in order.tolist()]
 
 
-def _shape_column(shapes: list[tuple[Rows, str]], count: int) -> Column:
-    """The shape of each row; rows of a layout share one dictionary entry."""
-    codes = np.zeros(count, np.int32)
-    has = np.zeros(count, np.bool_)
+def _shape_columns(shapes: list[tuple[Rows, str]], count: int) -> tuple[dict[str, Column], int]:
+    """The shape of each row, rows of a layout share one dictionary entry; and how many were cut."""
+    codes = np.full(count, -1, np.int32)
+    sizes = np.zeros(count, np.int64)
     entries: dict[str, int] = {}
     for rows, shape in shapes:
-        codes[rows] = entries.setdefault(shape, len(entries))
-        has[rows] = True
-    kept = np.flatnonzero(has).astype(np.int32)
-    values = pa.DictionaryArray.from_arrays(
-        pa.array(codes[kept]), pa.array([text.cut(s)[0] for s in entries], pa.utf8())
-    )
-    return Column(TypeClass.STR, values, None if len(kept) == count else kept)
+        kept, size = text.cut(shape)
+        codes[rows] = entries.setdefault(kept, len(entries))
+        sizes[rows] = size or 0
+    at = np.flatnonzero(codes >= 0).astype(np.int32)
+    values = pa.DictionaryArray.from_arrays(pa.array(codes[at]), pa.array(entries, pa.utf8()))
+    columns = {"shape": Column(TypeClass.STR, values, None if len(at) == count else at)}
+    cut = np.flatnonzero(sizes).astype(np.int32)
+    if len(cut):
+        rows_cut = None if len(cut) == count else cut
+        columns[f"shape__{SIZE}"] = Column(TypeClass.I64, pa.array(sizes[cut]), rows_cut)
+    return columns, len(cut)
 
 
 def columns_of(
@@ -254,7 +260,7 @@ def classify(value: Any, home: TypeClass | None) -> tuple[TypeClass, Any, bytes 
     if isinstance(value, str) or (isinstance(value, bytes) and home is TypeClass.STR):
         kept, raw = text.clean(value)
         kept, size = text.cut(kept)
-        if raw is not None and len(raw) > limits.VALUE_BYTES:
+        if raw is not None and (size is not None or len(raw) > limits.VALUE_BYTES):
             raw, size = raw[: limits.VALUE_BYTES], len(raw)
         return TypeClass.STR, kept, raw, size
     if isinstance(value, bytes):

@@ -1,7 +1,8 @@
-"""The shape of a record: which fields it had, in which order, with which source types.
+r"""The shape of a record: which fields it had, in which order, with which source types.
 
 Text of items ``name:type`` joined by commas, a leading ``!`` for a null; where a source has
-fields outside the arguments, they stand first and ``|`` separates them (spec/kcap.md, 5.5).
+fields outside the arguments, they stand first and ``|`` separates them (spec/kcap.md, 5.5). In a
+name or type a backslash stands before a separator, and a lone surrogate is ``\uXXXX``.
 A shape tells null, absent and empty apart, and lets a foreign record be given back as it was.
 """
 
@@ -12,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-_SPECIAL: Final = re.compile(r"[\\,:!|]")
+_SPECIAL: Final = re.compile(r"[\\,:!|\ud800-\udfff]")
+_ESCAPED: Final = re.compile(r"\\(?:u([0-9a-f]{4})|(.))", re.DOTALL)
 _SPLIT: Final = re.compile(r"(?:[^\\,|]|\\.)+|[,|]", re.DOTALL)
 
 
@@ -37,11 +39,17 @@ class Shape(NamedTuple):
 
 
 def _quote(text: str) -> str:
-    return _SPECIAL.sub(r"\\\g<0>", text)
+    return _SPECIAL.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    # A lone surrogate is no text; JSON may hold one in a name all the same.
+    char = match[0]
+    return f"\\u{ord(char):04x}" if char > "\ud7ff" else f"\\{char}"
 
 
 def _unquote(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+    return _ESCAPED.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2], text)
 
 
 def _section(items: Iterable[Item]) -> str:
@@ -62,7 +70,6 @@ def encode(arguments: Sequence[Item], record: Sequence[Item] | None = None) -> s
     return text if record is None else f"{_section(record)}|{text}"
 
 
-@lru_cache(maxsize=4096)
 def decode(text: str) -> Shape:
     """Read a shape from its text.
 
@@ -72,6 +79,10 @@ def decode(text: str) -> Shape:
     Returns:
         The fields. Of a text that is no shape, what could be read.
     """
+    return _recent(text) if len(text) <= _LONGEST_KEPT else _decode(text)
+
+
+def _decode(text: str) -> Shape:
     sections: list[list[Item]] = [[]]
     for part in _SPLIT.findall(text):
         if part == "|":
@@ -80,6 +91,11 @@ def decode(text: str) -> Shape:
             sections[-1].append(_item(part))
     record = tuple(sections[0]) if len(sections) > 1 else ()
     return Shape(record, tuple(sections[-1]))
+
+
+_recent: Final = lru_cache(maxsize=1024)(_decode)
+_LONGEST_KEPT: Final = 2048
+"""Longer texts are rare, and thousands of them would fill the memory."""
 
 
 def _item(part: str) -> Item:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from kcap import limits
@@ -103,37 +104,32 @@ def _dumps(value: object, *, ascii_only: bool) -> str:
     try:
         return encoder.encode(value)
     except RecursionError:
-        return "".join(_deep_json(value, encoder))
+        return "".join(_deep_json(value, encoder.encode))
 
 
-def _deep_json(value: object, encoder: json.JSONEncoder) -> Iterator[str]:
-    """What the encoder would give, without recursion: its stack is shorter than JSON may be deep."""
-    todo: list[object] = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, _Literal):
-            yield item
-        elif isinstance(item, dict):
-            parts = [(_Literal(f",{encoder.encode(key)}:"), part) for key, part in item.items()]
-            _push(todo, "{", parts, "}")
-        elif isinstance(item, (list, tuple)):
-            _push(todo, "[", [(_Literal(","), part) for part in item], "]")
+def _deep_json(value: object, encode: Callable[[object], str]) -> Iterator[str]:
+    """What ``encode`` would give, without recursion: JSON may nest deeper than Python calls."""
+    open_parts: list[tuple[Iterator[tuple[str, object]], str]] = [(iter([("", value)]), "")]
+    while open_parts:
+        parts, end = open_parts[-1]
+        for before, item in parts:
+            yield before
+            if isinstance(item, dict):
+                yield "{"
+                inner = (
+                    (f"{',' * bool(i)}{encode(k)}:", v) for i, (k, v) in enumerate(item.items())
+                )
+                open_parts.append((inner, "}"))
+            elif isinstance(item, (list, tuple)):
+                yield "["
+                open_parts.append(((("," * bool(i), v) for i, v in enumerate(item)), "]"))
+            else:
+                yield encode(item)
+                continue
+            break
         else:
-            yield encoder.encode(item)
-
-
-class _Literal(str):
-    """A piece of finished JSON among values that are still to be written."""
-
-    __slots__ = ()
-
-
-def _push(todo: list[object], start: str, parts: list[tuple[_Literal, object]], end: str) -> None:
-    todo.append(_Literal(end))
-    for separator, part in reversed(parts):
-        todo += [part, separator]
-    todo[-1 if parts else len(todo) :] = [_Literal(todo[-1][1:])] if parts else []
-    todo.append(_Literal(start))
+            open_parts.pop()
+            yield end
 
 
 def depth(value: object) -> int:
