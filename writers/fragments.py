@@ -1,0 +1,411 @@
+"""Lines of text from columns: fragments are rendered once, then gathered line by line.
+
+A column gives one text for each distinct value, not one for each event. A line is a row of
+numbers that point at such texts, and one Arrow ``take`` over them lays out the bytes of many
+lines, so that no step costs Python time for each event.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kcap.errors import OutputError
+from kcap.model import text
+from kcap.model.batch import Batch, Column, Rows
+from kcap.model.classes import TypeClass
+
+Ids = npt.NDArray[np.int32]
+"""Numbers of fragments in a `LineBuilder`."""
+
+Scalar = Callable[[TypeClass, pa.Array], pa.Array]
+"""Renders an array of one class, no list, as utf8."""
+
+BLOCK_BYTES: Final = 4 << 20
+"""About how much text is made at a time: what bounds the memory of a text writer."""
+
+_NUMBER_BYTES: Final = 24
+
+
+class Texts(NamedTuple):
+    """The values of a column as text."""
+
+    entries: pa.Array
+    """Texts, utf8."""
+    codes: Ids | None
+    """The entry of each value; None where each value has its own, in order."""
+
+    def select(self, wanted: npt.NDArray[np.bool_]) -> Texts:
+        """Some of the values.
+
+        Args:
+            wanted: Which values to keep.
+
+        Returns:
+            Their texts.
+        """
+        if self.codes is None:
+            return Texts(self.entries, np.flatnonzero(wanted).astype(np.int32))
+        return Texts(self.entries, self.codes[wanted])
+
+
+class LineBuilder:
+    """Puts lines together from fragments, all lines at the same time.
+
+    Args:
+        count: How many lines.
+
+    Example:
+        >>> lines = LineBuilder(2)
+        >>> lines.append(lines.constant("pid "))
+        >>> lines.append_texts(Texts(pa.array(["7", "42"]), None))
+        >>> bytes(lines.finish())
+        b'pid 7pid 42'
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._constants: dict[str, int] = {}
+        self._pool: list[pa.Array] = []
+        self._pooled = 0
+        self._cells: list[tuple[int | Ids, Rows | None]] = []
+
+    def constant(self, fragment: str) -> int:
+        """Make a fragment of a fixed text.
+
+        Args:
+            fragment: The text.
+
+        Returns:
+            Its number, for `append`.
+        """
+        if fragment not in self._constants:
+            self._constants[fragment] = self._add(pa.array([fragment], pa.utf8()))
+        return self._constants[fragment]
+
+    def append(self, ids: int | Ids, rows: Rows | None = None) -> None:
+        """Append one fragment to each of some lines.
+
+        Args:
+            ids: The fragment for all of them, or one number a line.
+            rows: The lines; None for all.
+        """
+        self._cells.append((ids, rows))
+
+    def append_texts(self, texts: Texts, rows: Rows | None = None) -> None:
+        """Append a column's values.
+
+        Args:
+            texts: The values, one a line.
+            rows: The lines; None for all.
+        """
+        first = self._add(texts.entries)
+        if texts.codes is None:
+            ids = np.arange(first, first + len(texts.entries), dtype=np.int32)
+        else:
+            ids = texts.codes + np.int32(first)
+        self.append(ids, rows)
+
+    def finish(self) -> memoryview:
+        """Lay out the lines.
+
+        Returns:
+            The text of all lines, one after another, as UTF-8.
+        """
+        lengths = np.zeros(self._count, np.int64)
+        for _, rows in self._cells:
+            lengths[slice(None) if rows is None else rows] += 1
+        ends = np.cumsum(lengths)
+        place = ends - lengths
+        gathered = np.empty(int(lengths.sum()), np.int32)
+        for ids, rows in self._cells:
+            where = slice(None) if rows is None else rows
+            gathered[place[where]] = ids
+            place[where] += 1
+        if not len(gathered):
+            return memoryview(b"")
+        return text_bytes(pa.concat_arrays(self._pool).take(pa.array(gathered))).data
+
+    def _add(self, entries: pa.Array) -> int:
+        first = self._pooled
+        self._pool.append(entries)
+        self._pooled += len(entries)
+        return first
+
+
+def append_item(
+    lines: LineBuilder,
+    column: Column,
+    texts: Texts,
+    heads: tuple[str, str],
+    seen: npt.NDArray[np.bool_],
+) -> None:
+    """Append an item of a list whose members differ from line to line.
+
+    Args:
+        lines: The lines.
+        column: The column that the item comes from.
+        texts: Its values.
+        heads: What stands before the value, for the first item of a line and for others.
+        seen: Lines that have an item already; updated.
+    """
+    where = slice(None) if column.rows is None else column.rows
+    first, other = (lines.constant(head) for head in heads)
+    before = seen[where]
+    lines.append(other if before.all() else np.where(before, other, first), column.rows)
+    lines.append_texts(texts, column.rows)
+    seen[where] = True
+
+
+def distinct(column: Column) -> tuple[pa.Array, Ids]:
+    """The dictionary of a text or binary column, of a size that fits its values.
+
+    Args:
+        column: The column; its dictionary may serve far more rows than it has.
+
+    Returns:
+        Entries and the code of each value.
+    """
+    entries = column.values.dictionary
+    if len(entries) > len(column) or entries.nbytes > 64 * len(column) + 4096:
+        column = column.compact()
+    return column.values.dictionary, column.codes()
+
+
+def render(column: Column, scalar: Scalar, separator: str = ", ") -> Texts:
+    """Render a column; lists stand in brackets.
+
+    Args:
+        column: The column.
+        scalar: Renders an array of a class that is no list.
+        separator: What stands between the items of a list.
+
+    Returns:
+        The texts.
+    """
+    if pa.types.is_dictionary(column.values.type):
+        entries, codes = distinct(column)
+        return Texts(scalar(column.cls, entries), codes)
+    child = column.cls.child
+    if child is None:
+        return Texts(scalar(column.cls, column.values), None)
+    lengths = np.asarray(pc.list_value_length(column.values))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    items = scalar(child, column.values.flatten())
+    flat = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), items), pa.scalar(separator))
+    return Texts(around("[", flat, "]"), None)
+
+
+def around(left: str, texts: pa.Array, right: str) -> pa.Array:
+    """Put each of many texts between two others.
+
+    Args:
+        left: What stands before each.
+        texts: Texts, utf8.
+        right: What stands behind each.
+
+    Returns:
+        The longer texts.
+    """
+    return joined(_word(left), texts, _word(right))
+
+
+def joined(*texts: pa.Array | pa.Scalar) -> pa.Array:
+    """Join arrays of texts, element by element.
+
+    Args:
+        texts: Arrays of the same length, and single texts.
+
+    Returns:
+        The longer texts.
+    """
+    return pc.binary_join_element_wise(*texts, _word(""))
+
+
+def _word(value: str) -> pa.Scalar:
+    # With its type: without, pyarrow looks for pandas each time, which costs more than a join.
+    return pa.scalar(value, pa.utf8())
+
+
+def number_texts(values: pa.Array) -> pa.Array:
+    """Render integers, floats or booleans.
+
+    Args:
+        values: An array of such a class.
+
+    Returns:
+        Integers exact; floats as the shortest text that reads back as the same float, always
+        recognisable as a float, else ``NaN``, ``Infinity``, ``-Infinity``.
+    """
+    texts = values.cast(pa.utf8())
+    if not pa.types.is_floating(values.type):
+        return texts
+    whole = pc.match_substring_regex(texts, "^-?[0-9]+$")
+    texts = pc.if_else(whole, around("", texts, ".0"), texts)
+    infinite = pc.if_else(pc.less(values, 0.0), _word("-Infinity"), _word("Infinity"))
+    texts = pc.if_else(pc.is_inf(values), infinite, texts)
+    return pc.if_else(pc.is_nan(values), _word("NaN"), texts)
+
+
+def base64_texts(values: pa.Array) -> pa.Array:
+    """Render bytes as base64.
+
+    Args:
+        values: A binary array.
+
+    Returns:
+        The texts.
+    """
+    return pa.array([base64.b64encode(v).decode() for v in values.to_pylist()], pa.utf8())
+
+
+def text_bytes(texts: pa.Array) -> npt.NDArray[np.uint8]:
+    """The bytes of an array of texts, one text after another.
+
+    Args:
+        texts: A utf8 or binary array without nulls.
+
+    Returns:
+        A view of them.
+    """
+    _, offsets, data = texts.buffers()
+    if len(texts) == 0 or data is None:
+        return np.empty(0, np.uint8)
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+
+
+def escape_unsafe(values: pa.Array, rendered: pa.Array, escape: Callable[[str], str]) -> pa.Array:
+    """Replace the rendering of those values that could steer a terminal; they are rare.
+
+    Args:
+        values: Texts, utf8.
+        rendered: How the safe ones are to be rendered.
+        escape: Renders an unsafe one.
+
+    Returns:
+        The rendered texts.
+    """
+    data = text_bytes(values)
+    # Printable ASCII throughout is the common case, and this look costs a tenth of the pattern.
+    if not len(data) or (data.min() >= ord(" ") and data.max() <= ord("~")):
+        return rendered
+    unsafe = pc.match_substring_regex(values, text.UNSAFE)
+    if not pc.any(unsafe).as_py():
+        return rendered
+    escaped = [escape(value) for value in values.filter(unsafe).to_pylist()]
+    return pc.replace_with_mask(rendered, unsafe, pa.array(escaped, pa.utf8()))
+
+
+def without_state(batch: Batch) -> Batch:
+    """Leave out the rows that only describe what was there.
+
+    Args:
+        batch: Any batch.
+
+    Returns:
+        The rows whose ``kind`` is not ``state``.
+    """
+    kind = batch.get("kind")
+    if kind is None or kind.cls is not TypeClass.STR:
+        return batch
+    found = np.asarray(
+        pc.equal(kind.values.dictionary, _word("state")).to_numpy(zero_copy_only=False)
+    )
+    if not found.any():
+        return batch
+    keep = np.ones(batch.rows, np.bool_)
+    keep[slice(None) if kind.rows is None else kind.rows] = ~found[kind.codes()]
+    return batch.take(np.flatnonzero(keep).astype(np.int32))
+
+
+def blocks(batch: Batch) -> Iterator[Batch]:
+    """Cut a batch so that the text of each piece stays small.
+
+    Args:
+        batch: Any batch.
+
+    Yields:
+        The pieces in order, each of at least one row.
+    """
+    ends = np.cumsum(_text_bytes(batch))
+    start = 0
+    while start < batch.rows:
+        done = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, done + BLOCK_BYTES, "right"))
+        stop = max(stop, start + 1)
+        yield batch.slice(start, stop)
+        start = stop
+
+
+def _text_bytes(batch: Batch) -> npt.NDArray[np.int64]:
+    """About how long the text of each row is, before anything is escaped."""
+    out = np.full(batch.rows, _NUMBER_BYTES, np.int64)
+    for name, column in batch.columns.items():
+        where = slice(None) if column.rows is None else column.rows
+        out[where] += _value_bytes(column) + len(name) + 4
+    return out
+
+
+def _value_bytes(column: Column) -> npt.NDArray[np.int64] | int:
+    """About how long the text of each value is."""
+    values = column.values
+    if pa.types.is_dictionary(values.type):
+        lengths = np.asarray(pc.binary_length(values.dictionary), np.int64)
+        return np.take(lengths, column.codes())
+    if not pa.types.is_list(values.type):
+        return _NUMBER_BYTES
+    items = np.asarray(pc.list_value_length(values), np.int64)
+    if column.cls.child is not TypeClass.STR:
+        return items * _NUMBER_BYTES
+    lengths = np.asarray(pc.binary_length(values.flatten()), np.int64)
+    totals = np.concatenate([[0], np.cumsum(lengths + 4)])
+    stops = np.cumsum(items)
+    sizes: npt.NDArray[np.int64] = totals[stops] - totals[stops - items]
+    return sizes
+
+
+def write_all(stream: BinaryIO, data: memoryview) -> None:
+    """Write all of a text.
+
+    Args:
+        stream: A binary stream, buffered or not.
+        data: The bytes.
+
+    Raises:
+        OutputError: The stream takes no more. A reader that went away stays BrokenPipeError.
+    """
+    try:
+        while data:
+            # An unbuffered stream may take a part, a non-blocking one nothing.
+            taken = stream.write(data)
+            if taken is None:
+                raise OutputError("the output would block", hint="give it a blocking stream")
+            data = data[taken:]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror or error}") from error
+
+
+def flush(stream: BinaryIO) -> None:
+    """Hand on what a stream buffers.
+
+    Args:
+        stream: A binary stream.
+
+    Raises:
+        OutputError: The stream takes no more. A reader that went away stays BrokenPipeError.
+    """
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror or error}") from error

@@ -1,0 +1,134 @@
+"""JSON lines: one flat object an event."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import BinaryIO, Final, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kcap import limits
+from kcap.model import catalogue, text
+from kcap.model.batch import Batch
+from kcap.model.classes import TypeClass
+from kcap.writers import fragments
+
+_BLANK: Final = re.compile("[\t\n\r]")
+_OPENING: Final = re.compile(r"[\[{]")
+_UNSAFE: Final = re.compile(text.UNSAFE)
+
+
+class JsonLines:
+    """A sink that writes one JSON object an event.
+
+    Columns stand in a fixed order, the envelope first and the rest by name; a value that is not
+    there is left out. The same events give the same bytes, however they were cut into batches.
+
+    Args:
+        stream: Where the lines go; stays open.
+        state: Whether rows that only describe what was there (``kind`` is ``state``) are written.
+
+    Example:
+        >>> sink = JsonLines(sys.stdout.buffer)
+        >>> sink.write(batch)
+        {"ts":1604759097183980900,"event":"CreateFile","pid":6328}
+    """
+
+    def __init__(self, stream: BinaryIO, *, state: bool = False) -> None:
+        self._stream = stream
+        self._state = state
+        self._closed = False
+
+    def write(self, batch: Batch) -> None:
+        """Write the events of a batch.
+
+        Args:
+            batch: Events; side records have no place in JSON lines.
+
+        Raises:
+            OutputError: The stream takes no more.
+        """
+        if not self._state:
+            batch = fragments.without_state(batch)
+        heads = _heads(batch)
+        for block in fragments.blocks(batch):
+            fragments.write_all(self._stream, _lines(block, heads))
+
+    def close(self) -> None:
+        """Flush the stream, which stays open.
+
+        Raises:
+            OutputError: The stream takes no more.
+        """
+        if not self._closed:
+            self._closed = True
+            fragments.flush(self._stream)
+
+
+def _heads(batch: Batch) -> dict[str, tuple[str, str]]:
+    """Column names in their order, each with what stands before its first and later values."""
+    envelope = [name for name in catalogue.envelope() if name in batch.columns]
+    rest = sorted(batch.columns.keys() - catalogue.envelope().keys())
+    literals = ((name, text.json_string(name)) for name in envelope + rest)
+    return {name: (f"{{{literal}:", f",{literal}:") for name, literal in literals}
+
+
+def _lines(block: Batch, heads: dict[str, tuple[str, str]]) -> memoryview:
+    lines = fragments.LineBuilder(block.rows)
+    seen = np.zeros(block.rows, np.bool_)
+    for name, head in heads.items():
+        column = block.get(name)
+        if column is not None and len(column):
+            texts = fragments.render(column, _json, ",")
+            fragments.append_item(lines, column, texts, head, seen)
+    end = lines.constant("}\n")
+    lines.append(end if seen.all() else np.where(seen, end, lines.constant("{}\n")))
+    return lines.finish()
+
+
+def _json(cls: TypeClass, values: pa.Array) -> pa.Array:
+    """Render values of a class as JSON."""
+    if cls is TypeClass.STR:
+        return _strings(values)
+    if cls is TypeClass.JSON:
+        return pa.array([_embedded(value) for value in values.to_pylist()], pa.utf8())
+    if cls is TypeClass.BIN:
+        return _quoted(fragments.base64_texts(values))
+    texts = fragments.number_texts(values)
+    if cls is TypeClass.F64:
+        return pc.if_else(pc.is_finite(values), texts, _quoted(texts))
+    return texts
+
+
+def _quoted(texts: pa.Array) -> pa.Array:
+    return fragments.around('"', texts, '"')
+
+
+def _strings(values: pa.Array) -> pa.Array:
+    """`text.json_string` for a whole array."""
+    escaped = values
+    data = fragments.text_bytes(values)
+    for special in ("\\", '"'):
+        if (data == ord(special)).any():
+            escaped = pc.replace_substring(escaped, special, f"\\{special}")
+    return fragments.escape_unsafe(values, _quoted(escaped), text.json_string)
+
+
+def _embedded(value: str) -> str:
+    """The text of a ``json`` value as a part of a line; as a string where it is no JSON."""
+    try:
+        parsed = json.loads(value, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return text.json_string(value)
+    # Every level has an opening bracket, and most texts have too few to be worth a look.
+    if len(_OPENING.findall(value)) > limits.JSON_DEPTH and text.depth(parsed) > limits.JSON_DEPTH:
+        return text.json_string(value)
+    # Valid JSON has blanks between its tokens only, and all else that is unsafe in strings only.
+    return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", _BLANK.sub(" ", value))
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")

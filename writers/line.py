@@ -1,0 +1,384 @@
+"""Console lines: an event as a line of text, in Fibratus's form and with its template fields."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import cache, partial
+from typing import BinaryIO, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kcap.errors import KcapError
+from kcap.model import catalogue, naming, text
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import U64_MAX, TypeClass
+from kcap.writers import fragments
+from kcap.writers.fragments import LineBuilder, Texts
+
+TEMPLATE: Final = (
+    "{{ .Seq }} {{ .Timestamp }} - {{ .CPU }} {{ .Process }} ({{ .Pid }}) - "
+    "{{ .Type }} ({{ .Kparams }})"
+)
+"""The template of Fibratus's console output."""
+
+DELIMITER: Final = "➜ "
+"""What stands between the name of a parameter and its value."""
+
+PLACEHOLDER: Final = "-"
+"""What stands for a value that an event does not have."""
+
+FIELDS: Final[dict[str, tuple[str, ...]]] = {
+    "CPU": ("cpu",),
+    "Callstack": ("stack_addresses",),
+    "Category": ("category",),
+    "Cmd": ("cmdline",),
+    "Comm": ("cmdline",),
+    "Cwd": (),
+    "Description": (),
+    "Exe": ("exe",),
+    "Host": ("host",),
+    "Meta": (),
+    "PE": (),
+    "Pcmd": (),
+    "Pcomm": (),
+    "Pexe": (),
+    "Pid": ("pid",),
+    "Pname": ("parent_name",),
+    "Ppid": ("ppid",),
+    "Process": ("process_name",),
+    "Seq": ("seq", "ord"),
+    "Sid": ("user",),
+    "Tid": ("tid",),
+    "Timestamp": ("ts", "ts_raw"),
+    "Type": ("event",),
+}
+"""Fibratus's template fields to the columns that may hold them, the best first.
+
+Fields without a column are known to Fibratus only: a template may name them, kcap has no value.
+"""
+
+_PARAMETERS: Final = ("Kparams", "Params")
+_PARAMETER: Final = re.compile(r"(?:Kp|P)arams\.(.+)", re.DOTALL)
+_TAG: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_NAME: Final = re.compile(r"\.([^\s{}|()]+)")
+_COLORS: Final = {"Process": "\x1b[36m", "Type": "\x1b[33m"}
+_RESET: Final = "\x1b[0m"
+_SECOND_NS: Final = 1_000_000_000
+
+Render = Callable[[Column], Texts]
+
+
+class _Field(NamedTuple):
+    """A tag of a template."""
+
+    name: str
+
+
+class _Value(NamedTuple):
+    """A field as a batch has it: columns to look into, in this order."""
+
+    columns: list[tuple[str, Render]]
+
+
+class _Parameters(NamedTuple):
+    """All parameters as a batch has them: columns, and what stands before a value."""
+
+    columns: list[tuple[str, tuple[str, str], Render]]
+
+
+class ConsoleLines:
+    r"""A sink that writes one line of text an event.
+
+    A tag of the template is one of Fibratus's fields, ``.Kparams.NAME`` for one parameter, or
+    a column of ours: ``{{ .container_id }}``, ``{{ .arg_pathname }}``; without a class suffix it
+    stands for the column of any class. A value that an event does not have is ``-``. Text is
+    escaped so that it cannot steer a terminal.
+
+    Args:
+        stream: Where the lines go; stays open.
+        template: The form of a line, None for Fibratus's default.
+        delimiter: What stands between the name of a parameter and its value.
+        state: Whether rows that only describe what was there (``kind`` is ``state``) are written.
+        color: Whether process and type are coloured; for terminals only.
+
+    Raises:
+        KcapError: The template is malformed or names an unknown field.
+
+    Example:
+        >>> sink = ConsoleLines(sys.stdout.buffer, template="{{ .Pid }} {{ .Type }} {{ .Params }}")
+        >>> sink.write(batch)
+        6328 CreateFile file_name➜ C:\x, operation➜ open
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        *,
+        template: str | None = None,
+        delimiter: str = DELIMITER,
+        state: bool = False,
+        color: bool = False,
+    ) -> None:
+        self._stream = stream
+        self._delimiter = text.clean(delimiter)[0]
+        self._state = state
+        self._color = color
+        self._closed = False
+        self._template = _parse(TEMPLATE if template is None else text.clean(template)[0])
+
+    def write(self, batch: Batch) -> None:
+        """Write the events of a batch.
+
+        Args:
+            batch: Events; side records have no place in console lines.
+
+        Raises:
+            OutputError: The stream takes no more.
+        """
+        if not self._state:
+            batch = fragments.without_state(batch)
+        parts = self._resolve(batch)
+        named = {c[0] for part in parts if not isinstance(part, str) for c in part.columns}
+        for block in fragments.blocks(batch.select(named)):
+            lines = LineBuilder(block.rows)
+            for part in parts:
+                if isinstance(part, str):
+                    lines.append(lines.constant(part))
+                elif isinstance(part, _Value):
+                    _append_value(lines, block, part)
+                else:
+                    _append_parameters(lines, block, part)
+            fragments.write_all(self._stream, lines.finish())
+
+    def close(self) -> None:
+        """Flush the stream, which stays open.
+
+        Raises:
+            OutputError: The stream takes no more.
+        """
+        if not self._closed:
+            self._closed = True
+            fragments.flush(self._stream)
+
+    def _resolve(self, batch: Batch) -> list[str | _Value | _Parameters]:
+        """The template, with the columns that this batch has for its fields."""
+        out: list[str | _Value | _Parameters] = []
+        for part in self._template:
+            if isinstance(part, str):
+                out.append(part)
+            elif part.name in _PARAMETERS:
+                out.append(_parameters(batch, self._delimiter))
+            elif self._color and part.name in _COLORS:
+                out += [_COLORS[part.name], _value(batch, part.name), _RESET]
+            else:
+                out.append(_value(batch, part.name))
+        return [*out, "\n"]
+
+
+def _parse(template: str) -> list[str | _Field]:
+    """Take a template apart into text and fields."""
+    parts: list[str | _Field] = []
+    at = 0
+    for match in _TAG.finditer(template):
+        parts.append(_literal(template[at : match.start()]))
+        name = _NAME.fullmatch(match[1].strip())
+        if not name:
+            what = f"{text.printable(match[0])} in the template is no field"
+            raise KcapError(what, expected="{{ .Field }}", hint="write {{ .Seq }} or {{ .pid }}")
+        _check(name[1])
+        parts.append(_Field(name[1]))
+        at = match.end()
+    parts.append(_literal(template[at:]))
+    if not any(isinstance(part, _Field) for part in parts):
+        raise KcapError(
+            "the template has no field", expected="{{ .Field }}", hint=f"the default is {TEMPLATE}"
+        )
+    return parts
+
+
+def _literal(part: str) -> str:
+    for brace, missing in (("{{", "}}"), ("}}", "{{")):
+        if brace in part:
+            what = f"{brace} in the template has no {missing}"
+            raise KcapError(what, expected="{{ .Field }}")
+    return part
+
+
+def _check(name: str) -> None:
+    """Whether a field is known to Fibratus or to us."""
+    if name in FIELDS or name in _PARAMETERS or _PARAMETER.fullmatch(name):
+        return
+    base, _ = naming.parts(name)
+    prefix = base.partition("_")[0]
+    known = base in catalogue.envelope() or prefix in (naming.ARGUMENT, naming.EXTENSION)
+    if known and naming.class_of(name, TypeClass.STR) is not None:
+        return
+    every = {n.lower(): n for n in (*catalogue.envelope(), *FIELDS, *_PARAMETERS)}
+    near = difflib.get_close_matches(name.lower(), every, 1)
+    raise KcapError(
+        f"unknown field .{text.printable(name)} in the template",
+        expected=f"one of .{' .'.join(sorted((*FIELDS, *_PARAMETERS)))} .Kparams.NAME or a column,"
+        " as .exe or .arg_NAME",
+        hint=f"did you mean .{every[near[0]]}?" if near else None,
+    )
+
+
+def _value(batch: Batch, field: str) -> _Value:
+    """Where a batch may have a field that is no list of parameters."""
+    match = _PARAMETER.fullmatch(field)
+    if match:
+        # Fibratus capitalises the name, so its case says nothing.
+        wanted = match[1].casefold()
+        found = [n for label, _, n in _arguments(batch) if label.casefold() == wanted]
+        return _Value([(name, _plain_render(name)) for name in found])
+    columns: list[tuple[str, Render]] = []
+    for source in FIELDS.get(field, (field,)):
+        exact = "__" in source
+        names = [n for n in batch.columns if n == source or (not exact and _base(n) == source)]
+        for name in sorted(names):
+            render = _plain_render(name)
+            if field == "Timestamp" and name == "ts":
+                render = _times
+            elif field == "Callstack":
+                render = partial(fragments.render, scalar=partial(_plain, decode=_hex))
+            columns.append((name, render))
+    return _Value(columns)
+
+
+def _base(column: str) -> str | None:
+    """The base of a column with values of its own, None for what only stands beside one."""
+    base, suffixes = naming.parts(column)
+    return None if naming.RAW in suffixes or naming.SIZE in suffixes else base
+
+
+def _arguments(batch: Batch) -> list[tuple[str, int, str]]:
+    """The parameter columns of a batch: the source's own name, occurrence and column, sorted."""
+    found = []
+    for column in batch.columns:
+        base = _base(column)
+        if base is None or base.partition("_")[0] != naming.ARGUMENT:
+            continue
+        occurrence = next((int(s) for s in naming.parts(column)[1] if s.isdecimal()), 1)
+        found.append((_source_name(base), occurrence, column))
+    return sorted(found)
+
+
+@cache
+def _source_name(base: str) -> str:
+    try:
+        return text.clean(naming.source_name(base))[0]
+    except UnicodeDecodeError:  # Not a name that kcap gives, but a capture may hold it.
+        return base
+
+
+def _parameters(batch: Batch, delimiter: str) -> _Parameters:
+    columns = []
+    for label, _, column in _arguments(batch):
+        head = f"{text.printable(label)}{delimiter}"
+        columns.append((column, (head, f", {head}"), _plain_render(column)))
+    return _Parameters(columns)
+
+
+def _append_value(lines: LineBuilder, block: Batch, value: _Value) -> None:
+    """Append the first value that an event has, or the placeholder."""
+    missing = np.ones(block.rows, np.bool_)
+    for name, render in value.columns:
+        column = block.get(name)
+        if column is None or not missing.any():
+            continue
+        rows = np.arange(block.rows, dtype=np.int32) if column.rows is None else column.rows
+        wanted = missing[rows]
+        if wanted.all():
+            lines.append_texts(render(column), column.rows)
+        elif wanted.any():
+            lines.append_texts(render(column).select(wanted), rows[wanted])
+        missing[rows] = False
+    if missing.any():
+        rest = np.flatnonzero(missing).astype(np.int32)
+        lines.append(lines.constant(PLACEHOLDER), rest)
+
+
+def _append_parameters(lines: LineBuilder, block: Batch, parameters: _Parameters) -> None:
+    """Append all parameters that an event has; none is not a missing value."""
+    seen = np.zeros(block.rows, np.bool_)
+    for name, heads, render in parameters.columns:
+        column = block.get(name)
+        if column is not None and len(column):
+            fragments.append_item(lines, column, render(column), heads, seen)
+
+
+def _plain_render(column: str) -> Render:
+    """How the values of a column become text."""
+    base, _ = naming.parts(column)
+    info = None
+    if base.startswith(naming.ARGUMENT + "_"):
+        info = catalogue.arguments().get(_source_name(base))
+    decode = _decoder(info.decoder) if info and info.decoder else None
+    return partial(fragments.render, scalar=partial(_plain, decode=decode))
+
+
+def _plain(
+    cls: TypeClass, values: pa.Array, decode: Callable[[int], str] | None = None
+) -> pa.Array:
+    """Render values of a class as plain text."""
+    if cls in (TypeClass.STR, TypeClass.JSON):
+        return fragments.escape_unsafe(values, values, text.printable)
+    if cls is TypeClass.BIN:
+        return fragments.base64_texts(values)
+    if decode and cls in (TypeClass.I64, TypeClass.U64):
+        numbers = values.dictionary_encode()
+        texts = [decode(number) for number in numbers.dictionary.to_pylist()]
+        return pa.array(texts, pa.utf8()).take(numbers.indices)
+    return fragments.number_texts(values)
+
+
+def _times(column: Column) -> Texts:
+    """Times as Go prints them: UTC, the fraction without the zeros at its end."""
+    seconds, ns = np.divmod(np.asarray(column.values), _SECOND_NS)
+    whole, codes = np.unique(seconds, return_inverse=True)
+    stamps = pa.array(whole).cast(pa.timestamp("s"))
+    dates = pc.strftime(stamps, format="%Y-%m-%d %H:%M:%S").take(pa.array(codes))
+    digits = pc.ascii_lpad(pa.array(ns).cast(pa.utf8()), width=9, padding="0")
+    fractions = pc.ascii_rtrim(fragments.around(".", digits, ""), characters="0")
+    # A whole second has no fraction: its point goes as well.
+    fractions = pc.ascii_rtrim(fractions, characters=".")
+    return Texts(fragments.around("", fragments.joined(dates, fractions), " +0000 UTC"), None)
+
+
+@cache
+def _decoder(name: str) -> Callable[[int], str] | None:
+    """What gives the numbers of a table text, None for a table without entries."""
+    if name == "hex":
+        return _hex
+    table = catalogue.decoder(name)
+    if not table:
+        return None
+    if name.startswith("flags_") or name.endswith(("flags", "prot")):
+        # What consists of others comes first, so that it is not given as its pieces.
+        masks = sorted(table.items(), key=lambda item: (-item[0].bit_count(), item[0]))
+        return partial(_flags, masks)
+    return lambda number: table.get(number, str(number))
+
+
+def _hex(number: int) -> str:
+    return f"0x{number & U64_MAX:x}"
+
+
+def _flags(masks: list[tuple[int, str]], number: int) -> str:
+    """Flags joined by ``|``, bits that the table does not know in hex."""
+    for mask, name in masks:
+        if mask == number:
+            return name
+    if number <= 0:
+        return str(number)
+    found = []
+    for mask, name in masks:
+        if mask > 0 and number & mask == mask:
+            found.append((mask, name))
+            number &= ~mask
+    names = [name for _, name in sorted(found)]
+    return "|".join([*names, _hex(number)] if number else names)
