@@ -186,7 +186,8 @@ def encode_integers(values: npt.NDArray[Any]) -> Encoded:
     low, high = int(values.min()), int(values.max())
     width = _width(high - low)
     if len(values) > 1 and width:
-        steps = np.diff(values.view(np.int64))  # modulo 2**64
+        numbers: npt.NDArray[np.int64] = values.view(np.int64)
+        steps = numbers[1:] - numbers[:-1]  # modulo 2**64
         least, most = int(steps.min()), int(steps.max())
         narrow, flags = _width(most - least), DELTA
         if narrow and not (steps % 100).any():

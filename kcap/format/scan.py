@@ -1,0 +1,275 @@
+"""Going through the records of a capture, past damage (spec/kcap.md, clauses 1.3 and 2.7)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from kcap import limits
+from kcap.errors import DamagedError, NotACaptureError, TruncatedError
+from kcap.format import record
+from kcap.format.payloads import FILE_ID_BYTES, FileHeader, Footer, footer_place
+from kcap.format.record import ALIGNMENT, HEADER_BYTES, MAGIC, Header, Kind
+from kcap.format.window import FileWindow, Window
+
+_SEARCH_HEADER: Final = 1 << 20
+_STEP: Final = 1 << 20
+
+
+class Record(NamedTuple):
+    """An intact record."""
+
+    offset: int
+    header: Header
+    payload: memoryview
+    raw: memoryview
+    """All of its bytes."""
+
+
+class Damage(NamedTuple):
+    """Bytes that hold no intact record."""
+
+    offset: int
+    end: int
+    number: int
+    """The number of the record that should be here."""
+    kind: int | None
+    """Its kind, where the header holds."""
+    reason: str
+    torn: bool = False
+    """The input ends here before the record does."""
+    harmless: bool = False
+    """The payload is intact all the same, and comes next."""
+
+
+def read_file_header(window: Window, file: str) -> FileHeader:
+    """Find the first intact FILE_HEADER.
+
+    Args:
+        window: The capture.
+        file: Its name, for errors.
+
+    Returns:
+        The header, not yet checked for its version.
+
+    Raises:
+        NotACaptureError: There is none.
+        TruncatedError: The input ends before the first one does.
+    """
+    # A live stream may hold no more than this record yet, so no more is asked for at first.
+    head = window.read_at(0, HEADER_BYTES)
+    head = window.read_at(0, min(_announced(head), _SEARCH_HEADER)) if head else head
+    found = _file_header_at(head, 0)
+    if found is not None:
+        return found
+    head = window.read_at(0, _SEARCH_HEADER)
+    for at in _candidates_from(head, 0):
+        found = _file_header_at(head, at)
+        if found is not None:
+            return found
+    if not head:
+        raise NotACaptureError("the file is empty", file=file, expected="a capture")
+    if head[:4] == MAGIC[: len(head)] and _announced(head) > len(head):
+        what = "the file ends before its FILE_HEADER does"
+        raise TruncatedError(what, file=file, offset=len(head), record=0)
+    hint = "kcap recover may find its events" if MAGIC in head else None
+    what = "no intact FILE_HEADER"
+    raise NotACaptureError(what, file=file, offset=0, expected="a kcap capture", hint=hint)
+
+
+def _announced(head: bytes) -> int:
+    """Bytes that the record at the start announces."""
+    return record.unchecked(head).size if len(head) >= HEADER_BYTES else HEADER_BYTES
+
+
+def _file_header_at(head: bytes, at: int) -> FileHeader | None:
+    """The FILE_HEADER at a place, if it is intact."""
+    start = at + HEADER_BYTES
+    file_id = head[start : start + FILE_ID_BYTES]
+    header = record.unpack(head[at:start], file_id)
+    if header is None or header.kind != Kind.FILE_HEADER:
+        return None
+    payload = head[start : start + header.length]
+    if len(payload) != header.length or zlib.crc32(payload) != header.payload_crc:
+        return None
+    try:
+        return FileHeader.unpack(payload)
+    except DamagedError:
+        return None
+
+
+def read_footer(window: Window, file_id: bytes) -> tuple[Footer, int] | None:
+    """The FOOTER of a closed capture, by the end of the file.
+
+    Args:
+        window: The capture.
+        file_id: From its FILE_HEADER.
+
+    Returns:
+        The footer and its offset; None for a stream, and for a capture that is open, torn or
+        whose footer is damaged.
+    """
+    if not isinstance(window, FileWindow):
+        return None
+    size = window.size
+    place = footer_place(window.read_at(max(0, size - 24), 24))
+    if place is None:
+        return None
+    offset, length = place
+    if length > limits.RECORD_PAYLOAD_BYTES or offset + HEADER_BYTES + length != size:
+        return None
+    raw = window.read_at(offset, HEADER_BYTES + length)
+    header = record.unpack(raw, file_id)
+    if header is None or header.kind != Kind.FOOTER or header.length != length:
+        return None
+    if zlib.crc32(raw[HEADER_BYTES:]) != header.payload_crc:
+        return None
+    try:
+        return Footer.unpack(raw[HEADER_BYTES:]), offset
+    except DamagedError:
+        return None
+
+
+class Scanner:
+    """Goes through the records in file order."""
+
+    def __init__(
+        self,
+        window: Window,
+        file_id: bytes,
+        *,
+        solid: list[tuple[int, int]] | None = None,
+        checks: bool = True,
+    ) -> None:
+        """Prepare a scan.
+
+        Args:
+            window: The capture.
+            file_id: From its FILE_HEADER.
+            solid: Ranges that a footer gives to records: nothing inside them is believed.
+            checks: Compare payload CRCs. Only a test has a reason not to.
+        """
+        self._window = window
+        self._file_id = file_id
+        self._solid = sorted(solid or [])
+        self._checks = checks
+        self._last = -1
+        self._at = 0
+        self.torn = False
+        """The input ended inside a record."""
+
+    def records(self) -> Iterator[Record | Damage]:
+        """The records, and the damage between them.
+
+        Yields:
+            In file order; a last `Damage` with ``torn`` where the input ends inside a record.
+        """
+        while raw := self._window.read_at(self._at, HEADER_BYTES):
+            if len(raw) < HEADER_BYTES:
+                yield self._torn(None, "the input ends inside a record's header")
+                return
+            header = record.unpack(raw, self._file_id)
+            problem = self._problem(header)
+            if header is None or problem:
+                yield self._resynchronise(problem)
+                continue
+            yield from self._whole(header)
+            if self.torn:
+                return
+            self._window.release(self._at)
+
+    def _problem(self, header: Header | None) -> str:
+        """Why a header is not to be believed; empty if it is."""
+        if header is None:
+            return "the record's header is damaged"
+        if header.number <= self._last:
+            return f"record number {header.number} comes again"
+        if header.length > limits.RECORD_PAYLOAD_BYTES:
+            return f"a record announces {header.length} bytes, more than 64 MiB"
+        return ""
+
+    def _whole(self, header: Header) -> Iterator[Record | Damage]:
+        """The record at the current place, whose header holds."""
+        raw = memoryview(self._window.read_at(self._at, header.size))
+        if len(raw) < header.size:
+            yield self._torn(header, f"the input ends inside a {header.name} record")
+            return
+        if header.number != self._last + 1:
+            reason = f"records {self._last + 1} to {header.number - 1} are missing"
+            yield Damage(self._at, self._at, self._last + 1, None, reason)
+        start, self._at, self._last = self._at, self._at + header.size, header.number
+        payload = raw[HEADER_BYTES : HEADER_BYTES + header.length]
+        if self._checks and zlib.crc32(payload) != header.payload_crc:
+            reason = f"the {header.name} record fails its CRC"
+            yield Damage(start, self._at, header.number, header.kind, reason)
+            return
+        if self._checks and any(raw[HEADER_BYTES + header.length :]):
+            reason = f"the padding of the {header.name} record is not zero"
+            yield Damage(start, self._at, header.number, header.kind, reason, harmless=True)
+        yield Record(start, header, payload, raw)
+
+    def _torn(self, header: Header | None, reason: str) -> Damage:
+        self.torn = True
+        kind = None if header is None else header.kind
+        return Damage(self._at, self._at, self._last + 1, kind, reason, torn=True)
+
+    def _resynchronise(self, reason: str) -> Damage:
+        """Find the next header to believe, and say what was passed over."""
+        start = self._at
+        self._at = self._search(start + ALIGNMENT)
+        damage = Damage(start, self._at, self._last + 1, None, reason)
+        if found := record.unpack(self._window.read_at(self._at, HEADER_BYTES), self._file_id):
+            self._last = found.number - 1  # the gap is part of this damage
+        return damage
+
+    def _search(self, at: int) -> int:
+        """The place of the next believable header, or the end of the input."""
+        while block := self._window.read_at(at, _STEP):
+            for found in _candidates_from(block, at):
+                if self._believable(found):
+                    return found
+            if len(block) < _STEP:
+                return at + len(block)
+            at += _STEP - HEADER_BYTES
+            self._window.release(at)
+        return at
+
+    def _believable(self, at: int) -> bool:
+        """Whether a header found after damage is a record's header (clause 2.7)."""
+        if any(start < at < start + length for start, length in self._solid):
+            return False
+        header = record.unpack(self._window.read_at(at, HEADER_BYTES), self._file_id)
+        if header is None or self._problem(header):
+            return False
+        end = self._window.read_at(at + header.size, HEADER_BYTES)
+        if len(end) < HEADER_BYTES:
+            return True
+        after = record.unpack(end, self._file_id)
+        return after is not None and after.number > header.number
+
+
+def _candidates_from(block: bytes, base: int) -> Iterator[int]:
+    """Aligned places of the magic in a block that starts at ``base``."""
+    at = block.find(MAGIC)
+    while at >= 0:
+        if (base + at) % ALIGNMENT == 0:
+            yield base + at
+        at = block.find(MAGIC, at + 1)
+
+
+def solid_ranges(footer: Footer) -> list[tuple[int, int]]:
+    """Offset and length of the records that hold captured values.
+
+    Args:
+        footer: The capture's footer.
+
+    Returns:
+        The ranges.
+    """
+    chunks = [(int(c["offset"]), int(c["length"])) for c in footer.chunks]
+    states = footer.totals.get("states") or []
+    try:
+        return chunks + [(int(offset), int(length)) for offset, length in states]
+    except (TypeError, ValueError):
+        return chunks

@@ -1,0 +1,135 @@
+"""Opening an input by what it holds, never by its name."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+import zstandard
+
+from kcap import plugins
+from kcap.errors import KcapError, NotACaptureError
+from kcap.model.stream import Source
+
+HEAD_BYTES: Final = 1 << 16
+"""What readers are shown of an input to tell whether it is theirs."""
+
+_LEAST: Final = 64
+_GZIP: Final = b"\x1f\x8b"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+
+
+def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Source:
+    """Open a capture or a foreign file.
+
+    Args:
+        path: Its path; ``-`` for standard input.
+        lenient: Go on past bad input; what was passed over comes as `Loss`.
+
+    Returns:
+        The source. Close it.
+
+    Raises:
+        NotACaptureError: No reader knows the content.
+        KcapError: The input can't be opened.
+    """
+    name = os.fspath(path)
+    stream = _open(name)
+    try:
+        head, stream = _peek(stream)
+        if not head:
+            raise NotACaptureError("the input is empty", file=name, expected="a capture")
+        reader = _reader(head, name)
+        return cast("Source", reader(stream, name, lenient=lenient))
+    except BaseException:
+        if name != "-":
+            stream.close()
+        raise
+
+
+def _open(name: str) -> BinaryIO:
+    if name == "-":
+        return cast("BinaryIO", sys.stdin.buffer)
+    try:
+        return Path(name).open("rb")
+    except IsADirectoryError:
+        raise NotACaptureError("this is a directory", file=name, expected="a capture") from None
+    except OSError as e:
+        hint = "run as a user that may read it" if isinstance(e, PermissionError) else None
+        raise KcapError(f"can't be opened: {e.strerror}", file=name, hint=hint) from e
+
+
+def _peek(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
+    """The first bytes of a stream, and a stream that still has them."""
+    try:
+        if stream.seekable() and stream.tell() == 0:
+            head = stream.read(HEAD_BYTES)
+            stream.seek(0)
+            return head, stream
+        # What a pipe gives at once is enough; waiting for more would stall a live stream.
+        source = cast("io.BufferedReader", stream)
+        head = source.read1(HEAD_BYTES)
+        while len(head) < _LEAST and (more := source.read1(HEAD_BYTES)):
+            head += more
+        return head, cast("BinaryIO", io.BufferedReader(_Replayed(head, source)))
+    except OSError as e:
+        raise KcapError(f"can't be read: {e.strerror}", file=getattr(stream, "name", None)) from e
+
+
+class _Replayed(io.RawIOBase):
+    """A stream with its first bytes put back."""
+
+    def __init__(self, head: bytes, rest: io.BufferedReader) -> None:
+        super().__init__()
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401
+        part = self._head[: len(buffer)] if self._head else self._rest.read1(len(buffer))
+        self._head = self._head[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _reader(head: bytes, name: str) -> Any:  # noqa: ANN401
+    """The reader that knows the content."""
+    plain = decompressed(head)
+    known = plugins.found(plugins.READERS)
+    for entry in sorted(known, key=lambda n: (n != "kcap", n)):
+        reader = plugins.load(plugins.READERS, entry)
+        if reader.sniff(head if entry == "kcap" else plain):
+            return reader
+    raise NotACaptureError(
+        "no capture that kcap can read",
+        file=name,
+        offset=0,
+        expected=f"one of {', '.join(known)}",
+        hint="kcap import --list says what each reader reads",
+    )
+
+
+def decompressed(head: bytes) -> bytes:
+    """The start of what gzip or zstd hold.
+
+    Args:
+        head: First bytes of an input.
+
+    Returns:
+        Up to 64 KiB of content; ``head`` itself where it is not compressed.
+    """
+    try:
+        if head.startswith(_GZIP):
+            return zlib.decompressobj(31).decompress(head, HEAD_BYTES)
+        if head.startswith(_ZSTD):
+            with zstandard.ZstdDecompressor().stream_reader(head) as reader:
+                return reader.read(HEAD_BYTES)
+    except (zlib.error, zstandard.ZstdError):
+        return b""
+    return head

@@ -1,0 +1,161 @@
+"""The one loop: source, clock, state, stages, sinks.
+
+record, import, cat, replay and whatever comes later are this pipeline with other ends. Batches are
+pulled: a sink that takes its time slows the source down, and a live source then counts what the
+kernel could not keep.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kcap.model.batch import Batch
+from kcap.model.side import Loss
+from kcap.model.stream import Sink, Source
+from kcap.replay.clock import LogicalClock
+from kcap.state import State
+
+EXIT_DONE = 0
+EXIT_LOSSY = 3
+
+
+class Stage(Protocol):
+    """Something between source and sinks: a filter, a transformation."""
+
+    def process(self, batch: Batch) -> Batch:
+        """Take a batch and give one.
+
+        Args:
+            batch: Events; side records in `Batch.before` must be passed on.
+
+        Returns:
+            The events that go on, perhaps none.
+        """
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    events_in: int = 0
+    """Events that the source gave."""
+    events_out: int = 0
+    """Events that went to the sinks."""
+    losses: list[Loss] = field(default_factory=list)
+    """What was lost, skipped or damaged in this run."""
+    recorded_losses: list[Loss] = field(default_factory=list)
+    """What the capture says was lost when it was made."""
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 where something was lost, skipped or damaged in this run."""
+        return EXIT_LOSSY if self.losses else EXIT_DONE
+
+    def lost(self) -> dict[str, int]:
+        """Numbers by kind of loss; one of unknown size counts as none here."""
+        total: Counter[str] = Counter()
+        for loss in self.losses:
+            total[loss.kind] += loss.count or 0
+        return dict(sorted(total.items()))
+
+
+class Pipeline:
+    """Moves events from a source to sinks.
+
+    Example:
+        >>> Pipeline(source, [sink]).run().exit_code  # doctest: +SKIP
+        0
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sinks: Sequence[Sink],
+        *,
+        state: State | None = None,
+        resolve: bool = False,
+        stages: Sequence[Stage] = (),
+        limit: int | None = None,
+        after_batch: Callable[[Summary], bool] | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            source: Where events come from; closed by whoever opened it.
+            sinks: Where they go, in this order; closed at the end of `run`.
+            state: Follows the events; None where nobody needs it.
+            resolve: Let the state fill in identity that the events lack (record and import).
+            stages: Filters and transformations.
+            limit: Events after which the run ends.
+            after_batch: Called after each batch, also empty ones; returns True to end the run.
+        """
+        assert state is not None or not resolve
+        self.clock = LogicalClock()
+        self.summary = Summary()
+        self._source = source
+        self._sinks = sinks
+        self._state = state
+        self._resolve = resolve
+        self._stages = stages
+        self._limit = limit
+        self._after_batch = after_batch
+
+    def run(self) -> Summary:
+        """Move everything, close the sinks.
+
+        Returns:
+            The summary.
+
+        Raises:
+            KcapError: The source or a sink failed; what came before has been written, and the
+                sinks were closed.
+        """
+        try:
+            for batch in self._source.batches():
+                if self._step(batch):
+                    break
+        finally:
+            self._close()
+        return self.summary
+
+    def _step(self, batch: Batch) -> bool:
+        """One batch through everything; True where the run ends."""
+        self._note(batch)
+        self.summary.events_in += batch.rows
+        self.clock.advance(batch)
+        if self._state is not None:
+            batch = self._state.update(batch, resolve=self._resolve)
+        for stage in self._stages:
+            batch = stage.process(batch)
+        ends = False
+        if self._limit is not None:
+            room = self._limit - self.summary.events_out
+            ends = batch.rows >= room
+            batch = batch.slice(0, room)
+        self.summary.events_out += batch.rows
+        if batch.rows or batch.before:
+            for sink in self._sinks:
+                sink.write(batch)
+        if self._after_batch is not None and self._after_batch(self.summary):
+            return True
+        return ends
+
+    def _note(self, batch: Batch) -> None:
+        for side in batch.before:
+            if isinstance(side, Loss):
+                kept = self.summary.recorded_losses if side.recorded else self.summary.losses
+                kept.append(side)
+
+    def _close(self) -> None:
+        """Close every sink, the later ones also where an earlier one fails."""
+        failed: BaseException | None = None
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except Exception as e:  # noqa: BLE001  (raised again below)
+                failed = failed or e
+        if failed is not None:
+            raise failed
