@@ -1,0 +1,331 @@
+"""Who did it, for every row at once: identity columns out of the process table.
+
+Every change of the table in a batch makes a version of a process. A row's process is the last
+version of its pid at or before the row; one binary search over the keys (pid, row) finds it for
+all rows together, and no Python runs per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import TypeClass
+from kcap.state.processes import (
+    CENTISECOND_NS,
+    EVENT,
+    FACTS,
+    SAME_START_NS,
+    Process,
+    ProcessTable,
+    Provenance,
+    pairs,
+    process_key,
+)
+
+Int64s = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+_T = TypeVar("_T")
+
+_TEXTS: Final = {
+    "cmdline": "cmdline",
+    "container_id": "container_id",
+    "exe": "exe",
+    "process_name": "name",
+    "user": "user",
+}
+_NUMBERS: Final = {"gid": "gid", "ppid": "ppid", "session": "session", "uid": "uid"}
+
+_NONE: Final = -(1 << 63)
+"""Stands for a missing integer; a real one of this value counts as missing, which is harmless."""
+
+
+class Machine(NamedTuple):
+    """The rows of a batch that belong to one machine, and its table after the batch."""
+
+    table: ProcessTable
+    rows: Int64s
+
+
+class _Versions:
+    """The versions of all processes that rows of a batch refer to."""
+
+    def __init__(self, machines: Sequence[Machine], count: int) -> None:
+        self._machines = machines
+        self._count = count
+        self.processes: list[Process] = []
+
+    def find(self, ids: Int64s) -> Int64s:
+        """Number of the version that each row's id has there, -1 where there is none."""
+        found = np.full(self._count, -1, np.int64)
+        for table, rows in self._machines:
+            rows_with = rows[ids[rows] != _NONE]
+            if len(rows_with):
+                found[rows_with] = self._find(table, ids[rows_with], rows_with)
+        return found
+
+    def _find(self, table: ProcessTable, ids: Int64s, rows: Int64s) -> Int64s:
+        unique, codes = np.unique(ids, return_inverse=True)
+        code_of = {pid: code for code, pid in enumerate(unique.tolist())}
+        width = self._count + 1
+        keys, versions = [], []
+        for pid, code in code_of.items():
+            first = table.before[pid] if pid in table.before else table.get(pid)
+            keys.append(code * width)
+            versions.append(first)
+        for pid, row, process in table.changes or ():
+            if pid in code_of:
+                keys.append(code_of[pid] * width + row + 1)
+                versions.append(process)
+        numbers = np.full(len(versions), -1, np.int64)
+        for at, process in enumerate(versions):
+            if process is not None:
+                numbers[at] = len(self.processes)
+                self.processes.append(process)
+        order = np.argsort(np.array(keys, np.int64), kind="stable")
+        sorted_keys = np.array(keys, np.int64)[order]
+        at_or_before = np.searchsorted(sorted_keys, codes * width + rows + 1, "right") - 1
+        return numbers[order[at_or_before]]
+
+
+def resolve(batch: Batch, machines: Sequence[Machine]) -> Batch:
+    """Fill identity columns where the source left them empty.
+
+    Args:
+        batch: The batch, already followed by the tables.
+        machines: Its rows by machine; the tables hold the changes that the batch made.
+
+    Returns:
+        The batch with more values, and their provenance; what the source gave stays.
+    """
+    versions = _Versions(machines, batch.rows)
+    own = versions.find(batch.numpy("pid", _NONE))
+    own = _agreeing(batch, own, versions.processes)
+    filled: dict[str, Mask] = {}
+    columns: dict[str, Column] = {}
+
+    def put(name: str, column: Column | None, where: Mask) -> None:
+        if column is not None:
+            columns[name] = column
+            filled[name] = where
+
+    for name, field in _NUMBERS.items():
+        values = [getattr(p, field) for p in versions.processes]
+        put(name, *_fill_numbers(batch, name, own, values))
+    with_ids = batch.adding(columns)
+    own_user = _matching(with_ids.numpy("uid", _NONE), own, [p.uid for p in versions.processes])
+    for name, field in _TEXTS.items():
+        values = [getattr(p, field) for p in versions.processes]
+        put(name, *_fill_texts(batch, name, own_user if name == "user" else own, values))
+
+    ppids = with_ids.numpy("ppid", _NONE)
+    parent = versions.find(ppids)
+    processes = versions.processes
+    own_parent = _matching(ppids, own, [p.ppid for p in processes])
+    parent = _parents(own_parent, parent, processes)
+    names = [p.name for p in processes]
+    put("parent_name", *_fill_texts(batch, "parent_name", parent, names))
+    columns |= _keys(batch, machines, own, processes, filled)
+    if not columns:
+        return batch
+    columns |= _provenance(batch, own, parent, processes, filled)
+    return batch.adding(columns)
+
+
+def _agreeing(batch: Batch, own: Int64s, processes: Sequence[Process]) -> Int64s:
+    """Drop versions whose start time is not the row's: the pid was used again unseen."""
+    if batch.get("process_start_ns") is None or not processes:
+        return own
+    starts = batch.numpy("process_start_ns", _NONE)
+    known = np.array([_NONE if p.start_ns is None else p.start_ns for p in processes])
+    theirs = known[own]
+    both = (own >= 0) & (starts != _NONE) & (theirs != _NONE)
+    # Halves, so that times at the two ends of int64 do not wrap.
+    apart = np.abs(starts // 2 - theirs // 2) >= SAME_START_NS // 2
+    return np.where(both & apart, -1, own)
+
+
+def _matching(values: Int64s, own: Int64s, known: Sequence[int | None]) -> Int64s:
+    """Keep the versions that say the same as the row does."""
+    if not known:
+        return own
+    theirs = np.array([_NONE if k is None else k for k in known], np.int64)
+    return np.where((own >= 0) & (theirs[own] == values), own, -1)
+
+
+def _parents(own: Int64s, parent: Int64s, processes: Sequence[Process]) -> Int64s:
+    """Keep the parents that are the ones the child was started by, not later users of the pid."""
+    if not processes:
+        return parent
+    key_codes: dict[str | None, int] = {None: -1}
+    keys = np.array([key_codes.setdefault(p.process_key, len(key_codes)) for p in processes])
+    started_by = np.array([key_codes.setdefault(p.parent_key, len(key_codes)) for p in processes])
+    same = (own >= 0) & (keys[parent] >= 0) & (keys[parent] == started_by[own])
+    return np.where((parent >= 0) & same, parent, -1)
+
+
+def _fill_numbers(
+    batch: Batch, name: str, own: Int64s, known: Sequence[int | None]
+) -> tuple[Column | None, Mask]:
+    has = np.array([k is not None for k in known] or [False])
+    missing = ~batch.mask(name)
+    where = missing & (own >= 0) & has[own]
+    if not where.any():
+        return None, where
+    values = batch.numpy(name, 0)
+    values[where] = np.array([k or 0 for k in known], np.int64)[own[where]]
+    return _column(TypeClass.I64, pa.array(values), ~missing | where), where
+
+
+def _column(cls: TypeClass, full: pa.Array, has: Mask) -> Column:
+    """A column out of full-length values and which of them count."""
+    if has.all():
+        return Column(cls, full)
+    rows = np.flatnonzero(has).astype(np.int32)
+    return Column(cls, full.take(pa.array(rows)), rows)
+
+
+def _fill_texts(
+    batch: Batch, name: str, own: Int64s, known: Sequence[str | None]
+) -> tuple[Column | None, Mask]:
+    has = np.array([k is not None for k in known] or [False])
+    missing = ~batch.mask(name)
+    where = missing & (own >= 0) & has[own]
+    if not where.any():
+        return None, where
+    used = np.unique(own[where])
+    entries: dict[str | None, int] = {}
+    code_of = np.zeros(len(known), np.int32)
+    code_of[used] = [entries.setdefault(known[i], len(entries)) for i in used.tolist()]
+    return _merge(batch, name, where, code_of[own[where]], list(entries)), where
+
+
+def _merge(
+    batch: Batch,
+    name: str,
+    where: Mask,
+    codes: npt.NDArray[np.int32],
+    entries: Sequence[str | None],
+    *,
+    instead: bool = False,
+) -> Column:
+    """A text column with values put into some rows, beside those it has or ``instead`` of them."""
+    full = np.zeros(batch.rows, np.int32)
+    has = where.copy()
+    texts = pa.array(entries, pa.utf8())
+    column = None if instead else batch.get(name)
+    if column is not None:
+        old = column.values.dictionary
+        full[slice(None) if column.rows is None else column.rows] = column.codes()
+        has |= batch.mask(name)
+        full[where] = codes + np.int32(len(old))
+        texts = pa.concat_arrays([old.cast(pa.utf8()), texts])
+    else:
+        full[where] = codes
+    values = pa.DictionaryArray.from_arrays(pa.array(full), texts)
+    return _column(TypeClass.STR, values, has)
+
+
+def _keys(
+    batch: Batch,
+    machines: Sequence[Machine],
+    own: Int64s,
+    processes: Sequence[Process],
+    filled: dict[str, Mask],
+) -> dict[str, Column]:
+    """The ``process_key`` column: the table's, else made of the start time in the row."""
+    name = "process_key"
+    keys: list[str | None] = [p.process_key for p in processes]
+    column, where = _fill_texts(batch, name, own, keys)
+    columns = {} if column is None else {name: column}
+    filled[name] = where
+    after = batch.adding(columns)
+    starts = batch.numpy("process_start_ns", _NONE)
+    pids = batch.numpy("pid", _NONE)
+    todo = ~after.mask(name) & (starts != _NONE) & (pids != _NONE)
+    if not todo.any():
+        return columns
+    codes = np.zeros(batch.rows, np.int32)
+    entries: list[str | None] = []
+    for table, rows in machines:
+        mine = rows[todo[rows]]
+        pid_values, pid_codes = np.unique(pids[mine], return_inverse=True)
+        ticks, tick_codes = np.unique(starts[mine] // CENTISECOND_NS, return_inverse=True)
+        both, which = np.unique(pid_codes * len(ticks) + tick_codes, return_inverse=True)
+        codes[mine] = which + len(entries)
+        for code in both.tolist():
+            pid, tick = divmod(code, len(ticks))
+            start_ns = int(ticks[tick]) * CENTISECOND_NS
+            entries.append(process_key(table.machine, int(pid_values[pid]), start_ns))
+    return {name: _merge(after, name, todo, codes[todo], entries)}
+
+
+def _provenance(
+    batch: Batch,
+    own: Int64s,
+    parent: Int64s,
+    processes: Sequence[Process],
+    filled: dict[str, Mask],
+) -> dict[str, Column]:
+    """The ``provenance`` column: one text for each distinct way in which a row was filled."""
+    names = sorted(name for name, where in filled.items() if where.any())
+    bits = np.zeros(batch.rows, np.int64)
+    for bit, name in enumerate(names):
+        bits |= filled[name].astype(np.int64) << bit
+    where = bits != 0
+    if not where.any():
+        return {}
+    of_process, provenances = _distinct(processes, lambda p: p.provenance)
+    of_parent, tags = _distinct(processes, lambda p: p.provenance[_NAME])
+    old = batch.get("provenance")
+    old_texts = [] if old is None else old.values.dictionary.to_pylist()
+    code = np.zeros(batch.rows, np.int64)
+    if old is not None:
+        code[slice(None) if old.rows is None else old.rows] = old.codes() + 1
+    sizes = (len(tags) + 1, len(provenances) + 1, len(old_texts) + 1, 1 << len(names))
+    parts = (of_parent[parent] * (parent >= 0), of_process[own] * (own >= 0), code, bits)
+    combined = np.ravel_multi_index([p[where] for p in parts], sizes)
+    unique, which = np.unique(combined, return_inverse=True)
+    texts: list[str | None] = []
+    for tag, provenance, text, mask in zip(*np.unravel_index(unique, sizes), strict=True):
+        said = dict(pairs(old_texts[text - 1])) if text else {}
+        for bit, name in enumerate(names):
+            if mask >> bit & 1:
+                said[name] = _tag(name, provenances, int(provenance), tags, int(tag))
+        texts.append(",".join(f"{n}:{t}" for n, t in sorted(said.items())))
+    entries = sorted({t for t in texts if t is not None})
+    at = {text: i for i, text in enumerate(entries)}
+    codes = np.array([at[t or ""] for t in texts], np.int32)[which]
+    column = _merge(batch, "provenance", where, codes, entries)
+    return {"provenance": column.compact()}
+
+
+_NAME: Final = FACTS.index("name")
+_FACT_OF: Final = {**_TEXTS, **_NUMBERS, "process_key": "start_ns"}
+
+
+def _distinct(
+    processes: Sequence[Process], part: Callable[[Process], _T]
+) -> tuple[Int64s, list[_T]]:
+    """Number the distinct values of a part of the processes from 1."""
+    numbers: dict[_T, int] = {}
+    codes = [numbers.setdefault(part(p), len(numbers) + 1) for p in processes]
+    return np.array(codes or [0], np.int64), list(numbers)
+
+
+def _tag(
+    name: str,
+    provenances: Sequence[Provenance],
+    provenance: int,
+    tags: Sequence[str | None],
+    tag: int,
+) -> str:
+    """The provenance of one value that was filled in."""
+    if name == "parent_name":
+        return tags[tag - 1] or EVENT
+    return provenances[provenance - 1][FACTS.index(_FACT_OF[name])] or EVENT
