@@ -27,7 +27,7 @@ Ids = npt.NDArray[np.int32]
 Scalar = Callable[[TypeClass, pa.Array], pa.Array]
 """Renders an array of one class, no list, as utf8."""
 
-BLOCK_BYTES: Final = 4 << 20
+BLOCK_BYTES: Final = 8 << 20
 """About how much text is made at a time: what bounds the memory of a text writer."""
 
 _NUMBER_BYTES: Final = 24
@@ -55,39 +55,50 @@ class Texts(NamedTuple):
         return Texts(self.entries, self.codes[wanted])
 
 
-class LineBuilder:
-    """Puts lines together from fragments, all lines at the same time.
+class Constants:
+    """Fixed texts that lines share, numbered before the first line is made."""
 
-    Args:
-        count: How many lines.
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
 
-    Example:
-        >>> lines = LineBuilder(2)
-        >>> lines.append(lines.constant("pid "))
-        >>> lines.append_texts(Texts(pa.array(["7", "42"]), None))
-        >>> bytes(lines.finish())
-        b'pid 7pid 42'
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._constants: dict[str, int] = {}
-        self._pool: list[pa.Array] = []
-        self._pooled = 0
-        self._cells: list[tuple[int | Ids, Rows | None]] = []
-
-    def constant(self, fragment: str) -> int:
-        """Make a fragment of a fixed text.
+    def number(self, fragment: str) -> int:
+        """Number a text.
 
         Args:
             fragment: The text.
 
         Returns:
-            Its number, for `append`.
+            Its number, for `LineBuilder.append`; the same for the same text.
         """
-        if fragment not in self._constants:
-            self._constants[fragment] = self._add(pa.array([fragment], pa.utf8()))
-        return self._constants[fragment]
+        return self._numbers.setdefault(fragment, len(self._numbers))
+
+    def texts(self) -> pa.Array:
+        """All texts in the order of their numbers, for `LineBuilder`."""
+        return pa.array(list(self._numbers), pa.utf8())
+
+
+class LineBuilder:
+    """Puts lines together from fragments, all lines at the same time.
+
+    Args:
+        count: How many lines.
+        constants: The texts that have a number already.
+
+    Example:
+        >>> constants = Constants()
+        >>> pid = constants.number("pid ")
+        >>> lines = LineBuilder(2, constants.texts())
+        >>> lines.append(pid)
+        >>> lines.append_texts(Texts(pa.array(["7", "42"]), None))
+        >>> bytes(lines.finish())
+        b'pid 7pid 42'
+    """
+
+    def __init__(self, count: int, constants: pa.Array) -> None:
+        self._count = count
+        self._pool = [constants]
+        self._pooled = len(constants)
+        self._cells: list[tuple[int | Ids, Rows | None]] = []
 
     def append(self, ids: int | Ids, rows: Rows | None = None) -> None:
         """Append one fragment to each of some lines.
@@ -105,7 +116,9 @@ class LineBuilder:
             texts: The values, one a line.
             rows: The lines; None for all.
         """
-        first = self._add(texts.entries)
+        first = self._pooled
+        self._pool.append(texts.entries)
+        self._pooled += len(texts.entries)
         if texts.codes is None:
             ids = np.arange(first, first + len(texts.entries), dtype=np.int32)
         else:
@@ -132,18 +145,12 @@ class LineBuilder:
             return memoryview(b"")
         return text_bytes(pa.concat_arrays(self._pool).take(pa.array(gathered))).data
 
-    def _add(self, entries: pa.Array) -> int:
-        first = self._pooled
-        self._pool.append(entries)
-        self._pooled += len(entries)
-        return first
-
 
 def append_item(
     lines: LineBuilder,
     column: Column,
     texts: Texts,
-    heads: tuple[str, str],
+    heads: tuple[int, int],
     seen: npt.NDArray[np.bool_],
 ) -> None:
     """Append an item of a list whose members differ from line to line.
@@ -152,11 +159,11 @@ def append_item(
         lines: The lines.
         column: The column that the item comes from.
         texts: Its values.
-        heads: What stands before the value, for the first item of a line and for others.
+        heads: The constants before a value: for the first item of a line, and for others.
         seen: Lines that have an item already; updated.
     """
     where = slice(None) if column.rows is None else column.rows
-    first, other = (lines.constant(head) for head in heads)
+    first, other = heads
     before = seen[where]
     lines.append(other if before.all() else np.where(before, other, first), column.rows)
     lines.append_texts(texts, column.rows)

@@ -53,9 +53,17 @@ class JsonLines:
         """
         if not self._state:
             batch = fragments.without_state(batch)
-        heads = _heads(batch)
+        constants = fragments.Constants()
+        ends = (constants.number("{}\n"), constants.number("}\n"))
+        heads = {}
+        for name in _in_order(batch):
+            literal = text.json_string(name)
+            heads[name] = (constants.number(f"{{{literal}:"), constants.number(f",{literal}:"))
+        shared = constants.texts()
         for block in fragments.blocks(batch):
-            fragments.write_all(self._stream, _lines(block, heads))
+            lines = fragments.LineBuilder(block.rows, shared)
+            _append_events(lines, block, heads, ends)
+            fragments.write_all(self._stream, lines.finish())
 
     def close(self) -> None:
         """Flush the stream, which stays open.
@@ -68,25 +76,27 @@ class JsonLines:
             fragments.flush(self._stream)
 
 
-def _heads(batch: Batch) -> dict[str, tuple[str, str]]:
-    """Column names in their order, each with what stands before its first and later values."""
+def _in_order(batch: Batch) -> list[str]:
+    """The columns: the envelope in its order, the rest by name."""
     envelope = [name for name in catalogue.envelope() if name in batch.columns]
-    rest = sorted(batch.columns.keys() - catalogue.envelope().keys())
-    literals = ((name, text.json_string(name)) for name in envelope + rest)
-    return {name: (f"{{{literal}:", f",{literal}:") for name, literal in literals}
+    return envelope + sorted(batch.columns.keys() - catalogue.envelope().keys())
 
 
-def _lines(block: Batch, heads: dict[str, tuple[str, str]]) -> memoryview:
-    lines = fragments.LineBuilder(block.rows)
+def _append_events(
+    lines: fragments.LineBuilder,
+    block: Batch,
+    heads: dict[str, tuple[int, int]],
+    ends: tuple[int, int],
+) -> None:
+    """Append the events of a block, given what stands before each value and behind the last."""
     seen = np.zeros(block.rows, np.bool_)
     for name, head in heads.items():
         column = block.get(name)
         if column is not None and len(column):
             texts = fragments.render(column, _json, ",")
             fragments.append_item(lines, column, texts, head, seen)
-    end = lines.constant("}\n")
-    lines.append(end if seen.all() else np.where(seen, end, lines.constant("{}\n")))
-    return lines.finish()
+    empty, end = ends
+    lines.append(end if seen.all() else np.where(seen, end, empty).astype(np.int32))
 
 
 def _json(cls: TypeClass, values: pa.Array) -> pa.Array:

@@ -87,7 +87,7 @@ class _Value(NamedTuple):
 class _Parameters(NamedTuple):
     """All parameters as a batch has them: columns, and what stands before a value."""
 
-    columns: list[tuple[str, tuple[str, str], Render]]
+    columns: list[tuple[str, tuple[int, int], Render]]
 
 
 class ConsoleLines:
@@ -141,15 +141,18 @@ class ConsoleLines:
         """
         if not self._state:
             batch = fragments.without_state(batch)
-        parts = self._resolve(batch)
-        named = {c[0] for part in parts if not isinstance(part, str) for c in part.columns}
+        constants = fragments.Constants()
+        placeholder = constants.number(PLACEHOLDER)
+        parts = self._resolve(batch, constants)
+        shared = constants.texts()
+        named = {c[0] for part in parts if not isinstance(part, int) for c in part.columns}
         for block in fragments.blocks(batch.select(named)):
-            lines = LineBuilder(block.rows)
+            lines = LineBuilder(block.rows, shared)
             for part in parts:
-                if isinstance(part, str):
-                    lines.append(lines.constant(part))
+                if isinstance(part, int):
+                    lines.append(part)
                 elif isinstance(part, _Value):
-                    _append_value(lines, block, part)
+                    _append_value(lines, block, part, placeholder)
                 else:
                     _append_parameters(lines, block, part)
             fragments.write_all(self._stream, lines.finish())
@@ -164,19 +167,22 @@ class ConsoleLines:
             self._closed = True
             fragments.flush(self._stream)
 
-    def _resolve(self, batch: Batch) -> list[str | _Value | _Parameters]:
+    def _resolve(
+        self, batch: Batch, constants: fragments.Constants
+    ) -> list[int | _Value | _Parameters]:
         """The template, with the columns that this batch has for its fields."""
-        out: list[str | _Value | _Parameters] = []
+        out: list[int | _Value | _Parameters] = []
         for part in self._template:
             if isinstance(part, str):
-                out.append(part)
+                out.append(constants.number(part))
             elif part.name in _PARAMETERS:
-                out.append(_parameters(batch, self._delimiter))
+                out.append(_parameters(batch, self._delimiter, constants))
             elif self._color and part.name in _COLORS:
-                out += [_COLORS[part.name], _value(batch, part.name), _RESET]
+                before, after = constants.number(_COLORS[part.name]), constants.number(_RESET)
+                out += [before, _value(batch, part.name), after]
             else:
                 out.append(_value(batch, part.name))
-        return [*out, "\n"]
+        return [*out, constants.number("\n")]
 
 
 def _parse(template: str) -> list[str | _Field]:
@@ -275,15 +281,16 @@ def _source_name(base: str) -> str:
         return base
 
 
-def _parameters(batch: Batch, delimiter: str) -> _Parameters:
+def _parameters(batch: Batch, delimiter: str, constants: fragments.Constants) -> _Parameters:
     columns = []
     for label, _, column in _arguments(batch):
         head = f"{text.printable(label)}{delimiter}"
-        columns.append((column, (head, f", {head}"), _plain_render(column)))
+        heads = constants.number(head), constants.number(f", {head}")
+        columns.append((column, heads, _plain_render(column)))
     return _Parameters(columns)
 
 
-def _append_value(lines: LineBuilder, block: Batch, value: _Value) -> None:
+def _append_value(lines: LineBuilder, block: Batch, value: _Value, placeholder: int) -> None:
     """Append the first value that an event has, or the placeholder."""
     missing = np.ones(block.rows, np.bool_)
     for name, render in value.columns:
@@ -299,7 +306,7 @@ def _append_value(lines: LineBuilder, block: Batch, value: _Value) -> None:
         missing[rows] = False
     if missing.any():
         rest = np.flatnonzero(missing).astype(np.int32)
-        lines.append(lines.constant(PLACEHOLDER), rest)
+        lines.append(placeholder, rest)
 
 
 def _append_parameters(lines: LineBuilder, block: Batch, parameters: _Parameters) -> None:
