@@ -85,9 +85,8 @@ def kcap(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     def run(
         *words: str | Path, stdin: bytes = b"", **env: str
     ) -> subprocess.CompletedProcess[bytes]:
-        code = "from kcap.tools.cli import main; main()"
         return subprocess.run(
-            [sys.executable, "-c", code, *map(str, words)],
+            [sys.executable, "-m", "kcap.tools", *map(str, words)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT), **env},
             input=stdin,

@@ -204,8 +204,7 @@ def test_plain_checkout(tree: Path, install: Callable[..., Installed]) -> None:
     files = json.loads(run(python, "-c", WHERE, cwd=tree))
 
     assert all(Path(file).is_relative_to(tree) for file in files)
-    main = "import sys; from kcap.tools.cli import main; sys.exit(main())"
-    assert "kcap" in run(python, "-c", main, "version", cwd=tree)
+    assert "kcap" in run(python, "-m", "kcap.tools", "version", cwd=tree)
 
 
 def test_an_environment_without_kcap_is_noticed(
