@@ -278,6 +278,18 @@ def test_partial_writes_are_continued() -> None:
     assert stream.data == b'{"pid":7}\n' * 9
 
 
+def test_each_batch_is_handed_on() -> None:
+    """What a batch says has left the buffer when `write` returns, and again after `close`."""
+    raw = io.BytesIO()
+    stream = io.BufferedWriter(raw, 1 << 20)
+    sink = JsonLines(stream)
+    sink.write(Batch(1, {}))
+    assert raw.getvalue() == b"{}\n"
+    sink.close()
+    sink.close()
+    assert not stream.closed
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), None])
 def test_a_full_disk_is_an_output_error(error: OSError | None) -> None:
     """What the stream refuses is a KcapError; a reader that went away is left to the caller."""

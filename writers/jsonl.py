@@ -64,6 +64,7 @@ class JsonLines:
             lines = fragments.LineBuilder(block.rows, shared)
             _append_events(lines, block, heads, ends)
             fragments.write_all(self._stream, lines.finish())
+        fragments.flush(self._stream)  # Who watches a live source sees each batch as it comes.
 
     def close(self) -> None:
         """Flush the stream, which stays open.

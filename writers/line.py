@@ -156,6 +156,7 @@ class ConsoleLines:
                 else:
                     _append_parameters(lines, block, part)
             fragments.write_all(self._stream, lines.finish())
+        fragments.flush(self._stream)  # Who watches a live source sees each batch as it comes.
 
     def close(self) -> None:
         """Flush the stream, which stays open.
@@ -275,10 +276,8 @@ def _arguments(batch: Batch) -> list[tuple[str, int, str]]:
 
 @cache
 def _source_name(base: str) -> str:
-    try:
-        return text.clean(naming.source_name(base))[0]
-    except UnicodeDecodeError:  # Not a name that kcap gives, but a capture may hold it.
-        return base
+    """The source's own name as valid text."""
+    return text.clean(naming.source_name(base))[0]
 
 
 def _parameters(batch: Batch, delimiter: str, constants: fragments.Constants) -> _Parameters:
