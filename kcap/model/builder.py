@@ -270,8 +270,10 @@ def classify(value: Any, home: TypeClass | None) -> tuple[TypeClass, Any, bytes 
         cls = _list_class(value, home)
         if cls is not None:
             return cls, value, None, None
-    kept, size = text.cut(text.json_text(value))
-    deep = text.depth(value) > limits.JSON_DEPTH
+    whole = text.json_text(value)
+    kept, size = text.cut(whole)
+    levels = whole.count("[") + whole.count("{")  # at most so many, and cheap to count
+    deep = levels > limits.JSON_DEPTH and text.depth(value) > limits.JSON_DEPTH
     return TypeClass.STR if deep else TypeClass.JSON, kept, None, size
 
 

@@ -141,17 +141,14 @@ def depth(value: object) -> int:
     Returns:
         0 for a scalar, 1 for a flat list or object, and so on.
     """
-    level, layer = 0, [value]
-    while True:
-        inner: list[object] = []
-        found = False
-        for item in layer:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-                found = True
-            elif isinstance(item, (list, tuple)):
-                inner.extend(item)
-                found = True
-        if not found:
-            return level
-        level, layer = level + 1, inner
+    level = 0
+    layer = [value] if isinstance(value, (dict, list, tuple)) else []
+    while layer:
+        level += 1
+        layer = [
+            part
+            for item in layer
+            for part in (item.values() if isinstance(item, dict) else item)
+            if isinstance(part, (dict, list, tuple))
+        ]
+    return level
