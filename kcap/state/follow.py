@@ -177,22 +177,21 @@ def _fork(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
     old = table.get(child)
     if old is not None and not old.exited and _same(old.start_ns, start_ns):
         return  # read from /proc between the fork and this row
-    key = process_key(table.machine, child, start_ns)
-    if parent is None:
-        process = Process(child, key, ppid=ppid, start_ns=start_ns)
-    else:
-        process = parent._replace(
-            pid=child,
-            process_key=key,
-            parent_key=parent.process_key,
-            ppid=ppid,
-            start_ns=start_ns,
-            exited=False,
-            end_ns=None,
-            exit_code=None,
-            signal_code=None,
-        )
-    table.put(process._replace(provenance=inherited(known_facts(process))), row)
+    parent = parent or Process(child)
+    known = (ppid is not None, *known_facts(parent)[1:-1], start_ns is not None)
+    process = parent._replace(
+        pid=child,
+        process_key=process_key(table.machine, child, start_ns),
+        parent_key=parent.process_key,
+        ppid=ppid,
+        start_ns=start_ns,
+        exited=False,
+        end_ns=None,
+        exit_code=None,
+        signal_code=None,
+        provenance=inherited(known),
+    )
+    table.put(process, row)
 
 
 def _start(table: ProcessTable, facts: Facts, i: int, row: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ class Process(NamedTuple):
     """Where each of `FACTS` comes from; None for an unknown one."""
 
 
-_FACT_AT: Final = tuple(Process._fields.index(name) for name in FACTS)
+_facts: Final = attrgetter(*FACTS)
 
 COLUMNS: Final = {
     "machine": TypeClass.STR,
@@ -333,4 +334,4 @@ def known_facts(process: Process) -> tuple[bool, ...]:
     Returns:
         One entry for each.
     """
-    return tuple(process[at] is not None for at in _FACT_AT)
+    return tuple([fact is not None for fact in _facts(process)])
