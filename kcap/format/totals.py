@@ -107,25 +107,33 @@ class Totals:
         """The chunk table."""
         return np.array(self.chunks, payloads.TABLE)
 
+    def counted(self) -> dict[str, Any]:
+        """The numbers, as plain JSON values."""
+        return {
+            "backward_steps": self._backward,
+            "events": self._events,
+            "loss": [loss.to_json() for loss in self._losses.values()],
+            "seq": self._seq.pair(),
+            "sources": [self.sources[i] for i in sorted(self.sources)],
+            "state_rows": self._state_rows,
+            "timeless": self._timeless,
+            "ts": self.ts.pair(),
+            "types": self._listed_types(),
+        }
+
     def to_json(self, known: schema.Schema) -> dict[str, Any]:
         """The footer's body.
 
         Args:
             known: The columns.
+
+        Returns:
+            Plain JSON values.
         """
-        return {
-            "backward_steps": self._backward,
-            "events": self._events,
-            "loss": [loss.to_json() for loss in self._losses.values()],
+        return self.counted() | {
             "records": dict(self.records),
             "schema": known.to_json(),
-            "seq": self._seq.pair(),
-            "sources": [self.sources[i] for i in sorted(self.sources)],
-            "state_rows": self._state_rows,
             "states": self.states,
-            "timeless": self._timeless,
-            "ts": self.ts.pair(),
-            "types": self._listed_types(),
         }
 
     def _listed_types(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Checking a capture: every byte, every record, and that the parts agree (spec/kcap.md, clause 11)."""
+"""Checking a capture: every byte, every record, and that the parts agree (clause 11)."""
 
 from __future__ import annotations
 

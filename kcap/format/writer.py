@@ -18,6 +18,9 @@ from kcap.model.side import Loss, Snapshot, SourceInfo
 _TEXT_BYTES = 8 << 20
 """Bytes of text and lists after which the writer closes a chunk, to stay small in memory."""
 
+_WAITING_BYTES = 32
+"""What an event that waits for its chunk is taken to cost in the file."""
+
 
 class CaptureWriter:
     """A sink that writes a capture.
@@ -86,6 +89,11 @@ class CaptureWriter:
         if self._snapshot and self._states.due(self.bytes_written, self._totals.ts.high):
             self.flush()
             self._state(self._snapshot())
+
+    @property
+    def expected_bytes(self) -> int:
+        """Length of the file were it closed now, roughly: events still waiting are estimated."""
+        return self.bytes_written + self._pending_rows * _WAITING_BYTES
 
     def flush(self) -> None:
         """Close the current chunk, so that everything taken so far is in the file."""

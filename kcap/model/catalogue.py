@@ -72,6 +72,12 @@ def events(family: str) -> dict[str, EventInfo]:
 
 
 @cache
+def families() -> list[str]:
+    """The families of sources whose events are known, by name."""
+    return sorted({r[0] for r in _rows("events.tsv")})
+
+
+@cache
 def actions() -> dict[str, str]:
     """kcap's taxonomy: an action to its category."""
     return {r[0]: r[1] for r in _rows("taxonomy.tsv")}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kcap.model.batch import Batch
+from kcap.errors import KcapError
+from kcap.model.batch import EMPTY, Batch
 from kcap.model.side import Loss
 from kcap.model.stream import Sink, Source
 from kcap.replay.clock import LogicalClock
@@ -113,13 +114,28 @@ class Pipeline:
             KcapError: The source or a sink failed; what came before has been written, and the
                 sinks were closed.
         """
+        batches = self._source.batches()
         try:
-            for batch in self._source.batches():
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    break
+                except KcapError as e:
+                    self._mark_incomplete(e)
+                    raise
                 if self._step(batch):
                     break
         finally:
             self._close()
         return self.summary
+
+    def _mark_incomplete(self, error: KcapError) -> None:
+        """Let the outputs say that they end where the source failed."""
+        place = f" at {error.place}" if error.place else ""
+        loss = Loss("torn", None, f"stopped: {error.what}{place}")
+        for sink in self._sinks:
+            sink.write(EMPTY.with_before((loss,)))
 
     def _step(self, batch: Batch) -> bool:
         """One batch through everything; True where the run ends."""

@@ -1,0 +1,43 @@
+"""``kcap cat``: print events."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import click
+
+from kcap.tools import common
+from kcap.tools.cli import Verb
+from kcap.tools.play import Options, opened_source, play
+
+
+@click.command(
+    "cat",
+    cls=Verb,
+    examples=(
+        "kcap cat host.kcap",
+        "kcap cat --format jsonl host.kcap | jq .process_name",
+        "ssh host kcap record -o - | tee host.kcap | kcap cat -",
+    ),
+)
+@click.argument("capture")
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(common.FORMATS),
+    default="line",
+    show_default=True,
+    help="line: for people; jsonl: one JSON object an event; tracee-json: as Tracee prints it.",
+)
+@common.input_options
+@common.output_options
+@click.pass_context
+def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Options]) -> None:
+    """Print the events of CAPTURE in file order; '-' reads standard input.
+
+    Any format that kcap can read will do. State records are left out unless --state is given.
+    """
+    with opened_source(capture, lenient=options["lenient"]) as source:
+        summary = play(source, form, options)
+    common.finish(ctx, summary)

@@ -1,0 +1,184 @@
+"""The command line: ``kcap VERB``. Verbs are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any, Final, NamedTuple, NoReturn
+
+import click
+
+from kcap.errors import KcapError
+
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+_CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Verb(NamedTuple):
+    """Where a verb lives; enough to list it without importing it."""
+
+    module: str
+    section: str
+    help: str
+    hidden: bool = False
+
+
+_VERBS: Final = {
+    "record": _Verb("record", "Capture", "Record what happens on this host."),
+    "capture": _Verb("record", "Capture", "The same as record.", hidden=True),
+    "import": _Verb("import_", "Capture", "Turn a foreign capture into a .kcap file."),
+    "info": _Verb("info", "Look", "What a capture holds, on one screen."),
+    "cat": _Verb("cat", "Look", "Print events."),
+    "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
+    "verify": _Verb("verify", "Check", "Check every byte of a capture."),
+    "docs": _Verb("docs", "Help", "Read the documentation."),
+    "man": _Verb("man", "Help", "The manual page of a verb."),
+    "completion": _Verb("completion", "Help", "Shell completion for bash, zsh or fish."),
+    "version": _Verb("version", "Help", "Versions of kcap, Python and the libraries."),
+}
+
+_EXAMPLES: Final = (
+    "kcap record -o host.kcap --duration 60",
+    "kcap info host.kcap",
+    "kcap replay host.kcap",
+)
+
+
+class Verb(click.Command):
+    """A command whose help begins with examples."""
+
+    def __init__(self, *args: Any, examples: tuple[str, ...] = (), **kwargs: Any) -> None:  # noqa: ANN401
+        kwargs.setdefault("context_settings", _CONTEXT)
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+        self.params.append(
+            click.Option(
+                ["-v", "--verbose"],
+                count=True,
+                expose_value=False,
+                callback=_set_verbose,
+                help="Say more on standard error; twice: show where an error comes from.",
+            )
+        )
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples before the description."""
+        _write_examples(formatter, self.examples)
+        super().format_help_text(ctx, formatter)
+
+
+class KcapGroup(click.Group):
+    """The group of all verbs: lazy, with sections, and with kcap's exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the order of the help."""
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"kcap.tools.{_VERBS[cmd_name].module}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or say which one was probably meant."""
+        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _VERBS, 1)
+            meant = f" Did you mean {near[0]!r}?" if near else " Try 'kcap --help'."
+            ctx.fail(f"No such verb: {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples before the description."""
+        _write_examples(formatter, _EXAMPLES)
+        super().format_help_text(ctx, formatter)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, verb in _VERBS.items():
+            if not verb.hidden:
+                sections.setdefault(verb.section, []).append((name, verb.help))
+        for section, rows in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(rows, col_max=14)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """Run a verb; errors become one line and an exit code, here as under a test runner."""
+        try:
+            return super().invoke(ctx)
+        except KcapError as e:
+            self._fail(ctx, e)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough. Nothing may be flushed into the pipe at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as e:  # noqa: BLE001  (a defect of ours: still no traceback unasked)
+            self._fail(
+                ctx, KcapError(f"internal error: {e!r}", hint="again with -vv, and report it")
+            )
+
+    def _fail(self, ctx: click.Context, error: KcapError) -> NoReturn:
+        if ctx.find_root().meta.get("kcap.verbose", 0) > 1:
+            traceback.print_exc()
+        report(error)
+        ctx.exit(error.exit_code)
+
+
+def report(error: KcapError) -> None:
+    """Print an error as users see it.
+
+    Args:
+        error: The error.
+    """
+    from kcap.model.text import printable
+
+    click.echo(f"kcap: {printable(str(error))}", err=True)
+    if error.hint:
+        click.echo(f"hint: {printable(error.hint)}", err=True)
+
+
+def _write_examples(formatter: click.HelpFormatter, examples: tuple[str, ...]) -> None:
+    if examples:
+        with formatter.section("Examples"):
+            for example in examples:
+                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+def _set_verbose(ctx: click.Context, _param: click.Parameter, value: int) -> None:
+    root = ctx.find_root()
+    root.meta["kcap.verbose"] = max(root.meta.get("kcap.verbose", 0), value)
+
+
+@click.group(cls=KcapGroup, invoke_without_command=True, context_settings=_CONTEXT)
+@click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    expose_value=False,
+    callback=_set_verbose,
+    help="Say more on standard error; twice: show where an error comes from.",
+)
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Capture and replay of host telemetry: what pcap and its tools are to packets.
+
+    Every verb takes every format that kcap can read, and '-' for a stream. Exit codes: 0 done,
+    1 failed, 2 wrong usage, 3 finished but something was lost, skipped or damaged.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

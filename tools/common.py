@@ -1,0 +1,246 @@
+"""What several verbs share: options, formats, times, and how a run ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from kcap.model.side import Loss
+    from kcap.model.stream import Sink
+    from kcap.replay.pipeline import Summary
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME: Final = re.compile(r"(.*?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SHOWN: Final = 5
+
+TEXT_FORMATS: Final = ("line", "jsonl", "tracee-json")
+FORMATS: Final = (*TEXT_FORMATS, "kcap")
+
+
+class EventTime(click.ParamType[int]):
+    """A point in time: RFC 3339, or integer ns since 1970."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        """Parse to ns UTC; what has no zone is UTC."""
+        if isinstance(value, int):
+            return value
+        if re.fullmatch(r"-?\d{6,}", value):
+            return int(value)
+        try:
+            match = _TIME.fullmatch(value)
+            assert match is not None
+            base = datetime.fromisoformat(match[1] + (match[3] or "").replace("Z", "+00:00"))
+            base = base if base.tzinfo else base.replace(tzinfo=UTC)
+            whole = (base - _EPOCH) // timedelta(seconds=1)
+            return whole * 10**9 + int((match[2] or "").ljust(9, "0"))
+        except ValueError:
+            self.fail(
+                f"{value!r} is no time: give 2026-11-20T12:00:00Z or ns since 1970", param, ctx
+            )
+
+
+class Duration(click.ParamType[float]):
+    """A duration: seconds, or with a unit (500ms, 10s, 5m, 2h)."""
+
+    name = "duration"
+    _units: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Parse to seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", value)
+        if match is None:
+            self.fail(f"{value!r} is no duration: give 30, 500ms, 10s, 5m or 2h", param, ctx)
+        return float(match[1]) * self._units[match[2] or ""]
+
+
+class Size(click.ParamType[int]):
+    """A size in bytes, or with a unit (100K, 20M, 1G; powers of 1024)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        """Parse to bytes."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            self.fail(f"{value!r} is no size: give 500000, 100K, 20M or 1G", param, ctx)
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def input_options(function: _F) -> _F:
+    """``--lenient``, ``--start``, ``--end``, ``-n``."""
+    for option in (
+        click.option("-n", "--limit", type=click.IntRange(0), help="Stop after N events."),
+        click.option("--end", type=EventTime(), help="Only events before this time."),
+        click.option("--start", type=EventTime(), help="Only events at or after this time."),
+        lenient_option,
+    ):
+        function = option(function)
+    return function
+
+
+def lenient_option(function: _F) -> _F:
+    """``--lenient``."""
+    text = "Go on past bad input; what was passed over is counted, the exit code is 3."
+    return click.option("--lenient", is_flag=True, help=text)(function)
+
+
+def output_options(function: _F) -> _F:
+    """``-o``, ``--force``, ``--format``, ``--template``, ``--fields``, ``--state``, ``--color``."""
+    for option in (
+        click.option(
+            "--color",
+            type=click.Choice(["auto", "always", "never"]),
+            default="auto",
+            show_default=True,
+            help="Colour console lines; auto: on a terminal, unless NO_COLOR is set.",
+        ),
+        click.option("--state", is_flag=True, help="Print state records too."),
+        click.option("-F", "--fields", help="Only these columns, separated by commas."),
+        click.option("--template", help="Form of console lines, as '{{ .Process }} {{ .Type }}'."),
+        click.option("--force", is_flag=True, help="Replace an existing output file."),
+        click.option("-o", "--output", default="-", help="Output file; - is standard output."),
+    ):
+        function = option(function)
+    return function
+
+
+def sink_for(
+    form: str,
+    stream: BinaryIO,
+    *,
+    file: str = "-",
+    state: bool = False,
+    template: str | None = None,
+    color: bool = False,
+) -> Sink:
+    """The writer of a format.
+
+    Args:
+        form: One of `FORMATS`.
+        stream: Where it writes.
+        file: The stream's name, for errors.
+        state: Text formats: state records too.
+        template: Console lines: their form.
+        color: Console lines: with colours.
+
+    Returns:
+        The sink.
+    """
+    from kcap import plugins
+
+    writer = plugins.load(plugins.WRITERS, form)
+    sink: Sink
+    if form == "kcap":
+        sink = writer(stream, file=file)
+    elif form == "line":
+        sink = writer(stream, template=template, state=state, color=color)
+    elif form == "jsonl":
+        sink = writer(stream, state=state)
+    else:
+        sink = writer(stream)
+    return sink
+
+
+def wants_color(choice: str, stream: BinaryIO) -> bool:
+    """Whether console lines get colours.
+
+    Args:
+        choice: ``auto``, ``always`` or ``never``.
+        stream: Where they go.
+
+    Returns:
+        True for colours.
+    """
+    import os
+
+    if choice != "auto":
+        return choice == "always"
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def finish(ctx: click.Context, summary: Summary) -> None:
+    """Say what was lost and leave with the run's exit code.
+
+    Args:
+        ctx: The verb's context.
+        summary: What the run did.
+    """
+    report_losses(summary.losses)
+    ctx.exit(summary.exit_code)
+
+
+def report_losses(losses: list[Loss]) -> None:
+    """Say on standard error what was lost, skipped or damaged.
+
+    Args:
+        losses: The losses of a run.
+    """
+    for loss in losses[:_SHOWN]:
+        click.echo(f"kcap: {describe(loss)}", err=True)
+    if len(losses) > _SHOWN:
+        click.echo(f"kcap: and {len(losses) - _SHOWN} more", err=True)
+
+
+def describe(loss: Loss) -> str:
+    """A loss in a line.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        ``lost: 12 events: why``.
+    """
+    from kcap.model.text import printable
+
+    what = "values" if loss.kind == "cut" else "events"
+    count = "" if loss.count is None else f" {loss.count:,} {what}"
+    cpu = "" if loss.cpu is None else f" on cpu {loss.cpu}"
+    return printable(f"{loss.kind}{count}{cpu}: {loss.reason}")
+
+
+def utc(ns: int) -> str:
+    """A time for people.
+
+    Args:
+        ns: ns since 1970.
+
+    Returns:
+        RFC 3339 in UTC with nine digits.
+    """
+    seconds, rest = divmod(ns, 10**9)
+    return f"{(_EPOCH + timedelta(seconds=seconds)):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        ``3.1 MiB``.
+    """
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":  # noqa: PLR2004
+            break
+        value /= 1024
+    return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"

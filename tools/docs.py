@@ -1,0 +1,83 @@
+"""``kcap docs``: the documentation, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import kcap
+from kcap.tools.cli import Verb
+
+_FILES = {"format": "kcap.md"}
+
+
+@click.command("docs", cls=Verb, examples=("kcap docs", "kcap docs columns", "kcap docs format"))
+@click.argument("topic", required=False)
+def command(topic: str | None) -> None:
+    """Print the documentation of TOPIC; without one, the list of topics."""
+    topics = {
+        "columns": ("the columns of every event, with class and meaning", _columns),
+        "arguments": ("the arguments with a known class", _arguments),
+        "events": ("the events that kcap knows, with action and category", _events),
+        "actions": ("kcap's taxonomy: what can happen", _actions),
+        "format": ("the .kcap format, normative", _format),
+    }
+    if topic is None:
+        click.echo("\n".join(f"kcap docs {name:<10} {text}" for name, (text, _) in topics.items()))
+        return
+    if topic not in topics:
+        import difflib
+
+        near = difflib.get_close_matches(topic, topics, 1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise click.UsageError(f"there is no topic {topic!r}.{meant} 'kcap docs' lists them.")
+    click.echo(topics[topic][1]())
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _columns() -> str:
+    from kcap.model import catalogue
+
+    return _table([(c.name, str(c.cls), c.meaning) for c in catalogue.envelope().values()])
+
+
+def _arguments() -> str:
+    from kcap.model import catalogue
+
+    return _table([(c.name, str(c.cls), c.meaning) for c in catalogue.arguments().values()])
+
+
+def _events() -> str:
+    from kcap.model import catalogue
+
+    return _table(
+        [
+            (family, e.name, e.action or "-", e.category or "-")
+            for family in catalogue.families()
+            for e in catalogue.events(family).values()
+        ]
+    )
+
+
+def _actions() -> str:
+    from kcap.model import catalogue
+
+    return _table(list(catalogue.actions().items()))
+
+
+def _format() -> str:
+    """The specification: beside the package in a checkout, inside it where it is installed."""
+    package = Path(kcap.__file__).resolve().parent
+    for folder in (package / "spec", package.parent / "spec"):
+        path = folder / _FILES["format"]
+        if path.is_file():
+            return path.read_text("utf-8")
+    raise kcap.KcapError("the specification was not installed", hint="see spec/kcap.md")

@@ -1,0 +1,134 @@
+"""Where verbs write: never over something by accident, never through a link, private."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from kcap.errors import KcapError, OutputError
+
+_PRIVATE = 0o600
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def capture_path(name: str) -> str:
+    """The name of a capture to write: ``events`` means ``events.kcap``.
+
+    Args:
+        name: As the user gave it.
+
+    Returns:
+        The path; ``-`` stays, and so does a name with a suffix or of something that exists.
+    """
+    path = Path(name)
+    if name == "-" or path.suffix or path.exists():
+        return name
+    return f"{name}.kcap"
+
+
+def existing_path(name: str) -> str:
+    """The name of a capture to read: ``events`` means ``events.kcap`` where only that exists.
+
+    Args:
+        name: As the user gave it.
+
+    Returns:
+        The path.
+    """
+    with_suffix = f"{name}.kcap"
+    return with_suffix if not Path(name).exists() and Path(with_suffix).exists() else name
+
+
+@contextlib.contextmanager
+def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[BinaryIO]:
+    """Open an output.
+
+    With ``force`` the bytes go to a temporary file in the same folder, which takes the name when
+    everything is written, also after an error: what was written then is what there is.
+
+    Args:
+        path: The file; ``-`` for standard output.
+        force: Replace an existing file.
+        binary: The content is no text, so it may not go to a terminal.
+
+    Yields:
+        A buffered binary stream.
+
+    Raises:
+        OutputError: It exists, is a link, or can't be written.
+    """
+    if path == "-":
+        yield _stdout(binary=binary)
+        return
+    target = Path(path)
+    if target.is_symlink():
+        raise OutputError("the output is a link", file=path, hint="name the file itself")
+    if force and not _is_device(target):
+        with _replacing(target) as stream:
+            yield stream
+        return
+    with _created(target) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of the old one at the end."""
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as e:
+        raise OutputError(f"can't be written: {e.strerror}", file=str(target)) from e
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            yield stream
+    except KcapError:
+        _rename(temporary, target)  # closed and marked incomplete, but what there is
+        raise
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _rename(temporary, target)
+
+
+def _rename(temporary: str, target: Path) -> None:
+    try:
+        Path(temporary).replace(target)
+    except OSError as e:
+        Path(temporary).unlink(missing_ok=True)
+        raise OutputError(f"can't be replaced: {e.strerror}", file=str(target)) from e
+
+
+def _created(target: Path) -> BinaryIO:
+    create = 0 if _is_device(target) else os.O_CREAT | os.O_EXCL
+    flags = os.O_WRONLY | create | _NOFOLLOW | _BINARY
+    try:
+        return os.fdopen(os.open(target, flags, _PRIVATE), "wb")
+    except FileExistsError:
+        hint = "give another name, or --force to replace it"
+        raise OutputError("the output exists already", file=str(target), hint=hint) from None
+    except OSError as e:
+        raise OutputError(f"can't be written: {e.strerror}", file=str(target)) from e
+
+
+def _is_device(target: Path) -> bool:
+    """Whether the name is that of a device or pipe, which can only be written in place."""
+    try:
+        mode = target.lstat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def _stdout(*, binary: bool) -> BinaryIO:
+    if binary and sys.stdout.isatty():
+        raise OutputError(
+            "a capture is not written to a terminal", file="-", hint="give -o FILE, or pipe it"
+        )
+    return cast("BinaryIO", sys.stdout.buffer)

@@ -1,0 +1,65 @@
+"""Replaying at the speed of the events' own times."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from kcap.model.batch import Batch
+from kcap.model.classes import I64_MIN
+from kcap.model.stream import Source, StreamInfo
+
+_STEP_NS: Final = 20_000_000
+"""Events that lie this close together go out together."""
+
+
+class Paced:
+    """A source that gives events no sooner than their times ask for.
+
+    The wall clock decides only when an event goes out, never what goes out. Time that runs
+    backwards is not waited for.
+    """
+
+    def __init__(self, source: Source, speed: float) -> None:
+        self._source = source
+        self._speed = speed
+
+    @property
+    def info(self) -> StreamInfo:
+        """See `Source.info`."""
+        return self._source.info
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._source.close()
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Source.batches`."""
+        first_ns: int | None = None
+        latest_ns = I64_MIN
+        begun = time.monotonic()
+        for batch in self._source.batches():
+            times = np.maximum.accumulate(np.maximum(batch.numpy("ts", I64_MIN), latest_ns))
+            if not batch.rows:
+                yield batch
+                continue
+            latest_ns = int(times[-1])
+            for start, stop in _steps(times):
+                due_ns = int(times[stop - 1])
+                if due_ns > I64_MIN:
+                    first_ns = due_ns if first_ns is None else first_ns
+                    wait = begun + (due_ns - first_ns) / 1e9 / self._speed - time.monotonic()
+                    time.sleep(max(0.0, wait))
+                yield batch.slice(start, stop)
+
+
+def _steps(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose times, which never fall, lie in one step."""
+    # Unsigned, because the distance of two int64 times may not fit an int64.
+    steps = (times.view(np.uint64) - times[:1].view(np.uint64)) // np.uint64(_STEP_NS)
+    cuts = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(times)]
+    yield from itertools.pairwise(cuts)

@@ -1,0 +1,115 @@
+"""What cat and replay share: a source through the pipeline to an output."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import click
+
+from kcap.tools import common, output
+
+if TYPE_CHECKING:
+    from kcap.model.stream import Source
+    from kcap.replay.pipeline import Stage, Summary
+    from kcap.state import State
+
+
+class Options(TypedDict):
+    """The options that `common.input_options` and `common.output_options` declare."""
+
+    lenient: bool
+    start: int | None
+    end: int | None
+    limit: int | None
+    output: str
+    force: bool
+    template: str | None
+    fields: str | None
+    state: bool
+    color: str
+
+
+def play(
+    source: Source,
+    form: str,
+    options: Options,
+    *,
+    tracked: State | None = None,
+) -> Summary:
+    """Send a source's events to an output.
+
+    Args:
+        source: Where events come from; not closed.
+        form: One of `common.FORMATS`.
+        options: The verb's options.
+        tracked: The state to keep, None for none.
+
+    Returns:
+        What the run did.
+    """
+    from kcap.replay.pipeline import Pipeline
+
+    path = output.capture_path(options["output"]) if form == "kcap" else options["output"]
+    binary = form == "kcap"
+    with output.opened(path, force=options["force"], binary=binary) as stream:
+        sink = common.sink_for(
+            form,
+            stream,
+            file=path,
+            state=options["state"],
+            template=options["template"],
+            color=common.wants_color(options["color"], stream),
+        )
+        pipeline = Pipeline(
+            source, [sink], state=tracked, stages=_stages(source, options), limit=options["limit"]
+        )
+        summary = pipeline.run()
+        stream.flush()
+    return summary
+
+
+def _stages(source: Source, options: Options) -> list[Stage]:
+    """The stages for a time range and a choice of columns; a capture reads only what they need."""
+    from kcap.format.reader import CaptureReader, Selection
+    from kcap.replay.stages import Columns, TimeRange
+
+    start, end = options["start"], options["end"]
+    names = tuple(n.strip() for n in options["fields"].split(",")) if options["fields"] else None
+    stages: list[Stage] = []
+    if start is not None or end is not None:
+        stages.append(TimeRange(start, end))
+    if names:
+        _check_columns(names)
+        stages.append(Columns((*names, "kind")) if options["state"] else Columns(names))
+    if isinstance(source, CaptureReader) and stages:
+        wanted = None if names is None else (*names, "ts", "kind")
+        source.select(Selection(wanted, start, end))
+    return stages
+
+
+def _check_columns(names: tuple[str, ...]) -> None:
+    from kcap.model import catalogue
+
+    for name in names:
+        if catalogue.class_of(name) is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, catalogue.envelope(), 1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"no column is called {name!r}.{meant} See 'kcap docs columns'.")
+
+
+def opened_source(path: str, *, lenient: bool) -> contextlib.closing[Any]:
+    """Open a capture for a ``with`` statement.
+
+    Args:
+        path: The input as the user named it.
+        lenient: Go on past bad input.
+
+    Returns:
+        A context manager that gives the source and closes it.
+    """
+    import kcap
+
+    return contextlib.closing(kcap.open(path, lenient=lenient))

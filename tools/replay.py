@@ -1,0 +1,73 @@
+"""``kcap replay``: run a capture through the pipeline again."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import click
+
+from kcap.tools import common, output
+from kcap.tools.cli import Verb
+from kcap.tools.play import Options, opened_source, play
+
+
+@click.command(
+    "replay",
+    cls=Verb,
+    examples=(
+        "kcap replay host.kcap",
+        "kcap replay --speed 10 host.kcap",
+        "kcap replay -k host --format jsonl -o host.jsonl",
+    ),
+)
+@click.argument("capture", required=False)
+@click.option("-k", "--kcap", "name", help="The capture; 'events' also means events.kcap.")
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    help="Keep the events' own time: 1 as recorded, 10 ten times as fast. Else: no waiting.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(common.FORMATS),
+    default="line",
+    show_default=True,
+    help="line: for people; jsonl: one JSON object an event; kcap: a new capture.",
+)
+@common.input_options
+@common.output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    capture: str | None,
+    name: str | None,
+    speed: float | None,
+    form: str,
+    **options: Unpack[Options],
+) -> None:
+    """Run the events of CAPTURE through the pipeline, as if they happened now.
+
+    The output depends on the capture and the options alone: no clock, locale or host file is read.
+    A summary goes to standard error.
+    """
+    from kcap.state import State
+
+    if (capture is None) == (name is None):
+        raise click.UsageError("give one capture: CAPTURE, or -k NAME")
+    path = output.existing_path(name) if name else str(capture)
+    with opened_source(path, lenient=options["lenient"]) as opened:
+        source = opened
+        if speed is not None:
+            from kcap.tools.pace import Paced
+
+            source = Paced(opened, speed)
+        state = State()
+        summary = play(source, form, options, tracked=state)
+    _report(summary.events_in, summary.events_out)
+    common.finish(ctx, summary)
+
+
+def _report(events_in: int, events_out: int) -> None:
+    kept = "" if events_in == events_out else f" of {events_in:,}"
+    click.echo(f"kcap: {events_out:,}{kept} events replayed", err=True)

@@ -1,0 +1,72 @@
+"""``kcap verify``: check every byte of a capture."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from kcap.tools import common
+from kcap.tools.cli import Verb
+from kcap.tools.play import opened_source
+
+if TYPE_CHECKING:
+    from kcap.format.verify import Report
+
+
+@click.command("verify", cls=Verb, examples=("kcap verify host.kcap", "kcap verify --json - <f"))
+@click.argument("capture")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@click.pass_context
+def command(ctx: click.Context, capture: str, as_json: bool) -> None:
+    """Check CAPTURE: checksums, padding, hash chain, and that index and events agree.
+
+    Findings are numbered and say record and byte. Exit code 0: nothing found; 3: something was.
+    """
+    from kcap.errors import NotACaptureError
+    from kcap.format.reader import CaptureReader
+    from kcap.format.verify import verify
+
+    with opened_source(capture, lenient=False) as source:
+        if not isinstance(source, CaptureReader):
+            raise NotACaptureError(
+                f"this is a {source.info.format} file, which has no checksums to verify",
+                file=capture,
+                expected="a .kcap capture",
+                hint=f"kcap import {capture} -o NEW.kcap",
+            )
+        report = verify(source)
+    click.echo(_as_json(capture, report) if as_json else _as_text(capture, report))
+    ctx.exit(0 if report.good else 3)
+
+
+def _as_json(capture: str, report: Report) -> str:
+    value = {
+        "bytes": report.bytes,
+        "chunks": report.chunks,
+        "file": capture,
+        "findings": [f.to_json() for f in report.findings],
+        "good": report.good,
+        "records": report.records,
+        "rows": report.rows,
+        "state": report.state,
+    }
+    return json.dumps(value, indent=2, sort_keys=True)
+
+
+def _as_text(capture: str, report: Report) -> str:
+    lines = [
+        f"{f.number:>4}  byte {f.offset:<10} record {f.record:<6} {f.kind or '?':<12} {f.what}"
+        for f in report.findings
+    ]
+    size = common.size_text(report.bytes)
+    lines.append(
+        f"{capture}: {report.state}, {report.records:,} intact records, {report.chunks:,} chunks, "
+        f"{report.rows:,} events, {size}"
+    )
+    if report.good:
+        lines.append("internally consistent; not proof against replacement of the whole file")
+    else:
+        lines.append(f"{len(report.findings):,} findings")
+    return "\n".join(lines)
