@@ -463,6 +463,10 @@ def encode_column(column: Column, count: int) -> tuple[int, Encoded, bytes]:
     Returns:
         Presence form, the encoded values, and the decoded bytes of the frame.
     """
+    rows = column.rows
+    # Checked before writing, as the reader checks again: a bad column must not reach a file.
+    assert len(column) == (count if rows is None else len(rows))
+    assert rows is None or (rows[0] >= 0 and rows[-1] < count and bool((np.diff(rows) > 0).all()))
     form, presence = encode_presence(column.rows, count)
     encoded = encode_values(column.cls, column.values)
     return form, encoded, presence + encoded.data
