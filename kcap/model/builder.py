@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,9 +148,9 @@ def _in_row_order(groups: list[tuple[Rows, Sequence[Any]]]) -> tuple[Rows, Seque
     if len(groups) == 1:
         return groups[0]
     rows = np.concatenate([g[0] for g in groups])
-    values = [v for g in groups for v in g[1]]
+    values = list(chain.from_iterable(g[1] for g in groups))
     order = np.argsort(rows, kind="stable")
-    return rows[order], [values[i] for i in order.tolist()]
+    return rows[order], itemgetter(*order.tolist())(values)
 
 
 def _shape_columns(shapes: list[tuple[Rows, str]], count: int) -> tuple[dict[str, Column], int]:
