@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
-PIP    := $(RUN) -m pip --disable-pip-version-check install --quiet
+PIP    := $(RUN) -m pip --disable-pip-version-check install -qq
 
 # Debian packages of programs that tests compare kcap with, or pipe through.
 ORACLES := forkstat zstd
