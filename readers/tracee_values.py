@@ -1,0 +1,194 @@
+"""Values of Tracee events: times and arguments in the spellings of its versions."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from decimal import ROUND_FLOOR, Decimal
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from kcap import limits
+from kcap.model import jsonshape, text
+from kcap.model.classes import I64_MAX, I64_MIN, U64_MAX
+
+_DECIMAL: Final = re.compile("0|-?[1-9][0-9]{0,19}")
+_WIDE: Final = frozenset({"int64", "pointer", "uInt64", "u_int64"})
+"""Kinds of ``data`` entries whose integers stand as text."""
+
+_ARRAYS: Final = frozenset(
+    {"int32Array", "int32_array", "strArray", "str_array", "uInt64Array", "u_int64_array"}
+)
+"""Kinds of ``data`` entries that wrap a list in an object."""
+
+_WIDE_ARRAYS: Final = frozenset({"uInt64Array", "u_int64_array"})
+
+
+class Deep(str):
+    """JSON text of a value that nests deeper than a ``json`` column may."""
+
+    __slots__ = ()
+
+
+def deep(value: object) -> object:
+    """Replace a value that nests too deep.
+
+    Args:
+        value: What a JSON parser gave.
+
+    Returns:
+        The value, or its JSON text.
+    """
+    if isinstance(value, (dict, list)) and text.depth(value) > limits.JSON_DEPTH:
+        return Deep(text.json_text(value))
+    return value
+
+
+@lru_cache(maxsize=4096)
+def decimal(value: str) -> int | str:
+    """The integer that text spells.
+
+    Args:
+        value: Any text.
+
+    Returns:
+        The integer where it fits 64 bits and its digits are this very text, else the text.
+    """
+    if _DECIMAL.fullmatch(value):
+        number = int(value)
+        if I64_MIN <= number <= U64_MAX:
+            return number
+    return value
+
+
+def time_reader(word: str) -> Callable[[Any], tuple[int | None, str | None]]:
+    """How times of one spelling are read.
+
+    Args:
+        word: The type word of the time.
+
+    Returns:
+        A function that makes of a value the ns for ``ts``, and the text for ``ts_raw`` where
+        the ns cannot give the value back.
+    """
+    if word in {jsonshape.TIME, jsonshape.TIME3}:
+        return lambda value: _text_time(value, word)
+    return {"int": _int_time, "float": _float_time}.get(word, _no_time)
+
+
+def start_reader(word: str) -> Callable[[str], int | str]:
+    """How the text of a start time is read.
+
+    Args:
+        word: Its type word.
+
+    Returns:
+        A function that makes ns of it, or leaves it where the ns cannot give it back.
+    """
+
+    def read(value: str) -> int | str:
+        ns = jsonshape.time_ns(value)
+        return value if ns is None or jsonshape.time_text(ns, word) != value else ns
+
+    return read
+
+
+def _known(ns: int | None) -> int | None:
+    """The time, None for zero and what int64 does not hold."""
+    return ns if ns and I64_MIN <= ns <= I64_MAX else None
+
+
+def _int_time(value: int) -> tuple[int | None, str | None]:
+    return (value, None) if value and I64_MIN <= value <= I64_MAX else (None, str(value))
+
+
+def _float_time(value: float) -> tuple[int | None, str | None]:
+    ns = None
+    if math.isfinite(value):
+        exact = Decimal(repr(value)).scaleb(9).to_integral_value(ROUND_FLOOR)
+        ns = _known(int(exact)) if abs(exact) <= U64_MAX else None
+    return ns, None if ns is not None and ns / 10**9 == value else repr(value)
+
+
+def _text_time(value: str, word: str) -> tuple[int | None, str | None]:
+    ns = _known(jsonshape.time_ns(value))
+    return ns, None if ns is not None and jsonshape.time_text(ns, word) == value else value
+
+
+def _no_time(value: object) -> tuple[int | None, str | None]:
+    return None, value if isinstance(value, Deep) else text.json_text(value)
+
+
+class Entry(NamedTuple):
+    """An argument."""
+
+    form: str
+    name: str
+    type: str
+    value: Any
+
+
+def event_entry(position: int, raw: object) -> Entry:
+    """Read an argument of a ``trace.Event``.
+
+    Args:
+        position: Its place in the list.
+        raw: The entry of ``args``.
+
+    Returns:
+        The argument; of an entry of another form the whole as its value.
+    """
+    if not isinstance(raw, dict):
+        return Entry("v", str(position), "", raw)
+    name, kind = raw.get("name"), raw.get("type", "")
+    form = "".join(key[:1] for key in raw)
+    usual = raw.keys() <= {"name", "type", "value"} and "value" in raw
+    if usual and type(name) is str and type(kind) is str:
+        return Entry(form, name, kind, raw["value"])
+    return _whole(position, raw)
+
+
+def data_entry(position: int, raw: object) -> Entry:
+    """Read an entry of a ``v1beta1.Event``'s data.
+
+    Args:
+        position: Its place in the list.
+        raw: The entry of ``data``.
+
+    Returns:
+        The argument; of an entry of another form the whole as its value.
+    """
+    name = raw.get("name") if isinstance(raw, dict) else None
+    if not isinstance(raw, dict) or type(name) is not str or len(raw) > 2:  # noqa: PLR2004
+        return _whole(position, raw)
+    if len(raw) == 1:
+        return Entry("n", name, "", None)
+    form = "nk" if next(iter(raw)) == "name" else "kn"
+    kind = next(key for key in raw if key != "name")
+    marks, value = _unwrap(kind, raw[kind])
+    return Entry(form + marks, name, kind, value)
+
+
+def _whole(position: int, raw: object) -> Entry:
+    name = raw.get("name") if isinstance(raw, dict) else None
+    return Entry("e", name if type(name) is str else str(position), "", raw)
+
+
+def _unwrap(kind: str, value: Any) -> tuple[str, Any]:  # noqa: ANN401
+    """The value that a column holds, and the marks that lead back."""
+    if kind in _WIDE and type(value) is str:
+        number = decimal(value)
+        return ("", value) if number is value else ("s", number)
+    if kind not in _ARRAYS or not isinstance(value, dict):
+        return "", value
+    if not value:
+        return "o", []
+    inner = value.get("value")
+    if len(value) > 1 or not isinstance(inner, list):
+        return "", value
+    if kind in _WIDE_ARRAYS and inner and all(type(v) is str for v in inner):
+        numbers: Sequence[int | str] = [decimal(v) for v in inner]
+        if all(type(n) is int for n in numbers):
+            return "sw", numbers
+    return "w", inner
