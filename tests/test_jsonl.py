@@ -50,11 +50,12 @@ INTEGER = st.one_of(
     st.integers(-(1 << 63), (1 << 64) - 1),
     st.sampled_from([0, -(1 << 63), (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, -(1 << 70)]),
 )
-FLAT = st.one_of(INTEGER, st.floats(), st.booleans(), TEXT)
+FLOAT = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1.0, -0.0])
+FLAT = st.one_of(INTEGER, FLOAT, st.booleans(), TEXT)
 VALUE = st.one_of(
     FLAT,
     st.binary(max_size=8),
-    *(st.lists(items, max_size=3) for items in (INTEGER, st.floats(), st.booleans(), TEXT)),
+    *(st.lists(items, max_size=3) for items in (INTEGER, FLOAT, st.booleans(), TEXT)),
     st.recursive(FLAT, lambda v: st.lists(v, max_size=2) | st.dictionaries(TEXT, v, max_size=2)),
 )
 FIELDS = [
@@ -221,6 +222,18 @@ def test_floats_are_short_and_floats() -> None:
     assert all(d <= 17 for d in digits)
 
 
+def test_floats_that_json_lacks_are_strings() -> None:
+    """NaN and the infinities are strings, alone and in lists."""
+    endless = [math.nan, math.inf, -math.inf]
+    batch = batch_of([*({Field("arg_x"): value} for value in endless), {Field("arg_x"): endless}])
+    assert [list(json.loads(line).values())[1] for line in lines_of(batch).splitlines()] == [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        ["NaN", "Infinity", "-Infinity"],
+    ]
+
+
 def test_state_rows_on_demand() -> None:
     """Rows of kind state are left out unless asked for; other kinds and none at all stay."""
     kind = Field("kind", TypeClass.STR)
@@ -342,9 +355,20 @@ def test_memory_follows_the_block_not_the_batch() -> None:
     assert grown_mib(8_192, 1 << 40) > 150
 
 
-@pytest.mark.parametrize("long", [True, False])
-def test_a_shared_long_value_does_not_count_once(long: bool) -> None:
-    """One 64 KiB entry in every row is written in blocks: the widest write stays small."""
+LONG = "x" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("column", "blocks"),
+    [
+        (constant(TypeClass.STR, LONG, 512), True),
+        (Column(TypeClass.LIST, pa.array([[LONG], []] * 256)), True),
+        (Column(TypeClass.LIST_I64, pa.array([[1 << 60] * 2000] * 512)), True),
+        (constant(TypeClass.STR, "short", 512), False),
+    ],
+)
+def test_long_values_come_in_blocks(column: Column, blocks: bool) -> None:
+    """What one write holds follows the text, also where one entry serves every row."""
     widths: list[int] = []
 
     class Measure(io.RawIOBase):
@@ -352,11 +376,18 @@ def test_a_shared_long_value_does_not_count_once(long: bool) -> None:
             widths.append(len(data))
             return len(data)
 
-    value = "x" * (limits.VALUE_BYTES if long else 10)
-    JsonLines(Measure()).write(Batch(512, {"arg_x__str": constant(TypeClass.STR, value, 512)}))
-    assert sum(widths) == 512 * (len(value) + len('{"arg_x__str":""}\n'))
+    batch = Batch(512, {"arg_x": column})
+    JsonLines(Measure()).write(batch)
+    assert sum(widths) == len(lines_of(batch))
     assert max(widths) <= fragments.BLOCK_BYTES
-    assert (len(widths) > 1) is long
+    assert (len(widths) > 1) is blocks
+
+
+def test_unused_long_entries_are_not_rendered() -> None:
+    """A dictionary with a long entry that no row uses is made smaller first."""
+    values = pa.DictionaryArray.from_arrays(pa.array([1, 1], pa.int32()), pa.array([LONG, "a"]))
+    entries, codes = fragments.distinct(Column(TypeClass.STR, values))
+    assert (entries.to_pylist(), codes.tolist()) == (["a"], [0, 0])
 
 
 def test_a_dictionary_far_larger_than_the_rows() -> None:

@@ -49,11 +49,12 @@ INTEGER = st.one_of(
     st.integers(-(1 << 63), (1 << 64) - 1),
     st.sampled_from([0, -(1 << 63), 1 << 63, (1 << 64) - 1, 1 << 64]),
 )
-FLAT = st.one_of(INTEGER, st.floats(), st.booleans(), TEXT)
+FLOAT = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1.0, -0.0])
+FLAT = st.one_of(INTEGER, FLOAT, st.booleans(), TEXT)
 VALUE = st.one_of(
     FLAT,
     st.binary(max_size=8),
-    *(st.lists(items, max_size=3) for items in (INTEGER, st.floats(), st.booleans(), TEXT)),
+    *(st.lists(items, max_size=3) for items in (INTEGER, FLOAT, st.booleans(), TEXT)),
     st.dictionaries(TEXT, FLAT, max_size=2),
 )
 FIELDS = [
