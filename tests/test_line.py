@@ -366,13 +366,13 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     decoders = {
         "sample_flags": {0: "NONE", 1: "R", 2: "W", 4: "X", 6: "WX", 64: "BIG", 1 << 63: "TOP"},
         "sample_enum": {-100: "CWD", 1: "ONE", 2: "TWO"},
-        "flags_zeroless": {1: "A"},
+        "zeroless_flags": {1: "A"},
     }
     arguments = {
         "mode": ColumnInfo("mode", I64, "", "sample_flags"),
         "fd": ColumnInfo("fd", I64, "", "sample_enum"),
         "address": ColumnInfo("address", I64, "", "hex"),
-        "bits": ColumnInfo("bits", I64, "", "flags_zeroless"),
+        "bits": ColumnInfo("bits", I64, "", "zeroless_flags"),
         "odd": ColumnInfo("odd", I64, "", "no such table"),
     }
     monkeypatch.setattr(catalogue, "decoder", lambda name: decoders.get(name, {}))
@@ -409,6 +409,34 @@ def test_numbers_become_text(name: str, value: Any, printed: str) -> None:
     batch = batch_of({Field(naming.argument(name), I64): value})
     assert lines_of(batch, template="{{ .Params }}") == f"{name}➜ {printed}\n"
     assert lines_of(batch, template=f"{{{{ .arg_{name} }}}}") == f"{printed}\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "number", "printed"),
+    [
+        ("open_flags", 0x80042, "O_RDWR|O_CREAT|O_CLOEXEC"),
+        ("open_flags", 0x101001, "O_WRONLY|O_SYNC"),
+        ("open_flags", 0x1001, "O_WRONLY|O_DSYNC"),
+        ("open_flags", 0x410002, "O_RDWR|O_TMPFILE"),
+        ("mmap_prot", 0, "PROT_NONE"),
+        ("mmap_prot", 7, "PROT_READ|PROT_WRITE|PROT_EXEC"),
+        ("clone_flags", 0x10100 | 17, "CLONE_VM|CLONE_THREAD|0x11"),
+        ("socket_type", 1, "SOCK_STREAM"),
+        ("socket_type", 5 | 0x80000, "SOCK_SEQPACKET|SOCK_CLOEXEC"),
+        ("socket_type", 7 | 0x800, "SOCK_NONBLOCK|0x7"),
+        ("socket_family", 3, "AF_AX25"),
+        ("socket_family", 500, "500"),
+        ("signal", 9, "SIGKILL"),
+    ],
+)
+def test_the_catalogue_s_tables(
+    table: str, number: int, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each table of the catalogue is read as what it is: flags, one of many, or both."""
+    arguments = {"x": ColumnInfo("x", I64, "", table)}
+    monkeypatch.setattr(catalogue, "arguments", lambda: arguments)
+    batch = batch_of({Field("arg_x", I64): number})
+    assert lines_of(batch, template="{{ .arg_x }}") == f"{printed}\n"
 
 
 @pytest.mark.usefixtures("tables")

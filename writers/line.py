@@ -67,6 +67,10 @@ _TAG: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _NAME: Final = re.compile(r"\.([^\s{}|()]+)")
 _COLORS: Final = {"Process": "\x1b[36m", "Type": "\x1b[33m"}
 _RESET: Final = "\x1b[0m"
+_FLAG_TABLES: Final = ("_flags", "_prot", "socket_type")
+_CHOICE_BITS: Final = {"socket_type": 0xF}
+"""Bits of a table of flags that together hold one number, as SOCK_DGRAM beside SOCK_CLOEXEC."""
+
 _SECOND_NS: Final = 1_000_000_000
 
 Render = Callable[[Column], Texts]
@@ -363,10 +367,10 @@ def _decoder(name: str) -> Callable[[int], str] | None:
     table = catalogue.decoder(name)
     if not table:
         return None
-    if name.startswith("flags_") or name.endswith(("flags", "prot")):
+    if name.endswith(_FLAG_TABLES):
         # What consists of others comes first, so that it is not given as its pieces.
         masks = sorted(table.items(), key=lambda item: (-item[0].bit_count(), item[0]))
-        return partial(_flags, masks)
+        return partial(_flags, masks, _CHOICE_BITS.get(name, 0))
     return lambda number: table.get(number, str(number))
 
 
@@ -374,7 +378,7 @@ def _hex(number: int) -> str:
     return f"0x{number & U64_MAX:x}"
 
 
-def _flags(masks: list[tuple[int, str]], number: int) -> str:
+def _flags(masks: list[tuple[int, str]], choice: int, number: int) -> str:
     """Flags joined by ``|``, bits that the table does not know in hex."""
     for mask, name in masks:
         if mask == number:
@@ -383,7 +387,8 @@ def _flags(masks: list[tuple[int, str]], number: int) -> str:
         return str(number)
     found = []
     for mask, name in masks:
-        if mask > 0 and number & mask == mask:
+        of_choice = mask & choice
+        if mask > 0 and number & mask == mask and of_choice in (0, number & choice):
             found.append((mask, name))
             number &= ~mask
     names = [name for _, name in sorted(found)]
