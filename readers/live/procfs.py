@@ -26,7 +26,9 @@ PASSWD: Final = "passwd"  # noqa: S105 - the name of a file
 _READ_BYTES: Final = 1 << 16
 _UID: Final = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 _GID: Final = re.compile(rb"^Gid:\t(\d+)", re.MULTILINE)
-_CONTAINER: Final = re.compile(r"(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?")
+_CONTAINER: Final = re.compile(
+    r"(?:docker-|crio-|cri-containerd-|libpod-)?([0-9a-f]{64})(?:\.scope)?"
+)
 
 # Fields of /proc/PID/stat behind the name, counted from the state (proc_pid_stat(5)).
 _STAT_PPID: Final = 1
