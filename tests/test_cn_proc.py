@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -17,10 +19,12 @@ from hypothesis import strategies as st
 
 from kcap.errors import KcapError, PrivilegeError
 from kcap.model.batch import Batch
-from kcap.model.side import Loss
+from kcap.model.side import Loss, SourceInfo
 from kcap.readers.live import cn_proc, host, netlink
 from kcap.readers.live.cn_proc import Columns, Gaps, decode
+from kcap.readers.live.proc import ProcConnector
 from kcap.readers.live.procfs import ProcFS, container_id
+from kcap.state import State
 
 CLOCKS = host.Clocks(realtime_ns=10**18, boottime_ns=500)
 WRAP = 1 << 32
@@ -357,3 +361,89 @@ def test_a_refused_group_is_a_privilege_error(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(PrivilegeError) as caught:
         netlink.connect(1 << 16)
     assert caught.value.hint
+
+
+def test_other_systems_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+
+    with pytest.raises(KcapError, match="on Linux only"):
+        netlink.connect(1 << 16)
+
+
+# From datagrams to batches
+
+
+@pytest.fixture
+def source() -> Iterator[ProcConnector]:
+    """A connector that takes its datagrams from the test."""
+    try:
+        made = ProcConnector()
+    except KcapError as error:
+        pytest.skip(f"{error}")
+    made._datagrams.clear()
+    yield made
+    made.close()
+
+
+def now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+@pytest.mark.root
+def test_a_process_never_seen_before_is_looked_up_once(source: ProcConnector) -> None:
+    """At a fork of it, not of its thread; the table learns it, and its child inherits."""
+    me, child = os.getpid(), 1 << 30
+    source._datagrams += [
+        datagram(cn_proc.FORK, 1, 1, me + 1, me, at_ns=now_ns()),
+        datagram(cn_proc.FORK, me, me, child, child, at_ns=now_ns()),
+        datagram(cn_proc.FORK, me, me, child + 1, child + 1, at_ns=now_ns()),
+        datagram(cn_proc.COMM, child, child, 0x61, at_ns=now_ns()),
+    ]
+    batch = source._batch()
+    thread, first, second, _ = batch.to_pylist()
+    state = State()
+    state.update(batch)
+
+    assert "exe" not in thread
+    assert first["exe"] == os.path.realpath(sys.executable)
+    assert "process_start_ns:procfs" in str(first["provenance"])
+    assert "exe" not in second
+    learnt = state.process(child)
+    assert learnt is not None
+    assert (learnt.name, learnt.exe, learnt.ppid) == ("a", first["exe"], me)
+    source._datagrams.append(datagram(cn_proc.FORK, me, me, 5, 5, at_ns=now_ns()))
+    assert "exe" not in source._batch().to_pylist()[0]
+
+
+@pytest.mark.root
+def test_what_an_event_changed_wins_over_proc(source: ProcConnector) -> None:
+    """The kernel says the new user id; /proc may be one step ahead or behind."""
+    me = os.getpid()
+    source._datagrams.append(datagram(cn_proc.UID, me, me, 65534, 65534, at_ns=now_ns()))
+    (row,) = source._batch().to_pylist()
+
+    assert (row["uid"], row.get("user")) == (65534, ProcFS().user(65534))
+    tags = str(row["provenance"]).split(",")
+    assert "gid:procfs" in tags
+    assert not any(tag.startswith("uid:") for tag in tags)
+
+
+@pytest.mark.root
+def test_clocks_that_jump_are_told_and_bad_datagrams_counted(
+    source: ProcConnector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Event times follow the clock, and the source says from which pair on."""
+    before_ns = source._clocks.realtime_ns
+    jumped = source._clocks._replace(realtime_ns=before_ns + 10**9)
+    monkeypatch.setattr(host.Clocks, "measure", lambda: jumped)
+    source._datagrams += [datagram(cn_proc.SID, 9, 9, at_ns=5), b"junk", b""]
+    batch = source._batch()
+
+    told, skipped = batch.before
+    assert isinstance(told, SourceInfo)
+    assert len(told.clocks) == 2
+    assert told.id == source.info.sources[0].id == batch.to_pylist()[0]["source"]
+    assert batch.to_pylist()[0]["ts"] == before_ns + 10**9 + 5
+    assert isinstance(skipped, Loss)
+    assert (skipped.kind, skipped.count) == ("skipped", 2)
+    assert source._batch().before == ()

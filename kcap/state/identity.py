@@ -211,14 +211,12 @@ def _merge(
     where: Mask,
     codes: npt.NDArray[np.int32],
     entries: Sequence[str | None],
-    *,
-    instead: bool = False,
 ) -> Column:
-    """A text column with values put into some rows, beside those it has or ``instead`` of them."""
+    """A text column with other values in some rows."""
     full = np.zeros(batch.rows, np.int32)
     has = where.copy()
     texts = pa.array(entries, pa.utf8())
-    column = None if instead else batch.get(name)
+    column = batch.get(name)
     if column is not None:
         old = column.values.dictionary
         full[slice(None) if column.rows is None else column.rows] = column.codes()

@@ -51,8 +51,11 @@ _IMAGE_COLUMNS: Final = {
 
 _NUMBERS: Final = frozenset({"gid", "ppid", "process_start_ns", "session", "uid"})
 
-_DESCRIBED: Final = (cn_proc.FORK, cn_proc.UID, cn_proc.GID, cn_proc.COMM)
-"""Events for which a process that was never seen before is looked up."""
+_DESCRIBED: Final = (cn_proc.UID, cn_proc.GID, cn_proc.COMM)
+"""Events, beside forks, for which a process that was never seen before is looked up.
+
+Those that the process table follows, so that it learns the process from the row.
+"""
 
 
 class ProcConnector:
@@ -239,12 +242,13 @@ class ProcConnector:
         row_of = {at: row for row, at in enumerate(decoded.kept.tolist()) if at in images}
         found = {row: images[at] for at, row in row_of.items()}
         first = data[:, 0] == data[:, 1]
-        forked = set(data[(what == cn_proc.FORK) & (data[:, 2] == data[:, 3]), 3].tolist())
+        forking = (what == cn_proc.FORK) & (data[:, 2] == data[:, 3])
+        forked = set(data[forking, 3].tolist())
         executed = set(made.pids[what == cn_proc.EXEC].tolist())
         exited = made.pids[(what == cn_proc.EXIT) & first].tolist()
         new = {row for row, image in found.items() if image.pid not in self._known | forked}
         # What /proc says now is not what a process was before it executed in this batch.
-        asking = np.flatnonzero(np.isin(what, _DESCRIBED))
+        asking = np.flatnonzero(forking | (np.isin(what, _DESCRIBED) & first))
         pids, at = np.unique(made.pids[asking], return_index=True)
         rows_of = dict(zip(pids.tolist(), asking[at].tolist(), strict=True))
         for pid in sorted(rows_of.keys() - self._known - forked - executed):
