@@ -159,7 +159,7 @@ def test_threads_do_not_fork_stop_or_rename_processes() -> None:
 
 
 def test_renames_and_other_users() -> None:
-    """A new user id takes the old user's name away; Tracee's credentials are read too."""
+    """A new user id takes the old user's name away; a call that failed changes nothing."""
     state = State()
     rows = resolved(
         state,
@@ -168,12 +168,14 @@ def test_renames_and_other_users() -> None:
         event("process_setuid", 10, arg_ruid=0),
         event("process_setuid", 10, arg_new_cred={"Uid": 33, "Gid": 34}),
         event("process_setuid", 10, arg_new_cred={"Uid": "no number"}),
+        event("process_setuid", 10, arg_ruid=99, retval=-1),
+        event("process_setuid", 10, arg_ruid=-1, arg_rgid=0xFFFFFFFF, retval=0),
         event("process_setuid", 10, arg_ruid=7, uid=7, user="eve", provenance="user:passwd"),
     )
 
-    assert [r["process_name"] for r in rows] == ["sh"] + ["bash"] * 5
-    assert [r["uid"] for r in rows] == [1000, 1000, 0, 33, 33, 7]
-    assert [r.get("user") for r in rows] == ["ann", "ann", None, None, None, "eve"]
+    assert [r["process_name"] for r in rows] == ["sh"] + ["bash"] * 7
+    assert [r["uid"] for r in rows] == [1000, 1000, 0, 33, 33, 33, 33, 7]
+    assert [r.get("user") for r in rows] == ["ann", "ann", *[None] * 5, "eve"]
     last = state.process(10)
     assert last is not None
     assert last.gid == 34
@@ -313,6 +315,7 @@ MAYBE = {
     "arg_argv": st.lists(TEXTS, max_size=2),
     "arg_comm": TEXTS,
     "arg_ruid": PIDS,
+    "retval": st.sampled_from([0, -1]),
     "arg_exit_code": PIDS,
     "arg_process_group_exit": st.booleans(),
     "tid": PIDS,

@@ -44,7 +44,7 @@ _IDENTITY: Final = {
 }
 """The columns in which a row says who its process is."""
 
-_COLUMNS: Final = ("ts", "pid", "tid", "provenance", *_IDENTITY.values())
+_COLUMNS: Final = ("ts", "pid", "tid", "retval", "provenance", *_IDENTITY.values())
 
 _ARGUMENTS: Final = {
     TypeClass.I64: (
@@ -251,9 +251,10 @@ def _rename(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
 def _setuid(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
     """A process has other user or group ids; the real ones, as everywhere."""
     pid = facts["pid"][i]
-    if pid is None or facts["tid"][i] not in {None, pid}:
+    failed = facts["retval"][i] not in {None, 0}  # the row of a system call
+    if pid is None or failed or facts["tid"][i] not in {None, pid}:
         return
-    uid, gid = facts["arg_ruid"][i], facts["arg_rgid"][i]
+    uid, gid = _id(facts["arg_ruid"][i]), _id(facts["arg_rgid"][i])
     if (text := facts["arg_new_cred"][i]) is not None:
         uid, gid = _credentials(text)
     if uid is None and gid is None:
@@ -349,6 +350,11 @@ def _with(process: Process, told: dict[str, Any], where: dict[str, str] | None =
         for fact, old, known in zip(FACTS, process.provenance, known_facts(changed), strict=True)
     ]
     return changed._replace(provenance=tuple(tags))
+
+
+def _id(value: int | None) -> int | None:
+    """A user or group id as an argument has it; -1 leaves it as it is."""
+    return None if value in {-1, 0xFFFFFFFF} else value
 
 
 def _credentials(text: str) -> tuple[int | None, int | None]:
