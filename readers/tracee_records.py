@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kcap.model import catalogue, jsonshape, shape
 from kcap.model.builder import Field, Layout, RecordBuilder
@@ -22,7 +22,7 @@ from kcap.readers.tracee_values import (
     decimal,
     deep,
     event_entry,
-    start_reader,
+    text_time,
     time_reader,
 )
 
@@ -218,6 +218,17 @@ def _replace_deep(dialect: _Dialect, obj: dict[str, Any], parent: str | None) ->
             obj[name] = deep(value)
 
 
+class _Variant(NamedTuple):
+    """What may differ between events of a layout by the values of their times."""
+
+    known: bool
+    """``ts`` has a value."""
+    raw: bool
+    """``ts_raw`` has one."""
+    words: tuple[str, ...]
+    """The type words of the times that are text."""
+
+
 class _Layout:
     """What all events of a layout share."""
 
@@ -228,26 +239,22 @@ class _Layout:
             raise BadRecordError("no Tracee event")
         at, arguments, forms = _described(key)
         items: list[Item] = []
-        word = jsonshape.TIME3 if type(event.get("id")) is str else jsonshape.TIME
-        _record_items(dialect, event, None, jsonshape.entries(forms), word, items)
-        stored = dict(
-            zip(
-                (i.name for i in items),
-                jsonshape.record_fields(items, dialect.aliases),
-                strict=True,
-            )
-        )
-        words = {i.name: i.type for i in items}
+        _record_items(dialect, event, None, jsonshape.entries(forms), items)
+        self._items = items
+        self._arguments = arguments
+        fields = jsonshape.record_fields(items, dialect.aliases)
+        places = {item.name: place for place, item in enumerate(items)}
         paths = [path for plan in key[:at] for path in plan.paths]
-        self._fields = [stored[path] for path in paths]
+        self._fields = [fields[places[path]] for path in paths]
         self._fields += jsonshape.argument_fields(arguments, forms)
-        self._shape = shape.encode(arguments, items)
-        self._layouts: dict[tuple[bool, bool], Layout] = {}
-        self._time: tuple[int, Callable[[Any], tuple[int | None, str | None]]] | None = None
-        self._conversions: list[tuple[int, Callable[[Any], Any]]] = []
+        self._layouts: dict[_Variant, Layout] = {}
+        self._time: int | None = None
+        self._timer: tuple[int, Callable[[Any], tuple[int | None, str | None]]] | None = None
+        self._texts: list[tuple[int, int]] = []
+        self._numbers: list[int] = []
         self._copies: list[tuple[int, Callable[[Any], Sequence[Any]]]] = []
         for index, path in enumerate(paths):
-            self._convert(index, words[path])
+            self._convert(index, places[path])
         if dialect.name == "name":
             self._copy(paths, arguments)
 
@@ -261,44 +268,57 @@ class _Layout:
         Returns:
             The builder's layout for them.
         """
-        for index, convert in self._conversions:
-            values[index] = convert(values[index])
+        for index in self._numbers:
+            values[index] = decimal(values[index])
         for index, copy in self._copies:
             values.extend(copy(values[index]))
         raw = None
-        known = False
-        if self._time is not None:
-            index, read = self._time
-            ns, raw = read(values[index])
-            known = ns is not None
-            values[index] = ns
-            if raw is not None:
-                values.append(raw)
-        layout = self._layouts.get((known, raw is not None))
+        if self._timer is not None:
+            index, read = self._timer
+            values[index], raw = read(values[index])
+        words: list[str] = []
+        for index, _ in self._texts:
+            value = values[index]
+            ns, word = text_time(value)
+            if index == self._time:
+                values[index] = ns or None
+                raw = value if not ns or word is None else None
+            elif word is not None:
+                values[index] = ns
+            words.append(word or jsonshape.TIME)
+        known = self._time is not None and values[self._time] is not None
+        if raw is not None:
+            values.append(raw)
+        variant = _Variant(known, raw is not None, tuple(words))
+        layout = self._layouts.get(variant)
         if layout is None:
-            layout = self._layout(builder, known=known, raw=raw is not None)
+            layout = self._layouts[variant] = self._layout(builder, variant)
         return layout
 
-    def _layout(self, builder: RecordBuilder, *, known: bool, raw: bool) -> Layout:
+    def _layout(self, builder: RecordBuilder, variant: _Variant) -> Layout:
         fields = list(self._fields)
-        if self._time is not None and not known:
-            fields[self._time[0]] = None
-        if raw:
+        if self._time is not None and not variant.known:
+            fields[self._time] = None
+        if variant.raw:
             fields.append(Field("ts_raw", TypeClass.STR))
-        layout = self._layouts[known, raw] = builder.layout(fields, self._shape)
-        return layout
+        items = list(self._items)
+        for (_, place), word in zip(self._texts, variant.words, strict=True):
+            items[place] = items[place]._replace(type=word)
+        return builder.layout(fields, shape.encode(self._arguments, items))
 
-    def _convert(self, index: int, word: str) -> None:
+    def _convert(self, index: int, place: int) -> None:
         """Note what a value has to go through on its way to its column."""
-        field = self._fields[index]
+        field, word = self._fields[index], self._items[place].type
         if field is None:
             return
-        if field.base == _TIME and field.occurrence == 1:
-            self._time = index, time_reader(word)
-        elif word in {jsonshape.TIME, jsonshape.TIME3}:
-            self._conversions.append((index, start_reader(word)))
+        if field.base == _TIME:
+            self._time = index
+        if word == jsonshape.TIME:
+            self._texts.append((index, place))
+        elif field.base == _TIME:
+            self._timer = index, time_reader(word)
         elif word == jsonshape.STRING and field.home is TypeClass.I64:
-            self._conversions.append((index, decimal))
+            self._numbers.append(index)
 
     def _copy(self, paths: list[str], arguments: list[Item]) -> None:
         """Fill columns that this dialect has no field of its own for."""
@@ -336,7 +356,6 @@ def _record_items(
     obj: dict[str, Any],
     parent: str | None,
     entries: str,
-    time: str,
     items: list[Item],
 ) -> None:
     """The items of an object's fields, those of an object inside right after it."""
@@ -346,13 +365,13 @@ def _record_items(
             items.append(Item(path, "", null=True))
         elif type(value) is dict and path in dialect.structs:
             items.append(Item(path, jsonshape.OBJECT))
-            _record_items(dialect, value, path, entries, time, items)
+            _record_items(dialect, value, path, entries, items)
         elif path == dialect.entries:
             if type(value) is not list:
                 raise BadRecordError(f"{path} is no list")
             items.append(Item(path, entries))
         elif type(value) is str and dialect.aliases.get(path) in {_TIME, _START}:
-            items.append(Item(path, time))
+            items.append(Item(path, jsonshape.TIME))
         else:
             items.append(Item(path, jsonshape.WORDS.get(type(value), "json")))
 

@@ -63,7 +63,7 @@ def decimal(value: str) -> int | str:
 
 
 def time_reader(word: str) -> Callable[[Any], tuple[int | None, str | None]]:
-    """How times of one spelling are read.
+    """How an event's time that is no text is read.
 
     Args:
         word: The type word of the time.
@@ -72,31 +72,24 @@ def time_reader(word: str) -> Callable[[Any], tuple[int | None, str | None]]:
         A function that makes of a value the ns for ``ts``, and the text for ``ts_raw`` where
         the ns cannot give the value back.
     """
-    if word in {jsonshape.TIME, jsonshape.TIME3}:
-        return lambda value: _text_time(value, word)
     return {"int": _int_time, "float": _float_time}.get(word, _no_time)
 
 
-def start_reader(word: str) -> Callable[[str], int | str]:
-    """How the text of a start time is read.
+def text_time(value: str) -> tuple[int | None, str | None]:
+    """Read a time that is text.
 
     Args:
-        word: Its type word.
+        value: The text.
 
     Returns:
-        A function that makes ns of it, or leaves it where the ns cannot give it back.
+        The ns, None where int64 does not hold them; and the type word by which they give the
+        text back, None where none does.
     """
-
-    def read(value: str) -> int | str:
-        ns = jsonshape.time_ns(value)
-        return value if ns is None or jsonshape.time_text(ns, word) != value else ns
-
-    return read
-
-
-def _known(ns: int | None) -> int | None:
-    """The time, None for zero and what int64 does not hold."""
-    return ns if ns and I64_MIN <= ns <= I64_MAX else None
+    ns = jsonshape.time_ns(value)
+    if ns is None or not I64_MIN <= ns <= I64_MAX:
+        return None, None
+    words = (jsonshape.TIME, jsonshape.TIME3)
+    return ns, next((w for w in words if jsonshape.time_text(ns, w) == value), None)
 
 
 def _int_time(value: int) -> tuple[int | None, str | None]:
@@ -104,16 +97,10 @@ def _int_time(value: int) -> tuple[int | None, str | None]:
 
 
 def _float_time(value: float) -> tuple[int | None, str | None]:
-    ns = None
-    if math.isfinite(value):
-        exact = Decimal(repr(value)).scaleb(9).to_integral_value(ROUND_FLOOR)
-        ns = _known(int(exact)) if abs(exact) <= U64_MAX else None
-    return ns, None if ns is not None and ns / 10**9 == value else repr(value)
-
-
-def _text_time(value: str, word: str) -> tuple[int | None, str | None]:
-    ns = _known(jsonshape.time_ns(value))
-    return ns, None if ns is not None and jsonshape.time_text(ns, word) == value else value
+    ns = 0
+    if math.isfinite(value) and abs(value) < I64_MAX / 10**9:
+        ns = int(Decimal(repr(value)).scaleb(9).to_integral_value(ROUND_FLOOR))
+    return ns or None, None if ns and ns / 10**9 == value else repr(value)
 
 
 def _no_time(value: object) -> tuple[int | None, str | None]:
