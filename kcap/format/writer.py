@@ -101,8 +101,7 @@ class CaptureWriter:
             batch = concat(self._pending)
             self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
             self._chunk(batch)
-        elif self._losses:
-            self._write_losses()
+        self._write_losses()
         self._flush_stream()
 
     def close(self) -> None:
@@ -138,7 +137,6 @@ class CaptureWriter:
             self._chunk(batch.slice(0, middle).compact())
             self._chunk(batch.slice(middle, batch.rows).compact())
             return
-        self._write_losses()
         self._describe(schema.EVENTS, batch)
         encoded = chunk.encode(batch, self._schema, len(self._totals.chunks), level=self._level)
         offset = self._record(Kind.CHUNK, encoded.payload)
@@ -150,7 +148,10 @@ class CaptureWriter:
 
     def _side(self, side: SourceInfo | Loss | Snapshot) -> None:
         if isinstance(side, Loss):
+            # Inside a chunk it waits for the chunk's end, so that losses never make chunks small.
             self._losses.append(side)
+            if not self._pending_rows:
+                self._write_losses()
         elif isinstance(side, SourceInfo):
             entry = {**side.to_json(), "id": side.id}
             if self._totals.sources.get(side.id) != entry:
