@@ -54,7 +54,7 @@ def _from_footer(source: CaptureReader) -> dict[str, Any]:
         **_header(source),
         "chunks": len(source.footer.chunks),
         "columns": {c["name"]: c["class"] for c in schema if c["table"] == "events"},
-        "state": "closed",
+        "state": source.state,
     }
 
 
@@ -81,9 +81,7 @@ def _from_scan(source: Source) -> tuple[dict[str, Any], list[Loss]]:
     summary = Pipeline(source, [tally]).run()
     found = {**tally.to_json(), "file": source.info.file, "format": source.info.format}
     if isinstance(source, CaptureReader):
-        found |= _header(source)
-        torn = any(loss.kind == "torn" for loss in summary.losses)
-        found["state"] = "not closed" if torn else "closed"
+        found |= {**_header(source), "state": source.state}
     return found, summary.losses
 
 
@@ -109,7 +107,8 @@ def _as_text(found: dict[str, Any]) -> str:
     if not found["loss"]:
         lines.append(f"{'loss':<12} none recorded")
     types = sorted(found["types"].items(), key=lambda item: (-item[1], item[0]))
-    lines += ["", f"{'events':>12} name"]
+    if types:
+        lines += ["", f"{'events':>12} name"]
     lines += [f"{count:>12,} {printable(name)}" for name, count in types[:_TYPES_SHOWN]]
     if len(types) > _TYPES_SHOWN:
         rest = sum(count for _, count in types[_TYPES_SHOWN:])

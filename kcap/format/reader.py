@@ -68,6 +68,8 @@ class CaptureReader:
         self.schema = schema.Schema()
         self.footer: payloads.Footer | None = None
         self.footer_offset: int | None = None
+        self.state: str | None = None
+        """``closed``, ``open`` or ``torn``; None until an end without a footer was reached."""
         self.selection = Selection()
         with _naming(file):
             self.header = scan.read_file_header(self.window, file)
@@ -228,7 +230,7 @@ class CaptureReader:
             # A footer that contradicts itself is treated as none: the records decide.
             self.schema = schema.Schema()
             return
-        self.footer, self.footer_offset = footer, offset
+        self.footer, self.footer_offset, self.state = footer, offset, "closed"
 
 
 class _naming:  # noqa: N801
@@ -291,6 +293,7 @@ class _Sequential:
                 self._try(item, self._handlers[header.kind])
             if self._end is None:
                 self._end = "records follow the FOOTER"
+        self._reader.state = "torn" if self._scanner.torn else "open" if self._end else "closed"
         if self._end is not None:
             reason = f"{self._end}, at byte {self._end_offset}"
             self._before.append(Loss("torn", None, reason))
