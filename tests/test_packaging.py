@@ -151,8 +151,9 @@ def check(installed: Installed, home: Path, cwd: Path) -> None:
 
 
 def test_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
-    """The wheel has every file of the four folders, under kcap, and puts only that anywhere."""
-    files = [file for area in ("kcap", *LINKS) for file in (built.tree / area).rglob("*.*")]
+    """The wheel has every file of the five folders, under kcap, and puts only that anywhere."""
+    areas = ("kcap", "spec", *LINKS)
+    files = [file for area in areas for file in (built.tree / area).rglob("*.*")]
     paths = {file.relative_to(built.tree).as_posix() for file in files if file.is_file()}
     expected = {path if path.startswith("kcap/") else f"kcap/{path}" for path in paths}
 
