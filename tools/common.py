@@ -56,7 +56,7 @@ class Duration(click.ParamType[float]):
 
     def convert(
         self,
-        value: Any,
+        value: Any,  # noqa: ANN401  (as click declares it)
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> float:

@@ -72,7 +72,7 @@ def play(
 def _stages(source: Source, options: Options) -> list[Stage]:
     """The stages for a time range and a choice of columns; a capture reads only what they need."""
     from kcap.format.reader import CaptureReader, Selection
-    from kcap.replay.stages import Columns, TimeRange
+    from kcap.replay.stages import Columns, EventsOnly, TimeRange
 
     start, end = options["start"], options["end"]
     names = tuple(n.strip() for n in options["fields"].split(",")) if options["fields"] else None
@@ -81,7 +81,8 @@ def _stages(source: Source, options: Options) -> list[Stage]:
         stages.append(TimeRange(start, end))
     if names:
         _check_columns(names)
-        stages.append(Columns((*names, "kind")) if options["state"] else Columns(names))
+        # Without their kind, a writer could no longer tell events from state records.
+        stages += [Columns(names)] if options["state"] else [EventsOnly(), Columns(names)]
     if isinstance(source, CaptureReader) and stages:
         wanted = None if names is None else (*names, "ts", "kind")
         source.select(Selection(wanted, start, end))

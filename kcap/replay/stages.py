@@ -30,6 +30,21 @@ class TimeRange:
         return batch.take(kept if times.rows is None else times.rows[kept])
 
 
+class EventsOnly:
+    """Leaves out the records that only describe what was there."""
+
+    def process(self, batch: Batch) -> Batch:
+        """See `kcap.replay.pipeline.Stage`."""
+        kinds = batch.get("kind")
+        if kinds is None or "state" not in kinds.values.dictionary.to_pylist():
+            return batch
+        code = kinds.values.dictionary.to_pylist().index("state")
+        states = np.flatnonzero(kinds.codes() == code)
+        kept = np.ones(batch.rows, np.bool_)
+        kept[states if kinds.rows is None else kinds.rows[states]] = False
+        return batch.take(np.flatnonzero(kept).astype(np.int32))
+
+
 class Columns:
     """Keeps some of the columns."""
 
