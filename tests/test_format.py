@@ -27,21 +27,18 @@ from support import (
 
 from kcap import limits
 from kcap.errors import (
-    DamagedError,
     KcapError,
-    LimitError,
     NotACaptureError,
     TruncatedError,
-    VersionError,
 )
-from kcap.format import frames, payloads, record, scan
-from kcap.format.reader import CaptureReader, Selection
-from kcap.format.record import HEADER_BYTES, Kind
+from kcap.format import frames, record, scan
+from kcap.format.reader import Selection
+from kcap.format.record import Kind
 from kcap.format.verify import verify
 from kcap.format.writer import CaptureWriter
-from kcap.model.batch import Batch, Column, concat, constant, dictionary
+from kcap.model.batch import Batch, constant, dictionary
 from kcap.model.classes import I64_MAX, I64_MIN, U64_MAX, TypeClass
-from kcap.model.side import Loss, Snapshot, SourceInfo
+from kcap.model.side import Loss, Snapshot
 
 SMALL = capture()
 SMALL_ROWS = rows_of(read(SMALL)[0])
