@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import zstandard
@@ -23,9 +24,14 @@ def compress(raw: bytes | memoryview, level: int = LEVEL) -> bytes:
     Returns:
         The frame.
     """
+    return _compressor(level).compress(raw)
+
+
+@cache
+def _compressor(level: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(
         level=level, write_checksum=False, write_content_size=True, write_dict_id=False
-    ).compress(raw)
+    )
 
 
 def decompress(frame: bytes | memoryview, length: int) -> bytes:
