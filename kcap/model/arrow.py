@@ -75,6 +75,9 @@ def _column(name: str, values: pa.Array) -> Column:
         raise BadInputError(f"{name} is no column's name", hint=hint)
     if pa.types.is_dictionary(values.type) and values.dictionary.null_count:
         values = values.dictionary_decode()
+    mostly = values.null_count * 2 < len(values)
+    if mostly and pa.types.is_dictionary(cls.arrow) and _KINDS[cls](values.type):
+        values = pc.dictionary_encode(values)  # here, as dropping a null copies the other texts
     rows = None
     if values.null_count:
         rows = np.flatnonzero(np.asarray(pc.is_valid(values))).astype(np.int32)

@@ -22,6 +22,8 @@ from kcap.model.side import Side
 Rows = npt.NDArray[np.int32]
 """Ascending row numbers."""
 
+_NUMBERS: Final = frozenset({TypeClass.I64, TypeClass.U64, TypeClass.F64})
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -50,11 +52,16 @@ class Column:
             return self.values
         if len(self.values) == 0:
             return pa.nulls(count, self.cls.arrow)
+        present = np.zeros(count, np.bool_)
+        present[self.rows] = True
+        if pa.types.is_dictionary(self.cls.arrow):
+            codes = _scattered(pa.array(self.codes()), self.rows, present)
+            return pa.DictionaryArray.from_arrays(codes, self.values.dictionary, safe=False)
+        if self.cls in _NUMBERS:
+            return _scattered(self.values, self.rows, present)
         at = np.zeros(count, np.int32)
-        absent = np.ones(count, np.bool_)
         at[self.rows] = np.arange(len(self.rows), dtype=np.int32)
-        absent[self.rows] = False
-        return self.values.take(pa.array(at, mask=absent))
+        return self.values.take(pa.array(at, mask=~present))
 
     def take(self, wanted: Rows, count: int) -> Column | None:
         """The column for some of the rows.
@@ -112,6 +119,16 @@ class Column:
         entries = self.values.dictionary.take(pa.array(used))
         codes32 = pa.array(codes.astype(np.int32))
         return Column(self.cls, pa.DictionaryArray.from_arrays(codes32, entries), self.rows)
+
+
+def _scattered(values: pa.Array, rows: Rows, present: npt.NDArray[np.bool_]) -> pa.Array:
+    """Numbers at their rows, null elsewhere; half the time of Arrow's ``take`` with nulls."""
+    dense = np.asarray(values)
+    out = np.zeros(len(present), dense.dtype)
+    out[rows] = dense
+    valid = pa.py_buffer(np.packbits(present, bitorder="little"))
+    buffers = [valid, pa.py_buffer(out)]
+    return pa.Array.from_buffers(values.type, len(out), buffers, len(out) - len(rows))
 
 
 @dataclass(frozen=True, slots=True)
