@@ -51,7 +51,8 @@ def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[B
     """Open an output.
 
     With ``force`` the bytes go to a temporary file in the same folder, which takes the name when
-    everything is written, also after an error: what was written then is what there is.
+    everything is written, also after an error: what was written then is what there is. An output
+    that got nothing before an error is not left behind.
 
     Args:
         path: The file; ``-`` for standard output.
@@ -70,46 +71,80 @@ def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[B
     target = Path(path)
     if target.is_symlink():
         raise OutputError("the output is a link", file=path, hint="name the file itself")
-    if force and not _is_device(target):
+    if _is_device(target):
+        with _closing(os.fdopen(_descriptor(target, 0), "wb"), path) as stream:
+            yield stream
+    elif force:
         with _replacing(target) as stream:
             yield stream
-        return
-    with _created(target) as stream:
-        yield stream
+    else:
+        with _created(target) as stream:
+            yield stream
 
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of the old one at the end."""
     try:
-        fd, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as e:
         raise OutputError(f"can't be written: {e.strerror}", file=str(target)) from e
+    temporary = Path(name)
     try:
-        with os.fdopen(fd, "wb") as stream:
+        with _closing(os.fdopen(fd, "wb"), str(target)) as stream:
             yield stream
     except KcapError:
-        _rename(temporary, target)  # closed and marked incomplete, but what there is
+        if temporary.stat().st_size:
+            _rename(temporary, target)  # closed and marked incomplete, but what there is
         raise
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _rename(temporary, target)
+    else:
+        _rename(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _rename(temporary: str, target: Path) -> None:
+def _rename(temporary: Path, target: Path) -> None:
     try:
-        Path(temporary).replace(target)
+        temporary.replace(target)
     except OSError as e:
-        Path(temporary).unlink(missing_ok=True)
         raise OutputError(f"can't be replaced: {e.strerror}", file=str(target)) from e
 
 
-def _created(target: Path) -> BinaryIO:
-    create = 0 if _is_device(target) else os.O_CREAT | os.O_EXCL
+@contextlib.contextmanager
+def _created(target: Path) -> Iterator[BinaryIO]:
+    """A file that was not there before."""
+    fd = _descriptor(target, os.O_CREAT | os.O_EXCL)
+    try:
+        with _closing(os.fdopen(fd, "wb"), str(target)) as stream:
+            yield stream
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            if not target.stat().st_size:
+                target.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _closing(stream: BinaryIO, path: str) -> Iterator[BinaryIO]:
+    """Close a stream at the end; what it can't write then is the output's error too."""
+    try:
+        yield stream
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error on its way says what went wrong
+            stream.close()
+        raise
+    try:
+        stream.close()
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise OutputError(f"writing failed: {e.strerror}", file=path) from e
+
+
+def _descriptor(target: Path, create: int) -> int:
     flags = os.O_WRONLY | create | _NOFOLLOW | _BINARY
     try:
-        return os.fdopen(os.open(target, flags, _PRIVATE), "wb")
+        return os.open(target, flags, _PRIVATE)
     except FileExistsError:
         hint = "give another name, or --force to replace it"
         raise OutputError("the output exists already", file=str(target), hint=hint) from None
@@ -127,6 +162,8 @@ def _is_device(target: Path) -> bool:
 
 
 def _stdout(*, binary: bool) -> BinaryIO:
+    if sys.stdout is None:
+        raise OutputError("standard output is closed", file="-")
     if binary and sys.stdout.isatty():
         raise OutputError(
             "a capture is not written to a terminal", file="-", hint="give -o FILE, or pipe it"

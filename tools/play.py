@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
+from kcap.errors import OutputError
 from kcap.tools import common, output
 
 if TYPE_CHECKING:
@@ -50,9 +52,12 @@ def play(
     """
     from kcap.replay.pipeline import Pipeline
 
-    path = output.capture_path(options["output"]) if form == "kcap" else options["output"]
     binary = form == "kcap"
-    with output.opened(path, force=options["force"], binary=binary) as stream:
+    path = output.capture_path(options["output"]) if binary else options["output"]
+    with (
+        _naming(path),
+        output.opened(path, force=options["force"], binary=binary) as stream,
+    ):
         sink = common.sink_for(
             form,
             stream,
@@ -67,6 +72,16 @@ def play(
         summary = pipeline.run()
         stream.flush()
     return summary
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Give the errors of a sink, which knows only its stream, the output's name."""
+    try:
+        yield
+    except OutputError as e:
+        e.file = e.file or path
+        raise
 
 
 def _stages(source: Source, options: Options) -> list[Stage]:

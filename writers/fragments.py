@@ -398,7 +398,7 @@ def write_all(stream: BinaryIO, data: memoryview) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror or error}") from error
+        raise OutputError(f"writing failed: {error.strerror or error}") from error
 
 
 def flush(stream: BinaryIO) -> None:
@@ -415,4 +415,4 @@ def flush(stream: BinaryIO) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror or error}") from error
+        raise OutputError(f"writing failed: {error.strerror or error}") from error
