@@ -53,6 +53,8 @@ def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Sourc
 
 def _open(name: str) -> BinaryIO:
     if name == "-":
+        if sys.stdin is None:
+            raise KcapError("standard input is closed", file=name)
         return cast("BinaryIO", sys.stdin.buffer)
     try:
         return Path(name).open("rb")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
-from kcap.errors import KcapError
+import kcap
+from kcap.errors import KcapError, OutputError
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -113,30 +117,52 @@ class KcapGroup(click.Group):
             with formatter.section(section):
                 formatter.write_dl(rows, col_max=14)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401
+        """Read the arguments; may print the help, and fail to."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A file's name need not be text, and a locale need not have every character.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        with _exit_codes():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run a verb; errors become one line and an exit code, here as under a test runner."""
-        try:
+        with _exit_codes(ctx):
             return super().invoke(ctx)
-        except KcapError as e:
-            self._fail(ctx, e)
-        except BrokenPipeError:
-            # Whoever read our output has seen enough. Nothing may be flushed into the pipe at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(0)
-        except KeyboardInterrupt:
-            ctx.exit(EXIT_INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as e:  # noqa: BLE001  (a defect of ours: still no traceback unasked)
-            self._fail(
-                ctx, KcapError(f"internal error: {e!r}", hint="again with -vv, and report it")
-            )
 
-    def _fail(self, ctx: click.Context, error: KcapError) -> NoReturn:
-        if ctx.find_root().meta.get("kcap.verbose", 0) > 1:
-            traceback.print_exc()
-        report(error)
-        ctx.exit(error.exit_code)
+
+@contextlib.contextmanager
+def _exit_codes(ctx: click.Context | None = None) -> Iterator[None]:
+    """Turn what a verb may raise into messages and exit codes."""
+    try:
+        yield
+    except KcapError as e:
+        _fail(ctx, e)
+    except BrokenPipeError:
+        _forget_stdout()  # whoever read our output has seen enough
+        raise click.exceptions.Exit(0) from None
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except OSError as e:
+        # Inputs and named outputs have errors of their own; this is about standard output.
+        _forget_stdout()
+        _fail(ctx, OutputError(f"writing failed: {e.strerror or e}", file=e.filename or "-"))
+    except Exception as e:  # noqa: BLE001  (a defect of ours: still no traceback unasked)
+        _fail(ctx, KcapError(f"internal error: {e!r}", hint="again with -vv, and report it"))
+
+
+def _fail(ctx: click.Context | None, error: KcapError) -> NoReturn:
+    if ctx is not None and ctx.find_root().meta.get("kcap.verbose", 0) > 1:
+        traceback.print_exc()
+    report(error)
+    raise click.exceptions.Exit(error.exit_code) from None
+
+
+def _forget_stdout() -> None:
+    """Let nothing be flushed at exit into an output that takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report(error: KcapError) -> None:
@@ -164,6 +190,12 @@ def _set_verbose(ctx: click.Context, _param: click.Parameter, value: int) -> Non
     root.meta["kcap.verbose"] = max(root.meta.get("kcap.verbose", 0), value)
 
 
+def _say_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"kcap {kcap.__version__}")
+        ctx.exit()
+
+
 @click.group(cls=KcapGroup, invoke_without_command=True, context_settings=_CONTEXT)
 @click.option(
     "-v",
@@ -172,6 +204,14 @@ def _set_verbose(ctx: click.Context, _param: click.Parameter, value: int) -> Non
     expose_value=False,
     callback=_set_verbose,
     help="Say more on standard error; twice: show where an error comes from.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    help="Say which kcap this is; 'kcap version' says more.",
 )
 @click.pass_context
 def main(ctx: click.Context) -> None:
