@@ -33,9 +33,9 @@ class EventTime(click.ParamType[int]):
         """Parse to ns UTC; what has no zone is UTC."""
         if isinstance(value, int):
             return value
-        if re.fullmatch(r"-?\d{6,}", value):
-            return int(value)
         try:
+            if re.fullmatch(r"-?\d{6,}", value):
+                return int(value)
             match = _TIME.fullmatch(value)
             assert match is not None
             base = datetime.fromisoformat(match[1] + (match[3] or "").replace("Z", "+00:00"))

@@ -48,6 +48,7 @@ def command(
     if capture is None or target is None:
         raise click.UsageError("give a capture to read, and -o FILE to write")
     from kcap.format.writer import CaptureWriter
+    from kcap.model.text import printable
     from kcap.replay.pipeline import Pipeline
     from kcap.state import State
 
@@ -67,10 +68,8 @@ def command(
                     source, [sink], state=state, resolve=foreign, after_batch=progress.update
                 )
                 summary = pipeline.run()
-        click.echo(
-            f"kcap: {summary.events_out:,} events, {common.size_text(sink.bytes_written)}: {path}",
-            err=True,
-        )
+        size = common.size_text(sink.bytes_written)
+        click.echo(f"kcap: {summary.events_out:,} events, {size}: {printable(path)}", err=True)
     common.finish(ctx, summary)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import click
 
 from kcap.tools.cli import Verb, main
@@ -44,7 +46,7 @@ def _sections(page: click.Context, target: click.Command) -> list[tuple[str, lis
         ("DESCRIPTION", [" ".join(p.split()) for p in text]),
     ]
     rows = [r for p in target.get_params(page) if (r := p.get_help_record(page)) is not None]
-    sections.append(("OPTIONS", [f" {names}\n     {text}" for names, text in rows]))
+    sections.append(("OPTIONS", [f" {names}\n{_indented(text)}" for names, text in rows]))
     if isinstance(target, click.Group):
         verbs = [(v, target.get_command(page, v)) for v in target.list_commands(page)]
         listed = [f" {v:<12} {c.get_short_help_str(80)}" for v, c in verbs if c is not None]
@@ -53,9 +55,11 @@ def _sections(page: click.Context, target: click.Command) -> list[tuple[str, lis
     return [(heading, body) for heading, body in sections if body]
 
 
-def _plain(page: click.Context, target: click.Command) -> str:
-    import textwrap
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 74, initial_indent="     ", subsequent_indent="     ")
 
+
+def _plain(page: click.Context, target: click.Command) -> str:
     lines = []
     for heading, paragraphs in _sections(page, target):
         lines.append(heading)

@@ -81,18 +81,23 @@ def command(
     """
     from kcap import plugins
     from kcap.format.writer import CaptureWriter
+    from kcap.model.text import printable
     from kcap.replay.pipeline import Pipeline
     from kcap.state import State
 
     source: LiveSource = plugins.load(plugins.LIVE, "proc")()
     path = output.capture_path(target) if target else _default_name()
     state = State()
-    with contextlib.closing(source), output.opened(path, force=force) as stream:
+    with (
+        contextlib.closing(source),
+        _stopping(source),
+        output.opened(path, force=force) as stream,
+    ):
         writer = CaptureWriter(
             stream, file=path, snapshot=state.snapshot, created_ns=time.time_ns()
         )
         limits = _Limits(source, writer, duration, max_size)
-        with Progress(lambda: writer.bytes_written) as progress, _stopping(source):
+        with Progress(lambda: writer.bytes_written) as progress:
 
             def after_batch(summary: Summary) -> bool:
                 limits.check()
@@ -105,7 +110,7 @@ def command(
     size = common.size_text(writer.bytes_written)
     click.echo(
         f"kcap: {summary.events_out:,} events, {size}, {lost:,} lost, "
-        f"exit code {summary.exit_code}: {path}",
+        f"exit code {summary.exit_code}: {printable(path)}",
         err=True,
     )
     common.finish(ctx, summary)

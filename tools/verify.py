@@ -56,6 +56,8 @@ def _as_json(capture: str, report: Report) -> str:
 
 
 def _as_text(capture: str, report: Report) -> str:
+    from kcap.model.text import printable
+
     lines = [
         f"{f.number:>4}  byte {f.offset:<10} record {f.record:<6} {f.kind or '?':<12} {f.what}"
         for f in report.findings
@@ -69,4 +71,4 @@ def _as_text(capture: str, report: Report) -> str:
         lines.append("internally consistent; not proof against replacement of the whole file")
     else:
         lines.append(f"{len(report.findings):,} findings")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
