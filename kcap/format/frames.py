@@ -243,14 +243,14 @@ def decode_integers(
 # --- text and bytes ---------------------------------------------------------------------------
 
 
-def _lengths_and_bytes(entries: pa.Array) -> tuple[bytes, bytes, int]:
+def _lengths_and_bytes(entries: pa.Array) -> tuple[bytes, memoryview, int]:
     """Lengths and bytes of plain text or binary entries, and the flag for wide lengths."""
     offsets = np.frombuffer(entries.buffers()[1], np.int32)[
         entries.offset : entries.offset + len(entries) + 1
     ]
     lengths = np.diff(offsets)
     data = entries.buffers()[2]
-    raw = bytes(data)[offsets[0] : offsets[-1]] if data is not None and len(offsets) else b""
+    raw = memoryview(b"" if data is None else data)[offsets[0] : offsets[-1]]
     wide = len(lengths) and int(lengths.max()) > 0xFFFF  # noqa: PLR2004
     return lengths.astype("<u4" if wide else "<u2").tobytes(), raw, WIDE if wide else 0
 
@@ -261,7 +261,9 @@ def _sorted_dictionary(values: pa.DictionaryArray) -> tuple[npt.NDArray[np.int64
     seen = np.zeros(len(values.dictionary), np.bool_)
     seen[codes] = True
     used = np.flatnonzero(seen)
-    entries = values.dictionary.take(pa.array(used))
+    entries = values.dictionary
+    if len(used) < len(entries):
+        entries = entries.take(pa.array(used))
     order = np.asarray(pc.sort_indices(entries))
     ordered = entries.take(pa.array(order))
     rank = np.empty(len(order), np.int64)
@@ -289,11 +291,11 @@ def encode_text(values: pa.DictionaryArray) -> Encoded:
     codes, entries = _sorted_dictionary(values)
     if len(entries) * 2 > len(codes):
         lengths, raw, wide = _lengths_and_bytes(entries.take(pa.array(codes)))
-        return Encoded(lengths + raw, PLAIN | wide)
+        return Encoded(b"".join((lengths, raw)), PLAIN | wide)
     lengths, raw, wide = _lengths_and_bytes(entries)
     width = _code_type(len(entries))
     coded = b"" if width is None else codes.astype(width).tobytes()
-    return Encoded(coded + lengths + raw, wide, 0, len(entries))
+    return Encoded(b"".join((coded, lengths, raw)), wide, 0, len(entries))
 
 
 def _code_type(distinct: int) -> npt.DTypeLike | None:
