@@ -65,6 +65,7 @@ class CaptureWriter:
         self._pending: list[Batch] = []
         self._pending_rows = 0
         self._pending_bytes = 0
+        self._pending_text_bytes = 0
         self._losses: list[Loss] = []
         self._totals = Totals()
         self._states = _StateCadence()
@@ -99,7 +100,8 @@ class CaptureWriter:
         """Close the current chunk, so that everything taken so far is in the file."""
         if self._pending_rows:
             batch = concat(self._pending)
-            self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+            self._pending, self._pending_rows = [], 0
+            self._pending_bytes = self._pending_text_bytes = 0
             self._chunk(batch)
         self._write_losses()
         self._flush_stream()
@@ -119,14 +121,18 @@ class CaptureWriter:
     def _append(self, batch: Batch) -> None:
         """Add rows to the chunk being filled, closing it where it is full."""
         while batch.rows:
-            size = _text_bytes(batch)
-            if self._pending_rows and self._pending_bytes + size > _TEXT_BYTES:
+            size, text_size = batch.nbytes, _text_bytes(batch)
+            if self._pending_rows and (
+                self._pending_bytes + size > limits.CHUNK_DECODED_BYTES
+                or self._pending_text_bytes + text_size > _TEXT_BYTES
+            ):
                 self.flush()
             room = self._rows - self._pending_rows
             head, batch = batch.slice(0, room), batch.slice(min(room, batch.rows), batch.rows)
             self._pending.append(head.with_before(()))
             self._pending_rows += head.rows
             self._pending_bytes += size
+            self._pending_text_bytes += text_size
             if self._pending_rows == self._rows:
                 self.flush()
 
