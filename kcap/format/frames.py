@@ -16,6 +16,7 @@ from construct import Int8ul, Int32ul, Int64ul, Padding, Struct
 
 from kcap import limits
 from kcap.errors import DamagedError, LimitError
+from kcap.format import zstd
 from kcap.model.batch import Column, Rows
 from kcap.model.classes import BY_CODE, TypeClass
 
@@ -175,7 +176,7 @@ def _offsets(values: npt.NDArray[Any], low: int, width: int) -> bytes:
 
 
 def encode_integers(values: npt.NDArray[Any]) -> Encoded:
-    """int64 or uint64 values, the smaller of the plain and the delta form (clause 6.5).
+    """int64 or uint64 values, plain or as deltas, whichever compresses better (clause 6.5).
 
     Args:
         values: At least one, of type int64 or uint64.
@@ -185,21 +186,26 @@ def encode_integers(values: npt.NDArray[Any]) -> Encoded:
     """
     low, high = int(values.min()), int(values.max())
     width = _width(high - low)
-    if len(values) > 1 and width:
-        numbers: npt.NDArray[np.int64] = values.view(np.int64)
-        steps = numbers[1:] - numbers[:-1]  # modulo 2**64
-        least, most = int(steps.min()), int(steps.max())
-        narrow, flags = _width(most - least), DELTA
-        if narrow and not (steps % 100).any():
-            divided = _width(most // 100 - least // 100)
-            if divided < narrow:
-                narrow, flags = divided, DELTA | HUNDREDS
-                steps, least = steps // 100, least // 100
-        if 8 + _bytes(narrow) * len(steps) < _bytes(width) * len(values):
-            first = values[:1].tobytes()
-            data = first + _offsets(steps, least, narrow)
-            return Encoded(data, flags | narrow, least & _MASK)
-    return Encoded(_offsets(values, low, width), width, low & _MASK)
+    plain = Encoded(_offsets(values, low, width), width, low & _MASK)
+    if len(values) == 1 or not width:
+        return plain
+    # Interleaved counters are as wide as their differences, and only these repeat: it takes a try.
+    return min(plain, _deltas(values), key=lambda form: len(zstd.compress(form.data)))
+
+
+def _deltas(values: npt.NDArray[Any]) -> Encoded:
+    """The first value and the differences, at least one."""
+    numbers: npt.NDArray[np.int64] = values.view(np.int64)
+    steps = numbers[1:] - numbers[:-1]  # modulo 2**64
+    least, most = int(steps.min()), int(steps.max())
+    width, flags = _width(most - least), DELTA
+    if width and not (steps % 100).any():
+        divided = _width(most // 100 - least // 100)
+        if divided < width:
+            width, flags = divided, DELTA | HUNDREDS
+            steps, least = steps // 100, least // 100
+    data = values[:1].tobytes() + _offsets(steps, least, width)
+    return Encoded(data, flags | width, least & _MASK)
 
 
 def decode_integers(
