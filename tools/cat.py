@@ -40,4 +40,4 @@ def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Optio
     """
     with opened_source(capture, lenient=options["lenient"]) as source:
         summary = play(source, form, options)
-    common.finish(ctx, summary)
+    common.finish(ctx, summary, capture)

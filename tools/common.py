@@ -176,27 +176,31 @@ def wants_color(choice: str, stream: BinaryIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
-def finish(ctx: click.Context, summary: Summary) -> None:
+def finish(ctx: click.Context, summary: Summary, file: str) -> None:
     """Say what was lost and leave with the run's exit code.
 
     Args:
         ctx: The verb's context.
         summary: What the run did.
+        file: The input's name.
     """
-    report_losses(summary.losses)
+    report_losses(summary.losses, file)
     ctx.exit(summary.exit_code)
 
 
-def report_losses(losses: list[Loss]) -> None:
+def report_losses(losses: list[Loss], file: str) -> None:
     """Say on standard error what was lost, skipped or damaged.
 
     Args:
         losses: The losses of a run.
+        file: The input's name.
     """
+    from kcap.model.text import printable
+
     for loss in losses[:_SHOWN]:
-        click.echo(f"kcap: {describe(loss)}", err=True)
+        click.echo(f"kcap: {printable(file)}: {describe(loss)}", err=True)
     if len(losses) > _SHOWN:
-        click.echo(f"kcap: and {len(losses) - _SHOWN} more", err=True)
+        click.echo(f"kcap: {printable(file)}: and {len(losses) - _SHOWN} more", err=True)
 
 
 def describe(loss: Loss) -> str:

@@ -70,7 +70,7 @@ def command(
                 summary = pipeline.run()
         size = common.size_text(sink.bytes_written)
         click.echo(f"kcap: {summary.events_out:,} events, {size}: {printable(path)}", err=True)
-    common.finish(ctx, summary)
+    common.finish(ctx, summary, capture)
 
 
 def _list_readers() -> None:

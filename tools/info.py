@@ -40,7 +40,7 @@ def command(ctx: click.Context, capture: str, as_json: bool, lenient: bool) -> N
         else:
             found, losses = _from_scan(source)
     click.echo(json.dumps(found, indent=2, sort_keys=True) if as_json else _as_text(found))
-    common.report_losses(losses)
+    common.report_losses(losses, capture)
     ctx.exit(3 if losses else 0)
 
 

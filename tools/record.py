@@ -113,7 +113,7 @@ def command(
         f"exit code {summary.exit_code}: {printable(path)}",
         err=True,
     )
-    common.finish(ctx, summary)
+    common.finish(ctx, summary, source.info.file)
 
 
 @contextlib.contextmanager

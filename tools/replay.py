@@ -65,7 +65,7 @@ def command(
         state = State()
         summary = play(source, form, options, tracked=state)
     _report(summary.events_in, summary.events_out)
-    common.finish(ctx, summary)
+    common.finish(ctx, summary, path)
 
 
 def _report(events_in: int, events_out: int) -> None:
