@@ -16,6 +16,7 @@ from kcap.errors import DamagedError, LimitError, VersionError
 from kcap.format import body
 from kcap.format.chunk import Bounds
 from kcap.format.record import ALIGNMENT, END_MAGIC, padded
+from kcap.model.classes import I64_MAX, I64_MIN
 
 MAJOR: Final = 1
 MINOR: Final = 0
@@ -41,6 +42,18 @@ _INDEX: Final = Struct(
     Const(b"\0\0\0\0"),
 )
 _TYPE: Final = Struct("count" / Int32ul, "length" / Int16ul)
+
+_TOTALS: Final = {
+    "backward_steps": int,
+    "events": int,
+    "loss": list,
+    "schema": list,
+    "sources": list,
+    "state_rows": int,
+    "states": list,
+    "timeless": int,
+    "types": dict,
+}
 
 TABLE: Final = np.dtype(
     [
@@ -206,6 +219,24 @@ class Footer:
         payload = payload.ljust(padded(len(payload)), b"\0")
         return payload + _TAIL.pack(offset, len(payload) + TAIL_BYTES, END_MAGIC)
 
+    def fits(self, offset: int) -> bool:
+        """Whether it can be true: chunks lie before it, and the totals are what they must be.
+
+        Args:
+            offset: Where the record starts.
+
+        Returns:
+            False where a reader should not rely on it.
+        """
+        at, length = self.chunks["offset"], self.chunks["length"]
+        if (at > offset).any() or (length > np.uint64(offset) - at).any():
+            return False
+        return (
+            all(isinstance(self.totals.get(n), t) for n, t in _TOTALS.items())
+            and all(isinstance(n, int) for n in self.totals["types"].values())
+            and all(_is_range(self.totals.get(n)) for n in ("ts", "seq"))
+        )
+
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> Footer:
         """Read the payload.
@@ -231,6 +262,17 @@ class Footer:
             raise LimitError("the FOOTER's body does not fit its record")
         totals = body.unpack_object(raw[end + 8 : end + 8 + size], "FOOTER")
         return cls(file_id, chain, chunks, totals)
+
+
+def _is_range(value: object) -> bool:
+    """Whether a value is [least, greatest] of int64, or null."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, list)
+        and len(value) == 2  # noqa: PLR2004
+        and all(isinstance(v, int) and I64_MIN <= v <= I64_MAX for v in value)
+    )
 
 
 def footer_place(tail: bytes) -> tuple[int, int] | None:

@@ -215,7 +215,7 @@ class CaptureReader:
                 continue
             try:
                 batch = self.chunk(number, wanted.columns)
-            except DamagedError as e:
+            except KcapError as e:
                 before.append(Loss("damaged", int(entry["rows"]), _reason(e)))
                 continue
             yield batch.with_before(before)
@@ -224,10 +224,14 @@ class CaptureReader:
             yield EMPTY.with_before(before)
 
     def _take_footer(self, footer: payloads.Footer, offset: int) -> None:
+        # A footer that can't be true is treated as none: the records decide.
+        if not footer.fits(offset):
+            return
         try:
-            self.schema.read(footer.totals.get("schema") or ())
+            self.schema.read(footer.totals["schema"])
+            _ = [SourceInfo.from_json(s) for s in footer.totals["sources"]]
+            _ = [Loss.from_json(e) for e in footer.totals["loss"]]
         except KcapError:
-            # A footer that contradicts itself is treated as none: the records decide.
             self.schema = schema.Schema()
             return
         self.footer, self.footer_offset, self.state = footer, offset, "closed"

@@ -271,5 +271,5 @@ def solid_ranges(footer: Footer) -> list[tuple[int, int]]:
     states = footer.totals.get("states") or []
     try:
         return chunks + [(int(offset), int(length)) for offset, length in states]
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return chunks

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kcap import limits
-from kcap.errors import DamagedError, LimitError
+from kcap.errors import DamagedError, KcapError, LimitError
 from kcap.format import body
 from kcap.model import catalogue, naming
 from kcap.model.classes import TypeClass
@@ -122,7 +122,7 @@ class Schema:
         return [self._by_id[i].to_json() for i in sorted(self._by_id)]
 
     def read(self, values: Iterable[dict[str, Any]]) -> None:
-        """Take in the columns of a SCHEMA record or a footer.
+        """Take in the columns of a SCHEMA record or a footer, all of them or none.
 
         Args:
             values: The members as parsed.
@@ -130,9 +130,18 @@ class Schema:
         Raises:
             DamagedError: They are not well formed, or contradict what is known.
         """
+        before = dict(self._by_id), dict(self._by_name)
+        try:
+            self._read(values)
+        except KcapError:
+            self._by_id, self._by_name = before
+            raise
+
+    def _read(self, values: Iterable[dict[str, Any]]) -> None:
         for value in values:
             try:
                 decoder = value.get("decoder")
+                str(value["name"]).encode()  # a lone surrogate is no text
                 spec = ColumnSpec(
                     int(value["id"]),
                     str(value["table"]),
@@ -142,7 +151,7 @@ class Schema:
                     decoder
                     and (str(decoder["name"]), {int(k): str(v) for k, v in decoder["values"]}),
                 )
-            except (KeyError, TypeError, ValueError) as e:
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
                 raise DamagedError(f"a SCHEMA entry is not well formed: {e!r}") from e
             known = self._by_id.get(spec.id)
             if known is None:

@@ -186,7 +186,7 @@ class _Check:
             self._add(item, "the hash chain does not lead to the FOOTER: records were changed")
         if not np.array_equal(footer.chunks, self._totals.table()):
             self._add(item, "the FOOTER's chunk table does not fit the chunks")
-        if dict(footer.totals.get("records") or {}) != dict(self._records):
+        if footer.totals.get("records") != dict(self._records):
             self._add(item, "the FOOTER's record counts do not fit the records")
         counted = self._totals.to_json(self._schema)
         for name in (*_TAIL_CHECKED, "schema"):

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import kcap
 from kcap import limits
-from kcap.errors import OutputError
+from kcap.errors import KcapError, OutputError
 from kcap.format import body, chunk, payloads, record, schema
 from kcap.format.record import Kind
 from kcap.format.totals import Totals
@@ -184,7 +184,11 @@ class CaptureWriter:
 
     def _describe(self, table: str, batch: Batch) -> None:
         """Write a SCHEMA record where the batch has columns that none describes yet."""
-        new = self._schema.learn(table, [(n, c.cls) for n, c in batch.columns.items()])
+        try:
+            new = self._schema.learn(table, [(n, c.cls) for n, c in batch.columns.items()])
+        except KcapError as e:
+            e.file = self._file
+            raise
         if new:
             self._record(Kind.SCHEMA, schema.pack(new))
 

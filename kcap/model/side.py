@@ -5,12 +5,48 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final
+
+from kcap.errors import DamagedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kcap.model.batch import Batch
+
+
+_TEXT: Final = (str, NoneType)
+_NUMBER: Final = (int, NoneType)
+
+_SOURCE_TYPES: Final = {
+    "boot_id": _TEXT,
+    "clocks": list,
+    "collector": str,
+    "details": dict,
+    "host": _TEXT,
+    "origin": _TEXT,
+}
+
+_LOSS_TYPES: Final = {
+    "count": _NUMBER,
+    "cpu": _NUMBER,
+    "end_ns": _NUMBER,
+    "event": _TEXT,
+    "kind": str,
+    "reason": str,
+    "source": _TEXT,
+    "start_ns": _NUMBER,
+}
+
+
+def _check(value: object, what: str, types: Mapping[str, Any]) -> None:
+    """Refuse a JSON value that is not an object with members of these types."""
+    if not isinstance(value, dict):
+        raise DamagedError(f"a {what} is no JSON object")
+    for name, expected in types.items():
+        if name in value and not isinstance(value[name], expected):
+            raise DamagedError(f"the {name} of a {what} is of the wrong type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +84,23 @@ class SourceInfo:
 
         Returns:
             The entry.
+
+        Raises:
+            DamagedError: It is no such object.
         """
+        _check(value, "source", _SOURCE_TYPES)
+        if not all(
+            isinstance(p, list) and [type(v) for v in p] == [int, int]
+            for p in value.get("clocks", ())
+        ):
+            raise DamagedError("a source's clocks are no pairs of integers")
         return cls(
-            collector=str(value.get("collector")),
+            collector=value.get("collector", ""),
             host=value.get("host"),
             boot_id=value.get("boot_id"),
             origin=value.get("origin"),
-            clocks=tuple((int(a), int(b)) for a, b in value.get("clocks", ())),
-            details=value.get("details") or {},
+            clocks=tuple((a, b) for a, b in value.get("clocks", ())),
+            details=value.get("details", {}),
         )
 
     @property
@@ -110,11 +155,15 @@ class Loss:
 
         Returns:
             The loss.
+
+        Raises:
+            DamagedError: It is no such object.
         """
+        _check(value, "loss", _LOSS_TYPES)
         return cls(
-            kind=str(value.get("kind")),
+            kind=value.get("kind", ""),
             count=value.get("count"),
-            reason=str(value.get("reason", "")),
+            reason=value.get("reason", ""),
             source=value.get("source"),
             event=value.get("event"),
             cpu=value.get("cpu"),
