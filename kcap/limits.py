@@ -7,8 +7,8 @@ from typing import Final
 RECORD_PAYLOAD_BYTES: Final = 64 << 20
 """Longest payload of one record."""
 
-CHUNK_DECODED_BYTES: Final = 32 << 20
-"""Decoded bytes of one chunk; a single row may exceed it by its own size."""
+CHUNK_BYTES: Final = 32 << 20
+"""What a chunk of several rows may take in memory (clause 3.2)."""
 
 CHUNK_ROWS: Final = 65_536
 """Rows of one chunk."""
@@ -20,10 +20,25 @@ VALUE_BYTES: Final = 64 << 10
 """Longest value; a longer one is cut and its true length kept in ``NAME__size``."""
 
 ROW_BYTES: Final = 24 << 20
-"""Decoded bytes of one row; so that a chunk of one row still fits a record."""
+"""What one row may take in memory, so that a chunk of one row still fits a record."""
+
+CHUNKS: Final = 1_000_000
+"""Chunks of one capture, so that the FOOTER's table still fits a record."""
 
 DIRECTORY_BYTES: Final = 16 << 20
 """Longest chunk directory."""
+
+BODY_BYTES: Final = 1 << 20
+"""Decoded JSON of a record, other than SCHEMA and FOOTER."""
+
+SCHEMA_BYTES: Final = 16 << 20
+"""Decoded JSON of a SCHEMA or FOOTER record."""
+
+BODY_CONTAINERS: Final = 1 << 20
+"""Objects and lists in one JSON body."""
+
+STATE_BYTES: Final = 64 << 20
+"""What the tables of one STATE record may take in memory."""
 
 BLOB_BLOCK_BYTES: Final = 1 << 20
 """Longest block of an artifact."""
@@ -42,9 +57,6 @@ STATE_NS: Final = 600 * 10**9
 
 STATE_SHARE: Final = 0.05
 """Largest share of a file that STATE records may take."""
-
-LIST_ITEMS: Final = 4 << 20
-"""Items of all lists of one column in a chunk."""
 
 LIST_VALUE_ITEMS: Final = 8192
 """Items of one list."""

@@ -16,32 +16,34 @@ _STORED: Final = 0
 _ZSTD: Final = 1
 
 
-def pack(value: object) -> bytes:
+def pack(value: object, most: int = limits.BODY_BYTES) -> bytes:
     """Write a JSON value.
 
     Args:
         value: Plain JSON values.
+        most: What its text may take, in bytes.
 
     Returns:
         The body.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     raw = text.encode("utf-8", "backslashreplace")
-    if len(raw) > limits.CHUNK_DECODED_BYTES:
+    if len(raw) > most:
         msg = f"a description of {len(raw)} bytes does not fit the format"
-        raise LimitError(msg, expected=f"at most {limits.CHUNK_DECODED_BYTES}")
+        raise LimitError(msg, expected=f"at most {most}")
     small = zstd.compress(raw)
     if len(small) < len(raw):
         return _HEAD.pack(len(raw), _ZSTD) + small
     return _HEAD.pack(len(raw), _STORED) + raw
 
 
-def unpack(raw: bytes | memoryview, what: str) -> Any:  # noqa: ANN401
+def unpack(raw: bytes | memoryview, what: str, most: int = limits.BODY_BYTES) -> Any:  # noqa: ANN401
     """Read a JSON value.
 
     Args:
         raw: A body, and nothing behind it.
         what: The record's name, for errors.
+        most: What its text may take, in bytes.
 
     Returns:
         The value.
@@ -53,13 +55,15 @@ def unpack(raw: bytes | memoryview, what: str) -> Any:  # noqa: ANN401
     if len(raw) < _HEAD.size:
         raise DamagedError(f"{what} is too short", expected="a JSON body")
     length, codec = _HEAD.unpack_from(raw)
-    if length > limits.CHUNK_DECODED_BYTES:
-        raise LimitError(f"{what} announces {length} bytes", expected="at most 32 MiB")
+    if length > most:
+        raise LimitError(f"{what} announces {length} bytes", expected=f"at most {most}")
     stored = bytes(raw[_HEAD.size :])
     if codec == _ZSTD:
         stored = zstd.decompress(stored, length)
     elif codec != _STORED or len(stored) != length:
         raise DamagedError(f"{what} has no valid body", expected="stored or zstd bytes")
+    if stored.count(b"[") + stored.count(b"{") > limits.BODY_CONTAINERS:
+        raise LimitError(f"{what} has too many lists", expected=f"{limits.BODY_CONTAINERS}")
     try:
         value = json.loads(stored)
     except (ValueError, RecursionError) as e:
@@ -81,12 +85,15 @@ def pack_object(**values: object) -> bytes:
     return pack(values)
 
 
-def unpack_object(raw: bytes | memoryview, what: str) -> dict[str, Any]:
+def unpack_object(
+    raw: bytes | memoryview, what: str, most: int = limits.BODY_BYTES
+) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         raw: A body.
         what: The record's name, for errors.
+        most: What its text may take, in bytes.
 
     Returns:
         Its members.
@@ -94,18 +101,21 @@ def unpack_object(raw: bytes | memoryview, what: str) -> dict[str, Any]:
     Raises:
         DamagedError: It holds something else.
     """
-    value = unpack(raw, what)
+    value = unpack(raw, what, most)
     if not isinstance(value, dict):
         raise DamagedError(f"{what} holds no JSON object")
     return value
 
 
-def unpack_objects(raw: bytes | memoryview, what: str) -> list[dict[str, Any]]:
+def unpack_objects(
+    raw: bytes | memoryview, what: str, most: int = limits.BODY_BYTES
+) -> list[dict[str, Any]]:
     """Read a list of JSON objects.
 
     Args:
         raw: A body.
         what: The record's name, for errors.
+        most: What its text may take, in bytes.
 
     Returns:
         The objects.
@@ -113,7 +123,7 @@ def unpack_objects(raw: bytes | memoryview, what: str) -> list[dict[str, Any]]:
     Raises:
         DamagedError: It holds something else.
     """
-    value = unpack(raw, what)
+    value = unpack(raw, what, most)
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         raise DamagedError(f"{what} holds no list of JSON objects")
     return value

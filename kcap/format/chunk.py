@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from construct import Const, Int32ul, Int64sl, Int64ul, Struct
 from construct.core import ConstructError
 
@@ -16,7 +17,7 @@ from kcap.errors import DamagedError, LimitError
 from kcap.format import frames, zstd
 from kcap.format.schema import EVENTS, Schema
 from kcap.model.batch import Batch, Column
-from kcap.model.classes import BY_CODE, I64_MAX, I64_MIN
+from kcap.model.classes import BY_CODE, I64_MAX, I64_MIN, TypeClass
 
 _U32: Final = struct.Struct("<I")
 
@@ -54,6 +55,12 @@ class Entry(NamedTuple):
 
 # As numpy's: a directory can hold 65,536 entries, and construct takes 30 us for one.
 _ENTRIES: Final = np.dtype(list(zip(Entry._fields, "IBBBBIQIIIII", strict=True))).newbyteorder("<")
+
+
+_WIDTHS: Final = {TypeClass.I64: 8, TypeClass.U64: 8, TypeClass.F64: 8, TypeClass.BOOL: 1}
+"""Bytes of a value in memory, of classes whose values all have one size."""
+
+_CODE_BYTES: Final = 4
 
 
 class Bounds(NamedTuple):
@@ -95,17 +102,25 @@ def bounds(batch: Batch, name: str) -> Bounds:
     return Bounds(int(values.min()), int(values.max()))
 
 
-class Encoded(NamedTuple):
-    """A chunk as bytes."""
+def size_of(entry: Entry, cls: TypeClass) -> int:
+    """What a column takes in memory (clause 3.1), told by the directory alone.
 
-    payload: bytes
-    decoded: int
-    """What its frames decode to, in bytes."""
+    Args:
+        entry: The column's entry.
+        cls: Its class.
+
+    Returns:
+        Bytes.
+    """
+    if cls in _WIDTHS:
+        return entry.present * _WIDTHS[cls]
+    size = entry.present * _CODE_BYTES + entry.decoded
+    if cls.child:
+        size += entry.distinct * _WIDTHS.get(cls.child, _CODE_BYTES) + entry.base
+    return size
 
 
-def encode(
-    batch: Batch, schema: Schema, number: int, table: str = EVENTS, level: int = 3
-) -> Encoded:
+def encode(batch: Batch, schema: Schema, number: int, table: str = EVENTS, level: int = 3) -> bytes:
     """Encode events, or the rows of a state table.
 
     Args:
@@ -117,36 +132,41 @@ def encode(
 
     Returns:
         The payload of a CHUNK record.
+
+    Raises:
+        LimitError: A value, or all of them together, are more than a chunk may hold.
     """
     assert 0 < batch.rows <= limits.CHUNK_ROWS
     entries: list[Entry] = []
     parts: list[bytes] = []
-    offset = decoded = 0
+    offset = size = 0
     for name in sorted(batch.columns):
         column = batch.columns[name]
         if not len(column):
             continue
         form, encoded, data = frames.encode_column(column, batch.rows)
         frame = zstd.compress(data, level) if data else b""
-        entries.append(
-            Entry(
-                id=schema.id_of(table, name),
-                cls=column.cls.code,
-                presence=form,
-                encoding=encoded.encoding,
-                zero=0,
-                present=len(column),
-                base=encoded.base,
-                distinct=encoded.distinct,
-                offset=offset,
-                stored=len(frame),
-                decoded=len(data),
-                crc=zlib.crc32(frame),
-            )
+        entry = Entry(
+            id=schema.id_of(table, name),
+            cls=column.cls.code,
+            presence=form,
+            encoding=encoded.encoding,
+            zero=0,
+            present=len(column),
+            base=encoded.base,
+            distinct=encoded.distinct,
+            offset=offset,
+            stored=len(frame),
+            decoded=len(data),
+            crc=zlib.crc32(frame),
         )
+        entries.append(entry)
         parts.append(frame)
         offset += len(frame)
-        decoded += len(data)
+        size += size_of(entry, column.cls)
+        # Held against the limit column by column, so that too much is noticed early.
+        if size > (limits.CHUNK_BYTES if batch.rows > 1 else limits.ROW_BYTES):
+            raise LimitError(f"{batch.rows} events of more than {size} bytes in one chunk")
     times, ords = bounds(batch, "ts"), bounds(batch, "ord")
     head = HEAD.build(
         {
@@ -164,7 +184,7 @@ def encode(
     )
     directory = head + np.array(entries, _ENTRIES).tobytes()
     crc = _U32.pack(zlib.crc32(directory))
-    return Encoded(b"".join([_U32.pack(len(directory)), directory, crc, *parts]), decoded)
+    return b"".join([_U32.pack(len(directory)), directory, crc, *parts])
 
 
 class Chunk:
@@ -194,17 +214,29 @@ class Chunk:
             raise DamagedError(f"a directory has {len(raw)} bytes", expected=str(size))
         if not 0 < self.head.rows <= limits.CHUNK_ROWS:
             raise LimitError(f"a chunk of {self.head.rows} rows", expected="1 to 65,536")
-        table_of_entries = np.frombuffer(raw, _ENTRIES, offset=HEAD.sizeof())
-        decoded = int(table_of_entries["decoded"].sum(dtype=np.int64))
-        if decoded > limits.CHUNK_DECODED_BYTES + limits.ROW_BYTES:
-            raise LimitError("a chunk decodes to more than the format allows", expected="32 MiB")
         self._entries: dict[str, Entry] = {}
-        for entry in map(Entry._make, table_of_entries.tolist()):
+        self.size = self._read_entries(
+            np.frombuffer(raw, _ENTRIES, offset=HEAD.sizeof()), schema, table
+        )
+        if self.size > limits.CHUNK_BYTES + limits.ROW_BYTES:
+            raise LimitError(f"a chunk of {self.size} bytes in memory", expected="at most 32 MiB")
+
+    def _read_entries(self, entries: npt.NDArray[np.void], schema: Schema, table: str) -> int:
+        """Take in the directory's entries; give what all columns take in memory."""
+        last = ""
+        offset = size = 0
+        for entry in map(Entry._make, entries.tolist()):
             spec = schema.get(entry.id)
             fits = spec.table == table and spec.cls is BY_CODE.get(entry.cls)
             if not fits or not entry.present or entry.zero:
                 raise DamagedError(f"a directory entry does not fit column {spec.name}")
+            if spec.name <= last or entry.offset != offset:
+                raise DamagedError(f"column {spec.name} is not in its place in the directory")
             self._entries[spec.name] = entry
+            last = spec.name
+            offset += entry.stored
+            size += size_of(entry, spec.cls)
+        return size
 
     @property
     def rows(self) -> int:
@@ -255,9 +287,14 @@ class Chunk:
         cursor = frames.Cursor(data)
         rows = frames.decode_presence(entry.presence, entry.present, self.rows, cursor)
         cls = BY_CODE[entry.cls]
-        values = frames.decode_values(
-            cls, entry.encoding, entry.base, entry.distinct, entry.present, cursor
-        )
+        if cls.child:
+            if entry.encoding:
+                raise DamagedError(f"class {cls} has no encoding {entry.encoding}")
+            values = frames.decode_lists(cls, entry.base, entry.distinct, entry.present, cursor)
+        else:
+            values = frames.decode_values(
+                cls, entry.encoding, entry.base, entry.distinct, entry.present, cursor
+            )
         cursor.end()
         return Column(cls, values, rows)
 

@@ -46,8 +46,9 @@ class Encoded:
     data: bytes
     encoding: int = 0
     base: int = 0
-    """Modulo 2**64."""
+    """Modulo 2**64; of lists of text the bytes of all items."""
     distinct: int = 0
+    """Entries of a dictionary; of lists the number of items."""
 
 
 class Cursor:
@@ -293,14 +294,24 @@ def encode_text(values: pa.DictionaryArray) -> Encoded:
 
     Returns:
         The bytes.
+
+    Raises:
+        LimitError: A value is longer than the format allows.
     """
     codes, entries = _sorted_dictionary(values)
-    if len(entries) * 2 > len(codes):
+    sizes = np.asarray(pc.binary_length(entries)).astype(np.int64)
+    longest = int(sizes.max())
+    if longest > limits.VALUE_BYTES:
+        raise LimitError(f"a value of {longest} bytes", expected=f"at most {limits.VALUE_BYTES}")
+    each = 4 if longest > 0xFFFF else 2  # noqa: PLR2004
+    width = _code_type(len(entries))
+    coded = b"" if width is None else codes.astype(width).tobytes()
+    # By bytes, not by the share of distinct values: a long value may come again and again.
+    plain = len(codes) * each + int(sizes[codes].sum())
+    if plain < len(coded) + len(entries) * each + int(sizes.sum()):
         lengths, raw, wide = _lengths_and_bytes(entries.take(pa.array(codes)))
         return Encoded(b"".join((lengths, raw)), PLAIN | wide)
     lengths, raw, wide = _lengths_and_bytes(entries)
-    width = _code_type(len(entries))
-    coded = b"" if width is None else codes.astype(width).tobytes()
     return Encoded(b"".join((coded, lengths, raw)), wide, 0, len(entries))
 
 
@@ -421,12 +432,16 @@ def decode_values(
     if cls is TypeClass.BOOL:
         bits = np.unpackbits(cursor.array(np.uint8, -(-count // 8)), bitorder="little")
         return pa.array(bits[:count].astype(np.bool_))
-    return _decode_lists(cls, count, cursor)
+    raise AssertionError(cls)
 
 
 def _encode_lists(child: TypeClass, values: pa.ListArray) -> Encoded:
     lengths = np.asarray(pc.list_value_length(values)).astype("<u4")
+    if int(lengths.max()) > limits.LIST_VALUE_ITEMS:
+        what = f"a list of {int(lengths.max())} items"
+        raise LimitError(what, expected=f"at most {limits.LIST_VALUE_ITEMS}")
     items = values.flatten()
+    text = int(pc.sum(pc.binary_length(items)).as_py() or 0) if child is TypeClass.STR else 0
     if child is TypeClass.STR:
         items = pc.dictionary_encode(items)
     inner = encode_values(child, items) if len(items) else Encoded(b"")
@@ -439,26 +454,48 @@ def _encode_lists(child: TypeClass, values: pa.ListArray) -> Encoded:
             "base": inner.base,
         }
     )
-    return Encoded(head + lengths.tobytes() + inner.data)
+    return Encoded(head + lengths.tobytes() + inner.data, 0, text, len(items))
 
 
-def _decode_lists(cls: TypeClass, count: int, cursor: Cursor) -> pa.ListArray:
+def decode_lists(cls: TypeClass, text: int, items: int, count: int, cursor: Cursor) -> pa.ListArray:
+    """Lists (clause 6.8).
+
+    Args:
+        cls: The class of the lists.
+        text: Bytes of all items that are text, as the directory says.
+        items: Number of items, as the directory says.
+        count: Number of lists.
+        cursor: The frame, behind its presence.
+
+    Returns:
+        An array of the class's Arrow type.
+
+    Raises:
+        DamagedError: The frame does not hold such lists.
+    """
     head = _CHILD.parse(cursor.array(np.uint8, _CHILD.sizeof()).tobytes())
     if BY_CODE.get(head.cls) is not cls.child or cls.child is None:
         raise DamagedError(f"a list has items of class {head.cls}", expected=f"{cls.child}")
     lengths = cursor.array("<u4", count)
+    if count and int(lengths.max()) > limits.LIST_VALUE_ITEMS:
+        what = f"a list of {int(lengths.max())} items"
+        raise LimitError(what, expected=f"at most {limits.LIST_VALUE_ITEMS}")
     total = int(lengths.sum(dtype=np.int64))
-    if total != head.count or total > limits.LIST_ITEMS:
-        raise DamagedError(f"lists have {total} items", expected=f"{head.count}, within limits")
+    if not total == head.count == items:
+        raise DamagedError(f"lists have {total} items", expected=f"{items}")
     offsets = np.zeros(count + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    if total:
-        items = decode_values(cls.child, head.encoding, head.base, head.distinct, total, cursor)
-        if pa.types.is_dictionary(items.type):
-            items = items.dictionary_decode()
+    if not total:
+        values = pa.array([], cls.arrow.value_type)
     else:
-        items = pa.array([], cls.arrow.value_type)
-    return pa.ListArray.from_arrays(pa.array(offsets), items)
+        values = decode_values(cls.child, head.encoding, head.base, head.distinct, total, cursor)
+    if pa.types.is_dictionary(values.type):
+        sizes = np.asarray(pc.binary_length(values.dictionary)).astype(np.int64)
+        found = int(sizes[np.asarray(values.indices)].sum())
+        if found != text:  # the directory's word was held against the limits, so it must be true
+            raise DamagedError(f"the items of lists have {found} bytes", expected=str(text))
+        values = values.dictionary_decode()
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 def encode_column(column: Column, count: int) -> tuple[int, Encoded, bytes]:

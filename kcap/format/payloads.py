@@ -12,6 +12,7 @@ import numpy.typing as npt
 from construct import Const, Int16ul, Int32ul, Int64sl, Struct
 from construct.core import ConstructError
 
+from kcap import limits
 from kcap.errors import DamagedError, LimitError, VersionError
 from kcap.format import body
 from kcap.format.chunk import Bounds
@@ -214,7 +215,7 @@ class Footer:
             The payload, a multiple of 8 long.
         """
         head = _FOOTER.pack(self.file_id, self.chain, len(self.chunks))
-        text = body.pack(dict(self.totals))
+        text = body.pack(dict(self.totals), limits.SCHEMA_BYTES)
         payload = head + self.chunks.tobytes() + struct.pack("<Q", len(text)) + text
         payload = payload.ljust(padded(len(payload)), b"\0")
         return payload + _TAIL.pack(offset, len(payload) + TAIL_BYTES, END_MAGIC)
@@ -260,7 +261,7 @@ class Footer:
         (size,) = struct.unpack_from("<Q", raw, end)
         if end + 8 + size + TAIL_BYTES > len(raw):
             raise LimitError("the FOOTER's body does not fit its record")
-        totals = body.unpack_object(raw[end + 8 : end + 8 + size], "FOOTER")
+        totals = body.unpack_object(raw[end + 8 : end + 8 + size], "FOOTER", limits.SCHEMA_BYTES)
         return cls(file_id, chain, chunks, totals)
 
 

@@ -352,7 +352,7 @@ class _Sequential:
         self._before.append(SourceInfo.from_json(body.unpack_object(item.payload, "SOURCE")))
 
     def _read_schema(self, item: scan.Record) -> None:
-        self._schema.read(body.unpack_objects(item.payload, "SCHEMA"))
+        self._schema.read(schema.unpack(item.payload))
 
     def _loss(self, item: scan.Record) -> None:
         entries = body.unpack_objects(item.payload, "LOSS")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -49,6 +50,7 @@ class Schema:
     def __init__(self) -> None:
         self._by_id: dict[int, ColumnSpec] = {}
         self._by_name: dict[tuple[str, str], ColumnSpec] = {}
+        self._bytes = 0
 
     def __len__(self) -> int:
         """The number of columns."""
@@ -94,6 +96,29 @@ class Schema:
             The id.
         """
         return self._by_name[table, name].id
+
+    def refused(self, table: str, columns: Iterable[tuple[str, TypeClass]]) -> set[str]:
+        """The columns that would be more than a capture can have.
+
+        Args:
+            table: Their table.
+            columns: Name and class.
+
+        Returns:
+            Names that `learn` must not be given.
+        """
+        count, size = len(self._by_id), self._bytes
+        refused = set()
+        for name, cls in sorted(columns):
+            if (table, name) in self._by_name:
+                continue
+            cost = _cost(_spec(0, table, name, cls))
+            fits = count < limits.COLUMNS and size + cost <= limits.SCHEMA_BYTES // 2
+            if not fits or len(name.encode()) > limits.NAME_BYTES:
+                refused.add(name)
+                continue
+            count, size = count + 1, size + cost
+        return refused
 
     def learn(self, table: str, columns: Iterable[tuple[str, TypeClass]]) -> list[ColumnSpec]:
         """Give ids to the columns that have none yet.
@@ -168,9 +193,18 @@ class Schema:
             raise LimitError(what, expected=f"at most {limits.NAME_BYTES}")
         if (spec.table, spec.name) in self._by_name:
             raise DamagedError(f"column {spec.name} has two ids")
+        if spec.table == EVENTS and catalogue.class_of(spec.name) not in (spec.cls, None):
+            known_class = str(catalogue.class_of(spec.name))
+            raise DamagedError(f"column {spec.name} is of class {spec.cls}", expected=known_class)
+        self._bytes += _cost(spec)
         self._by_id[spec.id] = spec
         self._by_name[spec.table, spec.name] = spec
         return spec
+
+
+def _cost(spec: ColumnSpec) -> int:
+    """Bytes of a column's description, roughly."""
+    return len(json.dumps(spec.to_json(), ensure_ascii=False).encode("utf-8", "replace")) + 8
 
 
 def _spec(column_id: int, table: str, name: str, cls: TypeClass) -> ColumnSpec:
@@ -192,4 +226,16 @@ def pack(specs: Iterable[ColumnSpec]) -> bytes:
     Returns:
         The payload.
     """
-    return body.pack([s.to_json() for s in specs])
+    return body.pack([s.to_json() for s in specs], limits.SCHEMA_BYTES)
+
+
+def unpack(payload: bytes | memoryview) -> list[dict[str, Any]]:
+    """The entries of a SCHEMA record, for `Schema.read`.
+
+    Args:
+        payload: The record's payload.
+
+    Returns:
+        The entries.
+    """
+    return body.unpack_objects(payload, "SCHEMA", limits.SCHEMA_BYTES)

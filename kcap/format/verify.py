@@ -138,7 +138,7 @@ class _Check:
             if payloads.FileHeader.unpack(payload) != self._reader.header:
                 yield "the two FILE_HEADER records differ"
         elif kind == Kind.SCHEMA:
-            self._schema.read(body.unpack_objects(payload, "SCHEMA"))
+            self._schema.read(schema.unpack(payload))
         elif kind in (Kind.SOURCE, Kind.NOTE, Kind.RECOVERY):
             body.unpack_object(payload, item.header.name)
         elif kind == Kind.LOSS:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
+
+import numpy as np
 
 import kcap
 from kcap import limits
-from kcap.errors import KcapError, OutputError
+from kcap.errors import LimitError, OutputError
 from kcap.format import body, chunk, payloads, record, schema
 from kcap.format.record import Kind
 from kcap.format.totals import Totals
@@ -17,6 +19,9 @@ from kcap.model.side import Loss, Snapshot, SourceInfo
 
 _TEXT_BYTES = 8 << 20
 """Bytes of text and lists after which the writer closes a chunk, to stay small in memory."""
+
+_LOSSES_A_RECORD = 500
+"""A reason may be some hundred bytes long, and a body at most 1 MiB."""
 
 _WAITING_BYTES = 32
 """What an event that waits for its chunk is taken to cost in the file."""
@@ -68,6 +73,8 @@ class CaptureWriter:
         self._pending_text_bytes = 0
         self._losses: list[Loss] = []
         self._totals = Totals()
+        self.losses: list[Loss] = []
+        """Events that could not be written."""
         self._states = _StateCadence()
         self._closed = False
         self.bytes_written = 0
@@ -120,10 +127,11 @@ class CaptureWriter:
 
     def _append(self, batch: Batch) -> None:
         """Add rows to the chunk being filled, closing it where it is full."""
+        batch = _without_strays(batch)
         while batch.rows:
             size, text_size = batch.nbytes, _text_bytes(batch)
             if self._pending_rows and (
-                self._pending_bytes + size > limits.CHUNK_DECODED_BYTES
+                self._pending_bytes + size > limits.CHUNK_BYTES
                 or self._pending_text_bytes + text_size > _TEXT_BYTES
             ):
                 self.flush()
@@ -137,20 +145,58 @@ class CaptureWriter:
                 self.flush()
 
     def _chunk(self, batch: Batch) -> None:
-        """Write a chunk, or two halves where it would decode to too much."""
-        if batch.nbytes > limits.CHUNK_DECODED_BYTES and batch.rows > 1:
-            middle = batch.rows // 2
-            self._chunk(batch.slice(0, middle).compact())
-            self._chunk(batch.slice(middle, batch.rows).compact())
-            return
-        self._describe(schema.EVENTS, batch)
-        encoded = chunk.encode(batch, self._schema, len(self._totals.chunks), level=self._level)
-        offset = self._record(Kind.CHUNK, encoded.payload)
-        index = self._totals.add(batch)
-        length = self.bytes_written - offset
-        index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
-        self._totals.place(offset, length, index_offset, index)
-        self._states.chunks += 1
+        """Write events as a chunk, as several where they are more than one may hold."""
+        batch = self._describable(schema.EVENTS, batch)
+        for part, payload in self._encoded(schema.EVENTS, batch, len(self._totals.chunks)):
+            if len(self._totals.chunks) >= limits.CHUNKS:
+                what = f"the capture has {limits.CHUNKS:,} chunks, the most it can"
+                raise OutputError(what, file=self._file, hint="begin another file")
+            offset = self._record(Kind.CHUNK, payload)
+            index = self._totals.add(part)
+            length = self.bytes_written - offset
+            index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
+            self._totals.place(offset, length, index_offset, index)
+            self._states.chunks += 1
+
+    def _encoded(self, table: str, batch: Batch, number: int) -> Iterator[tuple[Batch, bytes]]:
+        """Rows and their chunk payloads; rows that no chunk can hold are left out and counted."""
+        todo = [batch] if batch.rows else []
+        while todo:
+            part = todo.pop()
+            try:
+                payload = chunk.encode(part, self._schema, number, table, self._level)
+            except LimitError as e:
+                if part.rows == 1:
+                    self._leave_out(1, str(e))
+                    continue
+                middle = part.rows // 2
+                todo.append(part.slice(middle, part.rows).compact())
+                todo.append(part.slice(0, middle).compact())
+                continue
+            yield part, payload
+            number += 1
+
+    def _describable(self, table: str, batch: Batch) -> Batch:
+        """Describe the columns that none describes yet; leave out rows that would need too many."""
+        columns = [(n, c.cls) for n, c in batch.columns.items() if len(c)]
+        refused = self._schema.refused(table, columns)
+        if refused:
+            kept = ~np.logical_or.reduce([batch.mask(n) for n in refused])
+            self._leave_out(
+                batch.rows - int(kept.sum()),
+                f"more than {limits.COLUMNS} columns, or names too long to describe",
+            )
+            batch = batch.take(np.flatnonzero(kept).astype(np.int32))
+            columns = [(n, c.cls) for n, c in batch.columns.items() if len(c)]
+        new = self._schema.learn(table, columns)
+        if new:
+            self._record(Kind.SCHEMA, schema.pack(new))
+        return batch
+
+    def _leave_out(self, rows: int, reason: str) -> None:
+        loss = Loss("skipped", rows, f"what the format can't hold: {reason}")
+        self.losses.append(loss)
+        self._losses.append(loss)
 
     def _side(self, side: SourceInfo | Loss | Snapshot) -> None:
         if isinstance(side, Loss):
@@ -166,37 +212,35 @@ class CaptureWriter:
         else:
             self.flush()
             self._state(side)
+            self._flush_stream()
 
     def _state(self, snapshot: Snapshot) -> None:
         """Write a STATE record."""
-        tables = []
+        tables: list[tuple[str, bytes]] = []
+        room = limits.STATE_BYTES
         for name in sorted(snapshot.tables):
-            table = snapshot.tables[name]
-            self._describe(name, table)
+            table = self._describable(name, snapshot.tables[name])
             for start in range(0, table.rows, limits.CHUNK_ROWS):
-                part = table.slice(start, start + limits.CHUNK_ROWS).compact()
-                encoded = chunk.encode(part, self._schema, 0, name, self._level)
-                tables.append((name, encoded.payload))
+                rows = table.slice(start, start + limits.CHUNK_ROWS).compact()
+                for part, payload in self._encoded(name, rows, 0):
+                    room -= chunk.Chunk(payload, self._schema, name).size
+                    if room < 0:
+                        self._leave_out(
+                            part.rows, f"a state of more than {limits.STATE_BYTES} bytes"
+                        )
+                        continue
+                    tables.append((name, payload))
         offset = self._record(Kind.STATE, payloads.pack_state(tables))
         length = self.bytes_written - offset
         self._totals.states.append([offset, length])
         self._states.written(length, self._totals.ts.high)
 
-    def _describe(self, table: str, batch: Batch) -> None:
-        """Write a SCHEMA record where the batch has columns that none describes yet."""
-        try:
-            new = self._schema.learn(table, [(n, c.cls) for n, c in batch.columns.items()])
-        except KcapError as e:
-            e.file = self._file
-            raise
-        if new:
-            self._record(Kind.SCHEMA, schema.pack(new))
-
     def _write_losses(self) -> None:
-        if self._losses:
-            losses, self._losses = self._losses, []
-            self._totals.lose(losses)
+        while self._losses:
+            losses = self._losses[:_LOSSES_A_RECORD]
             self._record(Kind.LOSS, body.pack([loss.to_json() for loss in losses]))
+            self._totals.lose(losses)
+            del self._losses[: len(losses)]
 
     def _record(self, kind: Kind, payload: bytes) -> int:
         """Append a record and give its offset."""
@@ -238,6 +282,20 @@ class CaptureWriter:
             offset=self.bytes_written,
             hint=hint,
         )
+
+
+def _without_strays(batch: Batch) -> Batch:
+    """The batch without most entries that other rows of a larger batch brought along.
+
+    A slice shares its dictionaries; counted whole for each slice they would close chunks early.
+    """
+    strays = {
+        name: column.compact()
+        for name, column in batch.columns.items()
+        if hasattr(column.values, "dictionary")
+        and len(column.values.dictionary) > len(column.values)
+    }
+    return batch.adding(strays) if strays else batch
 
 
 def _text_bytes(batch: Batch) -> int:
