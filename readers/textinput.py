@@ -51,7 +51,7 @@ class Block(NamedTuple):
     """False for the input's last line where no newline ends it; it is a block of its own."""
 
     def offset_of(self, index: int) -> int:
-        """Where a line starts.
+        """Where a line starts; adds up the lines before it, so not for every line.
 
         Args:
             index: Its index in ``lines``.

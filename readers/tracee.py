@@ -167,8 +167,13 @@ class TraceeReader:
         if line.startswith(codecs.BOM_UTF8) and block.number + index == 1:
             self._take(line.removeprefix(codecs.BOM_UTF8), block, index)
             return
+        unfinished = not block.ended and not isinstance(why, BadRecordError)
+        if self._lenient and not unfinished:
+            self._skipped += 1
+            if len(self._first_skipped) >= _NAMED:
+                return  # its place would have to be counted out
         number, offset = block.number + index, block.offset_of(index)
-        if not block.ended and not isinstance(why, BadRecordError):
+        if unfinished:
             self._torn = TruncatedError("the last line is not complete", line=number, offset=offset)
             return
         problem = _problem(why, line)
@@ -180,9 +185,7 @@ class TraceeReader:
                 offset=offset,
                 hint="--lenient skips and counts such lines",
             ) from why
-        self._skipped += 1
-        if len(self._first_skipped) < _NAMED:
-            self._first_skipped.append(f"{problem} at line {number}, byte {offset}")
+        self._first_skipped.append(f"{problem} at line {number}, byte {offset}")
 
     def _skips(self) -> list[Loss]:
         """What was skipped since the last call."""

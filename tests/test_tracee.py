@@ -8,6 +8,8 @@ import io
 import json
 import os
 import random
+import re
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +188,33 @@ def test_skipped_lines_alone_are_told_too() -> None:
     (batch,) = read(b"a\n" * 20000, lenient=True)
 
     assert (batch.rows, losses([batch])[0].count) == (0, 20000)
+
+
+def test_many_bad_lines_cost_no_more_each_than_a_few() -> None:
+    """200,000 of them take seconds; all are counted, the first are named with their places."""
+    before = b"x" * 9 + b"\n"
+    started = time.perf_counter()
+    (batch,) = read(before + b"ab\n" * 200_000, lenient=True)
+    took = time.perf_counter() - started
+    (loss,) = losses([batch])
+
+    assert loss.count == 200_001
+    places = re.findall(r"at line (\d+), byte (\d+)", loss.reason)
+    assert places == [("1", "0"), ("2", "10"), ("3", "13")]
+    assert took < 15  # adding up the lines before each took minutes
+
+
+def test_bad_lines_between_good_ones_are_named_where_they_are() -> None:
+    """Each batch names its own first bad lines, however many blocks of lines it came from."""
+    parts = [lines([OPENED]) * 400 + b"bad %d\n" % i for i in range(40)]
+    data = b"".join(parts)
+    found = losses(read(data, lenient=True))
+
+    assert sum(loss.count or 0 for loss in found) == 40
+    places = [p for loss in found for p in re.findall(r"'(bad \d+)' at .*?byte (\d+)", loss.reason)]
+    assert len(places) == 3 * len(found) >= 6
+    for bad, offset in places:
+        assert data[int(offset) :].startswith(f"{bad}\n".encode())
 
 
 def test_secrets_do_not_get_into_messages() -> None:
