@@ -18,9 +18,13 @@ from kcap.model.stream import Source
 HEAD_BYTES: Final = 1 << 16
 """What readers are shown of an input to tell whether it is theirs."""
 
+GZIP_MAGIC: Final = b"\x1f\x8b"
+"""How a gzip member starts."""
+
+ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+"""How a zstd frame starts."""
+
 _LEAST: Final = 64
-_GZIP: Final = b"\x1f\x8b"
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 
 def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Source:
@@ -127,9 +131,9 @@ def decompressed(head: bytes) -> bytes:
         Up to 64 KiB of content; ``head`` itself where it is not compressed.
     """
     try:
-        if head.startswith(_GZIP):
+        if head.startswith(GZIP_MAGIC):
             return zlib.decompressobj(31).decompress(head, HEAD_BYTES)
-        if head.startswith(_ZSTD):
+        if head.startswith(ZSTD_MAGIC):
             with zstandard.ZstdDecompressor().stream_reader(head) as reader:
                 return reader.read(HEAD_BYTES)
     except (zlib.error, zstandard.ZstdError):

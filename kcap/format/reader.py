@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, ClassVar, Final
 
-from kcap.errors import DamagedError, KcapError, VersionError
+from kcap import limits
+from kcap.errors import DamagedError, KcapError, LimitError, VersionError
 from kcap.format import body, payloads, record, scan, schema
 from kcap.format.chunk import Chunk, directory_length
 from kcap.format.record import ANCILLARY, HEADER_BYTES, MAGIC, Header, Kind
@@ -17,13 +18,19 @@ from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.model.stream import StreamInfo
 
+_READ: Final = frozenset(Kind) - {Kind.TAIL, Kind.SEGMENT}
+"""Kinds that this version knows."""
+
 _ROWLESS: Final = frozenset(Kind) - {Kind.CHUNK, Kind.SCHEMA, Kind.TAIL, Kind.SEGMENT}
 """Kinds whose damage costs no row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What of a capture is wanted; lets chunks and columns be left unread."""
+    """What of a capture's events is wanted; lets chunks, columns and all side records be unread.
+
+    For whoever needs events alone: losses and snapshots between the chunks are not delivered.
+    """
 
     columns: tuple[str, ...] | None = None
     start_ns: int | None = None
@@ -283,9 +290,10 @@ class _Sequential:
                 self._damage(item)
                 continue
             header = item.header
-            self._refuse_unknown(header, item.offset)
             self._end_offset = item.offset + header.size
-            if header.kind == Kind.CHUNK:
+            if self._refuse_unknown(header, item.offset):
+                pass
+            elif header.kind == Kind.CHUNK:
                 batch = self._chunk(item)
                 if batch is not None:
                     before, self._before = self._before, []
@@ -304,16 +312,19 @@ class _Sequential:
         if self._before:
             yield EMPTY.with_before(self._before)
 
-    def _refuse_unknown(self, header: Header, offset: int) -> None:
-        known = header.kind in frozenset(Kind) - {Kind.TAIL, Kind.SEGMENT}
-        if header.flags & ~ANCILLARY or not (known or header.flags & ANCILLARY):
+    def _refuse_unknown(self, header: Header, offset: int) -> bool:
+        """Whether to pass over a record that this kcap does not know but need not know."""
+        unknown = header.version != record.VERSION or header.kind not in _READ
+        if header.flags & ~ANCILLARY or (unknown and not header.flags & ANCILLARY):
             raise VersionError(
-                f"this kcap can't read {header.name} records (flags {header.flags})",
+                f"this kcap can't read {header.name} records of version {header.version}"
+                f" (flags {header.flags})",
                 file=self._reader.file,
                 offset=offset,
                 record=header.number,
                 hint="use a newer kcap",
             )
+        return unknown
 
     def _damage(self, damage: scan.Damage) -> None:
         if damage.torn:
@@ -376,6 +387,11 @@ def read_state(payload: bytes | memoryview, known: schema.Schema) -> Snapshot:
         DamagedError: It is not well formed.
     """
     parts: dict[str, list[Batch]] = {}
+    room = limits.STATE_BYTES
     for name, raw in payloads.unpack_state(payload):
-        parts.setdefault(name, []).append(Chunk(raw, known, name).batch())
+        part = Chunk(raw, known, name)
+        room -= part.size
+        if room < 0:
+            raise LimitError(f"a state of more than {limits.STATE_BYTES} bytes in memory")
+        parts.setdefault(name, []).append(part.batch())
     return Snapshot({name: concat(found) for name, found in parts.items()})

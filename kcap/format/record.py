@@ -13,6 +13,8 @@ END_MAGIC: Final = b"KCAPEND\n"
 HEADER_BYTES: Final = 32
 ALIGNMENT: Final = 8
 ANCILLARY: Final = 1
+VERSION: Final = 1
+"""Version of every kind's layout so far."""
 
 _HEADER: Final = struct.Struct("<4sBBHQQI")
 _CRC: Final = struct.Struct("<I")
@@ -65,10 +67,22 @@ class Header(NamedTuple):
     @property
     def name(self) -> str:
         """The kind as text."""
-        try:
-            return Kind(self.kind).name
-        except ValueError:
-            return f"kind {self.kind}"
+        return kind_name(self.kind)
+
+
+def kind_name(kind: int) -> str:
+    """A kind as text.
+
+    Args:
+        kind: Its number.
+
+    Returns:
+        Its name; of an unknown kind the number.
+    """
+    try:
+        return Kind(kind).name
+    except ValueError:
+        return f"kind {kind}"
 
 
 def padded(length: int) -> int:
@@ -96,7 +110,7 @@ def pack(kind: Kind, number: int, payload: bytes, file_id: bytes) -> bytes:
         32 bytes.
     """
     flags = 0 if kind in NEEDED else ANCILLARY
-    first = _HEADER.pack(MAGIC, kind, flags, 1, len(payload), number, zlib.crc32(payload))
+    first = _HEADER.pack(MAGIC, kind, flags, VERSION, len(payload), number, zlib.crc32(payload))
     return first + _CRC.pack(zlib.crc32(file_id + first))
 
 

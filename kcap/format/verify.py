@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from kcap.format.chunk import Chunk
 from kcap.format.reader import CaptureReader, read_state
 from kcap.format.record import ANCILLARY, NEEDED, Kind
 from kcap.format.totals import Totals
-
-_TAIL_CHECKED: Final = ("backward_steps", "events", "seq", "state_rows", "timeless", "ts", "types")
-"""What the footer says of the events, and verify counts again."""
+from kcap.model.side import Loss, SourceInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ class _Check:
         return Report(findings, state, self._records.total(), self._chunks, self._rows, end)
 
     def _damage(self, item: scan.Damage) -> None:
-        kind = None if item.kind is None else _kind_name(item.kind)
+        kind = None if item.kind is None else record.kind_name(item.kind)
         self._found.append((item.offset, item.number, kind, item.reason))
 
     def _add(self, item: scan.Record, what: str) -> None:
@@ -117,6 +115,8 @@ class _Check:
     def _record(self, item: scan.Record) -> None:
         header = item.header
         known = header.kind in frozenset(Kind)
+        if header.version != record.VERSION:
+            self._add(item, f"version {header.version}, which this kcap does not know")
         flags = 0 if header.kind in NEEDED else ANCILLARY
         if (known and header.flags != flags) or header.flags & ~ANCILLARY:
             self._add(item, f"flags {header.flags}, which this kind does not have")
@@ -139,11 +139,16 @@ class _Check:
                 yield "the two FILE_HEADER records differ"
         elif kind == Kind.SCHEMA:
             self._schema.read(schema.unpack(payload))
-        elif kind in (Kind.SOURCE, Kind.NOTE, Kind.RECOVERY):
+        elif kind == Kind.SOURCE:
+            entry = body.unpack_object(payload, "SOURCE")
+            self._totals.sources[SourceInfo.from_json(entry).id] = entry
+        elif kind in (Kind.NOTE, Kind.RECOVERY):
             body.unpack_object(payload, item.header.name)
         elif kind == Kind.LOSS:
-            body.unpack_objects(payload, "LOSS")
+            entries = body.unpack_objects(payload, "LOSS")
+            self._totals.lose(Loss.from_json(e) for e in entries)
         elif kind == Kind.STATE:
+            self._totals.states.append([item.offset, item.header.size])
             read_state(payload, self._schema)
         elif kind == Kind.CHUNK:
             yield from self._chunk(item)
@@ -189,7 +194,7 @@ class _Check:
         if footer.totals.get("records") != dict(self._records):
             self._add(item, "the FOOTER's record counts do not fit the records")
         counted = self._totals.to_json(self._schema)
-        for name in (*_TAIL_CHECKED, "schema"):
+        for name in sorted(counted.keys() - {"records"}):
             if footer.totals.get(name) != counted[name]:
                 self._add(item, f"the FOOTER's {name} is not what the records say")
 
@@ -197,10 +202,3 @@ class _Check:
 def _renumbered(index: payloads.ChunkIndex, number: int) -> payloads.ChunkIndex:
     """The index under the number that its chunk has, which differs behind damage."""
     return replace(index, number=number)
-
-
-def _kind_name(kind: int) -> str:
-    try:
-        return Kind(kind).name
-    except ValueError:
-        return f"kind {kind}"

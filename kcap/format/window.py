@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import BinaryIO, Final, Protocol
 
+from kcap.errors import KcapError
+
 _STEP: Final = 1 << 20
 
 
@@ -47,10 +49,13 @@ class FileWindow:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """See `Window.read_at`."""
-        if length > _STEP:  # what is announced need not be there
-            length = max(0, min(length, self.size - offset))
-        self._stream.seek(offset)
-        return self._stream.read(length)
+        try:
+            if length > _STEP:  # what is announced need not be there
+                length = max(0, min(length, self.size - offset))
+            self._stream.seek(offset)
+            return self._stream.read(length)
+        except OSError as e:
+            raise KcapError(f"can't be read: {e.strerror}", offset=offset) from e
 
     def release(self, offset: int) -> None:
         """See `Window.release`."""
@@ -72,7 +77,10 @@ class StreamWindow:
         end = offset + length - self._start
         while len(self._held) < end:
             # A pipe gives what it has: small reads keep a live stream flowing.
-            more = self._stream.read(min(_STEP, end - len(self._held)))
+            try:
+                more = self._stream.read(min(_STEP, end - len(self._held)))
+            except OSError as e:
+                raise KcapError(f"can't be read: {e.strerror}", offset=offset) from e
             if not more:
                 break
             self._held += more

@@ -49,7 +49,10 @@ class LiveSource(Source, Protocol):
 
 
 class Sink(Protocol):
-    """Where events go: a capture, a text stream, a message queue."""
+    """Where events go: a capture, a text stream, a message queue.
+
+    A sink that can't take every event has an attribute ``losses``, a list of `Loss`.
+    """
 
     def write(self, batch: Batch) -> None:
         """Take a batch; returning late is how a sink slows its source down.

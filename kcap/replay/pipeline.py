@@ -7,6 +7,7 @@ kernel could not keep.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -114,28 +115,27 @@ class Pipeline:
             KcapError: The source or a sink failed; what came before has been written, and the
                 sinks were closed.
         """
-        batches = self._source.batches()
         try:
-            while True:
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    break
-                except KcapError as e:
-                    self._mark_incomplete(e)
-                    raise
+            for batch in self._source.batches():
                 if self._step(batch):
                     break
+        except BaseException as e:
+            self._mark_incomplete(e)
+            raise
         finally:
             self._close()
+        for sink in self._sinks:
+            self.summary.losses += getattr(sink, "losses", ())
         return self.summary
 
-    def _mark_incomplete(self, error: KcapError) -> None:
-        """Let the outputs say that they end where the source failed."""
-        place = f" at {error.place}" if error.place else ""
-        loss = Loss("torn", None, f"stopped: {error.what}{place}")
+    def _mark_incomplete(self, error: BaseException) -> None:
+        """Let the outputs say that they end where the run stopped."""
+        why = f"{error.what}{_at(error)}" if isinstance(error, KcapError) else type(error).__name__
+        loss = Loss("torn", None, f"stopped: {why}")
         for sink in self._sinks:
-            sink.write(EMPTY.with_before((loss,)))
+            # The error that ended the run is the one to report; a broken sink has no more to say.
+            with contextlib.suppress(KcapError, OSError):
+                sink.write(EMPTY.with_before((loss,)))
 
     def _step(self, batch: Batch) -> bool:
         """One batch through everything; True where the run ends."""
@@ -175,3 +175,7 @@ class Pipeline:
                 failed = failed or e
         if failed is not None:
             raise failed
+
+
+def _at(error: KcapError) -> str:
+    return f" at {error.place}" if error.place else ""

@@ -24,8 +24,8 @@ class TimeRange:
             return batch.take(np.zeros(0, np.int32))
         stamps = np.asarray(times.values)
         inside = stamps >= self._start
-        if self._end is not None:
-            inside &= stamps < min(self._end, I64_MAX)
+        if self._end is not None and self._end <= I64_MAX:
+            inside &= stamps < self._end
         kept = np.flatnonzero(inside).astype(np.int32)
         return batch.take(kept if times.rows is None else times.rows[kept])
 
