@@ -17,6 +17,7 @@ import zstandard
 
 from kcap import limits
 from kcap.errors import DamagedError, KcapError, LimitError, TruncatedError
+from kcap.opening import GZIP_MAGIC, ZSTD_MAGIC
 
 STEP_BYTES: Final = 256 << 10
 """Bytes read or decompressed at a time."""
@@ -30,8 +31,6 @@ SKIPPED_BYTES: Final = 64 * limits.LINE_BYTES
 TOO_LONG: Final = b"\n"
 """Stands in a block for a line beyond the limit that was skipped; no line is like it."""
 
-_GZIP: Final = b"\x1f\x8b"
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _GZIP_STEP_BYTES: Final = 16 << 10
 _ZSTD_BLOCK_BYTES: Final = 128 << 10
 _ZSTD_HEADER: Final = 5
@@ -255,9 +254,9 @@ class _Raw:
 def _pieces(raw: _Raw) -> Iterator[bytes]:
     """The decompressed input in pieces of bounded size, none of them empty."""
     head = raw.peek(4)
-    if head.startswith(_GZIP):
+    if head.startswith(GZIP_MAGIC):
         pieces = _gunzip(raw)
-    elif head == _ZSTD or _is_skippable(head):
+    elif head == ZSTD_MAGIC or _is_skippable(head):
         pieces = _unzstd(raw)
     else:
         pieces = iter(raw.some, b"")
@@ -266,12 +265,12 @@ def _pieces(raw: _Raw) -> Iterator[bytes]:
 
 def _gunzip(raw: _Raw) -> Iterator[bytes]:
     while head := raw.peek(2):
-        if head == _GZIP:
+        if head == GZIP_MAGIC:
             yield from _gzip_member(raw)
         elif head[0] == 0:
             data = raw.some()  # zeros may pad a member
             raw.give_back(len(data.lstrip(b"\0")))
-        elif _GZIP.startswith(head):
+        elif GZIP_MAGIC.startswith(head):
             raise raw.truncated("gzip")
         else:
             raise raw.damaged("gzip", "something else follows it")
@@ -311,13 +310,13 @@ def _is_skippable(head: bytes) -> bool:
 
 def _unzstd(raw: _Raw) -> Iterator[bytes]:
     while head := raw.peek(4):
-        if head == _ZSTD:
+        if head == ZSTD_MAGIC:
             yield from _zstd_frame(raw)
         elif _is_skippable(head):
             size = int.from_bytes(raw.exactly(8, "zstd")[4:], "little")
             while size:
                 size -= len(raw.exactly(min(size, STEP_BYTES), "zstd"))
-        elif _ZSTD.startswith(head) or (len(head) < 4 and head[0] & 0xF0 == 0x50):  # noqa: PLR2004
+        elif ZSTD_MAGIC.startswith(head) or (len(head) < 4 and head[0] & 0xF0 == 0x50):  # noqa: PLR2004
             raise raw.truncated("zstd")
         else:
             raise raw.damaged("zstd", "something else follows it")
