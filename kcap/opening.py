@@ -94,6 +94,10 @@ class _Replayed(io.RawIOBase):
         self._head = head
         self._rest = rest
 
+    def fileno(self) -> int:
+        # Lets a reader ask whether more is there; the head is in no file any more.
+        return self._rest.fileno()
+
     def readable(self) -> bool:
         return True
 

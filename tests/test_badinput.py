@@ -195,7 +195,7 @@ def test_a_cut_gzip_is_read_to_its_end(verb: str, tmp_path: Path) -> None:
 
 
 def test_too_many_columns_are_refused_when_written(tmp_path: Path) -> None:
-    """65,537 argument names: exit code 1, the message says what to do, nothing pretends."""
+    """65,537 arguments in one event: exit code 1, and the message says where."""
     args = [{"name": f"a{i}", "type": "int", "value": i} for i in range(65_537)]
     path = tmp_path / "wide.jsonl"
     path.write_text(json.dumps({**OPENED, "args": args}) + "\n")
@@ -203,9 +203,7 @@ def test_too_many_columns_are_refused_when_written(tmp_path: Path) -> None:
     result = run(*words_for("import", path))
 
     assert result.exit_code == 1
-    assert re.match(r"kcap: \S+: more than 65536 columns\nhint: split", result.stderr), (
-        result.stderr
-    )
+    assert re.match(rf"kcap: {path}: [^\n]+ at line 1, byte 0", result.stderr), result.stderr
 
 
 @pytest.mark.parametrize("levels", [33, 5000, 1_000_000])

@@ -70,9 +70,20 @@ def test_a_stream_that_is_not_there_is_one_line(closing: str, closed: Path) -> N
     assert re.fullmatch(rb"kcap: -: standard (in|out)put is closed\n", done.stderr)
 
 
-@pytest.mark.parametrize("form", ["line", "jsonl", "kcap"])
+def test_a_capture_that_nobody_takes_is_a_failure(tmp_path: Path) -> None:
+    """A capture is the product: where its reader leaves, one line says so, exit code 1."""
+    (tmp_path / "big.kcap").write_bytes(capture([make_events(20_000)]))
+
+    done = shell("kcap cat --format kcap big.kcap | head -c 100", tmp_path)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"kcap: -: writing failed: Broken pipe")
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["line", "jsonl"])
 def test_a_reader_that_leaves_ends_kcap_quietly(form: str, tmp_path: Path) -> None:
-    """A closed pipe is no failure: status 0, nothing on standard error."""
+    """Whoever reads text may stop: status 0, nothing on standard error."""
     (tmp_path / "big.kcap").write_bytes(capture([make_events(20_000)]))
 
     done = shell(f"kcap cat --format {form} big.kcap | head -c 100", tmp_path)

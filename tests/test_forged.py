@@ -115,7 +115,7 @@ def in_body(frame: bytes, length: int, codec: int = 1) -> bytes:
 def schema_of(count: int) -> bytes:
     """The capture with a SCHEMA record of so many columns."""
     entries = [{"class": "i64", "id": 100 + i, "name": f"c{i}", "table": "t"} for i in range(count)]
-    return forge.inserted(GOOD, Part(Kind.SCHEMA, body.pack(entries)))
+    return forge.inserted(GOOD, Part(Kind.SCHEMA, body.pack(entries, 1 << 30)))
 
 
 def long_directory() -> bytes:
@@ -178,11 +178,11 @@ FORGED: dict[str, tuple[Callable[[], bytes], str, bool]] = {
     "body no object": (lambda: in_body(b"[]", 2, 0), "no JSON object", False),
     "body no JSON": (lambda: in_body(b"{\xff", 2, 0), "no JSON", False),
     "deep body": (lambda: deep(40), "nests too deep: expected at most 32", False),
-    "very deep body": (lambda: deep(200_000), "no JSON|nests too deep", False),
+    "very deep body": (lambda: deep(50_000), "no JSON|nests too deep", False),
     "number too long": (lambda: in_body(b"9" * 5000, 5000, 0), "no JSON", False),
     "frame bomb": (
         lambda: forge.with_chunk(GOOD, first_frame(bomb(), 1 << 30)),
-        "decodes to more than the format allows",
+        "bytes in memory",
         True,
     ),
     "frame bomb that lies": (

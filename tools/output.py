@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -50,9 +49,8 @@ def existing_path(name: str) -> str:
 def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[BinaryIO]:
     """Open an output.
 
-    With ``force`` the bytes go to a temporary file in the same folder, which takes the name when
-    everything is written, also after an error: what was written then is what there is. An output
-    that got nothing before an error is not left behind.
+    With ``force`` the bytes go to ``NAME.partial``, which takes the name when everything is
+    written. An output that got nothing before an error is not left behind.
 
     Args:
         path: The file; ``-`` for standard output.
@@ -72,7 +70,9 @@ def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[B
     if target.is_symlink():
         raise OutputError("the output is a link", file=path, hint="name the file itself")
     if _is_device(target):
-        with _closing(os.fdopen(_descriptor(target, 0), "wb"), path) as stream:
+        fd = _descriptor(target, 0)
+        _check_owner(fd, path)
+        with _closing(os.fdopen(fd, "wb"), path) as stream:
             yield stream
     elif force:
         with _replacing(target) as stream:
@@ -84,23 +84,24 @@ def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[B
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of the old one at the end."""
+    """A new file beside the old one, whose place it takes when it is complete.
+
+    What an error or a kill leaves keeps the name ``NAME.partial``, so that it can be found, and
+    the old file stays.
+    """
+    if target.is_dir():
+        raise OutputError("this is a directory", file=str(target), expected="a file to replace")
+    partial = target.with_name(f"{target.name}.partial")
+    if partial.is_file() and not partial.is_symlink():
+        partial.unlink()
     try:
-        fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as e:
-        raise OutputError(f"can't be written: {e.strerror}", file=str(target)) from e
-    temporary = Path(name)
-    try:
-        with _closing(os.fdopen(fd, "wb"), str(target)) as stream:
+        with _created(partial) as stream:
             yield stream
-    except KcapError:
-        if temporary.stat().st_size:
-            _rename(temporary, target)  # closed and marked incomplete, but what there is
+    except KcapError as e:
+        if partial.exists() and e.hint is None:
+            e.hint = f"what there is so far is in {partial}; {target} stays as it was"
         raise
-    else:
-        _rename(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _rename(partial, target)
 
 
 def _rename(temporary: Path, target: Path) -> None:
@@ -159,6 +160,13 @@ def _is_device(target: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def _check_owner(fd: int, path: str) -> None:
+    """Refuse a pipe or device that another user put where a file was to be."""
+    if hasattr(os, "geteuid") and os.fstat(fd).st_uid not in (0, os.geteuid()):
+        os.close(fd)
+        raise OutputError("the output is another user's pipe or device", file=path)
 
 
 def _stdout(*, binary: bool) -> BinaryIO:

@@ -67,7 +67,11 @@ def play(
             color=common.wants_color(options["color"], stream),
         )
         pipeline = Pipeline(
-            source, [sink], state=tracked, stages=_stages(source, options), limit=options["limit"]
+            source,
+            [sink],
+            state=tracked,
+            stages=_stages(source, options, events_only=tracked is None and not binary),
+            limit=options["limit"],
         )
         summary = pipeline.run()
         stream.flush()
@@ -84,8 +88,11 @@ def _naming(path: str) -> Iterator[None]:
         raise
 
 
-def _stages(source: Source, options: Options) -> list[Stage]:
-    """The stages for a time range and a choice of columns; a capture reads only what they need."""
+def _stages(source: Source, options: Options, *, events_only: bool) -> list[Stage]:
+    """The stages for a time range and a choice of columns.
+
+    Where the output takes events only, a capture reads just the chunks and columns they need.
+    """
     from kcap.format.reader import CaptureReader, Selection
     from kcap.replay.stages import Columns, EventsOnly, TimeRange
 
@@ -98,7 +105,7 @@ def _stages(source: Source, options: Options) -> list[Stage]:
         _check_columns(names)
         # Without their kind, a writer could no longer tell events from state records.
         stages += [Columns(names)] if options["state"] else [EventsOnly(), Columns(names)]
-    if isinstance(source, CaptureReader) and stages:
+    if isinstance(source, CaptureReader) and stages and events_only:
         wanted = None if names is None else (*names, "ts", "kind")
         source.select(Selection(wanted, start, end))
     return stages

@@ -75,7 +75,7 @@ def command(
 ) -> None:
     """Record the processes of this host until Ctrl-C, a signal or a limit.
 
-    Needs root. Events come from the kernel's process connector: fork, exec, exit, and changes of
+    Needs root (some newer kernels let any user). Events come from the kernel's process connector: fork, exec, exit, and changes of
     ids, names and sessions. What the kernel had to drop is counted, written into the capture, and
     makes the exit code 3.
     """
@@ -118,8 +118,8 @@ def command(
 
 @contextlib.contextmanager
 def _stopping(source: LiveSource) -> Iterator[None]:
-    """SIGINT and SIGTERM end the recording in order: drain, last chunk, footer."""
-    wanted = [signal.SIGINT, signal.SIGTERM]
+    """Ctrl-C, SIGTERM and a closed terminal end it in order: drain, last chunk, footer."""
+    wanted = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
     before = {number: signal.signal(number, lambda *_: source.stop()) for number in wanted}
     try:
         yield

@@ -310,28 +310,6 @@ def escape_unsafe(values: pa.Array, rendered: pa.Array, escape: Callable[[str], 
     return pc.replace_with_mask(rendered, unsafe, pa.array(escaped, pa.utf8()))
 
 
-def without_state(batch: Batch) -> Batch:
-    """Leave out the rows that only describe what was there.
-
-    Args:
-        batch: Any batch.
-
-    Returns:
-        The rows whose ``kind`` is not ``state``.
-    """
-    kind = batch.get("kind")
-    if kind is None or kind.cls is not TypeClass.STR:
-        return batch
-    found = np.asarray(
-        pc.equal(kind.values.dictionary, _word("state")).to_numpy(zero_copy_only=False)
-    )
-    if not found.any():
-        return batch
-    keep = np.ones(batch.rows, np.bool_)
-    keep[slice(None) if kind.rows is None else kind.rows] = ~found[kind.codes()]
-    return batch.take(np.flatnonzero(keep).astype(np.int32))
-
-
 def blocks(batch: Batch) -> Iterator[Batch]:
     """Cut a batch so that the text of each piece stays small.
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from kcap import limits
 from kcap.model import catalogue, text
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, without_state
 from kcap.model.classes import TypeClass
 from kcap.writers import fragments
 
@@ -52,7 +52,7 @@ class JsonLines:
             OutputError: The stream takes no more.
         """
         if not self._state:
-            batch = fragments.without_state(batch)
+            batch = without_state(batch)
         constants = fragments.Constants()
         ends = (constants.number("{}\n"), constants.number("}\n"))
         heads = {}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from kcap.errors import KcapError
 from kcap.model import catalogue, naming, text
-from kcap.model.batch import Batch, Column
+from kcap.model.batch import Batch, Column, without_state
 from kcap.model.classes import U64_MAX, TypeClass
 from kcap.writers import fragments
 from kcap.writers.fragments import LineBuilder, Texts
@@ -144,7 +144,7 @@ class ConsoleLines:
             OutputError: The stream takes no more.
         """
         if not self._state:
-            batch = fragments.without_state(batch)
+            batch = without_state(batch)
         constants = fragments.Constants()
         placeholder = constants.number(PLACEHOLDER)
         parts = self._resolve(batch, constants)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from kcap.model import catalogue, jsonshape, naming, shape, text
-from kcap.model.batch import Batch, Column
+from kcap.model.batch import Batch, Column, without_state
 from kcap.model.builder import Field
 from kcap.model.classes import TypeClass
 from kcap.model.naming import RAW, SIZE
@@ -98,7 +98,7 @@ class TraceeJson:
             OutputError: The stream takes no more.
         """
         lines: list[str] = []
-        for item in objects(fragments.without_state(batch)):
+        for item in objects(without_state(batch)):
             lines.append(text.json_text(item))
             if len(lines) >= _LINES:
                 self._flush(lines)

@@ -251,9 +251,6 @@ class CaptureWriter:
         try:
             for part in (header, payload, padding):
                 self._stream.write(part)
-        except BrokenPipeError:
-            self._closed = True
-            raise
         except OSError as e:
             raise self._failed(e) from e
         if kind != Kind.FOOTER:
@@ -266,15 +263,13 @@ class CaptureWriter:
     def _flush_stream(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._closed = True
-            raise
         except OSError as e:
             raise self._failed(e) from e
 
     def _failed(self, error: OSError) -> OutputError:
         # No footer behind a record that may be half written: what is before it stays readable.
         self._closed = True
+        # A reader that went away is no success either: the capture was what was wanted.
         hint = "the complete records before are readable: the capture is torn, not lost"
         return OutputError(
             f"writing failed: {error.strerror}",

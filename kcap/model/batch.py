@@ -307,6 +307,30 @@ EMPTY: Final = Batch(0, {})
 """A batch of no events."""
 
 
+def without_state(batch: Batch) -> Batch:
+    """Leave out the rows that only describe what was there.
+
+    Args:
+        batch: Any batch.
+
+    Returns:
+        The rows whose ``kind`` is not ``state``.
+    """
+    kind = batch.get("kind")
+    if kind is None or kind.cls is not TypeClass.STR:
+        return batch
+    found = np.asarray(
+        pc.equal(kind.values.dictionary, pa.scalar("state", pa.utf8())).to_numpy(
+            zero_copy_only=False
+        )
+    )
+    if not found.any():
+        return batch
+    keep = np.ones(batch.rows, np.bool_)
+    keep[slice(None) if kind.rows is None else kind.rows] = ~found[kind.codes()]
+    return batch.take(np.flatnonzero(keep).astype(np.int32))
+
+
 def dictionary(values: pa.Array) -> pa.DictionaryArray:
     """Dictionary-code a plain text or binary array.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, without_state
 from kcap.model.classes import I64_MAX, I64_MIN
 
 
@@ -35,14 +35,7 @@ class EventsOnly:
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
-        kinds = batch.get("kind")
-        if kinds is None or "state" not in kinds.values.dictionary.to_pylist():
-            return batch
-        code = kinds.values.dictionary.to_pylist().index("state")
-        states = np.flatnonzero(kinds.codes() == code)
-        kept = np.ones(batch.rows, np.bool_)
-        kept[states if kinds.rows is None else kinds.rows[states]] = False
-        return batch.take(np.flatnonzero(kept).astype(np.int32))
+        return without_state(batch)
 
 
 class Columns:
