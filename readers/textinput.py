@@ -3,11 +3,12 @@
 The compression is found by content, several members or frames may follow each other. Memory stays
 bounded whatever comes: everything is decompressed in small steps, and a line has a longest length.
 An input that only ends early raises `TruncatedError`, damage before the end `DamagedError`, both
-after all lines before it.
+after all lines before it. Where more of a pipe has to be waited for, an empty block says so first.
 """
 
 from __future__ import annotations
 
+import select
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ class Block(NamedTuple):
     """Consecutive lines."""
 
     lines: list[bytes]
-    """The lines without their newlines."""
+    """The lines without their newlines; none where what has arrived is used up, so that what
+    follows has to be waited for."""
     number: int
     """Number of the first line, from 1."""
     offset: int
@@ -93,9 +95,10 @@ class TextInput:
         """
         size = sum(map(len, self._ahead))
         try:
-            while size < count and (piece := next(self._pieces, b"")):
-                self._ahead.append(piece)
-                size += len(piece)
+            while size < count and (piece := next(self._pieces, b"")) != b"":
+                if piece is not None:
+                    self._ahead.append(piece)
+                    size += len(piece)
         except KcapError as error:
             self._failure = error
         return b"".join(self._ahead)[:count]
@@ -104,7 +107,7 @@ class TextInput:
         """The lines, once.
 
         Yields:
-            Blocks in order.
+            Blocks in order, an empty one before each wait for a pipe.
 
         Raises:
             TruncatedError: The compressed input ends early.
@@ -116,6 +119,9 @@ class TextInput:
         failure = None
         try:
             for piece in self._all_pieces():
+                if piece is None:
+                    yield Block([], line.number, line.offset, ended=True)
+                    continue
                 cut = piece.rfind(b"\n")
                 if cut >= 0:
                     yield from line.complete(piece[:cut])
@@ -127,7 +133,7 @@ class TextInput:
         if failure is not None:
             raise failure
 
-    def _all_pieces(self) -> Iterator[bytes]:
+    def _all_pieces(self) -> _Pieces:
         while self._ahead:
             yield self._ahead.popleft()
         if self._failure is not None:
@@ -192,6 +198,7 @@ class _Raw:
     def __init__(self, stream: BinaryIO, file: str) -> None:
         # read1 gives what a pipe has; read would wait until the whole step is there.
         self._read = getattr(stream, "read1", stream.read)
+        self._poll = _poll(stream)
         self._buffer = b""
         self._at = 0
         self._read_total = 0
@@ -202,10 +209,16 @@ class _Raw:
         """Position of the next byte."""
         return self._read_total - len(self._buffer) + self._at
 
+    def fill(self, count: int = 1) -> Iterator[None]:
+        """Have so many bytes at hand, less only at the end; stops before each read that waits."""
+        while len(self._buffer) - self._at < count:
+            if self._poll is not None and not self._poll.poll(0):
+                yield None
+            if not self._more():
+                return
+
     def some(self, count: int = STEP_BYTES) -> bytes:
-        """The next bytes, as many as are at hand but at most ``count``; none at the end."""
-        if self._at == len(self._buffer):
-            self._more()
+        """Take the bytes at hand, but at most ``count``."""
         data = self._buffer[self._at : self._at + count]
         self._at += len(data)
         return data
@@ -215,9 +228,7 @@ class _Raw:
         self._at -= count
 
     def peek(self, count: int) -> bytes:
-        """The next bytes, which stay; less than ``count`` only at the end."""
-        while len(self._buffer) - self._at < count and self._more():
-            pass
+        """Bytes at hand, which stay."""
         return self._buffer[self._at : self._at + count]
 
     def exactly(self, count: int, kind: str) -> bytes:
@@ -251,20 +262,48 @@ class _Raw:
         return bool(data)
 
 
-def _pieces(raw: _Raw) -> Iterator[bytes]:
-    """The decompressed input in pieces of bounded size, none of them empty."""
+_Pieces = Iterator[bytes | None]
+"""Decompressed input of bounded size each; None before each wait for a pipe."""
+
+
+def _poll(stream: BinaryIO) -> select.poll | None:
+    """What tells whether a stream has something to read; None where nothing does."""
+    try:
+        number = stream.fileno()
+        poll = select.poll()
+    except (AttributeError, OSError, ValueError):  # no file, or no such call on this system
+        return None
+    poll.register(number, select.POLLIN)
+    return poll
+
+
+def _pieces(raw: _Raw) -> _Pieces:
+    """The decompressed input in pieces, none of them empty."""
+    yield from raw.fill(4)
     head = raw.peek(4)
     if head.startswith(GZIP_MAGIC):
         pieces = _gunzip(raw)
     elif head == ZSTD_MAGIC or _is_skippable(head):
         pieces = _unzstd(raw)
     else:
-        pieces = iter(raw.some, b"")
-    return (piece for piece in pieces if piece)
+        pieces = _plain(raw)
+    for piece in pieces:
+        if piece != b"":
+            yield piece
 
 
-def _gunzip(raw: _Raw) -> Iterator[bytes]:
-    while head := raw.peek(2):
+def _plain(raw: _Raw) -> _Pieces:
+    while piece := raw.some():
+        yield piece
+        yield from raw.fill()
+
+
+def _gunzip(raw: _Raw) -> _Pieces:
+    while True:
+        yield from raw.fill(2)
+        head = raw.peek(2)
+        if not head:
+            return
         if head == GZIP_MAGIC:
             yield from _gzip_member(raw)
         elif head[0] == 0:
@@ -276,13 +315,16 @@ def _gunzip(raw: _Raw) -> Iterator[bytes]:
             raise raw.damaged("gzip", "something else follows it")
 
 
-def _gzip_member(raw: _Raw) -> Iterator[bytes]:
+def _gzip_member(raw: _Raw) -> _Pieces:
     member = zlib.decompressobj(wbits=31)
     data = b""
     full = False
     while not member.eof:
-        if not data and not full and not (data := raw.some(_GZIP_STEP_BYTES)):
-            raise raw.truncated("gzip")
+        if not data and not full:
+            yield from raw.fill()
+            data = raw.some(_GZIP_STEP_BYTES)
+            if not data:
+                raise raw.truncated("gzip")
         before = member.copy()
         try:
             piece = member.decompress(data, STEP_BYTES)
@@ -308,26 +350,33 @@ def _is_skippable(head: bytes) -> bool:
     return head[1:] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50  # noqa: PLR2004
 
 
-def _unzstd(raw: _Raw) -> Iterator[bytes]:
-    while head := raw.peek(4):
+def _unzstd(raw: _Raw) -> _Pieces:
+    while True:
+        yield from raw.fill(4)
+        head = raw.peek(4)
+        if not head:
+            return
         if head == ZSTD_MAGIC:
             yield from _zstd_frame(raw)
         elif _is_skippable(head):
+            yield from raw.fill(8)
             size = int.from_bytes(raw.exactly(8, "zstd")[4:], "little")
             while size:
-                size -= len(raw.exactly(min(size, STEP_BYTES), "zstd"))
+                yield from raw.fill(step := min(size, STEP_BYTES))
+                size -= len(raw.exactly(step, "zstd"))
         elif ZSTD_MAGIC.startswith(head) or (len(head) < 4 and head[0] & 0xF0 == 0x50):  # noqa: PLR2004
             raise raw.truncated("zstd")
         else:
             raise raw.damaged("zstd", "something else follows it")
 
 
-def _zstd_frame(raw: _Raw) -> Iterator[bytes]:
+def _zstd_frame(raw: _Raw) -> _Pieces:
     """One frame, block by block (RFC 8878, 3.1.1).
 
     The library neither says that a frame is cut nor bounds what one call gives; a block gives
     at most 128 KiB, and the frame's end is in its last block.
     """
+    yield from raw.fill(_ZSTD_HEADER)
     descriptor = raw.peek(_ZSTD_HEADER)[-1]
     single = descriptor >> 5 & 1
     content = (1, 2, 4, 8)[descriptor >> 6] if single or descriptor >> 6 else 0
@@ -348,16 +397,21 @@ def _zstd_frame(raw: _Raw) -> Iterator[bytes]:
                 ) from error
             raise raw.damaged("zstd", error) from error
 
+    yield from raw.fill(header_bytes)
     yield feed(raw.exactly(header_bytes, "zstd"))
     last = 0
     while not last:
+        yield from raw.fill(3)
         header = raw.exactly(3, "zstd")
         number = int.from_bytes(header, "little")
         last, kind, size = number & 1, number >> 1 & 3, number >> 3
         if kind == _ZSTD_RESERVED or size > _ZSTD_BLOCK_BYTES:
             raise raw.damaged("zstd", "no block starts here")
-        yield feed(header + raw.exactly(1 if kind == _ZSTD_RLE else size, "zstd"))
+        stored = 1 if kind == _ZSTD_RLE else size
+        yield from raw.fill(stored)
+        yield feed(header + raw.exactly(stored, "zstd"))
     if descriptor & 4:
+        yield from raw.fill(4)
         yield feed(raw.exactly(4, "zstd"))
     if not frame.eof:
         raise raw.damaged("zstd", "the frame does not end where it says")

@@ -50,6 +50,9 @@ _V1BETA1: Final = re.compile(rb'"(?:workload|context)"\s*:\s*\{.*"process"\s*:',
 class TraceeReader:
     """A source of the events in a file or stream of Tracee's JSON lines.
 
+    Events of a pipe come as they arrive. Only its first MiB is waited for: it names the origin,
+    which must be known before the first event and the same for a pipe, a file and gzip.
+
     Args:
         stream: The bytes from their start, plain or compressed; need not be seekable.
         file: Its name, as the user gave it.
@@ -123,6 +126,8 @@ class TraceeReader:
                     self._take(line, block, index)
                     if len(self._builder) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
                         yield self._finish()
+                if not block.lines and len(self._builder):
+                    yield self._finish()
         except TruncatedError as error:
             self._torn = error
         except DamagedError as error:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import os
+import threading
 import tracemalloc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -253,3 +256,64 @@ def test_a_stream_that_cannot_be_read_is_a_kcap_error() -> None:
 
     with pytest.raises(KcapError, match=r"disk: cannot be read: .*Input/output error"):
         list(drained())
+
+
+def packers() -> dict[str, Callable[[bytes], bytes]]:
+    """What writes a stream in each form, and flushes it after each write."""
+    gzipper = zlib.compressobj(wbits=31)
+    zstder = zstandard.ZstdCompressor().compressobj()
+    flush = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+    return {
+        "plain": bytes,
+        "gzip": lambda data: gzipper.compress(data) + gzipper.flush(zlib.Z_SYNC_FLUSH),
+        "zstd": lambda data: zstder.compress(data) + zstder.flush(flush),
+        "members": gzip.compress,
+        "frames": zstd,
+    }
+
+
+@pytest.mark.parametrize("packer", sorted(packers()))
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_an_empty_block_comes_before_each_wait(packer: str, step: int) -> None:
+    """All complete lines that a pipe got are given before the next are waited for."""
+    pack = packers()[packer]
+    ends = os.pipe()
+    with os.fdopen(ends[0], "rb") as pipe, os.fdopen(ends[1], "wb", buffering=0) as writer:
+        blocks = TextInput(pipe, "in").blocks()
+        for round_number in range(4):
+            packed = pack(b"line %d\nanother\nunfinished" % round_number)
+            got: list[bytes] = []
+            for at in range(0, len(packed), step):
+                writer.write(packed[at : at + step])
+                # With the writer still open, reading on for ever would never end.
+                for block in itertools.takewhile(lambda b: b.lines, blocks):
+                    assert block.ended
+                    got += block.lines
+            before = b"unfinished" if round_number else b""
+            assert got == [before + b"line %d" % round_number, b"another"]
+
+
+def test_a_pipe_that_is_full_is_not_waited_for() -> None:
+    """A fast writer's lines come in large pieces, with few empty blocks between them."""
+    data = TEXT * 2000
+    ends = os.pipe()
+    os.write(ends[1], data[: 32 << 10])
+    with os.fdopen(ends[0], "rb") as pipe, os.fdopen(ends[1], "wb") as writer:
+        blocks = TextInput(pipe, "in").blocks()
+        assert next(blocks).lines  # what is there comes without an empty block before it
+        thread = threading.Thread(target=lambda: (writer.write(data[32 << 10 :]), writer.close()))
+        thread.start()
+        rest = list(blocks)
+        thread.join()
+
+    assert sum(len(block.lines) for block in rest) > data.count(b"\n") - 3000
+    assert sum(1 for block in rest if block.lines) < 2 * len(data) / (4 << 10)
+
+
+def test_a_file_is_never_waited_for(tmp_path: Path) -> None:
+    """No empty block comes of what is no pipe."""
+    path = tmp_path / "lines"
+    path.write_bytes(TEXT * 100)
+    with path.open("rb") as file:
+        assert all(block.lines for block in TextInput(file, "in").blocks())
+    assert all(block.lines for block in TextInput(io.BytesIO(TEXT), "in").blocks())

@@ -9,6 +9,9 @@ import json
 import os
 import random
 import re
+import select
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -378,6 +381,44 @@ def test_pipe_file_and_compressed_agree(data: Callable[[str], Path], tmp_path: P
     assert all(each == found[0] for each in found)
     assert len(found[0][1]) == 8 * 203
     assert len(str(found[0][1][0]["origin"])) == 32
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_events_of_a_pipe_are_shown_as_they_come(packed: bool, root: Path) -> None:
+    """After the first MiB, which names the origin, each event is shown before the next comes."""
+    zipper = zlib.compressobj(wbits=31)
+
+    def pack(data: bytes) -> bytes:
+        return zipper.compress(data) + zipper.flush(zlib.Z_SYNC_FLUSH) if packed else data
+
+    event = lines([OPENED])
+    count = (1 << 20) // len(event)
+    command = [sys.executable, "-m", "kcap.tools", "cat", "-"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        out = select.poll()
+        out.register(process.stdout, select.POLLIN)
+        process.stdin.write(pack(event * count))
+        early = out.poll(1000)
+        process.stdin.write(pack(event))
+        shown = 0
+        while shown < count + 1 and out.poll(20_000):
+            shown += process.stdout.read(1 << 16).count(b"\n")
+        each = []
+        for i in range(3):
+            process.stdin.write(pack(lines([OPENED | {"hostProcessId": 1000 + i}])))
+            each.append(out.poll(20_000) and process.stdout.read(1 << 16))
+        process.stdin.close()
+        rest = process.stdout.read()
+
+    assert not early  # negative control: the first MiB was not complete yet
+    assert shown == count + 1
+    assert [f"({1000 + i})".encode() in text for i, text in enumerate(each)] == [True] * 3
+    assert rest == b""
 
 
 def test_the_origin_is_a_hash_of_name_and_first_mib() -> None:
