@@ -63,3 +63,6 @@ LIST_VALUE_ITEMS: Final = 8192
 
 LINE_BYTES: Final = 16 << 20
 """Longest line of a text input."""
+
+EVENT_FIELDS: Final = 8192
+"""Fields of one foreign event that a reader accepts, arguments included; no limit of the format."""

@@ -39,6 +39,9 @@ _LAYOUTS: Final = 4096
 """Layouts kept from batch to batch; an input with more starts anew."""
 
 _ORIGIN_BYTES: Final = 1 << 20
+_LARGE_BYTES: Final = 1 << 20
+"""Shorter lines never make a row that is too large: a digit and a comma make 8 bytes."""
+
 _QUOTED: Final = 40
 _NAMED: Final = 3
 _decode: Final = json.JSONDecoder().raw_decode
@@ -52,6 +55,8 @@ class TraceeReader:
 
     Events of a pipe come as they arrive. Only its first MiB is waited for: it names the origin,
     which must be known before the first event and the same for a pipe, a file and gzip.
+    An event of more than `limits.EVENT_FIELDS` fields (8,192, arguments included), or of values
+    that take more than a row may (`limits.ROW_BYTES`), is a bad line.
 
     Args:
         stream: The bytes from their start, plain or compressed; need not be seekable.
@@ -160,7 +165,7 @@ class TraceeReader:
                 raise BadRecordError("no JSON object")
             levels = text.count("{") + text.count("[")  # at most so many, and cheap to count
             careful = levels > limits.JSON_DEPTH and depth(event) > limits.JSON_DEPTH
-            self._records.add(event, careful=careful)
+            self._records.add(event, careful=careful, large=len(line) > _LARGE_BYTES)
             self._bytes += len(line)
         except (ValueError, RecursionError, BadRecordError) as error:
             self._refuse(error, line, block, index)

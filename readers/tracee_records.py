@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
+from kcap import limits
 from kcap.model import catalogue, jsonshape, shape
 from kcap.model.builder import Field, Layout, RecordBuilder
 from kcap.model.classes import TypeClass
@@ -22,6 +23,7 @@ from kcap.readers.tracee_values import (
     decimal,
     deep,
     event_entry,
+    row_bytes,
     text_time,
     time_reader,
 )
@@ -132,15 +134,18 @@ class Records:
         """The number of layouts met so far."""
         return len(self._layouts)
 
-    def add(self, event: dict[str, Any], *, careful: bool = False) -> None:
+    def add(self, event: dict[str, Any], *, careful: bool = False, large: bool = False) -> None:
         """Add an event.
 
         Args:
             event: The JSON object; may be changed.
             careful: Some of its values may nest deeper than a ``json`` column may.
+            large: All of them may be more than a row can hold.
 
         Raises:
-            BadRecordError: It is no Tracee event.
+            BadRecordError: It is no Tracee event, or one of more than `limits.EVENT_FIELDS`
+                fields (keys of the objects that are taken apart, and arguments) or more than
+                `limits.ROW_BYTES`.
         """
         root = self._roots["eventName" not in event]
         dialect = root.dialect
@@ -150,23 +155,30 @@ class Records:
         values: list[Any] = []
         _walk(root, event, key, values)
         entries = event.get(dialect.entries)
-        if (
-            entries
-            and type(entries) is list
-            and (careful or not _plain_arguments(entries, key, values))
-        ):
-            _spelt_arguments(dialect, entries, key, values)
+        if entries and type(entries) is list:
+            _check_fields(len(values) + len(entries))
+            if careful or not _plain_arguments(entries, key, values):
+                _spelt_arguments(dialect, entries, key, values)
         frozen = tuple(key)
         layout = self._layouts.get(frozen)
         if layout is None:
             layout = _Layout(dialect, event, key)
             self._layouts[frozen] = layout
-        self._builder.add(layout.complete(values, self._builder), values)
+        target = layout.complete(values, self._builder)
+        if large and row_bytes(target.fields, values) > limits.ROW_BYTES:
+            raise BadRecordError(f"values of more than {limits.ROW_BYTES} bytes")
+        self._builder.add(target, values)
+
+
+def _check_fields(count: int) -> None:
+    if count > limits.EVENT_FIELDS:
+        raise BadRecordError(f"more than {limits.EVENT_FIELDS} fields")
 
 
 def _walk(struct: _Struct, obj: dict[str, Any], key: list[Any], values: list[Any]) -> None:
     """Append an object's plan and values, then those of the objects inside."""
     found = obj.values()
+    _check_fields(len(values) + len(found))
     signature = (*obj, *map(type, found))
     plan = struct.plans.get(signature) or struct.plan(signature, obj)
     key.append(plan)
