@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import support
 from tracee_support import OPENED, V1BETA1, losses, read, rebuilt, same
 
 from kcap import limits
-from kcap.errors import BadInputError
+from kcap.errors import BadInputError, LimitError
 from kcap.model.builder import RecordBuilder
 from kcap.readers import tracee
 from kcap.readers.tracee_records import Records
+from kcap.writers.tracee_json import TraceeJson, objects
 
 ITEMS = limits.LIST_VALUE_ITEMS
 
@@ -119,3 +124,44 @@ def test_a_row_that_is_too_large_is_a_bad_line(kind: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(tracee, "_LARGE_BYTES", limits.LINE_BYTES)
     captured, _ = support.read(support.capture(read(above)))
     assert sum(b.rows for b in captured) == 0
+
+
+def long_shape() -> dict[str, Any]:
+    """An event within the limits, but for its shape: the names of its fields are long."""
+    return OPENED | {"args": [{"name": f"{i:040}", "type": "t", "value": i} for i in range(2000)]}
+
+
+def test_an_event_whose_shape_was_cut_is_not_given_back() -> None:
+    """It is told when it is read; writing gives all events before it, then says which one it is."""
+    events = [OPENED, OPENED | {"hostProcessId": 5}, long_shape(), OPENED]
+    (batch,) = read(b"".join(map(line, events)))
+    assert batch.rows == 4
+    assert [(loss.kind, loss.count) for loss in losses([batch])] == [("cut", 1)]
+
+    given: list[dict[str, Any]] = []
+    with pytest.raises(LimitError, match=r"event 2 \(column ord\) .* shape was cut") as caught:
+        given.extend(objects(batch))
+    assert all(map(same, given, events[:2]))
+    assert len(given) == 2
+    assert "--format jsonl" in (caught.value.hint or "")
+
+    out = io.BytesIO()
+    with pytest.raises(LimitError):
+        TraceeJson(out).write(batch)
+    assert [json.loads(text) for text in out.getvalue().splitlines()] == events[:2]
+
+    # Negative control: the others are given back, whatever stands beside them.
+    assert len(list(objects(batch.take(np.array([0, 1, 3], np.int32))))) == 3
+
+
+def test_a_cut_shape_survives_a_capture(kcap: Callable[..., Any], tmp_path: Path) -> None:
+    """Imported, such an event is shown whole as jsonl, and refused in one line as tracee-json."""
+    (tmp_path / "in.jsonl").write_bytes(line(OPENED) + line(long_shape()))
+    assert kcap("import", "in.jsonl", "-o", "out.kcap").returncode == 3
+    for file in ("in.jsonl", "out.kcap"):
+        done = kcap("cat", file, "--format", "tracee-json")
+        assert done.returncode == 1
+        assert [json.loads(text) for text in done.stdout.splitlines()] == [OPENED]
+        assert b"event 1 (column ord) cannot be given back" in done.stderr
+        rows = [json.loads(t) for t in kcap("cat", file, "--format", "jsonl").stdout.splitlines()]
+        assert sum(name.startswith("arg_0") for name in rows[1]) == 2000

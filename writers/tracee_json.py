@@ -2,7 +2,7 @@
 
 The shape of an event says which fields it had, in which order and spelling, and the columns hold
 their values. An event from elsewhere has no such shape; it is written with the keys that Tracee
-v0.8 prints.
+v0.8 prints. An event whose shape was too long to keep cannot be given back, and is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from kcap import limits
+from kcap.errors import LimitError
 from kcap.model import catalogue, jsonshape, naming, shape, text
 from kcap.model.batch import Batch, Column, without_state
 from kcap.model.builder import Field
@@ -96,12 +98,17 @@ class TraceeJson:
 
         Raises:
             OutputError: The stream takes no more.
+            LimitError: The shape of an event was cut; all events before it are written.
         """
         lines: list[str] = []
-        for item in objects(without_state(batch)):
-            lines.append(text.json_text(item))
-            if len(lines) >= _LINES:
-                self._flush(lines)
+        try:
+            for item in objects(without_state(batch)):
+                lines.append(text.json_text(item))
+                if len(lines) >= _LINES:
+                    self._flush(lines)
+        except LimitError:
+            self._flush(lines)
+            raise
         self._flush(lines)
 
     def close(self) -> None:
@@ -129,7 +136,16 @@ def objects(batch: Batch) -> Iterator[dict[str, Any]]:
 
     Yields:
         One object an event, in row order, keys in the source's order.
+
+    Raises:
+        LimitError: The shape of an event was cut, so that nothing says which other fields it had,
+            in which order; raised after all events before it.
     """
+    cut = batch.get(f"shape__{SIZE}")
+    if cut is not None and len(cut):
+        row = 0 if cut.rows is None else int(cut.rows[0])
+        yield from objects(batch.slice(0, row))
+        raise _cut_error(batch, row)
     cells = _Cells(batch)
     made: list[dict[str, Any]] = [{}] * batch.rows
     for rows, spelled in _by_shape(batch):
@@ -138,6 +154,15 @@ def objects(batch: Batch) -> Iterator[dict[str, Any]]:
         for row, item in zip(rows, build(cells, found, rows), strict=True):
             made[row] = item
     yield from made
+
+
+def _cut_error(batch: Batch, row: int) -> LimitError:
+    size, ord_ = (batch.numpy(name, -1)[row] for name in (f"shape__{SIZE}", "ord"))
+    return LimitError(
+        f"event {ord_} (column ord) cannot be given back as it was: its shape was cut",
+        expected=f"at most {limits.VALUE_BYTES} bytes of shape, not {size}",
+        hint="--format jsonl writes all columns of such events, too",
+    )
 
 
 def _by_shape(batch: Batch) -> Iterator[tuple[list[int], str]]:
