@@ -75,9 +75,9 @@ def command(
 ) -> None:
     """Record the processes of this host until Ctrl-C, a signal or a limit.
 
-    Needs root (some newer kernels let any user). Events come from the kernel's process connector: fork, exec, exit, and changes of
-    ids, names and sessions. What the kernel had to drop is counted, written into the capture, and
-    makes the exit code 3.
+    Needs root; newer kernels let any user. Events come from the kernel's process connector: fork,
+    exec, exit, and changes of ids, names and sessions. What the kernel had to drop is counted,
+    written into the capture, and makes the exit code 3.
     """
     from kcap import plugins
     from kcap.format.writer import CaptureWriter
