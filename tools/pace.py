@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -16,6 +16,9 @@ from kcap.model.stream import Source, StreamInfo
 _STEP_NS: Final = 20_000_000
 """Events that lie this close together go out together."""
 
+_SLEEP_S: Final = 86_400.0
+"""Longest single sleep; far more overflows the system call."""
+
 
 class Paced:
     """A source that gives events no sooner than their times ask for.
@@ -24,9 +27,26 @@ class Paced:
     backwards is not waited for.
     """
 
-    def __init__(self, source: Source, speed: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        speed: float,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Wrap a source.
+
+        Args:
+            source: Where the events come from.
+            speed: Seconds of event time that pass in a second.
+            monotonic: The wall clock.
+            sleep: Waits on it.
+        """
         self._source = source
         self._speed = speed
+        self._monotonic = monotonic
+        self._sleep = sleep
 
     @property
     def info(self) -> StreamInfo:
@@ -41,7 +61,7 @@ class Paced:
         """See `Source.batches`."""
         first_ns: int | None = None
         latest_ns = I64_MIN
-        begun = time.monotonic()
+        begun = self._monotonic()
         for batch in self._source.batches():
             times = np.maximum.accumulate(np.maximum(batch.numpy("ts", I64_MIN), latest_ns))
             if not batch.rows:
@@ -52,9 +72,12 @@ class Paced:
                 due_ns = int(times[stop - 1])
                 if due_ns > I64_MIN:
                     first_ns = due_ns if first_ns is None else first_ns
-                    wait = begun + (due_ns - first_ns) / 1e9 / self._speed - time.monotonic()
-                    time.sleep(max(0.0, wait))
+                    self._wait_until(begun + (due_ns - first_ns) / 1e9 / self._speed)
                 yield batch.slice(start, stop)
+
+    def _wait_until(self, due_s: float) -> None:
+        while (wait_s := due_s - self._monotonic()) > 0:
+            self._sleep(min(wait_s, _SLEEP_S))
 
 
 def _steps(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[tuple[int, int]]:
