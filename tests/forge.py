@@ -32,6 +32,7 @@ class Part:
     flags: int | None = None
     number: int | None = None
     length: int | None = None
+    version: int = 1
 
 
 def parts_of(data: bytes) -> list[Part]:
@@ -46,7 +47,9 @@ def packed(part: Part, number: int, file_id: bytes = FILE_ID) -> bytes:
     flags = part.flags if part.flags is not None else 0 if needed else record.ANCILLARY
     length = len(part.payload) if part.length is None else part.length
     number = number if part.number is None else part.number
-    head = _HEADER.pack(MAGIC, part.kind, flags, 1, length, number, zlib.crc32(part.payload))
+    head = _HEADER.pack(
+        MAGIC, part.kind, flags, part.version, length, number, zlib.crc32(part.payload)
+    )
     crc = struct.pack("<I", zlib.crc32(file_id + head))
     return head + crc + part.payload.ljust(record.padded(len(part.payload)), b"\0")
 

@@ -102,14 +102,14 @@ class Schema:
 
         Args:
             table: Their table.
-            columns: Name and class.
+            columns: Name and class, those wanted most first.
 
         Returns:
             Names that `learn` must not be given.
         """
         count, size = len(self._by_id), self._bytes
         refused = set()
-        for name, cls in sorted(columns):
+        for name, cls in columns:
             if (table, name) in self._by_name:
                 continue
             cost = _cost(_spec(0, table, name, cls))

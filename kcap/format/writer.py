@@ -178,7 +178,9 @@ class CaptureWriter:
 
     def _describable(self, table: str, batch: Batch) -> Batch:
         """Describe the columns that none describes yet; leave out rows that would need too many."""
-        columns = [(n, c.cls) for n, c in batch.columns.items() if len(c)]
+        # Columns of many rows first: where there is no room for all, few rows have to go.
+        dense = sorted(batch.columns.items(), key=lambda item: (-len(item[1]), item[0]))
+        columns = [(n, c.cls) for n, c in dense if len(c)]
         refused = self._schema.refused(table, columns)
         if refused:
             kept = ~np.logical_or.reduce([batch.mask(n) for n in refused])
