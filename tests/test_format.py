@@ -32,6 +32,8 @@ from kcap.errors import (
     TruncatedError,
 )
 from kcap.format import frames, record, scan
+from kcap.format.cursor import Cursor
+from kcap.format.integers import decode_integers, encode_integers
 from kcap.format.reader import Selection
 from kcap.format.record import Kind
 from kcap.format.verify import verify
@@ -91,10 +93,10 @@ def test_a_thousand_columns_come_back() -> None:
 )
 def test_integers_of_every_form_come_back(values: list[int]) -> None:
     """Plain, delta and divided forms are exact over the whole range, also where they wrap."""
-    encoded = frames.encode_integers(np.array(values, np.int64))
+    encoded = encode_integers(np.array(values, np.int64))
 
-    cursor = frames.Cursor(encoded.data)
-    back = frames.decode_integers(encoded.encoding, encoded.base, len(values), cursor, signed=True)
+    cursor = Cursor(encoded.data)
+    back = decode_integers(encoded.encoding, encoded.base, len(values), cursor, signed=True)
     cursor.end()
 
     assert back.tolist() == values
@@ -102,9 +104,9 @@ def test_integers_of_every_form_come_back(values: list[int]) -> None:
 
 def test_integers_take_the_narrowest_form() -> None:
     """Clause 6.5: constants cost nothing, steady times one frame of narrow steps."""
-    constant_form = frames.encode_integers(np.full(100, 7))
-    steps = frames.encode_integers(np.arange(100) * 12_300 + 10**18)
-    far = frames.encode_integers(np.array([0, 10**15, 5] * 10))
+    constant_form = encode_integers(np.full(100, 7))
+    steps = encode_integers(np.arange(100) * 12_300 + 10**18)
+    far = encode_integers(np.array([0, 10**15, 5] * 10))
 
     assert (constant_form.encoding, constant_form.data) == (0, b"")
     assert (steps.encoding & 0x0F, len(steps.data)) == (0, 8)
@@ -119,7 +121,7 @@ def test_dictionaries_of_every_width_come_back(distinct: int) -> None:
     encoded = frames.encode_text(dictionary(pa.array([*values, "unused"])).slice(0, count))
 
     back = frames.decode_text(
-        encoded.encoding, encoded.distinct, count, frames.Cursor(encoded.data), pa.utf8()
+        encoded.encoding, encoded.distinct, count, Cursor(encoded.data), pa.utf8()
     )
 
     assert back.to_pylist() == values

@@ -15,6 +15,7 @@ from construct.core import ConstructError
 from kcap import limits
 from kcap.errors import DamagedError, LimitError
 from kcap.format import frames, zstd
+from kcap.format.cursor import Cursor
 from kcap.format.schema import EVENTS, Schema
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import BY_CODE, I64_MAX, I64_MIN, TypeClass
@@ -284,7 +285,7 @@ class Chunk:
         if len(frame) != entry.stored or zlib.crc32(frame) != entry.crc:
             raise DamagedError(f"the frame of column {name} fails its CRC")
         data = zstd.decompress(frame, entry.decoded) if entry.decoded else b""
-        cursor = frames.Cursor(data)
+        cursor = Cursor(data)
         rows = frames.decode_presence(entry.presence, entry.present, self.rows, cursor)
         cls = BY_CODE[entry.cls]
         if cls.child:

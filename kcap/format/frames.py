@@ -5,8 +5,7 @@ Everything here works on whole columns: a column becomes an Arrow array in one v
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +15,13 @@ from construct import Int8ul, Int32ul, Int64ul, Padding, Struct
 
 from kcap import limits
 from kcap.errors import DamagedError, LimitError
-from kcap.format import zstd
+from kcap.format.cursor import Cursor, Encoded
+from kcap.format.integers import decode_integers, encode_integers
 from kcap.model.batch import Column, Rows
 from kcap.model.classes import BY_CODE, TypeClass
 
-DELTA: Final = 0x10
-HUNDREDS: Final = 0x20
 PLAIN: Final = 0x01
 WIDE: Final = 0x02
-_WIDTHS: Final = (None, np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
-_MASK: Final = (1 << 64) - 1
 _SPARSE: Final = 16
 
 _CHILD: Final = Struct(
@@ -37,68 +33,6 @@ _CHILD: Final = Struct(
     Padding(4),
     "base" / Int64ul,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Values as bytes, with what a directory entry must say of them."""
-
-    data: bytes
-    encoding: int = 0
-    base: int = 0
-    """Modulo 2**64; of lists of text the bytes of all items."""
-    distinct: int = 0
-    """Entries of a dictionary; of lists the number of items."""
-
-
-class Cursor:
-    """Takes bytes off the front of a decoded frame and checks that they are there."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def array(self, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
-        """Numbers, without a copy.
-
-        Args:
-            dtype: Their type.
-            count: How many.
-
-        Returns:
-            A read-only array.
-
-        Raises:
-            DamagedError: The frame is shorter.
-        """
-        size = np.dtype(dtype).itemsize * count
-        start, self._at = self._at, self._at + size
-        if self._at > len(self._data):
-            raise DamagedError(
-                f"a frame ends after {len(self._data)} bytes", expected=str(self._at)
-            )
-        return np.frombuffer(self._data, dtype, count, start)
-
-    def buffer(self, size: int) -> pa.Buffer:
-        """Bytes as an Arrow buffer, without a copy.
-
-        Args:
-            size: How many.
-
-        Returns:
-            The buffer.
-        """
-        self.array(np.uint8, size)
-        return pa.py_buffer(self._data).slice(self._at - size, size)
-
-    def end(self) -> None:
-        """Check that nothing is left.
-
-        Raises:
-            DamagedError: Something is.
-        """
-        if self._at != len(self._data):
-            raise DamagedError(f"a frame has {len(self._data)} bytes", expected=str(self._at))
 
 
 # --- presence ---------------------------------------------------------------------------------
@@ -152,99 +86,6 @@ def decode_presence(form: int, present: int, count: int, cursor: Cursor) -> Rows
     if not good:
         raise DamagedError("the rows of a column do not fit", expected=f"{present} of {count}")
     return rows
-
-
-# --- integers ---------------------------------------------------------------------------------
-
-
-def _width(span: int) -> int:
-    """The least width code for offsets from 0 to ``span``."""
-    return (
-        0 if span == 0 else 1 if span < 1 << 8 else 2 if span < 1 << 16 else 3 + (span >= 1 << 32)
-    )
-
-
-def _bytes(width: int) -> int:
-    return (0, 1, 2, 4, 8)[width]
-
-
-def _offsets(values: npt.NDArray[Any], low: int, width: int) -> bytes:
-    """Values less the lowest, at a width."""
-    dtype = _WIDTHS[width]
-    if dtype is None:
-        return b""
-    return (values.view(np.uint64) - np.uint64(low & _MASK)).astype(dtype).tobytes()
-
-
-def encode_integers(values: npt.NDArray[Any]) -> Encoded:
-    """int64 or uint64 values, plain or as deltas, whichever compresses better (clause 6.5).
-
-    Args:
-        values: At least one, of type int64 or uint64.
-
-    Returns:
-        The bytes.
-    """
-    low, high = int(values.min()), int(values.max())
-    width = _width(high - low)
-    plain = Encoded(_offsets(values, low, width), width, low & _MASK)
-    if len(values) == 1 or not width:
-        return plain
-    # Interleaved counters are as wide as their differences, and only these repeat: it takes a try.
-    return min(plain, _deltas(values), key=lambda form: len(zstd.compress(form.data)))
-
-
-def _deltas(values: npt.NDArray[Any]) -> Encoded:
-    """The first value and the differences, at least one."""
-    numbers: npt.NDArray[np.int64] = values.view(np.int64)
-    steps = numbers[1:] - numbers[:-1]  # modulo 2**64
-    least, most = int(steps.min()), int(steps.max())
-    width, flags = _width(most - least), DELTA
-    if width and not (steps % 100).any():
-        divided = _width(most // 100 - least // 100)
-        if divided < width:
-            width, flags = divided, DELTA | HUNDREDS
-            steps, least = steps // 100, least // 100
-    data = values[:1].tobytes() + _offsets(steps, least, width)
-    return Encoded(data, flags | width, least & _MASK)
-
-
-def decode_integers(
-    encoding: int, base: int, count: int, cursor: Cursor, *, signed: bool
-) -> npt.NDArray[Any]:
-    """`encode_integers` undone.
-
-    Args:
-        encoding: Form and width.
-        base: What offsets count from, modulo 2**64.
-        count: Number of values.
-        cursor: The frame.
-        signed: int64 or uint64.
-
-    Returns:
-        The values.
-
-    Raises:
-        DamagedError: There is no such encoding.
-    """
-    width = encoding & 0x0F
-    if width >= len(_WIDTHS) or encoding & 0xC0 or encoding & 0x30 == HUNDREDS:
-        raise DamagedError(f"there is no integer encoding {encoding}")
-    delta = bool(encoding & DELTA)
-    out = np.empty(count, np.uint64)
-    dtype = _WIDTHS[width]
-    if delta and count:
-        out[0] = cursor.array("<u8", 1)[0]
-    rest = out[1:] if delta else out
-    if dtype is None:
-        rest[:] = base
-    else:
-        np.add(cursor.array(dtype, len(rest)), np.uint64(base), out=rest, dtype=np.uint64)
-    if encoding & HUNDREDS:
-        np.multiply(rest, np.uint64(100), out=rest)
-    if delta:
-        np.cumsum(out, out=out)
-    return out.view(np.int64) if signed else out
 
 
 # --- text and bytes ---------------------------------------------------------------------------
@@ -339,7 +180,7 @@ def decode_text(
     Raises:
         DamagedError: Codes or text are not valid.
     """
-    if encoding & ~(PLAIN | WIDE):
+    if encoding & ~(PLAIN | WIDE) or (encoding & PLAIN and distinct):
         raise DamagedError(f"there is no text encoding {encoding}")
     lengths_type = "<u4" if encoding & WIDE else "<u2"
     if encoding & PLAIN:
