@@ -12,7 +12,7 @@ import click
 import kcap
 from kcap.tools.cli import Verb
 
-_LIBRARIES = ("pyarrow", "numpy", "zstandard", "construct", "click", "rich")
+_LIBRARIES = ("pyarrow", "numpy", "zstandard", "construct", "click")
 
 
 @click.command("version", cls=Verb, examples=("kcap version",))
