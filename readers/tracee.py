@@ -35,8 +35,8 @@ BATCH_ROWS: Final = 8192
 BATCH_BYTES: Final = 8 << 20
 """Bytes of lines of a batch; the last line may go beyond."""
 
-_LAYOUTS: Final = 4096
-"""Layouts kept from batch to batch; an input with more starts anew."""
+KEPT_FIELDS: Final = 1 << 16
+"""Fields of all layouts kept, two thousand usual events; an input with more starts anew."""
 
 _ORIGIN_BYTES: Final = 1 << 20
 _LARGE_BYTES: Final = 1 << 20
@@ -129,8 +129,11 @@ class TraceeReader:
             for block in self._input.blocks():
                 for index, line in enumerate(block.lines):
                     self._take(line, block, index)
-                    if len(self._builder) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+                    if self._is_full() and len(self._builder):
                         yield self._finish()
+                    if len(self._records) > KEPT_FIELDS:
+                        self._builder = RecordBuilder()
+                        self._records = Records(self._builder)
                 if not block.lines and len(self._builder):
                     yield self._finish()
         except TruncatedError as error:
@@ -155,6 +158,10 @@ class TraceeReader:
     def close(self) -> None:
         """Close the stream; may be called twice."""
         self._stream.close()
+
+    def _is_full(self) -> bool:
+        rows, fields = len(self._builder), len(self._records)
+        return rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES or fields > KEPT_FIELDS
 
     def _take(self, line: bytes, block: Block, index: int) -> None:
         """Add the event of a line."""
@@ -219,9 +226,6 @@ class TraceeReader:
         batch = self._builder.finish(constants, self._skips())
         self._ord += count
         self._bytes = 0
-        if len(self._records) > _LAYOUTS:
-            self._builder = RecordBuilder()
-            self._records = Records(self._builder)
         return batch.adding({**_classified(batch), **_process_start(batch)})
 
 

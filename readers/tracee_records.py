@@ -129,10 +129,11 @@ class Records:
         self._builder = builder
         self._roots = [_Struct(None, dialect) for dialect in _dialects()]
         self._layouts: dict[tuple[Any, ...], _Layout] = {}
+        self._fields = 0
 
     def __len__(self) -> int:
-        """The number of layouts met so far."""
-        return len(self._layouts)
+        """Fields of all layouts met so far, also of those that were no event: what is kept."""
+        return self._fields
 
     def add(self, event: dict[str, Any], *, careful: bool = False, large: bool = False) -> None:
         """Add an event.
@@ -162,6 +163,7 @@ class Records:
         frozen = tuple(key)
         layout = self._layouts.get(frozen)
         if layout is None:
+            self._fields += len(values)
             layout = _Layout(dialect, event, key)
             self._layouts[frozen] = layout
         target = layout.complete(values, self._builder)

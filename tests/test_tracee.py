@@ -40,6 +40,7 @@ from tracee_support import (
     unpacked,
 )
 
+from kcap import limits
 from kcap.errors import BadInputError, DamagedError, KcapError, LimitError
 from kcap.model import catalogue
 from kcap.model.batch import Batch
@@ -346,8 +347,25 @@ def test_endless_new_shapes_do_not_fill_the_memory() -> None:
     """Layouts are let go of: an input in which no two events are alike is no attack."""
     events = (OPENED | {f"k{i}": 1} for i in range(20000))
     source = reader(lines(events))
+    most = 0
     for _ in source.batches():
-        assert len(source._records) <= tracee.BATCH_ROWS + tracee._LAYOUTS
+        assert len(source._records) <= tracee.KEPT_FIELDS + limits.EVENT_FIELDS
+        most = max(most, len(source._records))
+
+    assert most > tracee.KEPT_FIELDS / 2
+
+
+@pytest.mark.parametrize("name", ["openat", 5], ids=["events", "bad lines"])
+def test_new_shapes_of_many_fields_do_not_fill_the_memory(name: object) -> None:
+    """Neither do a few thousand fields in every line, nor lines that are no event in the end."""
+    events = ({"eventName": name} | {f"{i}k{j}": 1 for j in range(4000)} for i in range(50))
+    source = TraceeReader(io.BytesIO(lines(events)), "in", lenient=True)
+    most = tracee.KEPT_FIELDS + limits.EVENT_FIELDS
+    widths = [len(batch.columns) for batch in source.batches()]
+
+    assert most < 50 * 4000
+    assert max(widths) < most
+    assert 0 < len(source._records) <= most
 
 
 # Where it comes from
