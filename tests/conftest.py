@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support import capture
+from tracee_support import OPENED
 
 ROOT = Path(__file__).resolve().parent.parent
 IS_ROOT = sys.platform == "linux" and os.geteuid() == 0
@@ -96,3 +99,19 @@ def kcap(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
         )
 
     return run
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    """A closed capture with every kind of record and three chunks."""
+    path = tmp_path / "closed.kcap"
+    path.write_bytes(capture())
+    return path
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Two Tracee events as JSON lines."""
+    path = tmp_path / "events.jsonl"
+    path.write_text(f"{json.dumps(OPENED)}\n" * 2)
+    return path

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from cli_support import EVENTS, lines_of, run
 from support import capture, make_events, opened, read, rows_of
-from tracee_support import OPENED
 
 from kcap.errors import KcapError
 from kcap.format.reader import CaptureReader
@@ -24,22 +23,6 @@ from kcap.tools.cli import main
 
 Kcap = Callable[..., "subprocess.CompletedProcess[bytes]"]
 VERBS = tuple(cli._VERBS)
-
-
-@pytest.fixture
-def closed(tmp_path: Path) -> Path:
-    """A closed capture with every kind of record and three chunks."""
-    path = tmp_path / "closed.kcap"
-    path.write_bytes(capture())
-    return path
-
-
-@pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    """Two Tracee events as JSON lines."""
-    path = tmp_path / "events.jsonl"
-    path.write_text(f"{json.dumps(OPENED)}\n" * 2)
-    return path
 
 
 # Help

@@ -16,25 +16,8 @@ from pathlib import Path
 import pytest
 from cli_support import EVENTS, lines_of, on_a_terminal, rows_in, run, shell
 from support import capture, make_events, rows_of
-from tracee_support import OPENED
 
 Kcap = Callable[..., "subprocess.CompletedProcess[bytes]"]
-
-
-@pytest.fixture
-def closed(tmp_path: Path) -> Path:
-    """A closed capture with every kind of record and three chunks."""
-    path = tmp_path / "closed.kcap"
-    path.write_bytes(capture())
-    return path
-
-
-@pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    """Two Tracee events as JSON lines."""
-    path = tmp_path / "events.jsonl"
-    path.write_text(f"{json.dumps(OPENED)}\n" * 2)
-    return path
 
 
 @pytest.mark.parametrize("words", [("cat",), ("info",), ("verify",), ("docs", "events"), ("man",)])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hostile import VALUE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,36 +28,6 @@ from kcap.writers.line import ConsoleLines
 
 I64, STR = TypeClass.I64, TypeClass.STR
 
-HOSTILE = st.sampled_from(
-    [
-        "\x1b[2J",
-        "\r",
-        "\n",
-        "\x00",
-        "\x85",
-        "\u202e",
-        "\ufeff",
-        '"',
-        "\\",
-        "ü",
-        "➜ ",
-        ", ",
-        "\ud800",
-    ]
-)
-TEXT = st.one_of(st.text(max_size=8), st.lists(HOSTILE, max_size=4).map("".join))
-INTEGER = st.one_of(
-    st.integers(-(1 << 63), (1 << 64) - 1),
-    st.sampled_from([0, -(1 << 63), 1 << 63, (1 << 64) - 1, 1 << 64]),
-)
-FLOAT = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1.0, -0.0])
-FLAT = st.one_of(INTEGER, FLOAT, st.booleans(), TEXT)
-VALUE = st.one_of(
-    FLAT,
-    st.binary(max_size=8),
-    *(st.lists(items, max_size=3) for items in (INTEGER, FLOAT, st.booleans(), TEXT)),
-    st.dictionaries(TEXT, FLAT, max_size=2),
-)
 FIELDS = [
     *(Field(name, I64) for name in ("ts", "seq", "ord", "cpu", "pid")),
     *(Field(name, STR) for name in ("ts_raw", "process_name", "event")),
