@@ -24,9 +24,10 @@ from kcap.format.verify import verify
 from kcap.format.writer import CaptureWriter
 from kcap.model.batch import EMPTY, Batch, Column, dictionary
 from kcap.model.classes import TypeClass
-from kcap.model.side import Loss
+from kcap.model.side import Loss, Snapshot
 from kcap.model.stream import StreamInfo
 from kcap.replay.pipeline import Pipeline
+from kcap.state import State
 
 
 def text_column(values: list[str]) -> Column:
@@ -209,6 +210,19 @@ def test_records_of_another_version_are_not_guessed_at() -> None:
         read(chunks)
     assert rows_of(read(states)[0]) == rows_of(read(data)[0])
     assert not verify(opened(states)).good
+
+
+def test_a_state_that_makes_no_sense_is_damage_in_a_replay() -> None:
+    """A process table with texts for ids is told and passed over; every event is delivered."""
+    table = Batch(1, {"pid": text_column(["one"])})
+    batch = make_events(5).with_before([Snapshot({"processes": table})])
+    source = opened(capture([batch]))
+
+    summary = Pipeline(source, [CaptureWriter(io.BytesIO())], state=State()).run()
+
+    assert summary.events_out == 5
+    assert [loss.kind for loss in summary.losses] == ["damaged"]
+    assert summary.exit_code == 3
 
 
 # Runs that end early

@@ -90,7 +90,7 @@ def check_closed(path: Path) -> dict[str, object]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_recording_in_order(number: signal.Signals, tmp_path: Path) -> None:
     """Exit code 0, a closed and verified file, a last line with path, events and losses."""
     with recording(tmp_path, "-o", "r.kcap") as process:

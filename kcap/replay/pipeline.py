@@ -139,11 +139,11 @@ class Pipeline:
 
     def _step(self, batch: Batch) -> bool:
         """One batch through everything; True where the run ends."""
-        self._note(batch)
         self.summary.events_in += batch.rows
         self.clock.advance(batch)
         if self._state is not None:
             batch = self._state.update(batch, resolve=self._resolve)
+        self._note(batch)
         for stage in self._stages:
             batch = stage.process(batch)
         ends = False

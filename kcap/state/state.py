@@ -13,8 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kcap.errors import DamagedError
 from kcap.model.batch import Batch, Rows
-from kcap.model.side import Snapshot, SourceInfo
+from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.state import processes
 from kcap.state.follow import Facts, follow, process_rows
 from kcap.state.identity import Machine, resolve
@@ -73,13 +74,10 @@ class State:
                 importing; a replay shows what was recorded.
 
         Returns:
-            The batch, with more identity columns and their ``provenance`` where asked for.
+            The batch, with more identity columns and their ``provenance`` where asked for; a
+            snapshot that makes no sense is a `Loss` in it, and changes nothing.
         """
-        for side in batch.before:
-            if isinstance(side, SourceInfo):
-                self._machines[side.id] = self.machine(side)
-            elif isinstance(side, Snapshot):
-                self._replace(side)
+        batch = self._take_sides(batch)
         if not batch.rows:
             return batch
         rows, actions = process_rows(batch)
@@ -87,6 +85,21 @@ class State:
             self._follow(batch, rows, actions)
             return batch
         return self._resolve(batch, rows, actions)
+
+    def _take_sides(self, batch: Batch) -> Batch:
+        """Take in sources and snapshots."""
+        before: list[Side] = []
+        for side in batch.before:
+            kept: Side = side
+            if isinstance(side, SourceInfo):
+                self._machines[side.id] = self.machine(side)
+            elif isinstance(side, Snapshot):
+                try:
+                    self._replace(side)
+                except DamagedError as e:
+                    kept = Loss("damaged", 0, f"a state that can't be read: {e}")
+            before.append(kept)
+        return batch if before == list(batch.before) else batch.with_before(before)
 
     def process(self, pid: int, machine: str | None = None) -> Process | None:
         """A process as the stream has it now.
