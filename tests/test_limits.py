@@ -119,6 +119,22 @@ def test_very_many_losses_are_all_written() -> None:
     assert sum(isinstance(s, Loss) for b in batches for s in b.before) == 30_000
 
 
+def test_long_names_and_reasons_never_keep_a_capture_open() -> None:
+    """Event names of 60 KB each and reasons of any length: the footer is written all the same."""
+    names = [f"{i:03}" + "é" * 30_000 for i in range(200)]
+    reasons = [Loss("lost", 1, "x\x00" * 4000 + str(i)) for i in range(1000)]
+
+    data = capture([Batch(200, {"event": text_column(names)}), EMPTY.with_before(reasons)])
+
+    reader = opened(data)
+    assert reader.footer is not None
+    types = reader.footer.totals["types"]
+    assert 0 < len(types) < 200
+    assert sum(types.values()) == 200
+    assert sum(entry["count"] for entry in reader.footer.totals["loss"]) == 1000
+    assert verify(opened(data)).good
+
+
 def test_slices_of_one_batch_fill_a_chunk() -> None:
     """Slices share their dictionaries; that must not close chunks early."""
     values = [f"/usr/bin/{i}" * 10 for i in range(20_000)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,6 +21,9 @@ _LOSS_ENTRIES: Final = 1000
 
 _TYPE_ENTRIES: Final = 10_000
 """Event names that a footer lists one by one."""
+
+_TYPE_BYTES: Final = 4 << 20
+"""JSON text of those names: one of them may be 64 KiB long."""
 
 
 class Totals:
@@ -137,12 +141,17 @@ class Totals:
         }
 
     def _listed_types(self) -> dict[str, int]:
-        """Event names and their counts, the rarest as one where there are very many."""
-        if len(self._types) <= _TYPE_ENTRIES:
-            return dict(self._types)
+        """Event names and their counts, the rarest as one where there is no room for all."""
         ranked = sorted(self._types.items(), key=lambda item: (-item[1], item[0]))
-        others = sum(count for _, count in ranked[_TYPE_ENTRIES:])
-        return dict(ranked[:_TYPE_ENTRIES]) | {"(others)": others}
+        listed: dict[str, int] = {}
+        room = _TYPE_BYTES
+        for name, count in ranked[:_TYPE_ENTRIES]:
+            room -= len(json.dumps(name))
+            if room < 0:
+                break
+            listed[name] = count
+        others = sum(count for _, count in ranked[len(listed) :])
+        return listed | {"(others)": others} if others else listed
 
 
 def _added(known: Loss | None, loss: Loss, key: Loss) -> Loss:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -20,8 +21,10 @@ from kcap.model.side import Loss, Snapshot, SourceInfo
 _TEXT_BYTES = 8 << 20
 """Bytes of text and lists after which the writer closes a chunk, to stay small in memory."""
 
-_LOSSES_A_RECORD = 500
-"""A reason may be some hundred bytes long, and a body at most 1 MiB."""
+_LOSSES_A_RECORD = 150
+_REASON_CHARS = 800
+"""So that a LOSS record stays below 1 MiB, and the footer's 1,000 losses have room in it, even
+where JSON spells every character with six."""
 
 _WAITING_BYTES = 32
 """What an event that waits for its chunk is taken to cost in the file."""
@@ -239,7 +242,7 @@ class CaptureWriter:
 
     def _write_losses(self) -> None:
         while self._losses:
-            losses = self._losses[:_LOSSES_A_RECORD]
+            losses = [_brief(loss) for loss in self._losses[:_LOSSES_A_RECORD]]
             self._record(Kind.LOSS, body.pack([loss.to_json() for loss in losses]))
             self._totals.lose(losses)
             del self._losses[: len(losses)]
@@ -279,6 +282,12 @@ class CaptureWriter:
             offset=self.bytes_written,
             hint=hint,
         )
+
+
+def _brief(loss: Loss) -> Loss:
+    """A loss whose texts fit a LOSS record."""
+    event = loss.event and loss.event[:_REASON_CHARS]
+    return replace(loss, reason=loss.reason[:_REASON_CHARS], event=event)
 
 
 def _without_strays(batch: Batch) -> Batch:
