@@ -24,7 +24,7 @@ from tracee_support import DUMP, OPENED
 
 from kcap.errors import KcapError, OutputError
 from kcap.format.writer import CaptureWriter
-from kcap.model.batch import EMPTY, Batch, Column
+from kcap.model.batch import EMPTY, Batch, Column, dictionary
 from kcap.model.classes import I64_MAX, I64_MIN, TypeClass
 from kcap.model.side import Loss, Snapshot, SourceInfo
 from kcap.model.stream import StreamInfo
@@ -467,3 +467,19 @@ def test_state_follows_the_events(fixtures: Path, tmp_path: Path) -> None:
     assert forked - known.keys()
     assert {p: r["exit_code"] for p, r in now.items() if r.get("exited")} == ended
     assert not any(r.get("exited") for r in known.values())
+
+
+def test_a_limit_counts_what_is_printed(tmp_path: Path) -> None:
+    """State records that are left out do not count for --limit; with --state they do."""
+    path = tmp_path / "a.kcap"
+    events = make_events(12)
+    kinds = dictionary(pa.array(["state", "event"] * 6, pa.utf8()))
+    path.write_bytes(capture([events.adding({"kind": Column(TypeClass.STR, kinds)})]))
+
+    assert [e["kind"] for e in lines_of("cat", path, "-n", "4")] == ["event"] * 4
+    assert [e["kind"] for e in lines_of("cat", path, "-n", "3", "--state")] == [
+        "state",
+        "event",
+        "state",
+    ]
+    assert len(lines_of("cat", path, "-n", "4", "--fields", "ts")) == 4

@@ -70,7 +70,7 @@ def play(
             source,
             [sink],
             state=tracked,
-            stages=_stages(source, options, events_only=tracked is None and not binary),
+            stages=_stages(source, form, options, tracked=tracked is not None),
             limit=options["limit"],
         )
         summary = pipeline.run()
@@ -88,10 +88,10 @@ def _naming(path: str) -> Iterator[None]:
         raise
 
 
-def _stages(source: Source, options: Options, *, events_only: bool) -> list[Stage]:
-    """The stages for a time range and a choice of columns.
+def _stages(source: Source, form: str, options: Options, *, tracked: bool) -> list[Stage]:
+    """The stages for a time range, for events alone, and for a choice of columns.
 
-    Where the output takes events only, a capture reads just the chunks and columns they need.
+    Where events are all that is wanted, a capture reads just the chunks and columns they need.
     """
     from kcap.format.reader import CaptureReader, Selection
     from kcap.replay.stages import Columns, EventsOnly, TimeRange
@@ -101,11 +101,14 @@ def _stages(source: Source, options: Options, *, events_only: bool) -> list[Stag
     stages: list[Stage] = []
     if start is not None or end is not None:
         stages.append(TimeRange(start, end))
+    restricted = bool(stages) or names is not None
+    if not options["state"] and (form != "kcap" or names):
+        # Before columns are dropped, the kind among them, and before --limit counts.
+        stages.append(EventsOnly())
     if names:
         _check_columns(names)
-        # Without their kind, a writer could no longer tell events from state records.
-        stages += [Columns(names)] if options["state"] else [EventsOnly(), Columns(names)]
-    if isinstance(source, CaptureReader) and stages and events_only:
+        stages.append(Columns(names))
+    if isinstance(source, CaptureReader) and restricted and not tracked and form != "kcap":
         wanted = None if names is None else (*names, "ts", "kind")
         source.select(Selection(wanted, start, end))
     return stages
