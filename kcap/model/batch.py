@@ -113,11 +113,14 @@ class Column:
         """The column with a dictionary of just the entries it uses, if it has one."""
         if not pa.types.is_dictionary(self.values.type):
             return self
-        used, codes = np.unique(self.codes(), return_inverse=True)
-        if len(used) == len(self.values.dictionary):
+        codes = self.codes()
+        used = np.zeros(len(self.values.dictionary), np.bool_)
+        used[codes] = True
+        if used.all():
             return self
-        entries = self.values.dictionary.take(pa.array(used))
-        codes32 = pa.array(codes.astype(np.int32))
+        entries = self.values.dictionary.filter(pa.array(used))
+        renumbered = (np.cumsum(used) - 1).astype(np.int32)
+        codes32 = pa.array(renumbered[codes])
         return Column(self.cls, pa.DictionaryArray.from_arrays(codes32, entries), self.rows)
 
 
