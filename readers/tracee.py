@@ -84,6 +84,7 @@ class TraceeReader:
         self._skipped = 0
         self._first_skipped: list[str] = []
         self._torn: TruncatedError | None = None
+        self._announced = False
 
     @staticmethod
     def sniff(head: bytes) -> bool:
@@ -151,7 +152,7 @@ class TraceeReader:
         if self._torn is not None:
             losses.append(Loss("torn", None, _reason(self._torn)))
         if losses or self._skipped:
-            yield Batch(0, {}, (*self._skips(), *losses))
+            yield Batch(0, {}, (*self._sides(), *losses))
         if failure is not None:
             raise failure
 
@@ -204,14 +205,16 @@ class TraceeReader:
             ) from why
         self._first_skipped.append(f"{problem} at line {number}, byte {offset}")
 
-    def _skips(self) -> list[Loss]:
-        """What was skipped since the last call."""
+    def _sides(self) -> list[Side]:
+        """What is to be said since the last call: at first the source, then what was skipped."""
+        sides: list[Side] = [] if self._announced else [*self.info.sources]
+        self._announced = True
         if not self._skipped:
-            return []
+            return sides
         more = ["…"] if self._skipped > len(self._first_skipped) else []
         loss = Loss("skipped", self._skipped, "; ".join(self._first_skipped + more))
         self._skipped, self._first_skipped = 0, []
-        return [loss]
+        return [*sides, loss]
 
     def _finish(self) -> Batch:
         """Make a batch of the events since the last one."""
@@ -223,7 +226,7 @@ class TraceeReader:
             "origin": constant(TypeClass.STR, source.origin, count),
             "source": constant(TypeClass.STR, source.id, count),
         }
-        batch = self._builder.finish(constants, self._skips())
+        batch = self._builder.finish(constants, self._sides())
         self._ord += count
         self._bytes = 0
         return batch.adding({**_classified(batch), **_process_start(batch)})
