@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kcap.format.chunk_index import Indexer
 from kcap.format.totals import Totals
 from kcap.model.batch import Batch
 from kcap.model.classes import TypeClass
@@ -15,6 +16,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._totals = Totals()
+        self._indexer = Indexer()
         self._columns: dict[str, TypeClass] = {}
 
     def write(self, batch: Batch) -> None:
@@ -25,7 +27,7 @@ class Tally:
             elif isinstance(side, Loss):
                 self._totals.lose([side])
         if batch.rows:
-            self._totals.add(batch)
+            self._totals.count(self._indexer.index(batch, 0))
             self._columns.update((n, c.cls) for n, c in batch.columns.items())
 
     def close(self) -> None:

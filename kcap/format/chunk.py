@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from construct import Const, Int32ul, Int64sl, Int64ul, Struct
 from construct.core import ConstructError
 
@@ -54,8 +53,8 @@ class Entry(NamedTuple):
     crc: int
 
 
-# As numpy's: a directory can hold 65,536 entries, and construct takes 30 us for one.
-_ENTRIES: Final = np.dtype(list(zip(Entry._fields, "IBBBBIQIIIII", strict=True))).newbyteorder("<")
+ENTRIES: Final = np.dtype(list(zip(Entry._fields, "IBBBBIQIIIII", strict=True))).newbyteorder("<")
+"""Entries as numpy's: a directory can hold 65,536, and construct takes 30 us for one."""
 
 
 _WIDTHS: Final = {TypeClass.I64: 8, TypeClass.U64: 8, TypeClass.F64: 8, TypeClass.BOOL: 1}
@@ -121,32 +120,27 @@ def size_of(entry: Entry, cls: TypeClass) -> int:
     return size
 
 
-def encode(batch: Batch, schema: Schema, number: int, table: str = EVENTS, level: int = 3) -> bytes:
-    """Encode events, or the rows of a state table.
+def encode_columns(batch: Batch, schema: Schema, table: str) -> Iterator[tuple[Entry, bytes]]:
+    """Encode the columns of some rows.
 
     Args:
         batch: 1 to 65,536 rows.
         schema: Has an id for every column.
-        number: The chunk's number.
         table: Whose columns they are.
-        level: zstd's level.
 
-    Returns:
-        The payload of a CHUNK record.
+    Yields:
+        By column name its decoded bytes, and its entry as it is before compression.
 
     Raises:
         LimitError: A value, or all of them together, are more than a chunk may hold.
     """
     assert 0 < batch.rows <= limits.CHUNK_ROWS
-    entries: list[Entry] = []
-    parts: list[bytes] = []
-    offset = size = 0
+    size = 0
     for name in sorted(batch.columns):
         column = batch.columns[name]
         if not len(column):
             continue
         form, encoded, data = frames.encode_column(column, batch.rows)
-        frame = zstd.compress(data, level) if data else b""
         entry = Entry(
             id=schema.id_of(table, name),
             cls=column.cls.code,
@@ -156,18 +150,59 @@ def encode(batch: Batch, schema: Schema, number: int, table: str = EVENTS, level
             present=len(column),
             base=encoded.base,
             distinct=encoded.distinct,
-            offset=offset,
-            stored=len(frame),
+            offset=0,
+            stored=len(data),
             decoded=len(data),
-            crc=zlib.crc32(frame),
+            crc=0,
         )
-        entries.append(entry)
-        parts.append(frame)
-        offset += len(frame)
         size += size_of(entry, column.cls)
         # Held against the limit column by column, so that too much is noticed early.
         if size > (limits.CHUNK_BYTES if batch.rows > 1 else limits.ROW_BYTES):
             raise LimitError(f"{batch.rows} events of more than {size} bytes in one chunk")
+        yield entry, data
+
+
+class Superseded(NamedTuple):
+    """The TAIL records whose rows a chunk holds."""
+
+    first: int = 0
+    """Record number of the first one."""
+    records: int = 0
+    """How many there are."""
+
+
+def encode(
+    batch: Batch,
+    schema: Schema,
+    number: int,
+    table: str = EVENTS,
+    level: int = 3,
+    tails: Superseded = Superseded(),  # noqa: B008  (immutable)
+) -> bytes:
+    """Encode events, or the rows of a state table.
+
+    Args:
+        batch: 1 to 65,536 rows.
+        schema: Has an id for every column.
+        number: The chunk's number.
+        table: Whose columns they are.
+        level: zstd's level.
+        tails: The TAIL records that it supersedes.
+
+    Returns:
+        The payload of a CHUNK record.
+
+    Raises:
+        LimitError: A value, or all of them together, are more than a chunk may hold.
+    """
+    entries: list[Entry] = []
+    parts: list[bytes] = []
+    offset = 0
+    for entry, data in encode_columns(batch, schema, table):
+        frame = zstd.compress(data, level) if data else b""
+        entries.append(entry._replace(offset=offset, stored=len(frame), crc=zlib.crc32(frame)))
+        parts.append(frame)
+        offset += len(frame)
     times, ords = bounds(batch, "ts"), bounds(batch, "ord")
     head = HEAD.build(
         {
@@ -179,13 +214,76 @@ def encode(batch: Batch, schema: Schema, number: int, table: str = EVENTS, level
             "ts_max": times.high,
             "schema": len(schema),
             "columns": len(entries),
-            "tail_first": 0,
-            "tail_count": 0,
+            "tail_first": tails.first,
+            "tail_count": tails.records,
         }
     )
-    directory = head + np.array(entries, _ENTRIES).tobytes()
+    directory = head + np.array(entries, ENTRIES).tobytes()
     crc = _U32.pack(zlib.crc32(directory))
     return b"".join([_U32.pack(len(directory)), directory, crc, *parts])
+
+
+def read_entries(
+    raw: bytes | memoryview, offset: int, schema: Schema, table: str
+) -> tuple[dict[str, Entry], int]:
+    """Read the entries of a directory.
+
+    Args:
+        raw: The directory.
+        offset: Where its entries begin; they go on to its end.
+        schema: The columns.
+        table: The table that the columns must belong to.
+
+    Returns:
+        Entries by name, in order, and what all columns take in memory, in bytes.
+
+    Raises:
+        DamagedError: They do not fit the columns or each other.
+    """
+    found: dict[str, Entry] = {}
+    last = ""
+    at = size = 0
+    for entry in map(Entry._make, np.frombuffer(raw, ENTRIES, offset=offset).tolist()):
+        spec = schema.get(entry.id)
+        fits = spec.table == table and spec.cls is BY_CODE.get(entry.cls)
+        if not fits or not entry.present or entry.zero:
+            raise DamagedError(f"a directory entry does not fit column {spec.name}")
+        if spec.name <= last or entry.offset != at:
+            raise DamagedError(f"column {spec.name} is not in its place in the directory")
+        found[spec.name] = entry
+        last = spec.name
+        at += entry.stored
+        size += size_of(entry, spec.cls)
+    return found, size
+
+
+def decode_column(entry: Entry, rows: int, data: bytes) -> Column:
+    """Decode one column.
+
+    Args:
+        entry: What the directory says of it.
+        rows: Rows of the chunk.
+        data: Its decoded bytes.
+
+    Returns:
+        The column.
+
+    Raises:
+        DamagedError: The bytes are not what the entry says.
+    """
+    cursor = Cursor(data)
+    at = frames.decode_presence(entry.presence, entry.present, rows, cursor)
+    cls = BY_CODE[entry.cls]
+    if cls.child:
+        if entry.encoding:
+            raise DamagedError(f"class {cls} has no encoding {entry.encoding}")
+        values = frames.decode_lists(cls, entry.base, entry.distinct, entry.present, cursor)
+    else:
+        values = frames.decode_values(
+            cls, entry.encoding, entry.base, entry.distinct, entry.present, cursor
+        )
+    cursor.end()
+    return Column(cls, values, at)
 
 
 class Chunk:
@@ -210,34 +308,14 @@ class Chunk:
             self.head = HEAD.parse(raw)
         except ConstructError as e:
             raise DamagedError(f"a chunk's directory is not valid: {e}") from e
-        size = HEAD.sizeof() + self.head.columns * _ENTRIES.itemsize
+        size = HEAD.sizeof() + self.head.columns * ENTRIES.itemsize
         if size != len(raw):
             raise DamagedError(f"a directory has {len(raw)} bytes", expected=str(size))
         if not 0 < self.head.rows <= limits.CHUNK_ROWS:
             raise LimitError(f"a chunk of {self.head.rows} rows", expected="1 to 65,536")
-        self._entries: dict[str, Entry] = {}
-        self.size = self._read_entries(
-            np.frombuffer(raw, _ENTRIES, offset=HEAD.sizeof()), schema, table
-        )
+        self._entries, self.size = read_entries(raw, HEAD.sizeof(), schema, table)
         if self.size > limits.CHUNK_BYTES + limits.ROW_BYTES:
             raise LimitError(f"a chunk of {self.size} bytes in memory", expected="at most 32 MiB")
-
-    def _read_entries(self, entries: npt.NDArray[np.void], schema: Schema, table: str) -> int:
-        """Take in the directory's entries; give what all columns take in memory."""
-        last = ""
-        offset = size = 0
-        for entry in map(Entry._make, entries.tolist()):
-            spec = schema.get(entry.id)
-            fits = spec.table == table and spec.cls is BY_CODE.get(entry.cls)
-            if not fits or not entry.present or entry.zero:
-                raise DamagedError(f"a directory entry does not fit column {spec.name}")
-            if spec.name <= last or entry.offset != offset:
-                raise DamagedError(f"column {spec.name} is not in its place in the directory")
-            self._entries[spec.name] = entry
-            last = spec.name
-            offset += entry.stored
-            size += size_of(entry, spec.cls)
-        return size
 
     @property
     def rows(self) -> int:
@@ -248,6 +326,11 @@ class Chunk:
     def number(self) -> int:
         """The chunk's number."""
         return int(self.head.number)
+
+    @property
+    def tails(self) -> Superseded:
+        """The TAIL records whose rows it holds."""
+        return Superseded(int(self.head.tail_first), int(self.head.tail_count))
 
     def columns(self) -> list[str]:
         """The columns that have a value in this chunk."""
@@ -285,19 +368,7 @@ class Chunk:
         if len(frame) != entry.stored or zlib.crc32(frame) != entry.crc:
             raise DamagedError(f"the frame of column {name} fails its CRC")
         data = zstd.decompress(frame, entry.decoded) if entry.decoded else b""
-        cursor = Cursor(data)
-        rows = frames.decode_presence(entry.presence, entry.present, self.rows, cursor)
-        cls = BY_CODE[entry.cls]
-        if cls.child:
-            if entry.encoding:
-                raise DamagedError(f"class {cls} has no encoding {entry.encoding}")
-            values = frames.decode_lists(cls, entry.base, entry.distinct, entry.present, cursor)
-        else:
-            values = frames.decode_values(
-                cls, entry.encoding, entry.base, entry.distinct, entry.present, cursor
-            )
-        cursor.end()
-        return Column(cls, values, rows)
+        return decode_column(entry, self.rows, data)
 
     def batch(self, wanted: Iterable[str] | None = None) -> Batch:
         """Decode the chunk.

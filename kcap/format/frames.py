@@ -220,20 +220,21 @@ def _entries(cursor: Cursor, count: int, lengths_type: str, kind: pa.DataType) -
 # --- any class --------------------------------------------------------------------------------
 
 
-def encode_values(cls: TypeClass, values: pa.Array) -> Encoded:
+def encode_values(cls: TypeClass, values: pa.Array, *, deltas: bool = True) -> Encoded:
     """The values of one column.
 
     Args:
         cls: Their class.
         values: Of the class's Arrow type, without nulls, at least one.
+        deltas: Store integers as differences where that is shorter; else always plain.
 
     Returns:
         The bytes.
     """
     if cls.child:
-        return _encode_lists(cls.child, values)
+        return _encode_lists(cls.child, values, deltas=deltas)
     if cls in (TypeClass.I64, TypeClass.U64):
-        return encode_integers(np.ascontiguousarray(values.to_numpy()))
+        return encode_integers(np.ascontiguousarray(values.to_numpy()), deltas=deltas)
     if cls is TypeClass.F64:
         return Encoded(np.ascontiguousarray(values.to_numpy()).tobytes())
     if cls is TypeClass.BOOL:
@@ -276,7 +277,7 @@ def decode_values(
     raise AssertionError(cls)
 
 
-def _encode_lists(child: TypeClass, values: pa.ListArray) -> Encoded:
+def _encode_lists(child: TypeClass, values: pa.ListArray, *, deltas: bool) -> Encoded:
     lengths = np.asarray(pc.list_value_length(values)).astype("<u4")
     if int(lengths.max()) > limits.LIST_VALUE_ITEMS:
         what = f"a list of {int(lengths.max())} items"
@@ -285,7 +286,7 @@ def _encode_lists(child: TypeClass, values: pa.ListArray) -> Encoded:
     text = int(pc.sum(pc.binary_length(items)).as_py() or 0) if child is TypeClass.STR else 0
     if child is TypeClass.STR:
         items = pc.dictionary_encode(items)
-    inner = encode_values(child, items) if len(items) else Encoded(b"")
+    inner = encode_values(child, items, deltas=deltas) if len(items) else Encoded(b"")
     head = _CHILD.build(
         {
             "cls": child.code,
@@ -339,12 +340,13 @@ def decode_lists(cls: TypeClass, text: int, items: int, count: int, cursor: Curs
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def encode_column(column: Column, count: int) -> tuple[int, Encoded, bytes]:
+def encode_column(column: Column, count: int, *, deltas: bool = True) -> tuple[int, Encoded, bytes]:
     """A whole column.
 
     Args:
         column: The column, with at least one value.
         count: Rows of the chunk.
+        deltas: Store integers as differences where that is shorter; else always plain.
 
     Returns:
         Presence form, the encoded values, and the decoded bytes of the frame.
@@ -354,5 +356,5 @@ def encode_column(column: Column, count: int) -> tuple[int, Encoded, bytes]:
     assert len(column) == (count if rows is None else len(rows))
     assert rows is None or (rows[0] >= 0 and rows[-1] < count and bool((np.diff(rows) > 0).all()))
     form, presence = encode_presence(column.rows, count)
-    encoded = encode_values(column.cls, column.values)
+    encoded = encode_values(column.cls, column.values, deltas=deltas)
     return form, encoded, presence + encoded.data

@@ -36,11 +36,12 @@ def _offsets(values: npt.NDArray[Any], low: int, width: int) -> bytes:
     return (values.view(np.uint64) - np.uint64(low & _MASK)).astype(dtype).tobytes()
 
 
-def encode_integers(values: npt.NDArray[Any]) -> Encoded:
+def encode_integers(values: npt.NDArray[Any], *, deltas: bool = True) -> Encoded:
     """int64 or uint64 values, plain or as deltas, whichever compresses better (clause 6.5).
 
     Args:
         values: At least one, of type int64 or uint64.
+        deltas: False for the plain form in any case.
 
     Returns:
         The bytes.
@@ -48,7 +49,7 @@ def encode_integers(values: npt.NDArray[Any]) -> Encoded:
     low, high = int(values.min()), int(values.max())
     width = _width(high - low)
     plain = Encoded(_offsets(values, low, width), width, low & _MASK)
-    if len(values) == 1 or not width:
+    if len(values) == 1 or not width or not deltas:
         return plain
     # Interleaved counters are as wide as their differences, and only these repeat: it takes a try.
     return min(plain, _deltas(values), key=lambda form: len(zstd.compress(form.data)))

@@ -1,4 +1,4 @@
-"""Payloads of fixed layout: FILE_HEADER, CHUNK_INDEX, FOOTER (spec/kcap.md, clauses 4.1 and 8)."""
+"""Payloads of fixed layout: FILE_HEADER, STATE, FOOTER (spec/kcap.md, clauses 4.1, 4.5, 8.2)."""
 
 from __future__ import annotations
 
@@ -9,45 +9,29 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from construct import Const, Int16ul, Int32ul, Int64sl, Struct
-from construct.core import ConstructError
 
 from kcap import limits
 from kcap.errors import DamagedError, LimitError, VersionError
 from kcap.format import body
-from kcap.format.chunk import Bounds
 from kcap.format.record import ALIGNMENT, END_MAGIC, padded
 from kcap.model.classes import I64_MAX, I64_MIN
 
 MAJOR: Final = 1
-MINOR: Final = 0
+MINOR: Final = 1
 FILE_ID_BYTES: Final = 16
-TAIL_BYTES: Final = 24
+END_BYTES: Final = 24
 
 _HEADER: Final = struct.Struct("<16sHH4xq")
-_TAIL: Final = struct.Struct("<QQ8s")
+_END: Final = struct.Struct("<QQ8s")
 _FOOTER: Final = struct.Struct("<16s32sQ")
-
-_INDEX: Final = Struct(
-    "number" / Int32ul,
-    "rows" / Int32ul,
-    "ts_min" / Int64sl,
-    "ts_max" / Int64sl,
-    "seq_min" / Int64sl,
-    "seq_max" / Int64sl,
-    "ord_min" / Int64sl,
-    "ord_max" / Int64sl,
-    "backward" / Int32ul,
-    "timeless" / Int32ul,
-    "types" / Int32ul,
-    Const(b"\0\0\0\0"),
-)
-_TYPE: Final = Struct("count" / Int32ul, "length" / Int16ul)
+_CHECKPOINT: Final = struct.Struct("<16s32sQ32sQ")
+_SIZE: Final = struct.Struct("<Q")
 
 _TOTALS: Final = {
     "backward_steps": int,
     "events": int,
     "loss": list,
+    "records": dict,
     "schema": list,
     "sources": list,
     "state_rows": int,
@@ -70,6 +54,9 @@ TABLE: Final = np.dtype(
     ]
 )
 """One entry of the footer's chunk table, 64 bytes."""
+
+NO_CHUNK: Final = (1 << 32) - 1
+"""The number of a table entry that stands for a TAIL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,80 +109,6 @@ class FileHeader:
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkIndex:
-    """What one chunk holds."""
-
-    number: int
-    rows: int
-    ts: Bounds
-    seq: Bounds
-    ord: Bounds
-    backward: int
-    timeless: int
-    types: Mapping[str, int]
-
-    def pack(self) -> bytes:
-        """The payload."""
-        parts = [
-            _INDEX.build(
-                {
-                    "number": self.number,
-                    "rows": self.rows,
-                    "ts_min": self.ts.low,
-                    "ts_max": self.ts.high,
-                    "seq_min": self.seq.low,
-                    "seq_max": self.seq.high,
-                    "ord_min": self.ord.low,
-                    "ord_max": self.ord.high,
-                    "backward": self.backward,
-                    "timeless": self.timeless,
-                    "types": len(self.types),
-                }
-            )
-        ]
-        for name in sorted(self.types):
-            # A name is a value of the event column; its first 64 KiB less one are enough here.
-            raw = name.encode()[:0xFFFF]
-            parts += [_TYPE.build({"count": self.types[name], "length": len(raw)}), raw]
-        payload = b"".join(parts)
-        return payload.ljust(padded(len(payload)), b"\0")
-
-    @classmethod
-    def unpack(cls, raw: bytes) -> ChunkIndex:
-        """Read the payload.
-
-        Args:
-            raw: The payload.
-
-        Returns:
-            The index.
-
-        Raises:
-            DamagedError: It is not well formed.
-        """
-        try:
-            head = _INDEX.parse(raw)
-            at = _INDEX.sizeof()
-            types = {}
-            for _ in range(head.types):
-                entry = _TYPE.parse(raw[at : at + _TYPE.sizeof()])
-                at += _TYPE.sizeof() + entry.length
-                types[raw[at - entry.length : at].decode("utf-8", "replace")] = int(entry.count)
-        except ConstructError as e:
-            raise DamagedError(f"a CHUNK_INDEX is not valid: {e}") from e
-        return cls(
-            head.number,
-            head.rows,
-            Bounds(head.ts_min, head.ts_max),
-            Bounds(head.seq_min, head.seq_max),
-            Bounds(head.ord_min, head.ord_max),
-            head.backward,
-            head.timeless,
-            types,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Footer:
     """The last record of a closed capture."""
 
@@ -215,10 +128,9 @@ class Footer:
             The payload, a multiple of 8 long.
         """
         head = _FOOTER.pack(self.file_id, self.chain, len(self.chunks))
-        text = body.pack(dict(self.totals), limits.SCHEMA_BYTES)
-        payload = head + self.chunks.tobytes() + struct.pack("<Q", len(text)) + text
+        payload = head + _packed_part(self.chunks, self.totals)
         payload = payload.ljust(padded(len(payload)), b"\0")
-        return payload + _TAIL.pack(offset, len(payload) + TAIL_BYTES, END_MAGIC)
+        return payload + _END.pack(offset, len(payload) + END_BYTES, END_MAGIC)
 
     def fits(self, offset: int) -> bool:
         """Whether it can be true: chunks lie before it, and the totals are what they must be.
@@ -229,14 +141,7 @@ class Footer:
         Returns:
             False where a reader should not rely on it.
         """
-        at, length = self.chunks["offset"], self.chunks["length"]
-        if (at > offset).any() or (length > np.uint64(offset) - at).any():
-            return False
-        return (
-            all(isinstance(self.totals.get(n), t) for n, t in _TOTALS.items())
-            and all(isinstance(n, int) for n in self.totals["types"].values())
-            and all(_is_range(self.totals.get(n)) for n in ("ts", "seq"))
-        )
+        return _fits(self.chunks, self.totals, offset)
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> Footer:
@@ -251,18 +156,94 @@ class Footer:
         Raises:
             DamagedError: It is not well formed.
         """
-        if len(raw) < _FOOTER.size + 8 + TAIL_BYTES:
+        if len(raw) < _FOOTER.size + _SIZE.size + END_BYTES:
             raise DamagedError("the FOOTER is too short")
         file_id, chain, count = _FOOTER.unpack_from(raw)
-        end = _FOOTER.size + count * TABLE.itemsize
-        if end + 8 + TAIL_BYTES > len(raw):
-            raise DamagedError(f"a FOOTER of {count} chunks does not fit its record")
-        chunks = np.frombuffer(raw, TABLE, count, _FOOTER.size)
-        (size,) = struct.unpack_from("<Q", raw, end)
-        if end + 8 + size + TAIL_BYTES > len(raw):
-            raise LimitError("the FOOTER's body does not fit its record")
-        totals = body.unpack_object(raw[end + 8 : end + 8 + size], "FOOTER", limits.SCHEMA_BYTES)
-        return cls(file_id, chain, chunks, totals)
+        rest = memoryview(raw)[_FOOTER.size : len(raw) - END_BYTES]
+        return cls(file_id, chain, *_unpacked_part(rest, count, "FOOTER"))
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What is new since the CHECKPOINT before."""
+
+    file_id: bytes
+    chain: bytes
+    previous: int
+    """Offset of the CHECKPOINT before, 0 for none."""
+    previous_hash: bytes
+    """SHA-256 of that record, all its bytes."""
+    chunks: npt.NDArray[np.void]
+    totals: Mapping[str, Any]
+
+    def pack(self) -> bytes:
+        """The payload."""
+        head = _CHECKPOINT.pack(
+            self.file_id, self.chain, self.previous, self.previous_hash, len(self.chunks)
+        )
+        return head + _packed_part(self.chunks, self.totals)
+
+    def fits(self, offset: int) -> bool:
+        """Whether it can be true; as `Footer.fits`, and the one before it stands before it.
+
+        Args:
+            offset: Where the record starts.
+
+        Returns:
+            False where a reader should not rely on it.
+        """
+        return self.previous < offset and _fits(self.chunks, self.totals, offset)
+
+    @classmethod
+    def unpack(cls, raw: bytes | memoryview) -> Checkpoint:
+        """Read the payload.
+
+        Args:
+            raw: The payload.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            DamagedError: It is not well formed.
+        """
+        if len(raw) < _CHECKPOINT.size + _SIZE.size:
+            raise DamagedError("a CHECKPOINT is too short")
+        file_id, chain, previous, digest, count = _CHECKPOINT.unpack_from(raw)
+        rest = memoryview(raw)[_CHECKPOINT.size :]
+        return cls(file_id, chain, previous, digest, *_unpacked_part(rest, count, "CHECKPOINT"))
+
+
+def _packed_part(chunks: npt.NDArray[np.void], totals: Mapping[str, Any]) -> bytes:
+    """Table entries and a body, as FOOTER and CHECKPOINT have them."""
+    text = body.pack(dict(totals), limits.SCHEMA_BYTES)
+    return chunks.tobytes() + _SIZE.pack(len(text)) + text
+
+
+def _unpacked_part(
+    raw: memoryview, count: int, what: str
+) -> tuple[npt.NDArray[np.void], dict[str, Any]]:
+    """`_packed_part` undone."""
+    end = count * TABLE.itemsize
+    if end + _SIZE.size > len(raw):
+        raise DamagedError(f"a {what} of {count} chunks does not fit its record")
+    chunks = np.frombuffer(raw, TABLE, count)
+    (size,) = _SIZE.unpack_from(raw, end)
+    end += _SIZE.size
+    if end + size > len(raw):
+        raise LimitError(f"the body of a {what} does not fit its record")
+    return chunks, body.unpack_object(raw[end : end + size], what, limits.SCHEMA_BYTES)
+
+
+def _fits(chunks: npt.NDArray[np.void], totals: Mapping[str, Any], offset: int) -> bool:
+    at, length = chunks["offset"], chunks["length"]
+    if (at > offset).any() or (length > np.uint64(offset) - at).any():
+        return False
+    return (
+        all(isinstance(totals.get(n), t) for n, t in _TOTALS.items())
+        and all(isinstance(n, int) for d in ("types", "records") for n in totals[d].values())
+        and all(_is_range(totals.get(n)) for n in ("ts", "seq"))
+    )
 
 
 def _is_range(value: object) -> bool:
@@ -285,9 +266,9 @@ def footer_place(tail: bytes) -> tuple[int, int] | None:
     Returns:
         Offset of the record and length of its payload; None where they are no such tail.
     """
-    if len(tail) != TAIL_BYTES:
+    if len(tail) != END_BYTES:
         return None
-    offset, length, magic = _TAIL.unpack(tail)
+    offset, length, magic = _END.unpack(tail)
     if magic != END_MAGIC or offset % ALIGNMENT:
         return None
     return int(offset), int(length)

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, ClassVar, Final
+from typing import BinaryIO, ClassVar
 
-from kcap import limits
-from kcap.errors import DamagedError, KcapError, LimitError, VersionError
-from kcap.format import body, payloads, record, scan, schema
+from kcap.errors import DamagedError, KcapError
+from kcap.format import payloads, record, scan, schema, tail
 from kcap.format.chunk import Chunk, directory_length
-from kcap.format.record import ANCILLARY, HEADER_BYTES, MAGIC, Header, Kind
+from kcap.format.chunk_index import ChunkIndex
+from kcap.format.index import Index, indexed
+from kcap.format.record import HEADER_BYTES, MAGIC, Kind
+from kcap.format.sequential import Sequential
 from kcap.format.window import FileWindow, StreamWindow
-from kcap.model.batch import EMPTY, Batch, concat
+from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import TypeClass
-from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.side import Loss, Side, SourceInfo
 from kcap.model.stream import StreamInfo
 
-_READ: Final = frozenset(Kind) - {Kind.TAIL, Kind.SEGMENT}
-"""Kinds that this version knows."""
 
-_ROWLESS: Final = frozenset(Kind) - {Kind.CHUNK, Kind.SCHEMA, Kind.TAIL, Kind.SEGMENT}
-"""Kinds whose damage costs no row."""
+@dataclass
+class Work:
+    """What reading cost so far."""
+
+    chunks: int = 0
+    """Chunks and tails of which something was decoded."""
+    frames: int = 0
+    """Columns decoded."""
+
+    def note(self, batch: Batch) -> None:
+        """Count a chunk that was decoded.
+
+        Args:
+            batch: What was decoded of it.
+        """
+        self.chunks += 1
+        self.frames += len(batch.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +94,8 @@ class CaptureReader:
         self.state: str | None = None
         """``closed``, ``open`` or ``torn``; None until an end without a footer was reached."""
         self.selection = Selection()
+        self.work = Work()
+        self._index: Index | None = None
         with _naming(file):
             self.header = scan.read_file_header(self.window, file)
             self.header.check()
@@ -132,14 +150,47 @@ class CaptureReader:
         Yields:
             A batch a chunk; a last empty one where side records follow the last event.
         """
-        if self.footer is not None and self.selection != Selection():
-            return self._selected(self.footer)
-        return _Sequential(self).batches()
+        if self.selection != Selection():
+            index = self.index()
+            if index is not None:
+                return self._selected(index)
+        return Sequential(self).batches()
 
-    def scanner(self) -> scan.Scanner:
-        """A fresh pass over the records."""
+    def index(self) -> Index | None:
+        """Where the rows are: from the FOOTER, or of an open file from its CHECKPOINTs and end.
+
+        Returns:
+            The index; None for a stream.
+
+        Raises:
+            VersionError: An open capture needs a newer kcap.
+        """
+        if self._index is None and isinstance(self.window, FileWindow):
+            with _naming(self.file):
+                self._index = indexed(self)
+        return self._index
+
+    def scanner(self, start: int = 0, last: int = -1, end: int | None = None) -> scan.Scanner:
+        """A pass over the records.
+
+        Args:
+            start: Offset of the first one.
+            last: Number of the record before it.
+            end: Where to stop; None at the end of the input.
+
+        Returns:
+            The scanner.
+        """
         solid = scan.solid_ranges(self.footer) if self.footer else None
-        return scan.Scanner(self.window, self.header.file_id, solid=solid, checks=self._checks)
+        return scan.Scanner(
+            self.window,
+            self.header.file_id,
+            solid=solid,
+            checks=self._checks,
+            start=start,
+            last=last,
+            end=end,
+        )
 
     def close(self) -> None:
         """Close the stream."""
@@ -162,10 +213,10 @@ class CaptureReader:
         return int(self.footer.chunks["rows"][low:high].sum())
 
     def chunk(self, number: int, columns: Iterable[str] | None = None) -> Batch:
-        """One chunk of a closed file, reading only the frames wanted.
+        """The rows of one chunk, or live tail, of a file; reads only the frames wanted.
 
         Args:
-            number: Position in the footer's table.
+            number: Position in the index's table.
             columns: The columns wanted, all where None.
 
         Returns:
@@ -174,18 +225,63 @@ class CaptureReader:
         Raises:
             DamagedError: The chunk is damaged.
         """
-        if self.footer is None:
+        index = self.index()
+        if index is None:
             raise KcapError(
-                "an open capture has no table of chunks",
+                "a stream has no table of chunks",
                 file=self.file,
                 hint="read it from the start with batches()",
             )
-        entry = self.footer.chunks[number]
+        entry = index.table[number]
         offset, length = int(entry["offset"]), int(entry["length"])
         with _naming(self.file, offset=offset, chunk=int(entry["number"])):
-            if columns is None:
-                return self._whole_chunk(offset, length)
-            return self._part_of_chunk(offset, columns)
+            if not entry["index"] and self._kind_at(offset) == Kind.TAIL:
+                batch = self._tail_at(offset, length, columns)
+            elif columns is None:
+                batch = self._whole_chunk(offset, length)
+            else:
+                batch = self._part_of_chunk(offset, columns)
+        self.work.note(batch)
+        return batch
+
+    def chunk_index(self, number: int) -> ChunkIndex | None:
+        """What a chunk holds, without reading it.
+
+        Args:
+            number: Position in the index's table.
+
+        Returns:
+            Its CHUNK_INDEX; None where it has none, or a damaged one: then anything may be in it.
+        """
+        index = self.index()
+        offset = 0 if index is None else int(index.table[number]["index"])
+        if not offset:
+            return None
+        try:
+            return ChunkIndex.unpack(self._payload_at(offset, Kind.CHUNK_INDEX))
+        except DamagedError:
+            return None  # kcap verify reports it; without it the chunk itself is read
+
+    def _kind_at(self, offset: int) -> int | None:
+        header = record.unpack(self.window.read_at(offset, HEADER_BYTES), self.header.file_id)
+        return None if header is None else header.kind
+
+    def _payload_at(self, offset: int, kind: Kind) -> bytes:
+        """The payload of a small record at a place that an index gives."""
+        header = record.unpack(self.window.read_at(offset, HEADER_BYTES), self.header.file_id)
+        if header is None or header.kind != kind:
+            raise DamagedError(f"there is no {kind.name} record")
+        payload = self.window.read_at(offset + HEADER_BYTES, header.length)
+        if self._checks and zlib.crc32(payload) != header.payload_crc:
+            raise DamagedError(f"the {kind.name} record fails its CRC")
+        return payload
+
+    def _tail_at(self, offset: int, length: int, columns: Iterable[str] | None) -> Batch:
+        payload = self._payload_at(offset, Kind.TAIL)
+        if HEADER_BYTES + record.padded(len(payload)) != length:
+            raise DamagedError("the TAIL record is not as long as the index says")
+        batch = tail.decode(payload, self.schema)
+        return batch if columns is None else batch.select(columns)
 
     def _whole_chunk(self, offset: int, length: int) -> Batch:
         raw = self.window.read_at(offset, length)
@@ -210,25 +306,69 @@ class CaptureReader:
                 made[name] = found.column(name, self.window.read_at(start + first, last - first))
         return Batch(found.rows, made)
 
-    def _selected(self, footer: payloads.Footer) -> Iterator[Batch]:
-        """The chunks that can hold what is wanted, by the footer's table."""
-        before: list[Side] = list(self.info.sources)
+    def _selected(self, index: Index) -> Iterator[Batch]:
+        """The chunks that can hold what is wanted, by the index's table."""
+        before: list[Side] = [*self._sources(index), *index.losses]
         wanted = self.selection
-        for number, entry in enumerate(footer.chunks):
+        for number, entry in enumerate(index.table):
             timed = entry["ts_min"] <= entry["ts_max"]
             if wanted.start_ns is not None and (not timed or entry["ts_max"] < wanted.start_ns):
                 continue
             if wanted.end_ns is not None and (not timed or entry["ts_min"] >= wanted.end_ns):
                 continue
-            try:
-                batch = self.chunk(number, wanted.columns)
-            except KcapError as e:
-                before.append(Loss("damaged", int(entry["rows"]), _reason(e)))
-                continue
-            yield batch.with_before(before)
-            before = []
+            for batch, loss in self.rescued(number, wanted.columns):
+                if loss is not None:
+                    before.append(loss)
+                    continue
+                yield batch.with_before(before)
+                before = []
         if before:
             yield EMPTY.with_before(before)
+
+    def rescued(
+        self, number: int, columns: Iterable[str] | None = None
+    ) -> Iterator[tuple[Batch, Loss | None]]:
+        """The rows of a chunk; of a damaged one what the tails before it hold.
+
+        Args:
+            number: Position in the index's table.
+            columns: The columns wanted, all where None.
+
+        Yields:
+            Rows, or an empty batch and what was lost.
+        """
+        columns = None if columns is None else tuple(columns)
+        try:
+            batch = self.chunk(number, columns)
+        except KcapError as e:
+            reason = _reason(e)
+        else:
+            yield batch, None
+            return
+        index = self.index()
+        assert index is not None
+        rows = int(index.table[number]["rows"])
+        for batch in self._tails_before(index, number):
+            rows -= batch.rows
+            yield batch if columns is None else batch.select(columns), None
+        yield EMPTY, Loss("damaged", max(0, rows), reason)
+
+    def _tails_before(self, index: Index, number: int) -> Iterator[Batch]:
+        """The tails that a damaged chunk was to supersede."""
+        entry = index.table[number]
+        before = index.table[number - 1] if number else None
+        start = 0 if before is None else int(before["offset"] + before["length"])
+        listed = set(index.table["offset"].tolist())
+        for item in self.scanner(start, end=int(entry["offset"])).records():
+            if not isinstance(item, scan.Record) or item.header.kind != Kind.TAIL:
+                continue
+            if item.offset not in listed:
+                batch = tail.decode(item.payload, self.schema)
+                self.work.note(batch)
+                yield batch
+
+    def _sources(self, index: Index) -> list[SourceInfo]:
+        return [SourceInfo.from_json(e) for e in index.totals["sources"]]
 
     def _take_footer(self, footer: payloads.Footer, offset: int) -> None:
         # A footer that can't be true is treated as none: the records decide.
@@ -264,134 +404,3 @@ def _reason(error: KcapError) -> str:
     """An error as the reason of a loss: what and where, without the file's name."""
     place = f" at {error.place}" if error.place else ""
     return f"{error.what}{place}"
-
-
-class _Sequential:
-    """One pass over the records of a capture."""
-
-    def __init__(self, reader: CaptureReader) -> None:
-        self._reader = reader
-        self._schema = reader.schema
-        self._scanner = reader.scanner()
-        self._before: list[Side] = []
-        self._end: str | None = "no FOOTER: the recording goes on, or ended without one"
-        self._end_offset = 0
-        self._handlers: dict[int, Callable[[scan.Record], None]] = {
-            Kind.SOURCE: self._source,
-            Kind.SCHEMA: self._read_schema,
-            Kind.LOSS: self._loss,
-            Kind.STATE: self._state,
-        }
-
-    def batches(self) -> Iterator[Batch]:
-        """See `CaptureReader.batches`."""
-        for item in self._scanner.records():
-            if isinstance(item, scan.Damage):
-                self._damage(item)
-                continue
-            header = item.header
-            self._end_offset = item.offset + header.size
-            if self._refuse_unknown(header, item.offset):
-                pass
-            elif header.kind == Kind.CHUNK:
-                batch = self._chunk(item)
-                if batch is not None:
-                    before, self._before = self._before, []
-                    yield batch.with_before(before)
-            elif header.kind == Kind.FOOTER:
-                self._end = None
-                continue
-            elif header.kind in self._handlers:
-                self._try(item, self._handlers[header.kind])
-            if self._end is None:
-                self._end = "records follow the FOOTER"
-        self._reader.state = "torn" if self._scanner.torn else "open" if self._end else "closed"
-        if self._end is not None:
-            reason = f"{self._end}, at byte {self._end_offset}"
-            self._before.append(Loss("torn", None, reason))
-        if self._before:
-            yield EMPTY.with_before(self._before)
-
-    def _refuse_unknown(self, header: Header, offset: int) -> bool:
-        """Whether to pass over a record that this kcap does not know but need not know."""
-        unknown = header.version != record.VERSION or header.kind not in _READ
-        if header.flags & ~ANCILLARY or (unknown and not header.flags & ANCILLARY):
-            raise VersionError(
-                f"this kcap can't read {header.name} records of version {header.version}"
-                f" (flags {header.flags})",
-                file=self._reader.file,
-                offset=offset,
-                record=header.number,
-                hint="use a newer kcap",
-            )
-        return unknown
-
-    def _damage(self, damage: scan.Damage) -> None:
-        if damage.torn:
-            self._end, self._end_offset = damage.reason, damage.offset
-            return
-        rows = 0 if damage.harmless or damage.kind in _ROWLESS else None
-        counted = self._reader.chunk_rows(damage.offset, damage.end)
-        if not damage.harmless and counted is not None and damage.kind != Kind.SCHEMA:
-            rows = counted
-        self._lose(rows, damage.reason, damage.offset, damage.number)
-        self._end_offset = damage.end
-
-    def _lose(self, rows: int | None, reason: str, offset: int, number: int) -> None:
-        text = f"{reason} at byte {offset} (record {number})"
-        self._before.append(Loss("damaged", rows, text))
-
-    def _try(self, item: scan.Record, handler: Callable[[scan.Record], None]) -> None:
-        """Read a record that is no chunk; one that makes no sense is damage."""
-        try:
-            handler(item)
-        except KcapError as e:
-            self._lose(0, str(e), item.offset, item.header.number)
-
-    def _chunk(self, item: scan.Record) -> Batch | None:
-        found: Chunk | None = None
-        try:
-            found = Chunk(item.payload, self._schema)
-            return found.batch(self._reader.selection.columns)
-        except KcapError as e:
-            rows = self._reader.chunk_rows(item.offset, item.offset + 1)
-            rows = rows if found is None else found.rows
-            self._lose(rows, str(e), item.offset, item.header.number)
-            return None
-
-    def _source(self, item: scan.Record) -> None:
-        self._before.append(SourceInfo.from_json(body.unpack_object(item.payload, "SOURCE")))
-
-    def _read_schema(self, item: scan.Record) -> None:
-        self._schema.read(schema.unpack(item.payload))
-
-    def _loss(self, item: scan.Record) -> None:
-        entries = body.unpack_objects(item.payload, "LOSS")
-        self._before.extend(Loss.from_json(e) for e in entries)
-
-    def _state(self, item: scan.Record) -> None:
-        self._before.append(read_state(item.payload, self._schema))
-
-
-def read_state(payload: bytes | memoryview, known: schema.Schema) -> Snapshot:
-    """Read a STATE record.
-
-    Args:
-        payload: Its payload.
-        known: The columns.
-
-    Returns:
-        The snapshot; a table in several parts as one.
-
-    Raises:
-        DamagedError: It is not well formed.
-    """
-    parts: dict[str, list[Batch]] = {}
-    room = limits.STATE_BYTES
-    for name, raw in payloads.unpack_state(payload):
-        part = Chunk(raw, known, name)
-        room -= part.size
-        if room < 0:
-            raise LimitError(f"a state of more than {limits.STATE_BYTES} bytes in memory")
-        parts.setdefault(name, []).append(part.batch())
-    return Snapshot({name: concat(found) for name, found in parts.items()})

@@ -114,6 +114,21 @@ def pack(kind: Kind, number: int, payload: bytes, file_id: bytes) -> bytes:
     return first + _CRC.pack(zlib.crc32(file_id + first))
 
 
+def whole(kind: Kind, number: int, payload: bytes, file_id: bytes) -> bytes:
+    """A record with header and padding.
+
+    Args:
+        kind: What the payload holds.
+        number: The record's number.
+        payload: The payload.
+        file_id: The file's 16 random bytes.
+
+    Returns:
+        All of its bytes.
+    """
+    return pack(kind, number, payload, file_id) + payload.ljust(padded(len(payload)), b"\0")
+
+
 def unpack(raw: bytes, file_id: bytes) -> Header | None:
     """Read a header.
 

@@ -141,6 +141,9 @@ class Scanner:
         *,
         solid: list[tuple[int, int]] | None = None,
         checks: bool = True,
+        start: int = 0,
+        last: int = -1,
+        end: int | None = None,
     ) -> None:
         """Prepare a scan.
 
@@ -149,13 +152,18 @@ class Scanner:
             file_id: From its FILE_HEADER.
             solid: Ranges that a footer gives to records: nothing inside them is believed.
             checks: Compare payload CRCs. Only a test has a reason not to.
+            start: Offset of the first record.
+            last: Number of the record before it; -1 to take the first one's number as it is.
+            end: Where to stop; None at the end of the input.
         """
         self._window = window
         self._file_id = file_id
         self._solid = sorted(solid or [])
         self._checks = checks
-        self._last = -1
-        self._at = 0
+        self._last = last
+        self._at = start
+        self._end = end
+        self._any_first = start > 0 and last < 0
         self.torn = False
         """The input ended inside a record."""
 
@@ -165,7 +173,10 @@ class Scanner:
         Yields:
             In file order; a last `Damage` with ``torn`` where the input ends inside a record.
         """
-        while raw := self._window.read_at(self._at, HEADER_BYTES):
+        while self._end is None or self._at < self._end:
+            raw = self._window.read_at(self._at, HEADER_BYTES)
+            if not raw:
+                return
             if len(raw) < HEADER_BYTES:
                 yield self._torn(None, "the input ends inside a record's header")
                 return
@@ -195,9 +206,10 @@ class Scanner:
         if len(raw) < header.size:
             yield self._torn(header, f"the input ends inside a {header.name} record")
             return
-        if header.number != self._last + 1:
+        if header.number != self._last + 1 and not self._any_first:
             reason = f"records {self._last + 1} to {header.number - 1} are missing"
             yield Damage(self._at, self._at, self._last + 1, None, reason)
+        self._any_first = False
         start, self._at, self._last = self._at, self._at + header.size, header.number
         payload = raw[HEADER_BYTES : HEADER_BYTES + header.length]
         if self._checks and zlib.crc32(payload) != header.payload_crc:

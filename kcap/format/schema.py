@@ -142,9 +142,16 @@ class Schema:
                 raise DamagedError(f"column {name} is of class {cls}", expected=str(known.cls))
         return new
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """All columns, by id."""
-        return [self._by_id[i].to_json() for i in sorted(self._by_id)]
+    def specs(self, first: int = 0) -> list[ColumnSpec]:
+        """The columns by id.
+
+        Args:
+            first: The least id wanted.
+
+        Returns:
+            Those with this id or a greater one.
+        """
+        return [self._by_id[i] for i in sorted(self._by_id) if i >= first]
 
     def read(self, values: Iterable[dict[str, Any]]) -> None:
         """Take in the columns of a SCHEMA record or a footer, all of them or none.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from kcap.format import chunk, payloads, schema
+from kcap.format import payloads, schema
 from kcap.format.chunk import Bounds
-from kcap.model.batch import Batch
-from kcap.model.side import Loss
+from kcap.format.chunk_index import ChunkIndex
+from kcap.model.side import Loss, SourceInfo
 
 _LOSS_ENTRIES: Final = 1000
 """Different losses that a footer lists one by one."""
@@ -27,10 +27,10 @@ _TYPE_BYTES: Final = 4 << 20
 
 
 class Totals:
-    """What the footer says."""
+    """What the footer says; also what a CHECKPOINT says of the records since the last one."""
 
     def __init__(self) -> None:
-        self.chunks: list[tuple[int, ...]] = []
+        self._table = bytearray()
         self.sources: dict[str, dict[str, Any]] = {}
         self.states: list[list[int]] = []
         self.records: Counter[str] = Counter()
@@ -42,58 +42,63 @@ class Totals:
         self._timeless = 0
         self._types: Counter[str] = Counter()
         self._losses: dict[Loss, Loss] = {}
-        self._last_ts: int | None = None
 
-    def add(self, batch: Batch) -> payloads.ChunkIndex:
+    def count(self, index: ChunkIndex) -> None:
         """Count the rows of a chunk.
 
         Args:
-            batch: The chunk's rows.
-
-        Returns:
-            Its index.
+            index: What it holds.
         """
-        times = batch.get("ts")
-        stamps = np.asarray(times.values) if times is not None else np.zeros(0, np.int64)
-        if self._last_ts is not None:
-            stamps = np.concatenate([[self._last_ts], stamps])
-        backward = int((stamps[1:] < stamps[:-1]).sum())
-        if len(stamps):
-            self._last_ts = int(stamps[-1])
-        index = payloads.ChunkIndex(
-            number=len(self.chunks),
-            rows=batch.rows,
-            ts=chunk.bounds(batch, "ts"),
-            seq=chunk.bounds(batch, "seq"),
-            ord=chunk.bounds(batch, "ord"),
-            backward=backward,
-            timeless=batch.rows - (0 if times is None else len(times)),
-            types=counts(batch, "event"),
-        )
-        states = counts(batch, "kind").get("state", 0)
-        self._state_rows += states
-        self._events += batch.rows - states
-        self._backward += backward
+        self._state_rows += index.state_rows
+        self._events += index.rows - index.state_rows
+        self._backward += index.backward
         self._timeless += index.timeless
         self._types.update(index.types)
         self.ts = self.ts.union(index.ts)
         self._seq = self._seq.union(index.seq)
-        return index
 
-    def place(
-        self, offset: int, length: int, index_offset: int, index: payloads.ChunkIndex
-    ) -> None:
-        """Add a chunk to the table.
+    def add_part(self, part: Mapping[str, Any]) -> None:
+        """Add what a CHECKPOINT says, of whatever came before it.
 
         Args:
-            offset: Of the CHUNK record.
-            length: Of the CHUNK record.
-            index_offset: Of its CHUNK_INDEX.
+            part: Its body, as `to_json` made it; its lists and numbers are of the right types.
+        """
+        self._state_rows += part["state_rows"]
+        self._events += part["events"]
+        self._backward += part["backward_steps"]
+        self._timeless += part["timeless"]
+        self._types.update(part["types"])
+        self.records.update(part["records"])
+        self.ts = self.ts.union(Bounds(*part["ts"]) if part["ts"] else Bounds())
+        self._seq = self._seq.union(Bounds(*part["seq"]) if part["seq"] else Bounds())
+        self.lose(Loss.from_json(e) for e in part["loss"])
+        self.sources.update((SourceInfo.from_json(s).id, s) for s in part["sources"])
+        self.states += part["states"]
+
+    def place(self, offset: int, length: int, index_offset: int, index: ChunkIndex) -> None:
+        """Add a chunk, or a TAIL that no chunk supersedes, to the table.
+
+        Args:
+            offset: Of its record.
+            length: Of its record.
+            index_offset: Of its CHUNK_INDEX, 0 for none.
             index: What it holds.
         """
-        self.chunks.append(
-            (offset, length, index_offset, index.number, index.rows, *index.ts, *index.ord)
-        )
+        entry = (offset, length, index_offset, index.number, index.rows, *index.ts, *index.ord)
+        self._table += np.array([entry], payloads.TABLE).tobytes()
+
+    def add_table(self, entries: npt.NDArray[np.void]) -> None:
+        """Add entries that were read.
+
+        Args:
+            entries: Of type `payloads.TABLE`.
+        """
+        self._table += entries.tobytes()
+
+    @property
+    def chunks(self) -> int:
+        """Entries in the table."""
+        return len(self._table) // payloads.TABLE.itemsize
 
     def lose(self, losses: Iterable[Loss]) -> None:
         """Add up losses; those that differ only in count and interval are one.
@@ -109,7 +114,7 @@ class Totals:
 
     def table(self) -> npt.NDArray[np.void]:
         """The chunk table."""
-        return np.array(self.chunks, payloads.TABLE)
+        return np.frombuffer(bytes(self._table), payloads.TABLE)
 
     def counted(self) -> dict[str, Any]:
         """The numbers, as plain JSON values."""
@@ -125,18 +130,18 @@ class Totals:
             "types": self._listed_types(),
         }
 
-    def to_json(self, known: schema.Schema) -> dict[str, Any]:
-        """The footer's body.
+    def to_json(self, columns: Iterable[schema.ColumnSpec]) -> dict[str, Any]:
+        """The body of a FOOTER or CHECKPOINT.
 
         Args:
-            known: The columns.
+            columns: Those described by now, or since the last CHECKPOINT.
 
         Returns:
             Plain JSON values.
         """
         return self.counted() | {
             "records": dict(self.records),
-            "schema": known.to_json(),
+            "schema": [spec.to_json() for spec in columns],
             "states": self.states,
         }
 
@@ -167,25 +172,3 @@ def _added(known: Loss | None, loss: Loss, key: Loss) -> Loss:
         start_ns=min(starts, default=None),
         end_ns=max(ends, default=None),
     )
-
-
-def counts(batch: Batch, name: str) -> dict[str, int]:
-    """How often each value of a text column occurs.
-
-    Args:
-        batch: The events.
-        name: The column.
-
-    Returns:
-        Value to count, of the values that occur.
-    """
-    column = batch.get(name)
-    if column is None:
-        return {}
-    numbers = np.bincount(column.codes(), minlength=len(column.values.dictionary))
-    entries = column.values.dictionary.to_pylist()
-    found: Counter[str] = Counter()
-    for entry, count in zip(entries, numbers.tolist(), strict=True):
-        if count:
-            found[entry] += count
-    return dict(found)

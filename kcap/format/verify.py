@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 
 from kcap.errors import KcapError
-from kcap.format import body, payloads, record, scan, schema
+from kcap.format import bloom, body, payloads, record, scan, schema, tail
 from kcap.format.chunk import Chunk
-from kcap.format.reader import CaptureReader, read_state
+from kcap.format.chunk_index import ChunkIndex, Indexer, pids_of
+from kcap.format.content import ContentHash
+from kcap.format.reader import CaptureReader
 from kcap.format.record import ANCILLARY, NEEDED, Kind
+from kcap.format.state_tables import read_state
+from kcap.format.tail import Tails, Waiting
 from kcap.format.totals import Totals
+from kcap.model.batch import Batch, concat
 from kcap.model.side import Loss, SourceInfo
 
 
@@ -48,9 +53,11 @@ class Report:
     chunks: int
     """Intact chunks."""
     rows: int
-    """Rows in intact chunks."""
+    """Rows in intact chunks, and in intact tails that no intact chunk supersedes."""
     bytes: int
     """Bytes read."""
+    file_hash: str | None
+    """SHA-256 of the whole file in hex, None where some of it is damaged."""
 
     @property
     def good(self) -> bool:
@@ -58,27 +65,38 @@ class Report:
         return not self.findings and self.state == "closed"
 
 
-def verify(reader: CaptureReader) -> Report:
+def verify(reader: CaptureReader, *, deep: bool = False) -> Report:
     """Check a capture from its first byte to its last.
 
     Args:
         reader: The capture, freshly opened.
+        deep: Also compute anew what is derived from the events: the content hashes, the sets of
+            pids and strings in the index, tails against the chunks that supersede them.
 
     Returns:
         What was found; the chain is compared where every record before the FOOTER is intact.
     """
-    return _Check(reader).run()
+    return _Check(reader, deep=deep).run()
 
 
 class _Check:
-    def __init__(self, reader: CaptureReader) -> None:
+    def __init__(self, reader: CaptureReader, *, deep: bool) -> None:
         self._reader = reader
+        self._deep = deep
         self._chain = record.Chain(reader.header.file_id)
+        self._hash = hashlib.sha256()
         self._schema = schema.Schema()
+        self._indexer = Indexer()
         self._totals = Totals()
+        self._content = ContentHash()
+        self._new = Totals()
+        self._new_columns = 0
+        self._checkpoint = (0, bytes(32))
+        self._tails = Tails()
         self._found: list[tuple[int, int, str | None, str]] = []
-        self._records: Counter[str] = Counter()
-        self._index: payloads.ChunkIndex | None = None
+        self._records = 0
+        self._index: ChunkIndex | None = None
+        self._batch: Batch | None = None
         self._chunks = 0
         self._rows = 0
         self._broken = False
@@ -97,12 +115,15 @@ class _Check:
                 self._add(item, "a record follows the FOOTER")
             end = item.offset + item.header.size
             closed = item.header.kind == Kind.FOOTER
+            self._hash.update(item.raw)
             self._record(item)
+        self._live(self._tails.rest())
         state = "torn" if scanner.torn else "closed" if closed else "open"
         if state == "open":
-            self._found.append((end, self._records.total(), None, "the capture has no FOOTER"))
+            self._found.append((end, self._records, None, "the capture has no FOOTER"))
         findings = tuple(Finding(i, *f) for i, f in enumerate(self._found, 1))
-        return Report(findings, state, self._records.total(), self._chunks, self._rows, end)
+        whole = None if self._broken or scanner.torn else self._hash.hexdigest()
+        return Report(findings, state, self._records, self._chunks, self._rows, end, whole)
 
     def _damage(self, item: scan.Damage) -> None:
         kind = None if item.kind is None else record.kind_name(item.kind)
@@ -120,18 +141,17 @@ class _Check:
         flags = 0 if header.kind in NEEDED else ANCILLARY
         if (known and header.flags != flags) or header.flags & ~ANCILLARY:
             self._add(item, f"flags {header.flags}, which this kind does not have")
-        if header.kind == Kind.FOOTER:
-            self._footer(item)
-            return
-        self._chain.add(item.raw)
-        self._records[header.name] += 1
+        self._records += header.kind != Kind.FOOTER
         try:
-            for what in self._content(item):
+            for what in self._content_of(item):
                 self._add(item, what)
         except KcapError as e:
             self._add(item, str(e))
+        self._chain.add(item.raw)
+        for totals in (self._totals, self._new):
+            totals.records[header.name] += header.kind != Kind.FOOTER
 
-    def _content(self, item: scan.Record) -> Iterator[str]:
+    def _content_of(self, item: scan.Record) -> Iterator[str]:
         """What is wrong with an intact record's payload."""
         kind, payload = item.header.kind, item.payload
         if kind == Kind.FILE_HEADER:
@@ -141,64 +161,144 @@ class _Check:
             self._schema.read(schema.unpack(payload))
         elif kind == Kind.SOURCE:
             entry = body.unpack_object(payload, "SOURCE")
-            self._totals.sources[SourceInfo.from_json(entry).id] = entry
+            for totals in (self._totals, self._new):
+                totals.sources[SourceInfo.from_json(entry).id] = entry
         elif kind in (Kind.NOTE, Kind.RECOVERY):
             body.unpack_object(payload, item.header.name)
         elif kind == Kind.LOSS:
-            entries = body.unpack_objects(payload, "LOSS")
-            self._totals.lose(Loss.from_json(e) for e in entries)
+            losses = [Loss.from_json(e) for e in body.unpack_objects(payload, "LOSS")]
+            for totals in (self._totals, self._new):
+                totals.lose(losses)
         elif kind == Kind.STATE:
-            self._totals.states.append([item.offset, item.header.size])
+            for totals in (self._totals, self._new):
+                totals.states.append([item.offset, item.header.size])
             read_state(payload, self._schema)
         elif kind == Kind.CHUNK:
             yield from self._chunk(item)
-        elif kind == Kind.CHUNK_INDEX and payloads.ChunkIndex.unpack(bytes(payload)) != self._index:
-            yield "the CHUNK_INDEX does not say what its chunk holds"
+        elif kind == Kind.CHUNK_INDEX:
+            yield from self._chunk_index(item)
+        elif kind == Kind.TAIL:
+            self._tail(item)
+        elif kind == Kind.CHECKPOINT:
+            yield from self._check_checkpoint(item)
+        elif kind == Kind.FOOTER:
+            yield from self._footer(item)
+
+    def _tail(self, item: scan.Record) -> None:
+        rows = tail.decode(item.payload, self._schema).rows
+        waiting = Waiting(
+            item.header.number, item.offset, item.header.size, rows, bytes(item.payload)
+        )
+        self._live(self._tails.add(waiting))
+
+    def _live(self, tails: list[Waiting]) -> None:
+        """Count the rows of tails that no intact chunk supersedes."""
+        for waiting in tails:
+            batch = tail.decode(waiting.payload, self._schema)
+            index = self._indexer.index(batch, payloads.NO_CHUNK)
+            self._count(index, batch, waiting.offset, waiting.length, 0)
+
+    def _count(
+        self, index: ChunkIndex, batch: Batch, offset: int, length: int, index_offset: int
+    ) -> None:
+        self._rows += batch.rows
+        for totals in (self._totals, self._new):
+            totals.count(index)
+            totals.place(offset, length, index_offset, index)
+        if self._deep:
+            self._content.add(batch)
 
     def _chunk(self, item: scan.Record) -> Iterator[str]:
-        self._index = None
+        self._index = self._batch = None
         found = Chunk(item.payload, self._schema)
         batch = found.batch()
         self._chunks += 1
-        self._rows += batch.rows
-        self._index = self._totals.add(batch)
-        if not self._broken and found.number != self._index.number:
-            yield f"chunk {found.number} stands in place {self._index.number}"
-        self._index = _renumbered(self._index, found.number)
+        waiting = self._tails.peek()
+        live = self._tails.chunk(item.header.number, found.tails)
+        self._live(live)
+        if self._deep:
+            yield from self._against_tails(batch, [t for t in waiting if t not in live])
+        number = self._totals.chunks
+        if not self._broken and found.number != number:
+            yield f"chunk {found.number} stands in place {number}"
+        self._index = self._indexer.index(batch, found.number)
+        self._batch = batch
         says = tuple(int(found.head[n]) for n in ("ts_min", "ts_max", "ord_min", "ord_max"))
         if says != (*self._index.ts, *self._index.ord):
             yield "the chunk's times or ords are not those of its rows"
-        self._totals.place(
-            item.offset, item.header.size, item.offset + item.header.size, self._index
-        )
+        end = item.offset + item.header.size
+        self._count(self._index, batch, item.offset, item.header.size, end)
 
-    def _footer(self, item: scan.Record) -> None:
-        try:
-            footer = payloads.Footer.unpack(item.payload)
-        except KcapError as e:
-            self._add(item, str(e))
+    def _against_tails(self, batch: Batch, tails: list[Waiting]) -> Iterator[str]:
+        """Whether a chunk holds the rows of the tails that it supersedes, as its first ones."""
+        if not tails:
             return
-        if payloads.footer_place(bytes(item.payload[-payloads.TAIL_BYTES :])) != (
+        rows = concat([tail.decode(t.payload, self._schema) for t in tails])
+        known, first = ContentHash(), ContentHash()
+        known.add(rows)
+        first.add(batch.slice(0, rows.rows))
+        if known.digests() != first.digests():
+            yield "the chunk's rows are not those of the tails that it supersedes"
+
+    def _chunk_index(self, item: scan.Record) -> Iterator[str]:
+        found = ChunkIndex.unpack(item.payload)
+        if self._index is not None and self._reader.header.minor == 0:
+            found = replace(found, state_rows=self._index.state_rows)  # 1.0 does not say
+        if found != self._index:
+            yield "the CHUNK_INDEX does not say what its chunk holds"
+        elif self._deep and self._batch is not None:
+            if found.pids is not None and not np.array_equal(found.pids, pids_of(self._batch)):
+                yield "the CHUNK_INDEX's set of pids is not that of its chunk"
+            strings = bloom.strings_of(self._batch)
+            if found.strings is not None and not found.strings.may_hold_all(strings):
+                yield "the CHUNK_INDEX's bloom filter denies a string of its chunk"
+
+    def _check_checkpoint(self, item: scan.Record) -> Iterator[str]:
+        found = payloads.Checkpoint.unpack(item.payload)
+        new, self._new = self._new, Totals()
+        columns = self._schema.specs(self._new_columns)
+        previous, self._checkpoint = (
+            self._checkpoint,
+            (item.offset, hashlib.sha256(item.raw).digest()),
+        )
+        self._new_columns = len(self._schema)
+        if self._broken:
+            return  # what it says can't agree with a damaged file
+        if (found.file_id, found.chain) != (self._reader.header.file_id, self._chain.value):
+            yield "the CHECKPOINT's hash chain does not fit the records before it"
+        if (found.previous, found.previous_hash) != previous:
+            yield "the CHECKPOINT does not lead to the one before it"
+        if not np.array_equal(found.chunks, new.table()):
+            yield "the CHECKPOINT's chunk table does not fit the chunks"
+        if dict(found.totals) != new.to_json(columns):
+            yield "the CHECKPOINT's totals are not what the records say"
+
+    def _footer(self, item: scan.Record) -> Iterator[str]:
+        self._live(self._tails.rest())
+        footer = payloads.Footer.unpack(item.payload)
+        if payloads.footer_place(bytes(item.payload[-payloads.END_BYTES :])) != (
             item.offset,
             item.header.length,
         ):
-            self._add(item, "the FOOTER's last bytes do not say where it is")
+            yield "the FOOTER's last bytes do not say where it is"
         if self._broken:
             return  # what the footer says can't agree with a damaged file
         if footer.file_id != self._reader.header.file_id:
-            self._add(item, "the FOOTER is of another file")
+            yield "the FOOTER is of another file"
         if footer.chain != self._chain.value:
-            self._add(item, "the hash chain does not lead to the FOOTER: records were changed")
+            yield "the hash chain does not lead to the FOOTER: records were changed"
         if not np.array_equal(footer.chunks, self._totals.table()):
-            self._add(item, "the FOOTER's chunk table does not fit the chunks")
-        if footer.totals.get("records") != dict(self._records):
-            self._add(item, "the FOOTER's record counts do not fit the records")
-        counted = self._totals.to_json(self._schema)
+            yield "the FOOTER's chunk table does not fit the chunks"
+        if footer.totals.get("records") != dict(self._totals.records):
+            yield "the FOOTER's record counts do not fit the records"
+        counted = self._totals.to_json(self._schema.specs())
         for name in sorted(counted.keys() - {"records"}):
             if footer.totals.get(name) != counted[name]:
-                self._add(item, f"the FOOTER's {name} is not what the records say")
+                yield f"the FOOTER's {name} is not what the records say"
+        if self._deep:
+            yield from self._check_hashes(footer.totals)
 
-
-def _renumbered(index: payloads.ChunkIndex, number: int) -> payloads.ChunkIndex:
-    """The index under the number that its chunk has, which differs behind damage."""
-    return replace(index, number=number)
+    def _check_hashes(self, totals: Any) -> Iterator[str]:  # noqa: ANN401  (JSON)
+        for name, digest in self._content.digests().items():
+            if name in totals and totals[name] != digest:
+                yield f"the FOOTER's {name} is not that of the events"

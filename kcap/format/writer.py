@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 
 import kcap
 from kcap import limits
 from kcap.errors import LimitError, OutputError
-from kcap.format import body, chunk, payloads, record, schema
+from kcap.format import body, chunk, payloads, record, schema, tail
+from kcap.format.appender import Appender
+from kcap.format.chunk import Superseded
+from kcap.format.chunk_index import Indexer
+from kcap.format.content import ContentHash
+from kcap.format.pending import Pending
 from kcap.format.record import Kind
 from kcap.format.totals import Totals
-from kcap.model.batch import Batch, concat
+from kcap.model.batch import Batch
 from kcap.model.side import Loss, Snapshot, SourceInfo
 
-_TEXT_BYTES = 8 << 20
-"""Bytes of text and lists after which the writer closes a chunk, to stay small in memory."""
+TAIL_ROWS: Final = 4096
+"""Rows from which `CaptureWriter.commit` closes the chunk: tails of them would cost more."""
 
-_LOSSES_A_RECORD = 150
-_REASON_CHARS = 800
+CHECKPOINT_CHUNKS: Final = 64
+CHECKPOINT_BYTES: Final = 16 << 20
+"""Chunks, or bytes, after which a CHECKPOINT says what is new."""
+
+_LOSSES_A_RECORD: Final = 150
+_REASON_CHARS: Final = 800
 """So that a LOSS record stays below 1 MiB, and the footer's 1,000 losses have room in it, even
 where JSON spells every character with six."""
 
-_WAITING_BYTES = 32
+_WAITING_BYTES: Final = 32
 """What an event that waits for its chunk is taken to cost in the file."""
 
 
@@ -47,8 +58,10 @@ class CaptureWriter:
         created_ns: int = 0,
         file_id: bytes | None = None,
         level: int = 3,
+        canonical: bool = False,
+        sync: Callable[[], None] | None = None,
     ) -> None:
-        """Write the FILE_HEADER.
+        """Write the FILE_HEADER; in canonical mode it waits for the first batch.
 
         Args:
             stream: Where the bytes go; stays open.
@@ -59,33 +72,35 @@ class CaptureWriter:
             created_ns: Wall time for the header, ns UTC; 0 for none.
             file_id: 16 random bytes; made where None.
             level: zstd's level.
+            canonical: The same batches and options give the same bytes: the file's id comes from
+                them, and no time is written. Each batch becomes a chunk, so that the bytes depend
+                on the events alone where `kcap.replay.rebatch` has cut them.
+            sync: Makes durable what was written; called behind every chunk and `commit`.
         """
-        # The file's id must be unknown to what is recorded (clause 2.2): the one random thing here.
-        self._file_id = os.urandom(payloads.FILE_ID_BYTES) if file_id is None else file_id
         self._stream = stream
         self._file = file
         self._snapshot = snapshot
-        self._rows = chunk_rows
         self._level = level
+        self._canonical = canonical
+        self._created_ns = 0 if canonical else created_ns
+        self._sync = sync
         self._schema = schema.Schema()
-        self._chain = record.Chain(self._file_id)
-        self._number = 0
-        self._pending: list[Batch] = []
-        self._pending_rows = 0
-        self._pending_bytes = 0
-        self._pending_text_bytes = 0
+        self._pending = Pending(chunk_rows)
+        self._options = {"chunk_rows": chunk_rows, "level": level}
+        self._tails = Superseded()
+        self._indexer = Indexer()
+        self._content = ContentHash()
         self._losses: list[Loss] = []
         self._totals = Totals()
+        self._new = _SinceCheckpoint()
         self.losses: list[Loss] = []
         """Events that could not be written."""
         self._states = _StateCadence()
         self._closed = False
-        self.bytes_written = 0
-        meta = {"canonical": False, "kcap": kcap.__version__, "requires": []}
-        header = payloads.FileHeader(self._file_id, created_ns, meta).pack()
-        self._record(Kind.FILE_HEADER, header)
-        self._record(Kind.FILE_HEADER, header)
-        self._flush_stream()
+        self._out: Appender | None = None
+        if not canonical:
+            # The file's id must be unknown to what is recorded (clause 2.2): the one random thing.
+            self._begin(os.urandom(payloads.FILE_ID_BYTES) if file_id is None else file_id)
 
     def write(self, batch: Batch) -> None:
         """Take events and side records.
@@ -93,81 +108,147 @@ class CaptureWriter:
         Args:
             batch: The events.
         """
+        if self._out is None:
+            self._begin(self._derived_id(batch.before))
         for side in batch.before:
             self._side(side)
-        for part in _portions(batch):
-            self._append(part)
+        for _ in self._pending.add(batch.with_before(())):
+            self.flush()
+        if self._canonical:
+            self.flush()
         if self._snapshot and self._states.due(self.bytes_written, self._totals.ts.high):
             self.flush()
             self._state(self._snapshot())
 
     @property
+    def bytes_written(self) -> int:
+        """Length of the file so far."""
+        return 0 if self._out is None else self._out.offset
+
+    @property
+    def file_hash(self) -> str:
+        """SHA-256 of the file so far, in hex; of the whole file when it is closed."""
+        return hashlib.sha256().hexdigest() if self._out is None else self._out.file_hash
+
+    @property
     def expected_bytes(self) -> int:
         """Length of the file were it closed now, roughly: events still waiting are estimated."""
-        return self.bytes_written + self._pending_rows * _WAITING_BYTES
+        return self.bytes_written + self._pending.rows * _WAITING_BYTES
 
     def flush(self) -> None:
         """Close the current chunk, so that everything taken so far is in the file."""
-        if self._pending_rows:
-            batch = concat(self._pending)
-            self._pending, self._pending_rows = [], 0
-            self._pending_bytes = self._pending_text_bytes = 0
-            self._chunk(batch)
+        if self._pending.rows:
+            self._chunk(self._pending.take())
         self._write_losses()
-        self._flush_stream()
+        self._appender.flush()
+
+    def commit(self) -> None:
+        """Make everything taken so far durable.
+
+        Events that wait for their chunk go into a TAIL; where they are many, a chunk is closed.
+        """
+        if self._pending.rows >= TAIL_ROWS or not self._tail():
+            self.flush()
+        else:
+            self._write_losses()
+            self._appender.flush()
 
     def close(self) -> None:
         """Write what is left and the footer."""
-        if self._closed:
+        if self._closed or (self._out is not None and self._out.failed):
             return
+        if self._out is None:
+            self._begin(self._derived_id(()))
         self.flush()
         self._closed = True
-        offset = self.bytes_written
-        totals = self._totals.to_json(self._schema)
-        footer = payloads.Footer(self._file_id, self._chain.value, self._totals.table(), totals)
-        self._record(Kind.FOOTER, footer.pack(offset))
-        self._flush_stream()
+        out = self._appender
+        totals = self._totals.to_json(self._schema.specs()) | self._content.digests()
+        footer = payloads.Footer(self._file_id, out.chain, self._totals.table(), totals)
+        self._record(Kind.FOOTER, footer.pack(out.offset))
+        out.flush()
 
-    def _append(self, batch: Batch) -> None:
-        """Add rows to the chunk being filled, closing it where it is full."""
-        batch = _without_strays(batch)
-        while batch.rows:
-            size, text_size = batch.nbytes, _text_bytes(batch)
-            if self._pending_rows and (
-                self._pending_bytes + size > limits.CHUNK_BYTES
-                or self._pending_text_bytes + text_size > _TEXT_BYTES
-            ):
-                self.flush()
-            room = self._rows - self._pending_rows
-            head, batch = batch.slice(0, room), batch.slice(min(room, batch.rows), batch.rows)
-            self._pending.append(head.with_before(()))
-            self._pending_rows += head.rows
-            self._pending_bytes += size
-            self._pending_text_bytes += text_size
-            if self._pending_rows == self._rows:
-                self.flush()
+    def _begin(self, file_id: bytes) -> None:
+        self._file_id = file_id
+        self._out = Appender(self._stream, file_id, file=self._file, sync=self._sync)
+        meta = {"canonical": self._canonical, "kcap": kcap.__version__, "requires": []}
+        header = payloads.FileHeader(file_id, self._created_ns, meta).pack()
+        self._record(Kind.FILE_HEADER, header)
+        self._record(Kind.FILE_HEADER, header)
+        self._out.flush()
+
+    def _derived_id(self, sides: Sequence[object]) -> bytes:
+        """The file's id in canonical mode: from the options and the first sources."""
+        sources = sorted(side.id for side in sides if isinstance(side, SourceInfo))
+        key = json.dumps(["kcap canonical", self._options, sources], sort_keys=True)
+        return hashlib.sha256(key.encode()).digest()[: payloads.FILE_ID_BYTES]
+
+    @property
+    def _appender(self) -> Appender:
+        assert self._out is not None, "write comes first"
+        return self._out
+
+    def _tail(self) -> bool:
+        """Write a TAIL of the rows that are in none yet; False where only a chunk can hold them."""
+        fresh = self._pending.fresh()
+        if not fresh.rows:
+            return True
+        fresh = self._describable(schema.EVENTS, fresh)
+        self._pending.saved(fresh)
+        if not fresh.rows:
+            return True
+        try:
+            payload = tail.encode(fresh, self._schema)
+        except LimitError:
+            return False
+        number = self._appender.number
+        self._record(Kind.TAIL, payload)
+        first, count = self._tails
+        self._tails = Superseded(first if count else number, count + 1)
+        return True
 
     def _chunk(self, batch: Batch) -> None:
         """Write events as a chunk, as several where they are more than one may hold."""
         batch = self._describable(schema.EVENTS, batch)
-        for part, payload in self._encoded(schema.EVENTS, batch, len(self._totals.chunks)):
-            if len(self._totals.chunks) >= limits.CHUNKS:
+        tails, self._tails = self._tails, Superseded()
+        for part, payload in self._encoded(schema.EVENTS, batch, self._totals.chunks, tails):
+            if self._totals.chunks >= limits.CHUNKS:
                 what = f"the capture has {limits.CHUNKS:,} chunks, the most it can"
                 raise OutputError(what, file=self._file, hint="begin another file")
             offset = self._record(Kind.CHUNK, payload)
-            index = self._totals.add(part)
+            index = self._indexer.index(part, self._totals.chunks, len(payload))
             length = self.bytes_written - offset
             index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
-            self._totals.place(offset, length, index_offset, index)
+            for totals in (self._totals, self._new.totals):
+                totals.count(index)
+                totals.place(offset, length, index_offset, index)
+            self._content.add(part)
             self._states.chunks += 1
+        if self._new.due(self.bytes_written):
+            self._checkpoint()
 
-    def _encoded(self, table: str, batch: Batch, number: int) -> Iterator[tuple[Batch, bytes]]:
+    def _checkpoint(self) -> None:
+        new = self._new
+        payload = new.checkpoint(self._file_id, self._appender.chain, self._schema).pack()
+        number = self._appender.number
+        offset = self._record(Kind.CHECKPOINT, payload)
+        raw = record.whole(Kind.CHECKPOINT, number, payload, self._file_id)
+        self._new = _SinceCheckpoint(
+            offset, hashlib.sha256(raw).digest(), len(self._schema), self.bytes_written
+        )
+
+    def _encoded(
+        self,
+        table: str,
+        batch: Batch,
+        number: int,
+        tails: Superseded = Superseded(),  # noqa: B008
+    ) -> Iterator[tuple[Batch, bytes]]:
         """Rows and their chunk payloads; rows that no chunk can hold are left out and counted."""
         todo = [batch] if batch.rows else []
         while todo:
             part = todo.pop()
             try:
-                payload = chunk.encode(part, self._schema, number, table, self._level)
+                payload = chunk.encode(part, self._schema, number, table, self._level, tails)
             except LimitError as e:
                 if part.rows == 1:
                     self._leave_out(1, str(e))
@@ -207,17 +288,17 @@ class CaptureWriter:
         if isinstance(side, Loss):
             # Inside a chunk it waits for the chunk's end, so that losses never make chunks small.
             self._losses.append(side)
-            if not self._pending_rows:
+            if not self._pending.rows:
                 self._write_losses()
         elif isinstance(side, SourceInfo):
             entry = {**side.to_json(), "id": side.id}
             if self._totals.sources.get(side.id) != entry:
-                self._totals.sources[side.id] = entry
+                self._totals.sources[side.id] = self._new.totals.sources[side.id] = entry
                 self._record(Kind.SOURCE, body.pack(entry))
         else:
             self.flush()
             self._state(side)
-            self._flush_stream()
+            self._appender.flush()
 
     def _state(self, snapshot: Snapshot) -> None:
         """Write a STATE record."""
@@ -237,51 +318,24 @@ class CaptureWriter:
                     tables.append((name, payload))
         offset = self._record(Kind.STATE, payloads.pack_state(tables))
         length = self.bytes_written - offset
-        self._totals.states.append([offset, length])
+        for totals in (self._totals, self._new.totals):
+            totals.states.append([offset, length])
         self._states.written(length, self._totals.ts.high)
 
     def _write_losses(self) -> None:
         while self._losses:
             losses = [_brief(loss) for loss in self._losses[:_LOSSES_A_RECORD]]
             self._record(Kind.LOSS, body.pack([loss.to_json() for loss in losses]))
-            self._totals.lose(losses)
+            for totals in (self._totals, self._new.totals):
+                totals.lose(losses)
             del self._losses[: len(losses)]
 
     def _record(self, kind: Kind, payload: bytes) -> int:
         """Append a record and give its offset."""
-        assert len(payload) <= limits.RECORD_PAYLOAD_BYTES, kind
-        header = record.pack(kind, self._number, payload, self._file_id)
-        padding = bytes(record.padded(len(payload)) - len(payload))
-        offset = self.bytes_written
-        try:
-            for part in (header, payload, padding):
-                self._stream.write(part)
-        except OSError as e:
-            raise self._failed(e) from e
-        if kind != Kind.FOOTER:
-            self._chain.add(header, payload, padding)
-        self._number += 1
-        self.bytes_written += len(header) + len(payload) + len(padding)
-        self._totals.records[kind.name] += 1
+        offset = self._appender.append(kind, payload)
+        for totals in (self._totals, self._new.totals):
+            totals.records[kind.name] += 1
         return offset
-
-    def _flush_stream(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as e:
-            raise self._failed(e) from e
-
-    def _failed(self, error: OSError) -> OutputError:
-        # No footer behind a record that may be half written: what is before it stays readable.
-        self._closed = True
-        # A reader that went away is no success either: the capture was what was wanted.
-        hint = "the complete records before are readable: the capture is torn, not lost"
-        return OutputError(
-            f"writing failed: {error.strerror}",
-            file=self._file,
-            offset=self.bytes_written,
-            hint=hint,
-        )
 
 
 def _brief(loss: Loss) -> Loss:
@@ -290,43 +344,28 @@ def _brief(loss: Loss) -> Loss:
     return replace(loss, reason=loss.reason[:_REASON_CHARS], event=event)
 
 
-def _without_strays(batch: Batch) -> Batch:
-    """The batch without most entries that other rows of a larger batch brought along.
+class _SinceCheckpoint:
+    """What is new since the last CHECKPOINT."""
 
-    A slice shares its dictionaries; counted whole for each slice they would close chunks early.
-    """
-    strays = {
-        name: column.compact()
-        for name, column in batch.columns.items()
-        if hasattr(column.values, "dictionary")
-        and len(column.values.dictionary) > len(column.values)
-    }
-    return batch.adding(strays) if strays else batch
+    def __init__(
+        self, previous: int = 0, digest: bytes = bytes(32), columns: int = 0, end: int = 0
+    ) -> None:
+        self.totals = Totals()
+        self._previous = previous
+        self._digest = digest
+        self._columns = columns
+        self._end = end
 
+    def due(self, file_bytes: int) -> bool:
+        """Whether there is enough for a CHECKPOINT."""
+        many = self.totals.chunks >= CHECKPOINT_CHUNKS
+        return many or file_bytes - self._end >= CHECKPOINT_BYTES
 
-def _text_bytes(batch: Batch) -> int:
-    """Bytes of text, binary and list values, each dictionary entry once."""
-    total = 0
-    for column in batch.columns.values():
-        if column.cls.child:
-            total += column.values.nbytes
-        elif hasattr(column.values, "dictionary"):
-            total += column.values.dictionary.nbytes
-    return total
-
-
-def _portions(batch: Batch) -> Iterable[Batch]:
-    """The rows in parts that each stay below the writer's own limits."""
-    if batch.rows <= 1 or _text_bytes(batch) <= _TEXT_BYTES:
-        yield batch
-        return
-    small = batch.compact()
-    if _text_bytes(small) <= _TEXT_BYTES:
-        yield small
-        return
-    middle = batch.rows // 2
-    yield from _portions(small.slice(0, middle).compact())
-    yield from _portions(small.slice(middle, batch.rows).compact())
+    def checkpoint(self, file_id: bytes, chain: bytes, known: schema.Schema) -> payloads.Checkpoint:
+        """The CHECKPOINT that says so."""
+        totals = self.totals.to_json(known.specs(self._columns))
+        table = self.totals.table()
+        return payloads.Checkpoint(file_id, chain, self._previous, self._digest, table, totals)
 
 
 class _StateCadence:
