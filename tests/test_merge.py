@@ -164,7 +164,7 @@ def test_events_without_identity_are_ordered_by_their_file() -> None:
 
 
 def test_many_equal_times_need_no_memory() -> None:
-    """However many events share a time, no more than a batch of each source waits."""
+    """However many events share a time, no more than a batch of each source waits, and of ours."""
     batches = {o: [stream([7] * 1000, o) for _ in range(30)] for o in ORIGINS[:2]}
     for i, parts in enumerate(zip(*batches.values(), strict=True)):
         for origin, part in zip(batches, parts, strict=True):
@@ -172,12 +172,12 @@ def test_many_equal_times_need_no_memory() -> None:
             batches[origin][i] = part.adding({"ord": Column(TypeClass.I64, shifted)})
     sources = [Given(parts) for parts in batches.values()]
     given_rows, ahead = 0, 0
-    for batch in Merged(sources, State()).batches():
+    for batch in Merged(sources, State(), rows=4096).batches():
         given_rows += batch.rows
         ahead = max(ahead, sum(s.taken for s in sources) * 1000 - given_rows)
 
     assert given_rows == 60_000
-    assert ahead <= 2 * (merge._ROWS[1] + 1000)
+    assert 0 < ahead <= 2 * (merge._ROWS[1] + 1000) + 4096
 
 
 def test_a_source_is_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_a_source_is_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(merge, "_ROWS", (rows, rows))
         early = Given([stream([1], "0a")] * 5)
         late = Given([stream([100], "0b")] * 300)
-        next(iter(Merged([early, late], State()).batches()))
+        next(iter(Merged([early, late], State(), rows=1).batches()))
 
         assert late.taken == rows  # the control: it is this bound, not the source's end
 
@@ -245,8 +245,10 @@ def test_sources_losses_and_files_are_told() -> None:
 
     assert [s for s in sides if isinstance(s, SourceInfo)] == HOSTS[:2]
     assert [s for s in sides if isinstance(s, Loss)] == [old, Loss("torn", None, "b: it ends")]
-    first_rows = next(i for i, b in enumerate(batches) if b.rows)
-    assert all(not b.before for b in batches[first_rows : first_rows + 1])
+    announced: set[str] = set()
+    for batch in batches:
+        announced |= {s.id for s in batch.before if isinstance(s, SourceInfo)}
+        assert {row["source"] for row in batch.to_pylist()} <= announced
 
 
 def test_info_unites_the_source_tables() -> None:
@@ -346,6 +348,23 @@ def test_identity_is_resolved_by_the_own_source() -> None:
     rows = concat([b for b in kept.batches if b.rows]).to_pylist()
 
     assert [r["process_name"] for r in rows if r["action"] == "file_open"] == ["a", "b"]
+
+
+@given(st.lists(TIMES, min_size=2, max_size=2), CUTS, CUTS, st.integers(1, 5))
+def test_batches_do_not_show_those_of_the_sources(
+    streams: list[list[int | None]], one: list[int], other: list[int], rows: int
+) -> None:
+    """The cuts of what comes out are by number of rows and by snapshots alone."""
+    found = []
+    for cuts in (one, other):
+        parts = [divided(stream(t, o), cuts) for t, o in zip(streams, ORIGINS, strict=False)]
+        if streams[0]:
+            parts[0][0] = parts[0][0].with_before([table(0, 10)])
+        source = Merged([Given(p) for p in parts], State(), rows=rows)
+        batches = list(source.batches())
+        found.append([(b.rows, rows_of([b]), [type(s) for s in b.before]) for b in batches])
+
+    assert found[0] == found[1]
 
 
 def test_all_sources_are_closed() -> None:

@@ -17,7 +17,7 @@ from kcap.model.batch import EMPTY, Batch, Column, concat
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.model.stream import StreamInfo
-from kcap.replay.rebatch import Rebatched, Rebatcher, canonical, row_bytes
+from kcap.replay.rebatch import Rebatched, Rebatcher, Reproducible, canonical, row_bytes
 
 CUTS = st.lists(st.integers(0, 20), max_size=6)
 SIDES: list[Side] = [Loss("lost", 1, "a"), SourceInfo("test"), snapshot(), Loss("cut", 2, "b")]
@@ -251,3 +251,68 @@ def test_what_is_given_goes_on_growing(seed: int) -> None:
         given_rows += batch.rows
         got_rows += sum(b.rows for b in rebatcher.add(batch))
         assert given_rows - 50 < got_rows <= given_rows
+
+
+# Captures that are to be equal
+
+
+def cut_of(count: int | None, **more: Any) -> Loss:
+    return Loss("cut", count, "too long", **more)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_how_losses_were_told_does_not_show(counts: list[int], rng: random.Random) -> None:
+    """Whatever a reader says batch by batch is said once, at the end, with the sums."""
+    batch = make_events(10)
+    found = []
+    for _ in range(2):
+        losses = [Loss("torn"), *map(cut_of, counts)]
+        rng.shuffle(losses)
+        parts = [batch.slice(i, i + 1).with_before(losses[i : i + 1]) for i in range(10)]
+        found.append(list(map(exact, Rebatched(Reproducible(Given(parts)), 4).batches())))
+
+    assert found[0] == found[1]
+    assert found[0][-1][2] == [cut_of(sum(counts)), Loss("torn")]
+
+
+def test_losses_add_up_with_what_is_known_of_them() -> None:
+    """Intervals become one that holds both, an unknown count stays unknown, others stay apart."""
+    sides: list[Side] = [
+        cut_of(1, start_ns=5, end_ns=6),
+        cut_of(2, start_ns=1),
+        cut_of(3, cpu=1),
+        cut_of(None, cpu=1),
+        cut_of(4, recorded=True),
+    ]
+    *_, found = Reproducible(Given([EMPTY.with_before(sides)])).batches()
+
+    assert set(found.before) == {
+        cut_of(3, start_ns=1, end_ns=6),
+        cut_of(None, cpu=1),
+        cut_of(4, recorded=True),
+    }
+
+
+def test_very_many_losses_are_told_of_as_others() -> None:
+    """Memory stays bounded however different they are; every one is counted."""
+    sides: list[Side] = [Loss("lost", 1, f"reason {i}") for i in range(1500)]
+    *_, found = Reproducible(Given([EMPTY.with_before(sides)])).batches()
+    losses = [s for s in found.before if isinstance(s, Loss)]
+
+    assert sum(loss.count or 0 for loss in losses) == 1500
+    assert len(losses) == 1001
+
+
+def test_where_a_file_lay_does_not_show() -> None:
+    """What describes a source says no file name, its other details stay."""
+    named = SourceInfo("test", details={"file": "/home/x", "version": 3})
+    source = Given([EMPTY.with_before([named])])
+    source.info = StreamInfo("x", "test", (named,))
+    found = Reproducible(source)
+
+    expected = SourceInfo("test", details={"version": 3})
+    assert found.info.sources == (expected,)
+    assert [s for b in found.batches() for s in b.before] == [expected]
+    assert expected.id == named.id
+    found.close()
+    assert source.closed

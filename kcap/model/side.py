@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -132,6 +132,30 @@ class Loss:
     """The interval of event time it fell into."""
     recorded: bool = False
     """Read from a capture's LOSS record: an old loss, not one of this run."""
+
+    @property
+    def like(self) -> Loss:
+        """What it has in common with losses that it can be added to: all but size and time."""
+        return replace(self, count=None, start_ns=None, end_ns=None)
+
+    def plus(self, other: Loss) -> Loss:
+        """Two losses as one.
+
+        Args:
+            other: A loss of the same `like`.
+
+        Returns:
+            One of both counts, unknown where either is, and of an interval that holds both.
+        """
+        unknown = self.count is None or other.count is None
+        starts = [t for t in (self.start_ns, other.start_ns) if t is not None]
+        ends = [t for t in (self.end_ns, other.end_ns) if t is not None]
+        return replace(
+            self,
+            count=None if unknown else (self.count or 0) + (other.count or 0),
+            start_ns=min(starts, default=None),
+            end_ns=max(ends, default=None),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The loss as plain JSON values."""

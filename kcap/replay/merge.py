@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from kcap import limits
 from kcap.model.batch import EMPTY, Batch, Column, Rows, concat
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss, Side, Snapshot
 from kcap.model.stream import Source, StreamInfo
-from kcap.replay.rebatch import Rebatched
+from kcap.replay.rebatch import Rebatched, Rebatcher
 from kcap.state import State
 from kcap.state.state import PROCESSES
 
@@ -218,22 +219,27 @@ def reordered(batch: Batch, order: Rows) -> Batch:
 class Merged:
     """A source of the events of several, in order of time.
 
-    At any moment it holds one batch of each source, smaller the more there are. Times stay as
-    they are. A loss of one source names its file; snapshots become those of all machines.
+    At any moment it holds one batch of each source, smaller the more there are, and one of its
+    own. Times stay as they are. A loss of one source names its file; snapshots become those of
+    all machines.
 
     Args:
         sources: The sources; closed with this one.
         state: The state that follows what this source gives (the pipeline's). A snapshot in a
             source is put into it. One that is a source's first of a machine also goes on, as a
             snapshot of all machines; a writer takes those between from the state.
+        rows: Rows of the batches that it gives (`Rebatcher`).
 
     Example:
         >>> Pipeline(Merged(sources, state), [sink], state=state).run()  # doctest: +SKIP
     """
 
-    def __init__(self, sources: Sequence[Source], state: State) -> None:
-        self._state = state
+    def __init__(
+        self, sources: Sequence[Source], state: State, *, rows: int = limits.CHUNK_ROWS
+    ) -> None:
         self._sources = sorted(sources, key=_by_content)
+        self._state = state
+        self._out = Rebatcher(rows)
         self._described: dict[int, set[str]] = defaultdict(set)
 
     @property
@@ -255,42 +261,38 @@ class Merged:
         ]
         while True:
             for one in inputs:
-                yield from self._apart(one.load(), one.rank)
-            limits = [limit for one in inputs if (limit := one.limit) is not None]
-            if not limits:
-                return
-            limit = min(limits, key=lambda at: (at.place, at.rank))
+                yield from self._tell(one.load(), one.rank)
+            ends = [limit for one in inputs if (limit := one.limit) is not None]
+            if not ends:
+                break
+            limit = min(ends, key=lambda at: (at.place, at.rank))
             parts = [one.take(limit) for one in inputs]
             filled = [(batch, places) for batch, places in parts if batch.rows]
             if filled:
-                yield _joined(filled)
+                yield from self._out.add(_joined(filled))
             if not limit.inclusive:
-                first = inputs[limit.rank]
-                sides, first.sides = first.sides, []
-                yield from self._apart(sides, limit.rank)
+                yield from self._tell(inputs[limit.rank].sides, limit.rank)
+                inputs[limit.rank].sides = []
+        yield from self._out.end()
 
     def close(self) -> None:
         """Close all sources."""
         for source in self._sources:
             source.close()
 
-    def _apart(self, sides: list[Side], rank: int) -> Iterator[Batch]:
-        """Side records of a source, as empty batches: a snapshot is that of its very place."""
-        kept: list[Side] = []
+    def _tell(self, sides: list[Side], rank: int) -> Iterator[Batch]:
+        """Hand on what a source says between its events."""
         for side in sides:
-            if not isinstance(side, Snapshot):
-                kept.append(side)
-                continue
-            if kept:
-                yield EMPTY.with_before(kept)
-            # All that was given is in the state: whoever asks for more has dealt with it.
-            kept = list(self._state.update(EMPTY.with_before([side])).before)
-            if kept == [side]:
-                new = _machines(side) - self._described[rank]
-                self._described[rank] |= new
-                kept = [self._state.snapshot()] if new else []
-        if kept:
-            yield EMPTY.with_before(kept)
+            told: Sequence[Side] = [side]
+            if isinstance(side, Snapshot):
+                # Now the state has all that came so far: who asks for more has followed it.
+                yield from self._out.cut()
+                told = self._state.update(EMPTY.with_before([side])).before
+                if tuple(told) == (side,):
+                    new = _machines(side) - self._described[rank]
+                    self._described[rank] |= new
+                    told = [self._state.snapshot()] if new else []
+            yield from self._out.add(EMPTY.with_before(told))
 
 
 class Resolved:

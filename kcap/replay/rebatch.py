@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from kcap import limits
 from kcap.model.batch import EMPTY, Batch, Column, concat
 from kcap.model.classes import TypeClass
-from kcap.model.side import Side, Snapshot
+from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.model.stream import Source, StreamInfo
 
 BATCH_BYTES: Final = 64 << 20
@@ -21,6 +22,9 @@ BATCH_BYTES: Final = 64 << 20
 
 _SMALL_PARTS: Final = 256
 """Parts that are joined while more are awaited: one event a part would cost kilobytes each."""
+
+_LOSSES: Final = 1000
+"""Different losses that are kept apart."""
 
 _VALUE_BYTES: Final = {TypeClass.BOOL: 1}
 _NUMBER_BYTES: Final = 8
@@ -66,8 +70,8 @@ class Rebatcher:
             The batches that are complete with it; take them all.
         """
         for side in batch.before:
-            if isinstance(side, Snapshot) and self._count:
-                yield self._cut()
+            if isinstance(side, Snapshot):
+                yield from self.cut()
             self._sides.append((self._count, side))
         ends = np.cumsum(row_bytes(batch))
         start = 0
@@ -79,12 +83,27 @@ class Rebatcher:
                 fitting = max(fitting, 1)
             stop = min(start + min(fitting, self._rows - self._count), batch.rows)
             if stop <= start:
-                yield self._cut()
+                yield from self.cut()
                 continue
             self._append(batch.slice(start, stop), int(ends[stop - 1]) - taken)
             start = stop
             if self._count == self._rows:
-                yield self._cut()
+                yield from self.cut()
+
+    def cut(self) -> Iterator[Batch]:
+        """End the batch here.
+
+        Yields:
+            The rows so far, if there are any.
+        """
+        if not self._count:
+            return
+        self._join()
+        batch = canonical(concat(self._parts))
+        before = [side for at, side in self._sides if at < self._count]
+        self._sides = [(0, side) for at, side in self._sides if at >= self._count]
+        self._parts, self._count, self._bytes = [], 0, 0
+        yield batch.with_before(before)
 
     def end(self) -> Iterator[Batch]:
         """Say that nothing follows.
@@ -92,12 +111,10 @@ class Rebatcher:
         Yields:
             The last batch, empty where only side records are left.
         """
-        self._sides = [(0, side) for _, side in self._sides]
-        if self._count:
-            self._sides = [(-1, side) for _, side in self._sides]
-            yield self._cut()
-        elif self._sides:
-            sides, self._sides = self._sides, []
+        self._sides = [(-1, side) for _, side in self._sides]
+        yield from self.cut()
+        sides, self._sides = self._sides, []
+        if sides:
             yield EMPTY.with_before([side for _, side in sides])
 
     def _append(self, part: Batch, size: int) -> None:
@@ -111,15 +128,6 @@ class Rebatcher:
         if self._small:
             self._parts.append(concat(self._small))
             self._small = []
-
-    def _cut(self) -> Batch:
-        """The rows so far as a batch."""
-        self._join()
-        batch = canonical(concat(self._parts))
-        before = [side for at, side in self._sides if at < self._count]
-        self._sides = [(0, side) for at, side in self._sides if at >= self._count]
-        self._parts, self._count, self._bytes = [], 0, 0
-        return batch.with_before(before)
 
 
 class Rebatched:
@@ -151,6 +159,55 @@ class Rebatched:
     def close(self) -> None:
         """See `Source.close`."""
         self._source.close()
+
+
+class Reproducible:
+    """Another source's events, without what tells when and from where they came.
+
+    For captures that are to be equal byte by byte: losses, which a reader tells batch by batch,
+    stand at the end, added up; the names of files are left out of what describes the sources.
+
+    Args:
+        source: The source.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._losses: dict[Loss, Loss] = {}
+
+    @property
+    def info(self) -> StreamInfo:
+        """See `Source.info`."""
+        info = self._source.info
+        return replace(info, sources=tuple(map(_without_file, info.sources)))
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Source.batches`."""
+        for batch in self._source.batches():
+            kept: list[Side] = []
+            for side in batch.before:
+                if isinstance(side, Loss):
+                    self._lose(side)
+                else:
+                    kept.append(_without_file(side) if isinstance(side, SourceInfo) else side)
+            yield batch.with_before(kept)
+        if self._losses:
+            yield EMPTY.with_before([self._losses[key] for key in sorted(self._losses, key=repr)])
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._source.close()
+
+    def _lose(self, loss: Loss) -> None:
+        if loss.like not in self._losses and len(self._losses) >= _LOSSES:
+            loss = replace(loss, event=None, cpu=None, source=None, reason="and others")
+        known = self._losses.get(loss.like)
+        self._losses[loss.like] = loss if known is None else known.plus(loss)
+
+
+def _without_file(source: SourceInfo) -> SourceInfo:
+    details = {name: value for name, value in source.details.items() if name != "file"}
+    return replace(source, details=details)
 
 
 def row_bytes(batch: Batch) -> npt.NDArray[np.int64]:
