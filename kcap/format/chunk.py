@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -120,7 +120,9 @@ def size_of(entry: Entry, cls: TypeClass) -> int:
     return size
 
 
-def encode_columns(batch: Batch, schema: Schema, table: str) -> Iterator[tuple[Entry, bytes]]:
+def encode_columns(
+    batch: Batch, schema: Schema, table: str
+) -> Iterator[tuple[str, Entry, frames.Form]]:
     """Encode the columns of some rows.
 
     Args:
@@ -129,7 +131,7 @@ def encode_columns(batch: Batch, schema: Schema, table: str) -> Iterator[tuple[E
         table: Whose columns they are.
 
     Yields:
-        By column name its decoded bytes, and its entry as it is before compression.
+        By name each column: its entry as it is before compression, and its bytes.
 
     Raises:
         LimitError: A value, or all of them together, are more than a chunk may hold.
@@ -140,26 +142,27 @@ def encode_columns(batch: Batch, schema: Schema, table: str) -> Iterator[tuple[E
         column = batch.columns[name]
         if not len(column):
             continue
-        form, encoded, data = frames.encode_column(column, batch.rows)
+        form = frames.encode_column(column, batch.rows)
+        encoded, length = form.encoded, len(form.rows) + len(form.encoded.data)
         entry = Entry(
             id=schema.id_of(table, name),
             cls=column.cls.code,
-            presence=form,
+            presence=form.presence,
             encoding=encoded.encoding,
             zero=0,
             present=len(column),
             base=encoded.base,
             distinct=encoded.distinct,
             offset=0,
-            stored=len(data),
-            decoded=len(data),
+            stored=length,
+            decoded=length,
             crc=0,
         )
         size += size_of(entry, column.cls)
         # Held against the limit column by column, so that too much is noticed early.
         if size > (limits.CHUNK_BYTES if batch.rows > 1 else limits.ROW_BYTES):
             raise LimitError(f"{batch.rows} events of more than {size} bytes in one chunk")
-        yield entry, data
+        yield name, entry, form
 
 
 class Superseded(NamedTuple):
@@ -178,6 +181,7 @@ def encode(
     table: str = EVENTS,
     level: int = 3,
     tails: Superseded = Superseded(),  # noqa: B008  (immutable)
+    watch: Callable[[str, TypeClass, frames.Form], None] | None = None,
 ) -> bytes:
     """Encode events, or the rows of a state table.
 
@@ -188,6 +192,7 @@ def encode(
         table: Whose columns they are.
         level: zstd's level.
         tails: The TAIL records that it supersedes.
+        watch: Is shown name, class and bytes of every column, for whom they save work.
 
     Returns:
         The payload of a CHUNK record.
@@ -198,8 +203,10 @@ def encode(
     entries: list[Entry] = []
     parts: list[bytes] = []
     offset = 0
-    for entry, data in encode_columns(batch, schema, table):
-        frame = zstd.compress(data, level) if data else b""
+    for name, entry, form in encode_columns(batch, schema, table):
+        frame = form.frame(level)
+        if watch is not None:
+            watch(name, batch.columns[name].cls, form)
         entries.append(entry._replace(offset=offset, stored=len(frame), crc=zlib.crc32(frame)))
         parts.append(frame)
         offset += len(frame)

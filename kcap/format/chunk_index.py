@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 from construct import Int16ul, Int32ul, Int64sl, Struct
 from construct.core import ConstructError
 
@@ -43,8 +44,6 @@ _SECTION: Final = struct.Struct("<HxxI")
 _PIDS: Final = struct.Struct("<IBxxxQI4x")
 _PID_TAG: Final = 1
 _BLOOM_TAG: Final = 2
-_BLOOM_SHARE: Final = 32
-"""A bloom filter takes at most this part of its chunk: 1/32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +133,13 @@ class Indexer:
     def __init__(self) -> None:
         self._last_ts: int | None = None
 
-    def index(self, batch: Batch, number: int, most_bytes: int | None = None) -> ChunkIndex:
+    def index(self, batch: Batch, number: int, strings: Bloom | None = None) -> ChunkIndex:
         """Look at the rows of a chunk.
 
         Args:
             batch: Its rows.
             number: Its number.
-            most_bytes: Length of the chunk, for the size of the bloom filter; None to leave pids
-                and strings out.
+            strings: Tells which strings it holds.
 
         Returns:
             Its index.
@@ -162,10 +160,8 @@ class Indexer:
             timeless=batch.rows - (0 if times is None else len(times)),
             state_rows=counts(batch, "kind").get("state", 0),
             types=counts(batch, "event"),
-            pids=None if most_bytes is None else pids_of(batch),
-            strings=None
-            if most_bytes is None
-            else Bloom.of(bloom.strings_of(batch), most_bytes // _BLOOM_SHARE),
+            pids=pids_of(batch),
+            strings=strings,
         )
 
 
@@ -181,7 +177,7 @@ def pids_of(batch: Batch) -> npt.NDArray[np.int64]:
     column = batch.get("pid")
     if column is None or column.cls is not TypeClass.I64:
         return np.zeros(0, np.int64)
-    return np.unique(np.asarray(column.values))
+    return np.sort(np.asarray(pc.unique(column.values)))
 
 
 def counts(batch: Batch, name: str) -> dict[str, int]:

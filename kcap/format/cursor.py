@@ -22,6 +22,12 @@ class Encoded:
     """Modulo 2**64; of lists of text the bytes of all items."""
     distinct: int = 0
     """Entries of a dictionary; of lists the number of items."""
+    plain: Encoded | None = None
+    """Integers as they are without differences, where ``data`` has those."""
+    frame: bytes | None = None
+    """``data`` compressed at level 3, where that was tried already."""
+    entries: pa.Array | None = None
+    """The distinct values of text, where they were worked out."""
 
 
 class Cursor:

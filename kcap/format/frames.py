@@ -5,7 +5,7 @@ Everything here works on whole columns: a column becomes an Arrow array in one v
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from construct import Int8ul, Int32ul, Int64ul, Padding, Struct
 
 from kcap import limits
 from kcap.errors import DamagedError, LimitError
+from kcap.format import zstd
 from kcap.format.cursor import Cursor, Encoded
 from kcap.format.integers import decode_integers, encode_integers
 from kcap.model.batch import Column, Rows
@@ -151,9 +152,9 @@ def encode_text(values: pa.DictionaryArray) -> Encoded:
     plain = len(codes) * each + int(sizes[codes].sum())
     if plain < len(coded) + len(entries) * each + int(sizes.sum()):
         lengths, raw, wide = _lengths_and_bytes(entries.take(pa.array(codes)))
-        return Encoded(b"".join((lengths, raw)), PLAIN | wide)
+        return Encoded(b"".join((lengths, raw)), PLAIN | wide, entries=entries)
     lengths, raw, wide = _lengths_and_bytes(entries)
-    return Encoded(b"".join((coded, lengths, raw)), wide, 0, len(entries))
+    return Encoded(b"".join((coded, lengths, raw)), wide, 0, len(entries), entries=entries)
 
 
 def _code_type(distinct: int) -> npt.DTypeLike | None:
@@ -287,16 +288,30 @@ def _encode_lists(child: TypeClass, values: pa.ListArray, *, deltas: bool) -> En
     if child is TypeClass.STR:
         items = pc.dictionary_encode(items)
     inner = encode_values(child, items, deltas=deltas) if len(items) else Encoded(b"")
-    head = _CHILD.build(
+    plain = _list_bytes(child, lengths, len(items), inner.plain) if inner.plain else None
+    return Encoded(
+        _list_bytes(child, lengths, len(items), inner),
+        0,
+        text,
+        len(items),
+        plain=Encoded(plain, 0, text, len(items)) if plain else None,
+        entries=inner.entries,
+    )
+
+
+def _list_bytes(
+    child: TypeClass, lengths: npt.NDArray[np.uint32], items: int, inner: Encoded
+) -> bytes:
+    head: bytes = _CHILD.build(
         {
             "cls": child.code,
             "encoding": inner.encoding,
-            "count": len(items),
+            "count": items,
             "distinct": inner.distinct,
             "base": inner.base,
         }
     )
-    return Encoded(head + lengths.tobytes() + inner.data, 0, text, len(items))
+    return head + lengths.tobytes() + inner.data
 
 
 def decode_lists(cls: TypeClass, text: int, items: int, count: int, cursor: Cursor) -> pa.ListArray:
@@ -340,7 +355,37 @@ def decode_lists(cls: TypeClass, text: int, items: int, count: int, cursor: Curs
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def encode_column(column: Column, count: int, *, deltas: bool = True) -> tuple[int, Encoded, bytes]:
+class Form(NamedTuple):
+    """A whole column as bytes."""
+
+    presence: int
+    """Number of the presence form."""
+    rows: bytes
+    """The presence."""
+    encoded: Encoded
+    """The values."""
+
+    @property
+    def data(self) -> bytes:
+        """The decoded bytes of the column's frame."""
+        return self.rows + self.encoded.data
+
+    def frame(self, level: int) -> bytes:
+        """The column's frame.
+
+        Args:
+            level: zstd's level.
+
+        Returns:
+            One zstd frame; nothing where there is nothing to compress.
+        """
+        if self.encoded.frame is not None and not self.rows and level == zstd.LEVEL:
+            return self.encoded.frame
+        data = self.data
+        return zstd.compress(data, level) if data else b""
+
+
+def encode_column(column: Column, count: int, *, deltas: bool = True) -> Form:
     """A whole column.
 
     Args:
@@ -349,12 +394,11 @@ def encode_column(column: Column, count: int, *, deltas: bool = True) -> tuple[i
         deltas: Store integers as differences where that is shorter; else always plain.
 
     Returns:
-        Presence form, the encoded values, and the decoded bytes of the frame.
+        Presence and values.
     """
     rows = column.rows
     # Checked before writing, as the reader checks again: a bad column must not reach a file.
     assert len(column) == (count if rows is None else len(rows))
     assert rows is None or (rows[0] >= 0 and rows[-1] < count and bool((np.diff(rows) > 0).all()))
     form, presence = encode_presence(column.rows, count)
-    encoded = encode_values(column.cls, column.values, deltas=deltas)
-    return form, encoded, presence + encoded.data
+    return Form(form, presence, encode_values(column.cls, column.values, deltas=deltas))

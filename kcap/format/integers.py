@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -52,7 +53,11 @@ def encode_integers(values: npt.NDArray[Any], *, deltas: bool = True) -> Encoded
     if len(values) == 1 or not width or not deltas:
         return plain
     # Interleaved counters are as wide as their differences, and only these repeat: it takes a try.
-    return min(plain, _deltas(values), key=lambda form: len(zstd.compress(form.data)))
+    steps = _deltas(values)
+    frames = zstd.compress(plain.data), zstd.compress(steps.data)
+    if len(frames[0]) <= len(frames[1]):
+        return replace(plain, frame=frames[0])
+    return replace(steps, plain=plain, frame=frames[1])
 
 
 def _deltas(values: npt.NDArray[Any]) -> Encoded:

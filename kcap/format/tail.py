@@ -43,10 +43,10 @@ def encode(batch: Batch, schema: Schema) -> bytes:
     """
     entries, parts = [], []
     at = 0
-    for entry, data in encode_columns(batch, schema, EVENTS):
+    for _, entry, form in encode_columns(batch, schema, EVENTS):
         entries.append(entry._replace(offset=at))
-        parts.append(data)
-        at += len(data)
+        parts.append(form.data)
+        at += entry.decoded
     raw = b"".join([np.array(entries, ENTRIES).tobytes(), *parts])
     if len(raw) > limits.CHUNK_BYTES:
         raise LimitError(f"{batch.rows} events of {len(raw)} bytes in one TAIL")

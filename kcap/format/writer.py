@@ -14,11 +14,12 @@ import numpy as np
 import kcap
 from kcap import limits
 from kcap.errors import LimitError, OutputError
-from kcap.format import body, chunk, payloads, record, schema, tail
+from kcap.format import bloom, body, chunk, payloads, record, schema, tail
 from kcap.format.appender import Appender
+from kcap.format.bloom import Bloom
 from kcap.format.chunk import Superseded
 from kcap.format.chunk_index import Indexer
-from kcap.format.content import ContentHash
+from kcap.format.content import ByProducts, ContentHash
 from kcap.format.pending import Pending
 from kcap.format.record import Kind
 from kcap.format.totals import Totals
@@ -31,6 +32,9 @@ TAIL_ROWS: Final = 4096
 CHECKPOINT_CHUNKS: Final = 64
 CHECKPOINT_BYTES: Final = 16 << 20
 """Chunks, or bytes, after which a CHECKPOINT says what is new."""
+
+_BLOOM_SHARE: Final = 40
+"""A chunk's bloom filter takes at most this part of it: 1/40."""
 
 _LOSSES_A_RECORD: Final = 150
 _REASON_CHARS: Final = 800
@@ -210,18 +214,19 @@ class CaptureWriter:
         """Write events as a chunk, as several where they are more than one may hold."""
         batch = self._describable(schema.EVENTS, batch)
         tails, self._tails = self._tails, Superseded()
-        for part, payload in self._encoded(schema.EVENTS, batch, self._totals.chunks, tails):
+        for part, payload, made in self._encoded(schema.EVENTS, batch, self._totals.chunks, tails):
             if self._totals.chunks >= limits.CHUNKS:
                 what = f"the capture has {limits.CHUNKS:,} chunks, the most it can"
                 raise OutputError(what, file=self._file, hint="begin another file")
             offset = self._record(Kind.CHUNK, payload)
-            index = self._indexer.index(part, self._totals.chunks, len(payload))
+            strings = Bloom.of(bloom.distinct(made.entries), len(payload) // _BLOOM_SHARE)
+            index = self._indexer.index(part, self._totals.chunks, strings)
             length = self.bytes_written - offset
             index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
             for totals in (self._totals, self._new.totals):
                 totals.count(index)
                 totals.place(offset, length, index_offset, index)
-            self._content.add(part)
+            self._content.add(part, made.digests)
             self._states.chunks += 1
         if self._new.due(self.bytes_written):
             self._checkpoint()
@@ -242,13 +247,16 @@ class CaptureWriter:
         batch: Batch,
         number: int,
         tails: Superseded = Superseded(),  # noqa: B008
-    ) -> Iterator[tuple[Batch, bytes]]:
+    ) -> Iterator[tuple[Batch, bytes, ByProducts]]:
         """Rows and their chunk payloads; rows that no chunk can hold are left out and counted."""
         todo = [batch] if batch.rows else []
         while todo:
             part = todo.pop()
             try:
-                payload = chunk.encode(part, self._schema, number, table, self._level, tails)
+                made = ByProducts()
+                payload = chunk.encode(
+                    part, self._schema, number, table, self._level, tails, made.column
+                )
             except LimitError as e:
                 if part.rows == 1:
                     self._leave_out(1, str(e))
@@ -257,7 +265,7 @@ class CaptureWriter:
                 todo.append(part.slice(middle, part.rows).compact())
                 todo.append(part.slice(0, middle).compact())
                 continue
-            yield part, payload
+            yield part, payload, made
             number += 1
 
     def _describable(self, table: str, batch: Batch) -> Batch:
@@ -308,7 +316,7 @@ class CaptureWriter:
             table = self._describable(name, snapshot.tables[name])
             for start in range(0, table.rows, limits.CHUNK_ROWS):
                 rows = table.slice(start, start + limits.CHUNK_ROWS).compact()
-                for part, payload in self._encoded(name, rows, 0):
+                for part, payload, _ in self._encoded(name, rows, 0):
                     room -= chunk.Chunk(payload, self._schema, name).size
                     if room < 0:
                         self._leave_out(
