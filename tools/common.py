@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import click
 
+from kcap import limits
+
 if TYPE_CHECKING:
     from kcap.model.side import Loss
     from kcap.model.stream import Sink
@@ -117,6 +119,29 @@ def output_options(function: _F) -> _F:
         click.option("--template", help="Form of console lines, as '{{ .Process }} {{ .Type }}'."),
         click.option("--force", is_flag=True, help="Replace an existing output file."),
         click.option("-o", "--output", default="-", help="Output file; - is standard output."),
+    ):
+        function = option(function)
+    return function
+
+
+def capture_options(function: _F) -> _F:
+    """``--chunk-events``, ``--level``, ``--canonical``: how a capture is written."""
+    for option in (
+        click.option("--canonical", is_flag=True, help="Equal input gives equal bytes; no times."),
+        click.option(
+            "--level",
+            type=click.IntRange(1, 22),
+            default=3,
+            show_default=True,
+            help="zstd's level: higher is smaller and slower.",
+        ),
+        click.option(
+            "--chunk-events",
+            type=click.IntRange(1, limits.CHUNK_ROWS),
+            default=limits.CHUNK_ROWS,
+            show_default=True,
+            help="Events of a chunk: fewer make a search quicker, more the file smaller.",
+        ),
     ):
         function = option(function)
     return function

@@ -1,8 +1,12 @@
-"""``kcap import``: turn a foreign capture into a ``.kcap`` file."""
+"""``kcap import``: turn foreign captures into a ``.kcap`` file."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,66 +15,141 @@ from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 from kcap.tools.progress import Progress
 
+if TYPE_CHECKING:
+    from kcap.model.stream import Source
+    from kcap.state import State
+
 
 @click.command(
     "import",
     cls=Verb,
     examples=(
         "kcap import events.jsonl.gz -o events.kcap",
+        "kcap import host-*.jsonl other.kcap -o all.kcap",
         "tracee --output json | kcap import - -o tracee.kcap",
         "kcap import --list",
     ),
 )
-@click.argument("capture", required=False)
+@click.argument("captures", nargs=-1)
 @click.option("-o", "--output", "target", help="The capture to write; - is standard output.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
-@click.option("--list", "listing", is_flag=True, help="Say what each reader reads.")
+@common.capture_options
 @common.lenient_option
+@click.option("--list", "listing", is_flag=True, help="Say what each reader reads.")
 @click.pass_context
 def command(
     ctx: click.Context,
-    capture: str | None,
+    captures: tuple[str, ...],
     target: str | None,
     force: bool,
-    listing: bool,
+    chunk_events: int,
+    level: int,
+    canonical: bool,
     lenient: bool,
+    listing: bool,
 ) -> None:
-    """Turn CAPTURE into a .kcap file; '-' reads standard input.
+    """Turn CAPTURES into one .kcap file; '-' reads standard input.
 
     The format is told by the content; gzip and zstd are read as they are. A bad line ends the
     import with exit code 1, naming line and byte, and what came before it is in the output; with
     --lenient it is skipped and counted, exit code 3. An input that only ends early is read to its
     end, exit code 3.
+
+    Several captures, kcap's own among them, are merged by time, in whatever order they are named.
+    Each keeps its own order: an event that is earlier than the one before it stays behind that
+    one. Times are never adjusted.
     """
     if listing:
         _list_readers()
         return
-    if capture is None or target is None:
+    if not captures or target is None:
         raise click.UsageError("give a capture to read, and -o FILE to write")
+    _check_once(captures)
     from kcap.format.writer import CaptureWriter
     from kcap.model.text import printable
     from kcap.replay.pipeline import Pipeline
     from kcap.state import State
 
-    with opened_source(capture, lenient=lenient) as source:
-        path = output.capture_path(target)
-        foreign = source.info.format != "kcap"
-        state = State()
+    path = output.capture_path(target)
+    state = State()
+    with contextlib.ExitStack() as stack:
+        sources = [stack.enter_context(opened_source(c, lenient=lenient)) for c in captures]
+        _warn_of_copies(sources)
+        source = _as_one(sources, state, chunk_events if canonical else None)
+        alone = len(sources) == 1
+        foreign = sources[0].info.format != "kcap"
         with output.opened(path, force=force) as stream:
             sink = CaptureWriter(
                 stream,
                 file=path,
-                snapshot=state.snapshot if foreign else None,
-                created_ns=time.time_ns(),
+                snapshot=state.snapshot if foreign or not alone else None,
+                chunk_rows=chunk_events,
+                created_ns=0 if canonical else time.time_ns(),
+                level=level,
+                canonical=canonical,
             )
             with Progress() as progress:
-                pipeline = Pipeline(
-                    source, [sink], state=state, resolve=foreign, after_batch=progress.update
-                )
-                summary = pipeline.run()
-        size = common.size_text(sink.bytes_written)
-        click.echo(f"kcap: {summary.events_out:,} events, {size}: {printable(path)}", err=True)
-    common.finish(ctx, summary, capture)
+                summary = Pipeline(
+                    source,
+                    [sink],
+                    state=state,
+                    resolve=alone and foreign,
+                    after_batch=progress.update,
+                ).run()
+    size = common.size_text(sink.bytes_written)
+    click.echo(f"kcap: sha256 {sink.file_hash}", err=True)
+    click.echo(f"kcap: {summary.events_out:,} events, {size}: {printable(path)}", err=True)
+    common.finish(ctx, summary, captures[0] if alone else f"{len(captures)} inputs")
+
+
+def _as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source:
+    """The inputs as one source.
+
+    Args:
+        sources: The inputs.
+        state: The state that follows them.
+        rows: Where not None, nothing may show how the events came: rows of the batches.
+    """
+    from kcap.replay.merge import Merged, Resolved
+    from kcap.replay.rebatch import Rebatched, Reproducible
+
+    if rows is not None:
+        sources = [Reproducible(source) for source in sources]
+    if len(sources) == 1:
+        return sources[0] if rows is None else Rebatched(sources[0], rows)
+    own = [s if s.info.format == "kcap" else Resolved(s) for s in sources]
+    return Merged(own, state) if rows is None else Merged(own, state, rows=rows)
+
+
+def _check_once(captures: Sequence[str]) -> None:
+    """Refuse an input that is named twice: its events would have no identity of their own."""
+    seen: dict[object, str] = {}
+    for name in captures:
+        with contextlib.suppress(OSError):  # opening it will say what is wrong
+            at = None if name == "-" else Path(name).stat()
+            key = at and (at.st_dev, at.st_ino)
+            if key in seen:
+                raise click.UsageError(f"the same input is given twice: {seen[key]} and {name}")
+            seen[key] = name
+
+
+def _warn_of_copies(sources: Sequence[Source]) -> None:
+    """Say so where inputs look like copies of one."""
+    from kcap.format.reader import CaptureReader
+    from kcap.model.text import printable
+
+    found: dict[object, list[str]] = {}
+    for source in sources:
+        if isinstance(source, CaptureReader):
+            key: object = source.header.file_id
+        else:
+            key = tuple(s.id for s in source.info.sources) or source
+        found.setdefault(key, []).append(source.info.file)
+    for first, *others in found.values():
+        if others:
+            what = others[0] if len(others) == 1 else f"{len(others)} other inputs"
+            text = f"kcap: warning: {first} and {what} look like copies; each event comes again"
+            click.echo(printable(text), err=True)
 
 
 def _list_readers() -> None:

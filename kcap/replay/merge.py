@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from kcap import limits
 from kcap.model.batch import EMPTY, Batch, Column, Rows, concat
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss, Side, Snapshot
@@ -210,7 +209,7 @@ def reordered(batch: Batch, order: Rows) -> Batch:
             columns[name] = Column(column.cls, column.values.take(pa.array(order)))
             continue
         rows = place[column.rows]
-        ascending = np.argsort(rows)
+        ascending = np.argsort(rows, kind="stable")  # runs of few sources: it merges them
         values = column.values.take(pa.array(ascending))
         columns[name] = Column(column.cls, values, rows[ascending])
     return Batch(batch.rows, columns, batch.before)
@@ -234,9 +233,7 @@ class Merged:
         >>> Pipeline(Merged(sources, state), [sink], state=state).run()  # doctest: +SKIP
     """
 
-    def __init__(
-        self, sources: Sequence[Source], state: State, *, rows: int = limits.CHUNK_ROWS
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], state: State, *, rows: int = _ROWS[1]) -> None:
         self._sources = sorted(sources, key=_by_content)
         self._state = state
         self._out = Rebatcher(rows)

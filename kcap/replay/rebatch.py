@@ -270,10 +270,12 @@ def canonical(batch: Batch) -> Batch:
 
 def _by_first_use(values: pa.DictionaryArray) -> pa.DictionaryArray:
     codes = np.asarray(values.indices)
-    used, first, at = np.unique(codes, return_index=True, return_inverse=True)
-    order = np.argsort(first)
+    first = np.full(len(values.dictionary), len(codes), np.int64)
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)  # of equal codes the last one stays
+    used = np.flatnonzero(first < len(codes))
+    used = used[np.argsort(first[used])]
     # A dictionary may hold an entry twice; encoding keeps the first of them.
-    entries = pc.dictionary_encode(values.dictionary.take(pa.array(used[order])))
-    rank = np.empty(len(order), np.int32)
-    rank[order] = np.asarray(entries.indices)
-    return pa.DictionaryArray.from_arrays(pa.array(rank[at]), entries.dictionary)
+    entries = pc.dictionary_encode(values.dictionary.take(pa.array(used)))
+    rank = np.zeros(len(first), np.int32)
+    rank[used] = np.asarray(entries.indices)
+    return pa.DictionaryArray.from_arrays(pa.array(rank[codes]), entries.dictionary)
