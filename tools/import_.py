@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,6 +18,9 @@ from kcap.tools.progress import Progress
 if TYPE_CHECKING:
     from kcap.model.stream import Source
     from kcap.state import State
+
+_OWN: Final = frozenset({"arrow", "kcap"})
+"""Formats that kcap wrote: who did it was found out when they were recorded or imported."""
 
 
 @click.command(
@@ -77,7 +80,7 @@ def command(
         _warn_of_copies(sources)
         source = _as_one(sources, state, chunk_events if canonical else None)
         alone = len(sources) == 1
-        foreign = sources[0].info.format != "kcap"
+        foreign = sources[0].info.format not in _OWN
         with output.opened(path, force=force) as stream:
             sink = CaptureWriter(
                 stream,
@@ -117,7 +120,7 @@ def _as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source
         sources = [Reproducible(source) for source in sources]
     if len(sources) == 1:
         return sources[0] if rows is None else Rebatched(sources[0], rows)
-    own = [s if s.info.format == "kcap" else Resolved(s) for s in sources]
+    own = [s if s.info.format in _OWN else Resolved(s) for s in sources]
     return Merged(own, state) if rows is None else Merged(own, state, rows=rows)
 
 

@@ -46,16 +46,20 @@ def existing_path(name: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[BinaryIO]:
+def opened(
+    path: str, *, force: bool = False, binary: bool = True, whole: bool = False
+) -> Iterator[BinaryIO]:
     """Open an output.
 
-    With ``force`` the bytes go to ``NAME.partial``, which takes the name when everything is
-    written. An output that got nothing before an error is not left behind.
+    With ``force`` or ``whole`` the bytes go to ``NAME.partial``, which takes the name when
+    everything is written. An output that got nothing before an error is not left behind.
 
     Args:
         path: The file; ``-`` for standard output.
         force: Replace an existing file.
         binary: The content is no text, so it may not go to a terminal.
+        whole: What is not complete must not look as if it were: a part of a capture can be told,
+            a part of a table can't.
 
     Yields:
         A buffered binary stream.
@@ -74,8 +78,8 @@ def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[B
         _check_owner(fd, path)
         with _closing(os.fdopen(fd, "wb"), path) as stream:
             yield stream
-    elif force:
-        with _replacing(target) as stream:
+    elif force or whole:
+        with _replacing(target, force=force) as stream:
             yield stream
     else:
         with _created(target) as stream:
@@ -83,14 +87,16 @@ def opened(path: str, *, force: bool = False, binary: bool = True) -> Iterator[B
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside the old one, whose place it takes when it is complete.
+def _replacing(target: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """A new file beside the place that it takes when it is complete, that of an old one by force.
 
     What an error or a kill leaves keeps the name ``NAME.partial``, so that it can be found, and
     the old file stays.
     """
     if target.is_dir():
         raise OutputError("this is a directory", file=str(target), expected="a file to replace")
+    if not force and target.exists():
+        raise _exists(target)
     partial = target.with_name(f"{target.name}.partial")
     if partial.is_file() and not partial.is_symlink():
         partial.unlink()
@@ -99,16 +105,24 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
             yield stream
     except KcapError as e:
         if partial.exists() and e.hint is None:
-            e.hint = f"what there is so far is in {partial}; {target} stays as it was"
+            stays = f"; {target} stays as it was" if target.exists() else ""
+            e.hint = f"what there is so far is in {partial}{stays}"
         raise
-    _rename(partial, target)
+    _rename(partial, target, force=force)
 
 
-def _rename(temporary: Path, target: Path) -> None:
+def _rename(temporary: Path, target: Path, *, force: bool) -> None:
     try:
+        if not force and target.exists():
+            raise _exists(target)
         temporary.replace(target)
     except OSError as e:
         raise OutputError(f"can't be replaced: {e.strerror}", file=str(target)) from e
+
+
+def _exists(target: Path) -> OutputError:
+    hint = "give another name, or --force to replace it"
+    return OutputError("the output exists already", file=str(target), hint=hint)
 
 
 @contextlib.contextmanager
@@ -147,8 +161,7 @@ def _descriptor(target: Path, create: int) -> int:
     try:
         return os.open(target, flags, _PRIVATE)
     except FileExistsError:
-        hint = "give another name, or --force to replace it"
-        raise OutputError("the output exists already", file=str(target), hint=hint) from None
+        raise _exists(target) from None
     except OSError as e:
         raise OutputError(f"can't be written: {e.strerror}", file=str(target)) from e
 

@@ -17,18 +17,23 @@ if TYPE_CHECKING:
     from kcap.state import State
 
 
-class Options(TypedDict):
-    """The options that `common.input_options` and `common.output_options` declare."""
+class Chosen(TypedDict):
+    """The options that say which events and columns are wanted."""
 
-    lenient: bool
     start: int | None
     end: int | None
     limit: int | None
+    fields: str | None
+    state: bool
+
+
+class Options(Chosen):
+    """The options that `common.input_options` and `common.output_options` declare."""
+
+    lenient: bool
     output: str
     force: bool
     template: str | None
-    fields: str | None
-    state: bool
     color: str
 
 
@@ -55,7 +60,7 @@ def play(
     binary = form == "kcap"
     path = output.capture_path(options["output"]) if binary else options["output"]
     with (
-        _naming(path),
+        naming(path),
         output.opened(path, force=options["force"], binary=binary) as stream,
     ):
         sink = common.sink_for(
@@ -70,7 +75,7 @@ def play(
             source,
             [sink],
             state=tracked,
-            stages=_stages(source, form, options, tracked=tracked is not None),
+            stages=stages(source, form, options, tracked=tracked is not None),
             limit=options["limit"],
         )
         summary = pipeline.run()
@@ -79,8 +84,15 @@ def play(
 
 
 @contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Give the errors of a sink, which knows only its stream, the output's name."""
+def naming(path: str) -> Iterator[None]:
+    """Give the errors of a sink, which knows only its stream, the output's name.
+
+    Args:
+        path: The output as the user named it.
+
+    Yields:
+        Nothing.
+    """
     try:
         yield
     except OutputError as e:
@@ -88,35 +100,57 @@ def _naming(path: str) -> Iterator[None]:
         raise
 
 
-def _stages(source: Source, form: str, options: Options, *, tracked: bool) -> list[Stage]:
+def stages(source: Source, form: str, options: Chosen, *, tracked: bool) -> list[Stage]:
     """The stages for a time range, for events alone, and for a choice of columns.
 
     Where events are all that is wanted, a capture reads just the chunks and columns they need.
+
+    Args:
+        source: Where events come from; told what of it is wanted.
+        form: One of `common.FORMATS`; ``kcap`` for every output that keeps all records.
+        options: What is wanted.
+        tracked: The state follows the events, so all of them are needed.
+
+    Returns:
+        The stages.
     """
     from kcap.format.reader import CaptureReader, Selection
     from kcap.replay.stages import Columns, EventsOnly, TimeRange
 
     start, end = options["start"], options["end"]
-    names = tuple(n.strip() for n in options["fields"].split(",")) if options["fields"] else None
-    stages: list[Stage] = []
+    names = columns(options)
+    made: list[Stage] = []
     if start is not None or end is not None:
-        stages.append(TimeRange(start, end))
-    restricted = bool(stages) or names is not None
+        made.append(TimeRange(start, end))
+    restricted = bool(made) or names is not None
     if not options["state"] and (form != "kcap" or names):
         # Before columns are dropped, the kind among them, and before --limit counts.
-        stages.append(EventsOnly())
+        made.append(EventsOnly())
     if names:
-        _check_columns(names)
-        stages.append(Columns(names))
+        made.append(Columns(names))
     if isinstance(source, CaptureReader) and restricted and not tracked and form != "kcap":
         wanted = None if names is None else (*names, "ts", "kind")
         source.select(Selection(wanted, start, end))
-    return stages
+    return made
 
 
-def _check_columns(names: tuple[str, ...]) -> None:
+def columns(options: Chosen) -> tuple[str, ...] | None:
+    """The columns that ``--fields`` names.
+
+    Args:
+        options: What is wanted.
+
+    Returns:
+        Their names in that order, each once; None for all.
+
+    Raises:
+        click.UsageError: One of them is no column's name.
+    """
     from kcap.model import catalogue
 
+    if not options["fields"]:
+        return None
+    names = tuple(dict.fromkeys(n.strip() for n in options["fields"].split(",")))
     for name in names:
         if catalogue.class_of(name) is None:
             import difflib
@@ -124,6 +158,7 @@ def _check_columns(names: tuple[str, ...]) -> None:
             near = difflib.get_close_matches(name, catalogue.envelope(), 1)
             meant = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"no column is called {name!r}.{meant} See 'kcap docs columns'.")
+    return names
 
 
 def opened_source(path: str, *, lenient: bool) -> contextlib.closing[Any]:

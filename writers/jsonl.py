@@ -94,14 +94,22 @@ def _append_events(
     for name, head in heads.items():
         column = block.get(name)
         if column is not None and len(column):
-            texts = fragments.render(column, _json, ",")
+            texts = fragments.render(column, json_texts, ",")
             fragments.append_item(lines, column, texts, head, seen)
     empty, end = ends
     lines.append(end if seen.all() else np.where(seen, end, empty).astype(np.int32))
 
 
-def _json(cls: TypeClass, values: pa.Array) -> pa.Array:
-    """Render values of a class as JSON."""
+def json_texts(cls: TypeClass, values: pa.Array) -> pa.Array:
+    """Render values of a class as JSON.
+
+    Args:
+        cls: The class, no list.
+        values: The values.
+
+    Returns:
+        Texts, utf8; bytes are base64, a float that is no number is a string.
+    """
     if cls is TypeClass.STR:
         return _strings(values)
     if cls is TypeClass.JSON:

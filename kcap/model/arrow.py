@@ -8,6 +8,7 @@ exactly is refused, with the name of the column that could.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,11 @@ _KINDS = {
     TypeClass.BIN: lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t),
 }
 """Arrow types that each class takes; a dictionary counts as what it holds."""
+
+CLASS_KEY: Final = b"kcap.class"
+"""Key of a field's metadata that gives the class of a name that says none."""
+
+_CLASSES: Final = {str(cls): cls for cls in TypeClass}
 
 
 def from_arrow(table: pa.Table | pa.RecordBatch, before: Sequence[Side] = ()) -> Batch:
@@ -59,17 +65,18 @@ def from_arrow(table: pa.Table | pa.RecordBatch, before: Sequence[Side] = ()) ->
         twice = min(name for name in names if names.count(name) > 1)
         raise BadInputError(f"the table has two columns {twice}")
     columns = {}
-    for name, values in zip(names, table.columns, strict=True):
+    for field, values in zip(table.schema, table.columns, strict=True):
         if isinstance(values, pa.ChunkedArray):
             values = values.unify_dictionaries().combine_chunks()  # noqa: PLW2901
         if values.null_count < len(values):
-            columns[name] = _column(name, values)
+            columns[field.name] = _column(field, values)
     return Batch(table.num_rows, columns, tuple(before))
 
 
-def _column(name: str, values: pa.Array) -> Column:
+def _column(field: pa.Field, values: pa.Array) -> Column:
     """One column, of at least one value."""
-    cls = catalogue.class_of(name)
+    name = field.name
+    cls = catalogue.class_of(name) or _said_class(field)
     if cls is None:
         hint = f"an argument without a home class says its class: {name}__str, {name}__i64"
         raise BadInputError(f"{name} is no column's name", hint=hint)
@@ -89,6 +96,12 @@ def _column(name: str, values: pa.Array) -> Column:
     except (BadInputError, LimitError) as e:
         e.what = f"column {name}: {e.what}"
         raise
+
+
+def _said_class(field: pa.Field) -> TypeClass | None:
+    """The class that kcap wrote beside a name which a later kcap made, or a table of a state."""
+    said = (field.metadata or {}).get(CLASS_KEY, b"").decode("utf-8", "replace")
+    return _CLASSES.get(said)
 
 
 def _exact(cls: TypeClass, values: pa.Array) -> pa.Array:
