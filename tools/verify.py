@@ -15,14 +15,26 @@ if TYPE_CHECKING:
     from kcap.format.verify import Report
 
 
-@click.command("verify", cls=Verb, examples=("kcap verify host.kcap", "kcap verify --json - <f"))
+@click.command(
+    "verify",
+    cls=Verb,
+    examples=(
+        "kcap verify host.kcap",
+        "kcap verify --deep --json host.kcap",
+        "kcap verify - <host.kcap",
+    ),
+)
 @click.argument("capture")
+@click.option("--deep", is_flag=True, help="Also the index's sets, and tails against chunks.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @click.pass_context
-def command(ctx: click.Context, capture: str, as_json: bool) -> None:
-    """Check CAPTURE: checksums, padding, hash chain, and that index and events agree.
+def command(ctx: click.Context, capture: str, deep: bool, as_json: bool) -> None:
+    """Check CAPTURE: checksums, padding, hash chain, content hash, index against events.
 
     Findings are numbered and say record and byte. Exit code 0: nothing found; 3: something was.
+    With --deep everything that was derived from the events is derived again. What is found
+    consistent may still have been replaced as a whole: compare the file's SHA-256, which is
+    printed, with one that was kept elsewhere.
     """
     from kcap.errors import NotACaptureError
     from kcap.format.reader import CaptureReader
@@ -36,7 +48,7 @@ def command(ctx: click.Context, capture: str, as_json: bool) -> None:
                 expected="a .kcap capture",
                 hint=f"kcap import {capture} -o NEW.kcap",
             )
-        report = verify(source)
+        report = verify(source, deep=deep)
     click.echo(_as_json(capture, report) if as_json else _as_text(capture, report))
     ctx.exit(0 if report.good else 3)
 
@@ -46,6 +58,7 @@ def _as_json(capture: str, report: Report) -> str:
         "bytes": report.bytes,
         "chunks": report.chunks,
         "file": capture,
+        "file_hash": report.file_hash,
         "findings": [f.to_json() for f in report.findings],
         "good": report.good,
         "records": report.records,
@@ -67,6 +80,8 @@ def _as_text(capture: str, report: Report) -> str:
         f"{capture}: {report.state}, {report.records:,} intact records, {report.chunks:,} chunks, "
         f"{report.rows:,} events, {size}"
     )
+    if report.file_hash:
+        lines.append(f"sha256 {report.file_hash}")
     if report.good:
         lines.append("internally consistent; not proof against replacement of the whole file")
     else:
