@@ -1,40 +1,58 @@
 """kcap: capture and replay of host telemetry.
 
-`open` gives a source for any capture or foreign file that kcap can read::
+`open` gives any capture or foreign file that kcap can read as a `Capture`::
 
-    with contextlib.closing(kcap.open("host.kcap")) as source:
-        for batch in source.batches():
-            print(batch.to_arrow().num_rows)
+    with kcap.open("host.kcap") as capture:
+        frame = capture.to_polars(columns=["ts", "event", "process_name"])
+
+docs/api.md says more.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from kcap.errors import KcapError
+from kcap.errors import KcapError, LossWarning
 
 if TYPE_CHECKING:
-    from kcap.model.stream import Source
+    from kcap.capture import Capture, CaptureInfo
 
-__all__ = ["KcapError", "__version__", "open"]
+__all__ = ["Capture", "CaptureInfo", "KcapError", "LossWarning", "__version__", "open"]
 
 __version__ = "0.1.0"
 
 
-def open(path: str | os.PathLike[str], *, lenient: bool = False) -> Source:  # noqa: A001
+def open(path: str | os.PathLike[str], *, lenient: bool = False) -> Capture:  # noqa: A001
     """Open a capture or a foreign file, by its content.
 
     Args:
-        path: Its path; ``-`` for standard input.
-        lenient: Go on past bad input; what was passed over comes as `Loss` in `Batch.before`.
+        path: Its path; ``-`` for standard input. A regular file can be read again and again, a
+            stream once.
+        lenient: Go on past bad input; what was passed over is in `Capture.losses`, and comes as
+            `Loss` in `Batch.before`.
 
     Returns:
-        A source with ``info``, ``batches()`` and ``close()``.
+        The capture. Close it, or use it in a ``with`` statement.
 
     Raises:
         KcapError: The input can't be opened, or no reader knows it.
     """
+    from kcap.capture import Capture
     from kcap.opening import open_source
 
-    return open_source(path, lenient=lenient)
+    def source() -> Any:  # noqa: ANN401
+        return open_source(path, lenient=lenient)
+
+    regular = os.fspath(path) != "-" and Path(path).is_file()
+    return Capture(source(), source if regular else None)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    # pyarrow takes longer to import than most verbs take to run.
+    if name in ("Capture", "CaptureInfo"):
+        from kcap import capture
+
+        return getattr(capture, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

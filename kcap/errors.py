@@ -117,3 +117,7 @@ class MissingExtraError(KcapError):
 
 class OutputError(KcapError):
     """The output cannot be written, or would overwrite something."""
+
+
+class LossWarning(UserWarning):
+    """A table lacks events, because they were lost, skipped or damaged in the input."""

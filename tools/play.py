@@ -171,6 +171,6 @@ def opened_source(path: str, *, lenient: bool) -> contextlib.closing[Any]:
     Returns:
         A context manager that gives the source and closes it.
     """
-    import kcap
+    from kcap.opening import open_source
 
-    return contextlib.closing(kcap.open(path, lenient=lenient))
+    return contextlib.closing(open_source(path, lenient=lenient))

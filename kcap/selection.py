@@ -1,0 +1,276 @@
+"""Which events are wanted, and the chunks of a capture that can hold them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from kcap.errors import KcapError
+from kcap.format.chunk_index import ChunkIndex
+from kcap.format.index import Index
+from kcap.format.reader import CaptureReader
+from kcap.model import catalogue, logical
+from kcap.model.batch import EMPTY, Batch, Rows
+from kcap.model.classes import TypeClass
+from kcap.model.side import Loss
+from kcap.where import Anything, Hashed, Integers, Interval, Nothing, Texts, Values, Where
+
+_CUT_BYTES: Final = 0xFFFF
+"""A CHUNK_INDEX keeps so much of an event's name."""
+
+_US: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A choice of columns and of rows."""
+
+    types: Mapping[str, TypeClass]
+    """The columns of the events as far as they are known; a name's class is the same everywhere."""
+    columns: tuple[str, ...] | None = None
+    """Columns of a batch; None for all."""
+    where: Where | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    """Half open; an event without a time is in no interval."""
+
+    def check(self) -> None:
+        """Refuse what can't be asked of any events.
+
+        Raises:
+            KcapError: There is no such column, or Arrow can't evaluate the filter over them.
+        """
+        for name in (*(self.columns or ()), *self._fields()):
+            self.class_of(name)
+        self.rows(EMPTY)
+
+    def class_of(self, name: str) -> TypeClass:
+        """The class of a column.
+
+        Args:
+            name: A logical column.
+
+        Returns:
+            Its class.
+
+        Raises:
+            KcapError: There is none of that name.
+        """
+        cls = TypeClass.I64 if name == logical.TIME_NS else self.types.get(name)
+        cls = cls or catalogue.class_of(name)
+        if cls is None:
+            near = difflib.get_close_matches(name, {*self.types, *catalogue.envelope()}, 1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            hint = f"{meant}kcap docs columns lists the columns"
+            raise KcapError(f"no column is called {name!r}", hint=hint)
+        return cls
+
+    @property
+    def all_rows(self) -> bool:
+        """Whether every row is wanted."""
+        return self.where is None and self.start_ns is None and self.end_ns is None
+
+    def deciding(self) -> list[str]:
+        """The columns of a batch that tell which rows are wanted."""
+        timed = [logical.TIME] if self.start_ns is not None or self.end_ns is not None else []
+        return logical.physical([*timed, *self._fields()])
+
+    def _fields(self) -> list[str]:
+        if self.where is None:
+            return []
+        if self.where.fields is None:
+            return list(logical.schema(self.types).names)
+        return sorted(self.where.fields)
+
+    def rows(self, batch: Batch) -> Rows:
+        """The rows that are wanted.
+
+        Args:
+            batch: Events, with the columns of `deciding`.
+
+        Returns:
+            Their numbers, ascending.
+
+        Raises:
+            KcapError: Arrow can't evaluate the filter over them.
+        """
+        kept = self._in_time(batch)
+        if self.where is None:
+            return np.arange(batch.rows, dtype=np.int32) if kept is None else kept
+        names = self._fields() or [logical.TIME]  # a table's length is that of its columns
+        fields = [pa.field(n, logical.arrow_type(n, self.class_of(n))) for n in names]
+        part = batch if kept is None else batch.take(kept)
+        try:
+            found = self.where.rows(logical.table(part, fields))
+        except pa.ArrowException as e:
+            hint = "compare a column with a constant of its own type; capture.schema names them"
+            raise KcapError(f"the filter can't be evaluated: {e}", hint=hint) from e
+        return found if kept is None else kept[found]
+
+    def _in_time(self, batch: Batch) -> Rows | None:
+        """The rows of the interval, None where all times are wanted."""
+        if self.start_ns is None and self.end_ns is None:
+            return None
+        times = batch.get(logical.TIME)
+        if times is None:
+            return np.zeros(0, np.int32)
+        stamps = np.asarray(times.values)
+        inside = np.ones(len(stamps), np.bool_)
+        if self.start_ns is not None:
+            inside &= stamps >= self.start_ns
+        if self.end_ns is not None:
+            inside &= stamps < self.end_ns
+        kept = np.flatnonzero(inside).astype(np.int32)
+        return kept if times.rows is None else times.rows[kept]
+
+    def matching(self, batch: Batch) -> Batch:
+        """What is wanted of a batch.
+
+        Args:
+            batch: Events with all that is wanted and all of `deciding`; side records stay.
+
+        Returns:
+            The rows and columns wanted.
+        """
+        if not self.all_rows:
+            rows = self.rows(batch)
+            batch = batch if len(rows) == batch.rows else batch.take(rows)
+        return batch if self.columns is None else batch.select(self.columns)
+
+
+class ChunkScan:
+    """Reads the chunks of a capture in a file that can hold what is wanted, and no others."""
+
+    def __init__(self, reader: CaptureReader, index: Index, wanted: Wanted) -> None:
+        """Prepare a scan.
+
+        Args:
+            reader: The capture.
+            index: Its index.
+            wanted: What is wanted of it.
+        """
+        self._reader = reader
+        self._table = index.table
+        self._wanted = wanted
+        self._columns = reader.columns()
+        self.losses = [*(Loss.from_json(e) for e in index.totals["loss"]), *index.losses]
+        """What the capture says was lost, and what is wrong with its end."""
+        names = (wanted.where and wanted.where.fields) or frozenset()
+        self._uses_index = any(
+            name in {"pid", "event", "seq"} or self._columns.get(name) is TypeClass.STR
+            for name in names
+        )
+
+    def in_time(self) -> list[int]:
+        """The chunks that may have an event in the interval, by their place in the table."""
+        low, high = self._table["ts_min"], self._table["ts_max"]
+        kept = np.ones(len(self._table), np.bool_)
+        if self._wanted.start_ns is not None:
+            kept &= (low <= high) & (high >= self._wanted.start_ns)
+        if self._wanted.end_ns is not None:
+            kept &= (low <= high) & (low < self._wanted.end_ns)
+        found: list[int] = np.flatnonzero(kept).tolist()
+        return found
+
+    def _may_match(self, number: int) -> bool:
+        where, types = self._wanted.where, self._columns
+        if where is None:
+            return True
+        entry = self._table[number]
+        if not where.may_match(chunk_values(entry, None, types)):
+            return False
+        if not self._uses_index:
+            return True
+        found = self._reader.chunk_index(number)
+        return found is None or where.may_match(chunk_values(entry, found, types))
+
+    def read(self, number: int) -> list[tuple[Batch, Loss | None]]:
+        """What is wanted of a chunk; nothing is read of one that can't hold it.
+
+        Args:
+            number: Its place in the table.
+
+        Returns:
+            Rows, perhaps none; behind those that could be rescued of a damaged chunk, what was
+            lost with it.
+        """
+        if not self._may_match(number):
+            return []
+        try:
+            return [(self._chunk(number), None)]
+        except KcapError:
+            names = self._wanted.columns
+            if names is not None:
+                names = (*names, *self._wanted.deciding())
+            parts = self._reader.rescued(number, names)
+            return [(self._wanted.matching(batch), loss) for batch, loss in parts]
+
+    def _chunk(self, number: int) -> Batch:
+        """The rows wanted: first the columns that tell which, then of these rows the others."""
+        wanted = self._wanted
+        if wanted.all_rows:
+            return self._reader.chunk(number, wanted.columns)
+        deciding = wanted.deciding()
+        batch = self._reader.chunk(number, deciding)
+        rows = wanted.rows(batch)
+        if not len(rows):
+            return EMPTY
+        names = self._columns if wanted.columns is None else wanted.columns
+        others = [name for name in names if name not in deciding]
+        if others:
+            batch = batch.adding(self._reader.chunk(number, others).columns)
+        batch = batch if len(rows) == batch.rows else batch.take(rows)
+        return batch if wanted.columns is None else batch.select(wanted.columns)
+
+
+def chunk_values(
+    entry: Any,  # noqa: ANN401  (numpy's type of one entry is no better)
+    index: ChunkIndex | None,
+    types: Mapping[str, TypeClass],
+) -> Callable[[str], Values]:
+    """What the columns may hold in a chunk.
+
+    Args:
+        entry: The chunk's entry in the table.
+        index: Its CHUNK_INDEX; None where that was not read, or is not there.
+        types: All columns of the capture.
+
+    Returns:
+        A function of a logical column's name.
+    """
+
+    def values_of(name: str) -> Values:
+        if name in (logical.TIME, logical.TIME_NS):
+            low, high = int(entry["ts_min"]), int(entry["ts_max"])
+            if low > high or name == logical.TIME_NS:
+                return _interval(low, high)
+            return Interval(low // _US * _US, high // _US * _US, "time")
+        if name not in types:
+            return Nothing()
+        if name == "ord":
+            return _interval(int(entry["ord_min"]), int(entry["ord_max"]))
+        return Anything() if index is None else _indexed(name, index, types[name])
+
+    return values_of
+
+
+def _indexed(name: str, index: ChunkIndex, cls: TypeClass) -> Values:
+    """What a CHUNK_INDEX says of a column."""
+    if name == "seq":
+        return _interval(*index.seq)
+    if name == "pid" and index.pids is not None:
+        return Integers(index.pids)
+    if name == "event" and all(len(n.encode()) < _CUT_BYTES for n in index.types):
+        return Texts(frozenset(index.types))
+    if cls is TypeClass.STR and index.strings is not None:
+        return Hashed(index.strings.may_hold)
+    return Anything()
+
+
+def _interval(low: int, high: int) -> Values:
+    return Nothing() if low > high else Interval(low, high)
