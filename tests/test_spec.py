@@ -79,6 +79,12 @@ def presence(form: int, raw: bytes, present: int, rows: int) -> tuple[list[int],
 def integers(encoding: int, base: int, count: int, raw: bytes, at: int, cls: str) -> Any:
     """6.5."""
     code = WIDTHS[encoding & 15]
+    if encoding & 0x40:
+        first = 8 if encoding & 0x10 else 0
+        size, items = struct.calcsize(code), count - (first > 0)
+        wide = raw[at + first : at + first + size * items]
+        bytes_of = [wide[i::items] for i in range(items)]
+        raw = raw[: at + first] + b"".join(bytes_of) + raw[at + first + len(wide) :]
     if encoding & 0x10:
         (first,), at = numbers("Q", raw, at, 1)
         steps, at = numbers(code, raw, at, count - 1)

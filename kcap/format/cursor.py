@@ -23,7 +23,7 @@ class Encoded:
     distinct: int = 0
     """Entries of a dictionary; of lists the number of items."""
     plain: Encoded | None = None
-    """Integers as they are without differences, where ``data`` has those."""
+    """Integers in their plain form, where ``data`` may have another."""
     frame: bytes | None = None
     """``data`` compressed at level 3, where that was tried already."""
     entries: pa.Array | None = None

@@ -14,6 +14,7 @@ from kcap.format.cursor import Cursor, Encoded
 
 DELTA: Final = 0x10
 HUNDREDS: Final = 0x20
+PLANES: Final = 0x40
 _WIDTHS: Final = (None, np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8"))
 _MASK: Final = (1 << 64) - 1
 
@@ -38,7 +39,7 @@ def _offsets(values: npt.NDArray[Any], low: int, width: int) -> bytes:
 
 
 def encode_integers(values: npt.NDArray[Any], *, deltas: bool = True) -> Encoded:
-    """int64 or uint64 values, plain or as deltas, whichever compresses better (clause 6.5).
+    """int64 or uint64 values in the form that compresses best (clause 6.5).
 
     Args:
         values: At least one, of type int64 or uint64.
@@ -53,11 +54,28 @@ def encode_integers(values: npt.NDArray[Any], *, deltas: bool = True) -> Encoded
     if len(values) == 1 or not width or not deltas:
         return plain
     # Interleaved counters are as wide as their differences, and only these repeat: it takes a try.
-    steps = _deltas(values)
-    frames = zstd.compress(plain.data), zstd.compress(steps.data)
-    if len(frames[0]) <= len(frames[1]):
-        return replace(plain, frame=frames[0])
-    return replace(steps, plain=plain, frame=frames[1])
+    tried = _compressed(plain)
+    steps = _compressed(_deltas(values))
+    chosen = tried if len(tried.frame or b"") <= len(steps.frame or b"") else steps
+    if chosen.encoding & 0x0F > 1:
+        planes = _compressed(_planes(chosen))
+        chosen = planes if len(planes.frame or b"") < len(chosen.frame or b"") else chosen
+    return replace(chosen, plain=plain)
+
+
+def _compressed(form: Encoded) -> Encoded:
+    """A form with its frame."""
+    return replace(form, frame=zstd.compress(form.data))
+
+
+def _planes(form: Encoded) -> Encoded:
+    """A form with the bytes of its offsets by significance, all lowest ones first."""
+    at = 8 if form.encoding & DELTA else 0
+    offsets = np.frombuffer(form.data, np.uint8, offset=at).reshape(
+        -1, _bytes(form.encoding & 0x0F)
+    )
+    data = form.data[:at] + offsets.T.tobytes()
+    return replace(form, data=data, encoding=form.encoding | PLANES)
 
 
 def _deltas(values: npt.NDArray[Any]) -> Encoded:
@@ -94,7 +112,8 @@ def decode_integers(
         DamagedError: There is no such encoding.
     """
     width = encoding & 0x0F
-    if width >= len(_WIDTHS) or encoding & 0xC0 or encoding & 0x30 == HUNDREDS:
+    known = width < len(_WIDTHS) and not encoding & 0x80 and encoding & 0x30 != HUNDREDS
+    if not known or (encoding & PLANES and width <= 1):
         raise DamagedError(f"there is no integer encoding {encoding}")
     delta = bool(encoding & DELTA)
     out = np.empty(count, np.uint64)
@@ -105,7 +124,11 @@ def decode_integers(
     if dtype is None:
         rest[:] = base
     else:
-        np.add(cursor.array(dtype, len(rest)), np.uint64(base), out=rest, dtype=np.uint64)
+        offsets = cursor.array(dtype, len(rest))
+        if encoding & PLANES:
+            planes = offsets.view(np.uint8).reshape(dtype.itemsize, len(rest))
+            offsets = np.ascontiguousarray(planes.T).view(dtype).reshape(-1)
+        np.add(offsets, np.uint64(base), out=rest, dtype=np.uint64)
     if encoding & HUNDREDS:
         np.multiply(rest, np.uint64(100), out=rest)
     if delta:

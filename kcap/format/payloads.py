@@ -18,6 +18,9 @@ from kcap.model.classes import I64_MAX, I64_MIN
 
 MAJOR: Final = 1
 MINOR: Final = 1
+FEATURES: Final = ("planes",)
+"""What a reader must know of this version that one of 1.0 does not."""
+
 FILE_ID_BYTES: Final = 16
 END_BYTES: Final = 24
 
@@ -104,8 +107,11 @@ class FileHeader:
             what = f"format version {self.major}.{self.minor}"
             raise VersionError(what, expected=f"version {MAJOR}", hint=hint)
         requires = self.meta.get("requires") or []
-        if requires:
-            raise VersionError(f"the capture needs the features {requires}", hint=hint)
+        if not isinstance(requires, list):
+            raise DamagedError("the FILE_HEADER's list of required features is none")
+        unknown = [name for name in requires if name not in FEATURES]
+        if unknown:
+            raise VersionError(f"the capture needs the features {unknown}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

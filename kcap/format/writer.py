@@ -174,7 +174,11 @@ class CaptureWriter:
     def _begin(self, file_id: bytes) -> None:
         self._file_id = file_id
         self._out = Appender(self._stream, file_id, file=self._file, sync=self._sync)
-        meta = {"canonical": self._canonical, "kcap": kcap.__version__, "requires": []}
+        meta = {
+            "canonical": self._canonical,
+            "kcap": kcap.__version__,
+            "requires": list(payloads.FEATURES),
+        }
         header = payloads.FileHeader(file_id, self._created_ns, meta).pack()
         self._record(Kind.FILE_HEADER, header)
         self._record(Kind.FILE_HEADER, header)
