@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from formats import Format, all_formats
+from scans import last_percent, scans
 from workloads import REPEATED, ROOT, Workload, workloads
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -180,6 +181,9 @@ def main() -> None:
             print(f"measuring {workload.name} …", file=sys.stderr)
             measured[workload.name] = measure(workload, folder, options.rounds)
             parts.append(table(workload, measured[workload.name]))
+            if len(measured) == 1 or workload.name == REPEATED:
+                parts.append(scans(workload, folder, best_of_turn))
+                parts.append(last_percent(workload, folder, best_of_turn))
     parts.insert(1, goals(measured))
     text = "\n".join(parts)
     print(text)
