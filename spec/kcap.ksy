@@ -311,7 +311,7 @@ types:
       - id: first
         type: u8
         if: is_delta
-      - id: steps
+      - id: offsets
         type:
           switch-on: width
           cases:
@@ -320,15 +320,25 @@ types:
             3: u4
             4: u8
         repeat: expr
-        repeat-expr: "is_delta ? num_values - 1 : num_values"
-        if: width > 0
+        repeat-expr: num_offsets
+        if: width > 0 and not is_planes
+      - id: planes
+        doc: The lowest byte of every offset, then the next of every one, and so on.
+        size: num_offsets
+        repeat: expr
+        repeat-expr: "width == 2 ? 2 : width == 3 ? 4 : 8"
+        if: is_planes
     instances:
+      num_offsets:
+        value: "is_delta ? num_values - 1 : num_values"
       width:
         value: encoding & 0x0f
       is_delta:
         value: (encoding & 0x10) != 0
       is_divided:
         value: (encoding & 0x20) != 0
+      is_planes:
+        value: (encoding & 0x40) != 0
   floats:
     params:
       - id: num_values

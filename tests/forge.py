@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -33,12 +34,19 @@ class Part:
     number: int | None = None
     length: int | None = None
     version: int = 1
+    was_at: int | None = None
+    """Its offset in the capture that it was taken from."""
 
 
 def parts_of(data: bytes) -> list[Part]:
     """The records of an intact capture."""
-    found = opened(data).scanner().records()
-    return [Part(r.header.kind, bytes(r.payload)) for r in found if isinstance(r, scan.Record)]
+    found = [r for r in opened(data).scanner().records() if isinstance(r, scan.Record)]
+    return [Part(r.header.kind, bytes(r.payload), flags=_flags(r), was_at=r.offset) for r in found]
+
+
+def _flags(found: scan.Record) -> int | None:
+    """The flags of a record whose kind nothing is known of."""
+    return None if found.header.kind in list(Kind) else found.header.flags
 
 
 def packed(part: Part, number: int, file_id: bytes = FILE_ID) -> bytes:
@@ -54,37 +62,56 @@ def packed(part: Part, number: int, file_id: bytes = FILE_ID) -> bytes:
     return head + crc + part.payload.ljust(record.padded(len(part.payload)), b"\0")
 
 
-def assembled(parts: Sequence[Part], *, edit: Callable[..., Any] | None = None) -> bytes:
-    """A capture of these records; a FOOTER gets the chain and the places that are right for them.
+def assembled(
+    parts: Sequence[Part], *, edit: Callable[..., Any] | None = None, file_id: bytes = FILE_ID
+) -> bytes:
+    """A capture of these records; CHECKPOINTs and FOOTER get the chain and the places that fit.
 
     Args:
         parts: The records.
         edit: Changes the FOOTER's chunk table, a writable array, and its totals; may return
             other totals.
+        file_id: The file's 16 bytes.
 
     Returns:
         Its bytes.
     """
     out = b""
-    chain = record.Chain(FILE_ID)
-    places: list[list[int]] = []
+    chain = record.Chain(file_id)
+    places: dict[int, tuple[int, int]] = {}
+    before = (0, bytes(32))
     for number, part in enumerate(parts):
         if part.kind == Kind.FOOTER:
             footer = payloads.Footer.unpack(part.payload)
-            table = footer.chunks.copy()
-            for row, place in zip(table, places, strict=False):
-                row["offset"], row["length"], row["index"] = place
-            totals = dict(footer.totals)
+            table, totals = _placed(footer.chunks, footer.totals, places)
             if edit is not None:
                 totals = edit(table, totals) or totals
             made = payloads.Footer(footer.file_id, chain.value, table, totals)
             part = replace(part, payload=made.pack(len(out)))  # noqa: PLW2901
-        raw = packed(part, number)
+        elif part.kind == Kind.CHECKPOINT:
+            point = payloads.Checkpoint.unpack(part.payload)
+            table, totals = _placed(point.chunks, point.totals, places)
+            fresh = payloads.Checkpoint(point.file_id, chain.value, *before, table, totals)
+            part = replace(part, payload=fresh.pack())  # noqa: PLW2901
+        raw = packed(part, number, file_id)
         chain.add(raw)
-        if part.kind == Kind.CHUNK:
-            places.append([len(out), len(raw), len(out) + len(raw)])
+        if part.kind == Kind.CHECKPOINT:
+            before = (len(out), hashlib.sha256(raw).digest())
+        if part.was_at is not None:
+            places[part.was_at] = (len(out), len(raw))
         out += raw
     return out
+
+
+def _placed(table: Any, totals: Any, places: dict[int, tuple[int, int]]) -> tuple[Any, Any]:
+    """A chunk table, and totals, with the places to which records have come."""
+    table, totals = table.copy(), dict(totals)
+    for row in table:
+        old = int(row["offset"])
+        row["offset"], row["length"] = places.get(old, (old, row["length"]))
+        row["index"] = places.get(int(row["index"]), (row["index"], 0))[0]
+    totals["states"] = [places.get(at, (at, length)) for at, length in totals["states"]]
+    return table, totals
 
 
 def with_part(data: bytes, kind: Kind, edit: Callable[[Part], Part], nth: int = 0) -> bytes:
