@@ -42,7 +42,7 @@ def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Sourc
         KcapError: The input can't be opened.
     """
     name = os.fspath(path)
-    stream = _open(name)
+    stream = open_stream(name)
     try:
         head, stream = _peek(stream)
         if not head:
@@ -55,7 +55,18 @@ def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Sourc
         raise
 
 
-def _open(name: str) -> BinaryIO:
+def open_stream(name: str) -> BinaryIO:
+    """Open an input as it is.
+
+    Args:
+        name: Its path; ``-`` for standard input.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        KcapError: It can't be opened.
+    """
     if name == "-":
         if sys.stdin is None:
             raise KcapError("standard input is closed", file=name)

@@ -157,7 +157,8 @@ def _closing(stream: BinaryIO, path: str) -> Iterator[BinaryIO]:
 
 
 def _descriptor(target: Path, create: int) -> int:
-    flags = os.O_WRONLY | create | _NOFOLLOW | _BINARY
+    # What a verb creates it may read again, to check it.
+    flags = (os.O_RDWR if create else os.O_WRONLY) | create | _NOFOLLOW | _BINARY
     try:
         return os.open(target, flags, _PRIVATE)
     except FileExistsError:

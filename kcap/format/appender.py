@@ -69,7 +69,20 @@ class Appender:
             OutputError: The stream does not take it.
         """
         assert len(payload) <= limits.RECORD_PAYLOAD_BYTES, kind
-        raw = record.whole(kind, self.number, payload, self._file_id)
+        return self.copy(record.whole(kind, self.number, payload, self._file_id))
+
+    def copy(self, raw: bytes | memoryview) -> int:
+        """Append a record as it is.
+
+        Args:
+            raw: All of its bytes; the next record has the number behind its own.
+
+        Returns:
+            Its offset.
+
+        Raises:
+            OutputError: The stream does not take it.
+        """
         if self.failed:
             raise OutputError("writing failed before", file=self._file, offset=self.offset)
         with self._failing():
@@ -77,7 +90,7 @@ class Appender:
         self._chain.add(raw)
         self._hash.update(raw)
         offset, self.offset = self.offset, self.offset + len(raw)
-        self.number += 1
+        self.number = record.unchecked(raw).number + 1
         return offset
 
     def flush(self) -> None:

@@ -18,6 +18,7 @@ from kcap.format.chunk import Chunk
 from kcap.format.chunk_index import ChunkIndex, Indexer
 from kcap.format.payloads import Checkpoint
 from kcap.format.record import ALIGNMENT, HEADER_BYTES, MAGIC, Header, Kind
+from kcap.format.recovery import Recovery
 from kcap.format.tail import Tails, Waiting
 from kcap.format.totals import Totals
 from kcap.format.window import FileWindow
@@ -222,6 +223,9 @@ class _Rest:
         elif kind == Kind.LOSS:
             entries = body.unpack_objects(payload, "LOSS")
             self._totals.lose(Loss.from_json(e) for e in entries)
+        elif kind == Kind.RECOVERY:
+            loss = Recovery.unpack(payload).loss()
+            self._totals.lose([loss] if loss is not None else [])
         elif kind == Kind.STATE:
             self._totals.states.append([item.offset, item.header.size])
 

@@ -147,7 +147,7 @@ def unpack(raw: bytes, file_id: bytes) -> Header | None:
     return unchecked(raw)
 
 
-def unchecked(raw: bytes) -> Header:
+def unchecked(raw: bytes | memoryview) -> Header:
     """Read a header without a look at its CRC.
 
     Args:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
 import zlib
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kcap import limits
-from kcap.errors import DamagedError, NotACaptureError, TruncatedError
+from kcap.errors import DamagedError, KcapError, NotACaptureError, TruncatedError
 from kcap.format import record
 from kcap.format.payloads import FILE_ID_BYTES, FileHeader, Footer, footer_place
-from kcap.format.record import ALIGNMENT, HEADER_BYTES, MAGIC, Header, Kind
+from kcap.format.record import HEADER_BYTES, MAGIC, Header, Kind
+from kcap.format.recovery import Missing, Recovery
 from kcap.format.window import FileWindow, Window
 
 _SEARCH_HEADER: Final = 1 << 20
 _STEP: Final = 1 << 20
+_TRIES: Final = 256 << 20
+"""Bytes of records that a scan may look at in vain, besides the length of the input: so many false
+headers can't make it slow."""
 
 
 class Record(NamedTuple):
@@ -57,6 +62,23 @@ def read_file_header(window: Window, file: str) -> FileHeader:
         NotACaptureError: There is none.
         TruncatedError: The input ends before the first one does.
     """
+    return find_file_header(window, file)[0]
+
+
+def find_file_header(window: Window, file: str) -> tuple[FileHeader, bytes]:
+    """As `read_file_header`, with the bytes that it was read from.
+
+    Args:
+        window: The capture.
+        file: Its name, for errors.
+
+    Returns:
+        The header and the payload of its record.
+
+    Raises:
+        NotACaptureError: There is none.
+        TruncatedError: The input ends before the first one does.
+    """
     # A live stream may hold no more than this record yet, so no more is asked for at first.
     head = window.read_at(0, HEADER_BYTES)
     head = window.read_at(0, min(_announced(head), _SEARCH_HEADER)) if head else head
@@ -64,7 +86,7 @@ def read_file_header(window: Window, file: str) -> FileHeader:
     if found is not None:
         return found
     head = window.read_at(0, _SEARCH_HEADER)
-    for at in _candidates_from(head, 0):
+    for at in candidates(head, 0):
         found = _file_header_at(head, at)
         if found is not None:
             return found
@@ -83,18 +105,20 @@ def _announced(head: bytes) -> int:
     return record.unchecked(head).size if len(head) >= HEADER_BYTES else HEADER_BYTES
 
 
-def _file_header_at(head: bytes, at: int) -> FileHeader | None:
+def _file_header_at(head: bytes, at: int) -> tuple[FileHeader, bytes] | None:
     """The FILE_HEADER at a place, if it is intact."""
     start = at + HEADER_BYTES
     file_id = head[start : start + FILE_ID_BYTES]
     header = record.unpack(head[at:start], file_id)
     if header is None or header.kind != Kind.FILE_HEADER:
         return None
+    if at > header.number * header.size or header.number > 1:
+        return None  # of a capture that lies inside this one's values
     payload = head[start : start + header.length]
     if len(payload) != header.length or zlib.crc32(payload) != header.payload_crc:
         return None
     try:
-        return FileHeader.unpack(payload)
+        return FileHeader.unpack(payload), payload
     except DamagedError:
         return None
 
@@ -164,6 +188,8 @@ class Scanner:
         self._at = start
         self._end = end
         self._any_first = start > 0 and last < 0
+        self._missing = Missing()
+        self._tried = 0
         self.torn = False
         """The input ended inside a record."""
 
@@ -178,7 +204,7 @@ class Scanner:
             if not raw:
                 return
             if len(raw) < HEADER_BYTES:
-                yield self._torn(None, "the input ends inside a record's header")
+                yield self._torn(None, "the input ends inside a record's header", len(raw))
                 return
             header = record.unpack(raw, self._file_id)
             problem = self._problem(header)
@@ -202,54 +228,104 @@ class Scanner:
 
     def _whole(self, header: Header) -> Iterator[Record | Damage]:
         """The record at the current place, whose header holds."""
+        gap = (
+            [] if self._any_first else self._missing.unexplained(self._last + 1, header.number - 1)
+        )
+        if gap:
+            numbers = " and ".join(f"{a} to {b}" for a, b in gap)
+            yield Damage(self._at, self._at, gap[0][0], None, f"records {numbers} are missing")
+        self._any_first = False
         raw = memoryview(self._window.read_at(self._at, header.size))
         if len(raw) < header.size:
-            yield self._torn(header, f"the input ends inside a {header.name} record")
+            yield self._shortened(header) or self._torn(
+                header, f"the input ends inside a {header.name} record", len(raw)
+            )
             return
-        if header.number != self._last + 1 and not self._any_first:
-            reason = f"records {self._last + 1} to {header.number - 1} are missing"
-            yield Damage(self._at, self._at, self._last + 1, None, reason)
-        self._any_first = False
-        start, self._at, self._last = self._at, self._at + header.size, header.number
         payload = raw[HEADER_BYTES : HEADER_BYTES + header.length]
         if self._checks and zlib.crc32(payload) != header.payload_crc:
-            reason = f"the {header.name} record fails its CRC"
-            yield Damage(start, self._at, header.number, header.kind, reason)
+            yield self._shortened(header) or self._bad(
+                header, f"the {header.name} record fails its CRC"
+            )
             return
+        start, self._at, self._last = self._at, self._at + header.size, header.number
         if self._checks and any(raw[HEADER_BYTES + header.length :]):
             reason = f"the padding of the {header.name} record is not zero"
             yield Damage(start, self._at, header.number, header.kind, reason, harmless=True)
+        if header.kind == Kind.RECOVERY:
+            self._explained(payload, header.number)
         yield Record(start, header, payload, raw)
 
-    def _torn(self, header: Header | None, reason: str) -> Damage:
+    def _explained(self, payload: memoryview, number: int) -> None:
+        """Take in what a RECOVERY record says is missing."""
+        try:
+            self._missing.add(Recovery.unpack(payload).missing, number)
+        except KcapError:
+            return  # it explains nothing; whoever reads the record says what is wrong with it
+
+    def _bad(self, header: Header, reason: str) -> Damage:
+        """Pass over a damaged record by its length."""
+        start, self._at, self._last = self._at, self._at + header.size, header.number
+        return Damage(start, self._at, header.number, header.kind, reason)
+
+    def _shortened(self, header: Header) -> Damage | None:
+        """Pass over a record of which bytes are gone, so that others begin within its length.
+
+        Returns:
+            The damage; None where the length of the record still holds, or may.
+        """
+        start = self._at
+        self._tried += header.size
+        if self._tried > _TRIES + start:
+            return None
+        behind = self._window.read_at(start + header.size, HEADER_BYTES)
+        after = record.unpack(behind, self._file_id)
+        if after is not None and after.number > header.number:
+            return None
+        last, self._last = self._last, header.number
+        at = self._search(start + HEADER_BYTES, start + header.size)
+        found = record.unpack(self._window.read_at(at, HEADER_BYTES), self._file_id)
+        if found is None or at >= start + header.size:
+            self._last = last
+            return None
+        self._at, self._last = at, found.number - 1
+        only = found.number == header.number + 1
+        reason = f"bytes of the {header.name} record are gone"
+        return Damage(start, at, header.number, header.kind if only else None, reason)
+
+    def _torn(self, header: Header | None, reason: str, length: int) -> Damage:
         self.torn = True
         kind = None if header is None else header.kind
-        return Damage(self._at, self._at, self._last + 1, kind, reason, torn=True)
+        number = self._missing.next(self._last + 1) if header is None else header.number
+        return Damage(self._at, self._at + length, number, kind, reason, torn=True)
 
     def _resynchronise(self, reason: str) -> Damage:
         """Find the next header to believe, and say what was passed over."""
         start = self._at
-        self._at = self._search(start + ALIGNMENT)
-        damage = Damage(start, self._at, self._last + 1, None, reason)
+        number = self._missing.next(self._last + 1)
+        self._at = self._search(start + 1)
         if found := record.unpack(self._window.read_at(self._at, HEADER_BYTES), self._file_id):
             self._last = found.number - 1  # the gap is part of this damage
-        return damage
+        return Damage(start, self._at, number, None, reason)
 
-    def _search(self, at: int) -> int:
-        """The place of the next believable header, or the end of the input."""
-        while block := self._window.read_at(at, _STEP):
-            for found in _candidates_from(block, at):
+    def _search(self, at: int, end: int | None = None) -> int:
+        """The place of the next believable header, or the end of the input or of a range."""
+        while True:
+            block = self._window.read_at(at, _STEP)
+            for found in candidates(block, at):
                 if self._believable(found):
                     return found
             if len(block) < _STEP:
                 return at + len(block)
             at += _STEP - HEADER_BYTES
-            self._window.release(at)
-        return at
+            if end is None:
+                self._window.release(at)
+            elif at >= end:
+                return end
 
     def _believable(self, at: int) -> bool:
         """Whether a header found after damage is a record's header (clause 2.7)."""
-        if any(start < at < start + length for start, length in self._solid):
+        before = bisect.bisect_left(self._solid, (at, 0)) - 1
+        if before >= 0 and at < sum(self._solid[before]):
             return False
         header = record.unpack(self._window.read_at(at, HEADER_BYTES), self._file_id)
         if header is None or self._problem(header):
@@ -258,15 +334,29 @@ class Scanner:
         if len(end) < HEADER_BYTES:
             return True
         after = record.unpack(end, self._file_id)
-        return after is not None and after.number > header.number
+        if after is not None and after.number > header.number:
+            return True
+        # What is behind it may be damaged too: then its own payload has to hold.
+        self._tried += header.size
+        if self._tried > _TRIES + at:
+            return False
+        payload = self._window.read_at(at + HEADER_BYTES, header.length)
+        return zlib.crc32(payload) == header.payload_crc
 
 
-def _candidates_from(block: bytes, base: int) -> Iterator[int]:
-    """Aligned places of the magic in a block that starts at ``base``."""
+def candidates(block: bytes, base: int) -> Iterator[int]:
+    """Where a record may begin: bytes that are gone leave what is behind them at any place.
+
+    Args:
+        block: Some bytes of a capture.
+        base: Their place in it.
+
+    Yields:
+        Places of the magic.
+    """
     at = block.find(MAGIC)
     while at >= 0:
-        if (base + at) % ALIGNMENT == 0:
-            yield base + at
+        yield base + at
         at = block.find(MAGIC, at + 1)
 
 

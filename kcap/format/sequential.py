@@ -10,6 +10,7 @@ from kcap.errors import KcapError, VersionError
 from kcap.format import body, record, scan, schema, tail
 from kcap.format.chunk import Chunk
 from kcap.format.record import ANCILLARY, Header, Kind
+from kcap.format.recovery import Recovery
 from kcap.format.state_tables import read_state
 from kcap.format.tail import Tails, Waiting
 from kcap.model.batch import EMPTY, Batch
@@ -47,6 +48,7 @@ class Sequential:
             Kind.SCHEMA: self._read_schema,
             Kind.LOSS: self._loss,
             Kind.STATE: self._state,
+            Kind.RECOVERY: self._recovery,
         }
 
     def batches(self) -> Iterator[Batch]:
@@ -213,6 +215,11 @@ class Sequential:
     def _loss(self, item: scan.Record) -> None:
         entries = body.unpack_objects(item.payload, "LOSS")
         self._before.extend(Loss.from_json(e) for e in entries)
+
+    def _recovery(self, item: scan.Record) -> None:
+        loss = Recovery.unpack(item.payload).loss()
+        if loss is not None:
+            self._before.append(loss)
 
     def _state(self, item: scan.Record) -> None:
         self._before.append(read_state(item.payload, self._schema))

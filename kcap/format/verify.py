@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from kcap.format.chunk import Chunk
 from kcap.format.chunk_index import ChunkIndex, Indexer, pids_of
 from kcap.format.content import ContentHash
 from kcap.format.reader import CaptureReader
+from kcap.format.rebuild import index_agrees
 from kcap.format.record import ANCILLARY, NEEDED, Kind
+from kcap.format.recovery import Recovery
 from kcap.format.state_tables import read_state
 from kcap.format.tail import Tails, Waiting
 from kcap.format.totals import Totals
@@ -58,6 +60,8 @@ class Report:
     """Bytes read."""
     file_hash: str | None
     """SHA-256 of the whole file in hex, None where some of it is damaged."""
+    recoveries: tuple[Recovery, ...] = ()
+    """What repairs left out of the capture; that is no finding."""
 
     @property
     def good(self) -> bool:
@@ -100,6 +104,12 @@ class _Check:
         self._chunks = 0
         self._rows = 0
         self._broken = False
+        self._previous = -1
+        self._gap = False
+        self._after_gap = False
+        self._chunk_record = -1
+        self._chunk_number = -1
+        self._recoveries: list[Recovery] = []
 
     def run(self) -> Report:
         scanner = self._reader.scanner()
@@ -123,7 +133,16 @@ class _Check:
             self._found.append((end, self._records, None, "the capture has no FOOTER"))
         findings = tuple(Finding(i, *f) for i, f in enumerate(self._found, 1))
         whole = None if self._broken or scanner.torn else self._hash.hexdigest()
-        return Report(findings, state, self._records, self._chunks, self._rows, end, whole)
+        return Report(
+            findings=findings,
+            state=state,
+            records=self._records,
+            chunks=self._chunks,
+            rows=self._rows,
+            bytes=end,
+            file_hash=whole,
+            recoveries=tuple(self._recoveries),
+        )
 
     def _damage(self, item: scan.Damage) -> None:
         kind = None if item.kind is None else record.kind_name(item.kind)
@@ -142,11 +161,14 @@ class _Check:
         if (known and header.flags != flags) or header.flags & ~ANCILLARY:
             self._add(item, f"flags {header.flags}, which this kind does not have")
         self._records += header.kind != Kind.FOOTER
+        self._gap = self._gap or header.number > self._previous + 1
         try:
             for what in self._content_of(item):
                 self._add(item, what)
         except KcapError as e:
             self._add(item, str(e))
+        if header.kind != Kind.RECOVERY:
+            self._previous = header.number
         self._chain.add(item.raw)
         for totals in (self._totals, self._new):
             totals.records[header.name] += header.kind != Kind.FOOTER
@@ -163,8 +185,10 @@ class _Check:
             entry = body.unpack_object(payload, "SOURCE")
             for totals in (self._totals, self._new):
                 totals.sources[SourceInfo.from_json(entry).id] = entry
-        elif kind in (Kind.NOTE, Kind.RECOVERY):
-            body.unpack_object(payload, item.header.name)
+        elif kind == Kind.NOTE:
+            body.unpack_object(payload, "NOTE")
+        elif kind == Kind.RECOVERY:
+            yield from self._recovery(item)
         elif kind == Kind.LOSS:
             losses = [Loss.from_json(e) for e in body.unpack_objects(payload, "LOSS")]
             for totals in (self._totals, self._new):
@@ -183,6 +207,17 @@ class _Check:
             yield from self._check_checkpoint(item)
         elif kind == Kind.FOOTER:
             yield from self._footer(item)
+
+    def _recovery(self, item: scan.Record) -> Iterator[str]:
+        found = Recovery.unpack(item.payload)
+        if not found.missing or found.missing[0][0] != item.header.number:
+            yield "the RECOVERY does not have the first number that it says is missing"
+        self._recoveries.append(found)
+        self._gap = True
+        loss = found.loss()
+        if loss is not None:
+            for totals in (self._totals, self._new):
+                totals.lose([loss])
 
     def _tail(self, item: scan.Record) -> None:
         rows = tail.decode(item.payload, self._schema).rows
@@ -216,10 +251,14 @@ class _Check:
         live = self._tails.chunk(item.header.number, found.tails)
         self._live(live)
         if self._deep:
-            yield from self._against_tails(batch, [t for t in waiting if t not in live])
-        number = self._totals.chunks
-        if not self._broken and found.number != number:
-            yield f"chunk {found.number} stands in place {number}"
+            named = [t for t in waiting if t not in live]
+            if len(named) == found.tails.records:  # a damaged one says nothing of the chunk
+                yield from self._against_tails(batch, named)
+        place = self._chunk_number + 1
+        if not self._broken and (found.number < place or (found.number > place and not self._gap)):
+            yield f"chunk {found.number} stands in place {place}"
+        self._chunk_record, self._chunk_number = item.header.number, found.number
+        self._after_gap, self._gap = self._gap, False
         self._index = self._indexer.index(batch, found.number)
         self._batch = batch
         says = tuple(int(found.head[n]) for n in ("ts_min", "ts_max", "ord_min", "ord_max"))
@@ -241,9 +280,15 @@ class _Check:
 
     def _chunk_index(self, item: scan.Record) -> Iterator[str]:
         found = ChunkIndex.unpack(item.payload)
-        if self._index is not None and self._reader.header.minor == 0:
-            found = replace(found, state_rows=self._index.state_rows)  # 1.0 does not say
-        if found != self._index:
+        number, minor = item.header.number, self._reader.header.minor
+        if number != self._chunk_record + 1:
+            self._batch = None
+            if number == self._previous + 1 or found.number <= self._chunk_number:
+                yield "the CHUNK_INDEX follows no chunk"
+            self._chunk_number = found.number  # all that is left of a chunk
+        elif self._index is None or not index_agrees(
+            found, self._index, minor, after_gap=self._after_gap
+        ):
             yield "the CHUNK_INDEX does not say what its chunk holds"
         elif self._deep and self._batch is not None:
             if found.pids is not None and not np.array_equal(found.pids, pids_of(self._batch)):

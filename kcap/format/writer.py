@@ -33,7 +33,7 @@ CHECKPOINT_CHUNKS: Final = 64
 CHECKPOINT_BYTES: Final = 16 << 20
 """Chunks, or bytes, after which a CHECKPOINT says what is new."""
 
-_BLOOM_SHARE: Final = 40
+BLOOM_SHARE: Final = 40
 """A chunk's bloom filter takes at most this part of it: 1/40."""
 
 _LOSSES_A_RECORD: Final = 150
@@ -223,7 +223,7 @@ class CaptureWriter:
                 what = f"the capture has {limits.CHUNKS:,} chunks, the most it can"
                 raise OutputError(what, file=self._file, hint="begin another file")
             offset = self._record(Kind.CHUNK, payload)
-            strings = Bloom.of(bloom.distinct(made.entries), len(payload) // _BLOOM_SHARE)
+            strings = Bloom.of(bloom.distinct(made.entries), len(payload) // BLOOM_SHARE)
             index = self._indexer.index(part, self._totals.chunks, strings)
             length = self.bytes_written - offset
             index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
