@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -42,6 +43,7 @@ class Appender:
         """Of the next record."""
         self.offset = 0
         """Of the next record: the length of the file so far."""
+        self._flushed = 0
         self.failed = False
         """The stream took no more: nothing may be written any more."""
 
@@ -86,7 +88,7 @@ class Appender:
         if self.failed:
             raise OutputError("writing failed before", file=self._file, offset=self.offset)
         with self._failing():
-            self._stream.write(raw)
+            self._write(raw)
         self._chain.add(raw)
         self._hash.update(raw)
         offset, self.offset = self.offset, self.offset + len(raw)
@@ -99,10 +101,22 @@ class Appender:
         Raises:
             OutputError: The stream does not take it.
         """
+        if self.failed or self._flushed == self.offset:
+            return
         with self._failing():
             self._stream.flush()
             if self._sync is not None:
                 self._sync()
+        self._flushed = self.offset
+
+    def _write(self, raw: bytes | memoryview) -> None:
+        """Write all of a record; a stream without a buffer may take a part at a time."""
+        left = memoryview(raw)
+        while left:
+            taken = self._stream.write(left)
+            if not taken:
+                raise OSError(errno.EAGAIN, "the stream takes nothing")
+            left = left[taken:]
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:

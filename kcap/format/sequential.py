@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kcap import limits
 from kcap.errors import KcapError, VersionError
 from kcap.format import body, record, scan, schema, tail
-from kcap.format.chunk import Chunk
+from kcap.format.chunk import Chunk, Superseded
 from kcap.format.record import ANCILLARY, Header, Kind
 from kcap.format.recovery import Recovery
 from kcap.format.state_tables import read_state
@@ -145,7 +145,7 @@ class Sequential:
             return
         self._reader.work.note(batch)
         yield from self._live(self._tails.chunk(item.header.number, found.tails))
-        known = self._take_shown(found.tails.first if found.tails.records else None, batch.rows)
+        known = self._take_shown(found.tails, batch.rows)
         if known < batch.rows:
             yield batch.slice(known, batch.rows)
         self._eager = not self._reader.window.seekable
@@ -188,23 +188,11 @@ class Sequential:
         """Rows of the chunk to come that tails have given, or will give."""
         return sum(rows for _, rows in self._shown) + self._tails.rows
 
-    def _take_shown(self, first: int | None, rows: int) -> int:
-        """How many rows at a chunk's start were delivered as tails; they count no more.
-
-        A chunk that was too large was written as several, all naming the same tails.
-        """
-        if first is None:
-            self._shown.clear()
-            return 0
-        self._shown = [(n, r) for n, r in self._shown if n >= first]
-        known = min(rows, sum(r for _, r in self._shown))
-        left = known
-        while left:
-            number, count = self._shown[0]
-            part = min(left, count)
-            self._shown[0:1] = [(number, count - part)] if part < count else []
-            left -= part
-        return known
+    def _take_shown(self, named: Superseded, rows: int) -> int:
+        """How many rows at a chunk's start were delivered as tails; they count no more."""
+        shown, self._shown = self._shown, []
+        known = sum(r for n, r in shown if named.records and n >= named.first)
+        return min(rows, known)
 
     def _source(self, item: scan.Record) -> None:
         self._before.append(SourceInfo.from_json(body.unpack_object(item.payload, "SOURCE")))

@@ -21,6 +21,7 @@ from kcap.format.chunk import (
     decode_column,
     encode_columns,
     read_entries,
+    size_of,
 )
 from kcap.format.schema import EVENTS, Schema
 from kcap.model.batch import Batch
@@ -28,7 +29,7 @@ from kcap.model.batch import Batch
 _HEAD: Final = struct.Struct("<qIII4x")
 
 
-def encode(batch: Batch, schema: Schema) -> bytes:
+def encode(batch: Batch, schema: Schema) -> tuple[bytes, int]:
     """Encode events that wait for their chunk.
 
     Args:
@@ -36,14 +37,15 @@ def encode(batch: Batch, schema: Schema) -> bytes:
         schema: Has an id for every column.
 
     Returns:
-        The payload of a TAIL record.
+        The payload of a TAIL record, and what the rows take in memory (clause 3.3).
 
     Raises:
         LimitError: They are more than a tail may hold.
     """
     entries, parts = [], []
-    at = 0
-    for _, entry, form in encode_columns(batch, schema, EVENTS):
+    at = size = 0
+    for name, entry, form in encode_columns(batch, schema, EVENTS):
+        size += size_of(entry, batch.columns[name].cls)
         entries.append(entry._replace(offset=at))
         parts.append(form.data)
         at += entry.decoded
@@ -51,7 +53,8 @@ def encode(batch: Batch, schema: Schema) -> bytes:
     if len(raw) > limits.CHUNK_BYTES:
         raise LimitError(f"{batch.rows} events of {len(raw)} bytes in one TAIL")
     first = bounds(batch, "ord").low
-    return _HEAD.pack(first, batch.rows, len(entries), len(raw)) + zstd.compress(raw)
+    head = _HEAD.pack(first, batch.rows, len(entries), len(raw))
+    return head + zstd.compress(raw), size
 
 
 def rows_in(payload: bytes | memoryview) -> int:

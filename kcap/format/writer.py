@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,13 @@ from kcap.format.totals import Totals
 from kcap.model.batch import Batch
 from kcap.model.side import Loss, Snapshot, SourceInfo
 
-TAIL_ROWS: Final = 4096
-"""Rows from which `CaptureWriter.commit` closes the chunk: tails of them would cost more."""
+TAIL_ROWS: Final = 2048
+"""New rows from which `CaptureWriter.commit` closes the chunk: a TAIL of them takes as much time
+and makes the file larger (docs/decisions.md)."""
+
+_TAILS_BYTES: Final = limits.CHUNK_BYTES // 2
+"""Size of the TAILs for one chunk. Together their rows may take up to twice what they took one by
+one, as codes get wider and columns sparse; so one chunk can always hold them."""
 
 CHECKPOINT_CHUNKS: Final = 64
 CHECKPOINT_BYTES: Final = 16 << 20
@@ -91,7 +96,7 @@ class CaptureWriter:
         self._schema = schema.Schema()
         self._pending = Pending(chunk_rows)
         self._options = {"chunk_rows": chunk_rows, "level": level}
-        self._tails = Superseded()
+        self._tails = _Tails()
         self._indexer = Indexer()
         self._content = ContentHash()
         self._losses: list[Loss] = []
@@ -141,6 +146,8 @@ class CaptureWriter:
 
     def flush(self) -> None:
         """Close the current chunk, so that everything taken so far is in the file."""
+        if self._out is None:
+            return  # nothing was taken yet
         if self._pending.rows:
             self._chunk(self._pending.take())
         self._write_losses()
@@ -149,9 +156,9 @@ class CaptureWriter:
     def commit(self) -> None:
         """Make everything taken so far durable.
 
-        Events that wait for their chunk go into a TAIL; where they are many, a chunk is closed.
+        Events that came since the last time go into a TAIL; where they are many, a chunk is closed.
         """
-        if self._pending.rows >= TAIL_ROWS or not self._tail():
+        if self._out is None or not self._tail():
             self.flush()
         else:
             self._write_losses()
@@ -200,24 +207,27 @@ class CaptureWriter:
         fresh = self._pending.fresh()
         if not fresh.rows:
             return True
+        if fresh.rows >= TAIL_ROWS:
+            return False
         fresh = self._describable(schema.EVENTS, fresh)
         self._pending.saved(fresh)
         if not fresh.rows:
             return True
         try:
-            payload = tail.encode(fresh, self._schema)
+            payload, size = tail.encode(fresh, self._schema)
         except LimitError:
+            return False
+        if self._tails.size + size > _TAILS_BYTES:
             return False
         number = self._appender.number
         self._record(Kind.TAIL, payload)
-        first, count = self._tails
-        self._tails = Superseded(first if count else number, count + 1)
+        self._tails = self._tails.with_one(number, fresh.rows, size)
         return True
 
     def _chunk(self, batch: Batch) -> None:
         """Write events as a chunk, as several where they are more than one may hold."""
         batch = self._describable(schema.EVENTS, batch)
-        tails, self._tails = self._tails, Superseded()
+        tails, self._tails = self._tails, _Tails()
         for part, payload, made in self._encoded(schema.EVENTS, batch, self._totals.chunks, tails):
             if self._totals.chunks >= limits.CHUNKS:
                 what = f"the capture has {limits.CHUNKS:,} chunks, the most it can"
@@ -250,27 +260,30 @@ class CaptureWriter:
         table: str,
         batch: Batch,
         number: int,
-        tails: Superseded = Superseded(),  # noqa: B008
+        tails: _Tails | None = None,
     ) -> Iterator[tuple[Batch, bytes, ByProducts]]:
         """Rows and their chunk payloads; rows that no chunk can hold are left out and counted."""
         todo = [batch] if batch.rows else []
+        tails = tails or _Tails()
         while todo:
             part = todo.pop()
             try:
                 made = ByProducts()
                 payload = chunk.encode(
-                    part, self._schema, number, table, self._level, tails, made.column
+                    part, self._schema, number, table, self._level, tails.names, made.column
                 )
             except LimitError as e:
                 if part.rows == 1:
                     self._leave_out(1, str(e))
                     continue
-                middle = part.rows // 2
+                assert tails.rows < part.rows, "rows of tails fit one chunk"
+                middle = tails.rows or part.rows // 2
                 todo.append(part.slice(middle, part.rows).compact())
                 todo.append(part.slice(0, middle).compact())
                 continue
             yield part, payload, made
             number += 1
+            tails = _Tails()
 
     def _describable(self, table: str, batch: Batch) -> Batch:
         """Describe the columns that none describes yet; leave out rows that would need too many."""
@@ -354,6 +367,21 @@ def _brief(loss: Loss) -> Loss:
     """A loss whose texts fit a LOSS record."""
     event = loss.event and loss.event[:_REASON_CHARS]
     return replace(loss, reason=loss.reason[:_REASON_CHARS], event=event)
+
+
+class _Tails(NamedTuple):
+    """The TAILs of rows that wait for their chunk."""
+
+    names: Superseded = Superseded()
+    rows: int = 0
+    size: int = 0
+    """What the rows take in memory (clause 3.3)."""
+
+    def with_one(self, number: int, rows: int, size: int) -> _Tails:
+        """These and one more."""
+        first, count = self.names
+        names = Superseded(first if count else number, count + 1)
+        return _Tails(names, self.rows + rows, self.size + size)
 
 
 class _SinceCheckpoint:
