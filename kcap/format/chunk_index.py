@@ -131,7 +131,8 @@ class Indexer:
     """Makes the index of one chunk after another."""
 
     def __init__(self) -> None:
-        self._last_ts: int | None = None
+        self.last_ts: int | None = None
+        """The time of the last row that has one; to be set where the rows before were not seen."""
 
     def index(self, batch: Batch, number: int, strings: Bloom | None = None) -> ChunkIndex:
         """Look at the rows of a chunk.
@@ -146,10 +147,10 @@ class Indexer:
         """
         times = batch.get("ts")
         stamps = np.asarray(times.values) if times is not None else np.zeros(0, np.int64)
-        if self._last_ts is not None:
-            stamps = np.concatenate([[self._last_ts], stamps])
+        if self.last_ts is not None:
+            stamps = np.concatenate([[self.last_ts], stamps])
         if len(stamps):
-            self._last_ts = int(stamps[-1])
+            self.last_ts = int(stamps[-1])
         return ChunkIndex(
             number=number,
             rows=batch.rows,

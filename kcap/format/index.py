@@ -22,12 +22,16 @@ from kcap.format.recovery import Recovery
 from kcap.format.tail import Tails, Waiting
 from kcap.format.totals import Totals
 from kcap.format.window import FileWindow
+from kcap.model.batch import Batch
 from kcap.model.side import Loss, SourceInfo
 
 if TYPE_CHECKING:
     from kcap.format.reader import CaptureReader
 
 _STEP: Final = 1 << 20
+
+_SEARCH: Final = 256 << 20
+"""How far before the end a CHECKPOINT is searched; writers leave at most a quarter between two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ def newest_checkpoint(window: FileWindow, file_id: bytes) -> tuple[int, Header, 
         Its offset, header and bytes; None where there is none.
     """
     end = window.size
-    while end > 0:
+    last = max(0, end - _SEARCH)
+    while end > last:
         start = max(0, end - _STEP)
         block = window.read_at(start, end - start + HEADER_BYTES)
         at = block.rfind(MAGIC)
@@ -141,11 +146,13 @@ class _Rest:
         self._tails = Tails()
         self._chunk: tuple[scan.Record, Chunk] | None = None
         self._losses: list[Loss] = []
+        self._unseen: tuple[int, int] | None = None
         self._start, self._last = 0, -1
         try:
             self._take(parts)
         except KcapError:
             # What no reader can believe is treated as none: the records decide.
+            reader.schema = schema.Schema()
             self._totals = Totals()
             self._start, self._last = 0, -1
 
@@ -156,6 +163,20 @@ class _Rest:
             self._totals.add_table(point.chunks)
             self._start, self._last = offset + header.size, header.number
             self._totals.records[header.name] += 1
+            self._unseen_in(point.chunks)
+
+    def _unseen_in(self, entries: npt.NDArray[np.void]) -> None:
+        """Remember the last rows with times: were the next ones earlier, that would be counted."""
+        timed = np.flatnonzero(entries["ts_min"] <= entries["ts_max"])
+        if len(timed):
+            self._unseen = int(entries["offset"][timed[-1]]), int(entries["length"][timed[-1]])
+
+    def _indexed(self, batch: Batch, number: int) -> ChunkIndex:
+        """The index of rows that have none."""
+        if self._unseen is not None:
+            place, self._unseen = self._unseen, None
+            self._indexer.last_ts = self._reader.last_ts_at(*place)
+        return self._indexer.index(batch, number)
 
     def index(self) -> Index:
         """The index of the whole file."""
@@ -182,6 +203,9 @@ class _Rest:
         return Index(self._totals.table(), totals, tuple(self._losses))
 
     def _damage(self, item: scan.Damage) -> None:
+        if item.harmless:
+            self._lose(0, item.reason, item.offset, item.number)
+            return
         if item.torn:
             self._losses.append(Loss("torn", None, f"{item.reason}, at byte {item.offset}"))
             return
@@ -242,11 +266,13 @@ class _Rest:
                 self._lose(0, str(e), index.offset, index.header.number)
         if says is None or (says.number, says.rows) != (found.number, found.rows):
             try:
-                says = self._indexer.index(found.batch(), found.number)
+                says = self._indexed(found.batch(), found.number)
             except KcapError as e:
                 self._lose(found.rows, str(e), item.offset, item.header.number)
                 return
             index = None
+        elif says.ts.low <= says.ts.high:
+            self._unseen = item.offset, item.header.size
         self._totals.count(says)
         at = 0 if index is None else index.offset
         self._totals.place(item.offset, item.header.size, at, says)
@@ -258,6 +284,6 @@ class _Rest:
             except KcapError as e:
                 self._lose(waiting.rows, str(e), waiting.offset, waiting.number)
                 continue
-            says = self._indexer.index(batch, payloads.NO_CHUNK)
+            says = self._indexed(batch, payloads.NO_CHUNK)
             self._totals.count(says)
             self._totals.place(waiting.offset, waiting.length, 0, says)

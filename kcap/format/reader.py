@@ -262,6 +262,25 @@ class CaptureReader:
         except DamagedError:
             return None  # kcap verify reports it; without it the chunk itself is read
 
+    def last_ts_at(self, offset: int, length: int) -> int | None:
+        """The time of the last row that has one, in a chunk or tail.
+
+        Args:
+            offset: Of its record.
+            length: Of its record.
+
+        Returns:
+            The time; None where no row has one, or the record is damaged.
+        """
+        try:
+            if self._kind_at(offset) == Kind.TAIL:
+                times = self._tail_at(offset, length, ("ts",)).get("ts")
+            else:
+                times = self._part_of_chunk(offset, ("ts",)).get("ts")
+        except KcapError:
+            return None
+        return None if times is None else times.values[-1].as_py()
+
     def _kind_at(self, offset: int) -> int | None:
         header = record.unpack(self.window.read_at(offset, HEADER_BYTES), self.header.file_id)
         return None if header is None else header.kind
@@ -356,6 +375,8 @@ class CaptureReader:
     def _tails_before(self, index: Index, number: int) -> Iterator[Batch]:
         """The tails that a damaged chunk was to supersede."""
         entry = index.table[number]
+        if entry["number"] == payloads.NO_CHUNK:
+            return
         before = index.table[number - 1] if number else None
         start = 0 if before is None else int(before["offset"] + before["length"])
         listed = set(index.table["offset"].tolist())
@@ -363,7 +384,10 @@ class CaptureReader:
             if not isinstance(item, scan.Record) or item.header.kind != Kind.TAIL:
                 continue
             if item.offset not in listed:
-                batch = tail.decode(item.payload, self.schema)
+                try:
+                    batch = tail.decode(item.payload, self.schema)
+                except KcapError:
+                    continue  # its rows are among those that the chunk has lost
                 self.work.note(batch)
                 yield batch
 

@@ -113,8 +113,7 @@ class Sequential:
             rows = counted
         if damage.kind == Kind.CHUNK or counted:
             # What the lost chunk was to supersede is all that is left of it.
-            rows = rows and max(0, rows - self._in_tails())
-            self._lose(rows, damage)
+            self._lose(self._without_tails(rows), damage)
             yield from self._live(self._tails.rest())
         else:
             self._eager = False  # what is behind a lost TAIL would come before its rows
@@ -140,7 +139,7 @@ class Sequential:
         except KcapError as e:
             rows = self._reader.chunk_rows(item.offset, item.offset + 1)
             rows = rows if found is None else found.rows
-            self._lose(rows and max(0, rows - self._in_tails()), _as_damage(item, e))
+            self._lose(self._without_tails(rows), _as_damage(item, e))
             yield from self._live(self._tails.rest())
             return
         self._reader.work.note(batch)
@@ -184,9 +183,15 @@ class Sequential:
             columns = self._reader.selection.columns
             yield batch if columns is None else batch.select(columns)
 
-    def _in_tails(self) -> int:
-        """Rows of the chunk to come that tails have given, or will give."""
-        return sum(rows for _, rows in self._shown) + self._tails.rows
+    def _without_tails(self, rows: int | None) -> int | None:
+        """Rows of a lost chunk less those that tails have given, or will give."""
+        shown, self._shown = self._shown, []
+        if rows is None:
+            return None
+        # Tails in the FOOTER's table are in no chunk.
+        listed = self._reader.chunk_rows
+        waiting = [t for t in self._tails.peek() if not listed(t.offset, t.offset + 1)]
+        return max(0, rows - sum(r for _, r in shown) - sum(t.rows for t in waiting))
 
     def _take_shown(self, named: Superseded, rows: int) -> int:
         """How many rows at a chunk's start were delivered as tails; they count no more."""
