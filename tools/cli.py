@@ -37,6 +37,7 @@ _VERBS: Final = {
     "import": _Verb("import_", "Capture", "Turn a foreign capture into a .kcap file."),
     "info": _Verb("info", "Look", "What a capture holds, on one screen."),
     "cat": _Verb("cat", "Look", "Print events."),
+    "tree": _Verb("tree", "Look", "The process tree: who started whom, when, and how it ended."),
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),

@@ -258,6 +258,29 @@ def utc(ns: int) -> str:
     return f"{(_EPOCH + timedelta(seconds=seconds)):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
+def duration_text(ns: int) -> str:
+    """A duration for people.
+
+    Args:
+        ns: Nanoseconds.
+
+    Returns:
+        ``0.412 ms``, ``3.214 s``, ``5m12s``, ``3h05m``, ``2d04h``.
+    """
+    sign, ns = ("-", -ns) if ns < 0 else ("", ns)
+    seconds = ns // 10**9
+    if ns < 10**9:
+        return f"{sign}{ns / 1e6:.3f} ms"
+    if seconds < 60:  # noqa: PLR2004
+        return f"{sign}{ns / 1e9:.3f} s"
+    parts = (seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "m")
+    shown = [*parts, (seconds % 60, "s")]
+    while not shown[0][0]:
+        shown.pop(0)
+    (first, unit), (second, below) = shown[:2]
+    return f"{sign}{first}{unit}{second:02}{below}"
+
+
 def size_text(count: int) -> str:
     """A number of bytes for people.
 

@@ -8,6 +8,7 @@ number or anything of the host it runs on: the same batches give the same state 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -25,12 +26,17 @@ PROCESSES: Final = "processes"
 """Name of the process table in a snapshot."""
 
 
+Watch = Callable[[str, int, Process], None]
+"""Is told a machine, the row of the batch that said it (-1 for a snapshot), and the process."""
+
+
 class State:
     """What is known of every machine after the last event that was followed.
 
     Args:
         entries_max: Processes to keep of one machine.
         bytes_max: Bytes that the processes of one machine may take.
+        watch: Called for every process that becomes known or another, when a batch was followed.
 
     Example:
         >>> state = State()
@@ -43,9 +49,11 @@ class State:
         *,
         entries_max: int = processes.ENTRIES_MAX,
         bytes_max: int = processes.BYTES_MAX,
+        watch: Watch | None = None,
     ) -> None:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
+        self._watch = watch
         self._machines: dict[str, str] = {}
         self._processes: dict[str, ProcessTable] = {}
 
@@ -152,6 +160,8 @@ class State:
             into.clear()
             for process in rows:
                 into.put(process, 0)
+                if self._watch is not None:
+                    self._watch(machine, -1, process)
 
     def _table(self, machine: str) -> ProcessTable:
         table = self._processes.get(machine)
@@ -161,10 +171,22 @@ class State:
         return table
 
     def _follow(self, batch: Batch, rows: Rows, actions: list[str]) -> None:
-        if len(rows):
-            tables, codes = self._tables(batch)
-            of_rows = [tables[code] for code in codes[rows].tolist()]
-            follow(of_rows, actions, rows, Facts(batch, rows))
+        if not len(rows):
+            return
+        tables, codes = self._tables(batch)
+        kept = [] if self._watch is None else [t for t in tables if t.changes is None]
+        for table in kept:
+            table.changes = []
+        of_rows = [tables[code] for code in codes[rows].tolist()]
+        follow(of_rows, actions, rows, Facts(batch, rows))
+        if self._watch is not None:
+            for table in tables:
+                for _, row, process in table.changes or ():
+                    if process is not None:
+                        self._watch(table.machine, row, process)
+        for table in kept:
+            table.changes = None
+            table.before = {}
 
     def _resolve(self, batch: Batch, rows: Rows, actions: list[str]) -> Batch:
         tables, codes = self._tables(batch)
