@@ -330,7 +330,7 @@ class _Pass:
                 index = _index(found)
                 if index is not None and index.number >= region.floor:
                     region.chunks[index.number] = Facts(index.rows, index.ts, index.ord)
-                    following = index.number + 1
+                    following, region.indexes = index.number + 1, 1
             elif found.header.kind == Kind.CHUNK:
                 directory = _directory(found.payload)
                 if directory is not None:
@@ -341,18 +341,23 @@ class _Pass:
             following = self._original.end
         if following is None and region.places:
             following = self._original.next_chunk(region.places[-1][1])
-        if following is not None:
+        if not region.missing:
+            region.chunks, region.complete = {}, True
+        elif following is not None:
             self._lost_until(region, following)
         elif region.all_known:
+            known = [*region.chunks.items()]
+            lost = region.records().get(Kind.CHUNK.name, 0)
+            region.chunks = dict([*known, *((-1 - i, None) for i in range(lost - len(known)))])
             region.complete = True
         else:
             self._open.append(region)
 
     def _lost_until(self, region: Region, following: int) -> None:
         """All chunks behind the last one and before another were lost."""
-        for number in range(region.floor, min(following, region.floor + limits.CHUNKS)):
-            if region.chunks.get(number) is None:
-                region.chunks[number] = self._original.facts(number)
+        numbers = range(region.floor, min(following, region.floor + limits.CHUNKS))
+        facts = self._original.facts
+        region.chunks = {n: region.chunks.get(n) or facts(n) for n in numbers}
         region.complete = True
         self._seen = max([self._seen, *region.chunks])
         if region.chunks:

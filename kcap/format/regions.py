@@ -44,6 +44,8 @@ class Region:
     """The chunks lost, by chunk number; None where nothing is known of one."""
     told: Counter[int] = field(default_factory=Counter)
     """Kinds of records that a FOOTER had in this place."""
+    indexes: int = 0
+    """Lost chunks whose CHUNK_INDEX is there."""
     tails: list[Facts] = field(default_factory=list)
     """Lost TAILs whose rows are in no chunk."""
     complete: bool = False
@@ -158,7 +160,12 @@ class Region:
         found = Counter(kind_name(k) for n, k in gone.items() if n not in self.dropped)
         dropped = sum(self.lacks(n) for n in self.dropped)
         rest = numbers - found.total() - dropped
-        told = self.told + Counter({Kind.CHUNK.value: len(self.chunks) if self.complete else 0})
+        told = Counter(self.told)
+        if self.complete:
+            # A writer puts a CHUNK_INDEX behind every chunk.
+            indexes = len(self.chunks) - self.indexes
+            told[Kind.CHUNK_INDEX] = max(told[Kind.CHUNK_INDEX], indexes)
+            told[Kind.CHUNK] = len(self.chunks)
         told[Kind.TAIL] += len(self.tails)
         for kind, count in sorted(told.items()):
             more = max(0, min(count - found[kind_name(kind)], rest))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
 from kcap import limits
@@ -168,6 +168,7 @@ class Scanner:
         start: int = 0,
         last: int = -1,
         end: int | None = None,
+        kinds: Collection[int] | None = None,
     ) -> None:
         """Prepare a scan.
 
@@ -179,6 +180,8 @@ class Scanner:
             start: Offset of the first record.
             last: Number of the record before it; -1 to take the first one's number as it is.
             end: Where to stop; None at the end of the input.
+            kinds: Whose payloads are wanted, all where None. Other records of a file may come
+                with no payload, unread and unchecked.
         """
         self._window = window
         self._file_id = file_id
@@ -188,6 +191,7 @@ class Scanner:
         self._at = start
         self._end = end
         self._any_first = start > 0 and last < 0
+        self._kinds = None if kinds is None else {*kinds, Kind.RECOVERY}
         self._missing = Missing()
         self._tried = 0
         self.torn = False
@@ -235,6 +239,10 @@ class Scanner:
             numbers = " and ".join(f"{a} to {b}" for a, b in gap)
             yield Damage(self._at, self._at, gap[0][0], None, f"records {numbers} are missing")
         self._any_first = False
+        if self._skips(header):
+            start, self._at, self._last = self._at, self._at + header.size, header.number
+            yield Record(start, header, memoryview(b""), memoryview(b""))
+            return
         raw = memoryview(self._window.read_at(self._at, header.size))
         if len(raw) < header.size:
             yield self._shortened(header) or self._torn(
@@ -254,6 +262,14 @@ class Scanner:
         if header.kind == Kind.RECOVERY:
             self._explained(payload, header.number)
         yield Record(start, header, payload, raw)
+
+    def _skips(self, header: Header) -> bool:
+        """Whether a payload is left unread: nobody wants it, and another record follows it."""
+        if self._kinds is None or header.kind in self._kinds or not self._window.seekable:
+            return False
+        behind = self._window.read_at(self._at + header.size, HEADER_BYTES)
+        after = record.unpack(behind, self._file_id)
+        return after is not None and after.number > header.number
 
     def _explained(self, payload: memoryview, number: int) -> None:
         """Take in what a RECOVERY record says is missing."""
@@ -281,14 +297,12 @@ class Scanner:
         after = record.unpack(behind, self._file_id)
         if after is not None and after.number > header.number:
             return None
-        last, self._last = self._last, header.number
-        at = self._search(start + HEADER_BYTES, start + header.size)
+        at = self._search(start + HEADER_BYTES, start + header.size, header.number)
         found = record.unpack(self._window.read_at(at, HEADER_BYTES), self._file_id)
         if found is None or at >= start + header.size:
-            self._last = last
             return None
         self._at, self._last = at, found.number - 1
-        only = found.number == header.number + 1
+        only = found.number <= header.number + 1
         reason = f"bytes of the {header.name} record are gone"
         return Damage(start, at, header.number, header.kind if only else None, reason)
 
@@ -307,12 +321,12 @@ class Scanner:
             self._last = found.number - 1  # the gap is part of this damage
         return Damage(start, self._at, number, None, reason)
 
-    def _search(self, at: int, end: int | None = None) -> int:
+    def _search(self, at: int, end: int | None = None, least: int = 0) -> int:
         """The place of the next believable header, or the end of the input or of a range."""
         while True:
             block = self._window.read_at(at, _STEP)
             for found in candidates(block, at):
-                if self._believable(found):
+                if self._believable(found, least):
                     return found
             if len(block) < _STEP:
                 return at + len(block)
@@ -322,13 +336,13 @@ class Scanner:
             elif at >= end:
                 return end
 
-    def _believable(self, at: int) -> bool:
+    def _believable(self, at: int, least: int) -> bool:
         """Whether a header found after damage is a record's header (clause 2.7)."""
         before = bisect.bisect_left(self._solid, (at, 0)) - 1
         if before >= 0 and at < sum(self._solid[before]):
             return False
         header = record.unpack(self._window.read_at(at, HEADER_BYTES), self._file_id)
-        if header is None or self._problem(header):
+        if header is None or header.number < least or self._problem(header):
             return False
         end = self._window.read_at(at + header.size, HEADER_BYTES)
         if len(end) < HEADER_BYTES:

@@ -170,8 +170,10 @@ class _Check:
         if header.kind != Kind.RECOVERY:
             self._previous = header.number
         self._chain.add(item.raw)
-        for totals in (self._totals, self._new):
-            totals.records[header.name] += header.kind != Kind.FOOTER
+        if header.kind != Kind.FOOTER:
+            self._totals.records[header.name] += 1
+            if header.kind != Kind.CHECKPOINT:  # which counts neither itself nor the one before it
+                self._new.records[header.name] += 1
 
     def _content_of(self, item: scan.Record) -> Iterator[str]:
         """What is wrong with an intact record's payload."""
