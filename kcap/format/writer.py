@@ -140,6 +140,11 @@ class CaptureWriter:
         return hashlib.sha256().hexdigest() if self._out is None else self._out.file_hash
 
     @property
+    def chunks(self) -> int:
+        """Chunks written so far."""
+        return self._totals.chunks
+
+    @property
     def expected_bytes(self) -> int:
         """Length of the file were it closed now, roughly: events still waiting are estimated."""
         return self.bytes_written + self._pending.rows * _WAITING_BYTES
