@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -92,7 +93,7 @@ def check_closed(path: Path) -> dict[str, object]:
 @pytest.mark.root
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_recording_in_order(number: signal.Signals, tmp_path: Path) -> None:
-    """Exit code 0, a closed and verified file, a last line with path, events and losses."""
+    """Exit code 0, a closed and verified file; the last lines have digest, path and losses."""
     with recording(tmp_path, "-o", "r.kcap") as process:
         time.sleep(0.3)
         make_processes()
@@ -103,9 +104,9 @@ def test_a_signal_ends_a_recording_in_order(number: signal.Signals, tmp_path: Pa
     found = check_closed(tmp_path / "r.kcap")
     assert found["types"]["exec"] >= 20  # type: ignore[index]
     events = f"{found['events']:,}"
-    assert re.fullmatch(
-        rf"kcap: {events} events, \S+ \S+, 0 lost, exit code 0: r\.kcap\n", errors
-    ), errors
+    digest = hashlib.sha256((tmp_path / "r.kcap").read_bytes()).hexdigest()
+    last = rf"kcap: {events} events, \S+ \S+, 0 lost, exit code 0: r\.kcap\n"
+    assert re.fullmatch(rf"kcap: sha256 {digest}\n{last}", errors), errors
 
 
 @pytest.mark.root
@@ -171,11 +172,10 @@ def test_limits_end_a_recording(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_a_kill_leaves_an_open_capture_with_what_was_flushed(tmp_path: Path) -> None:
-    """kill -9: everything up to the last flush is readable, exit code 3, and info says open."""
+    """kill -9: everything up to the last commit is readable, exit code 3, and info says open."""
     path = tmp_path / "r.kcap"
-    code = "import kcap.tools.record as r; r.CHUNK_S = 0.4; from kcap.tools.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "record", "-o", path], env=ENV, stderr=subprocess.DEVNULL
+        [*COMMAND, "-o", path, "--durability", "400ms"], env=ENV, stderr=subprocess.DEVNULL
     )
     until(lambda: path.exists() and path.stat().st_size > 0)
     time.sleep(0.3)
@@ -203,10 +203,10 @@ def test_a_full_disk_keeps_the_complete_records(force: tuple[str, ...], tmp_path
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({DISK_BYTES}, {DISK_BYTES}));"
-        "import kcap.tools.record as r; r.CHUNK_S = 0.1; from kcap.tools.cli import main; main()"
+        "from kcap.tools.cli import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "record", "-o", path, *force],
+        [sys.executable, "-c", code, "record", "-o", path, "--durability", "100ms", *force],
         env=ENV,
         stderr=subprocess.PIPE,
     )
@@ -373,10 +373,11 @@ def test_the_status_line_is_for_terminals(tmp_path: Path) -> None:
     os.close(leader)
     assert process.wait(30) == 0
 
-    *updates, last = printed.decode().split("\r\x1b[K")
+    *updates, digest, last = re.split("\r\x1b\\[K|\r\n(?=.)", printed.decode())
     assert len(updates) > 2
     status = r"00:00:0\d  [\d,]+ events  [\d.]+ \w+  0 lost"
     assert all(re.fullmatch(status, u) for u in updates if u), updates
+    assert re.fullmatch(r"kcap: sha256 \w{64}", digest)
     assert re.fullmatch(r"kcap: .* exit code 0: r\.kcap\r\n", last)
 
     with recording(tmp_path, "-o", "r2.kcap", "--duration", "0.6") as piped:

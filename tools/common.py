@@ -126,8 +126,13 @@ def output_options(function: _F) -> _F:
 
 def capture_options(function: _F) -> _F:
     """``--chunk-events``, ``--level``, ``--canonical``: how a capture is written."""
+    text = "Equal input gives equal bytes; no times."
+    return chunk_options(click.option("--canonical", is_flag=True, help=text)(function))
+
+
+def chunk_options(function: _F) -> _F:
+    """``--chunk-events``, ``--level``: how chunks are written."""
     for option in (
-        click.option("--canonical", is_flag=True, help="Equal input gives equal bytes; no times."),
         click.option(
             "--level",
             type=click.IntRange(1, 22),

@@ -9,11 +9,11 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from kcap.tools import common, output
+from kcap.tools import common, durability, output
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
@@ -22,28 +22,25 @@ if TYPE_CHECKING:
     from kcap.model.stream import LiveSource
     from kcap.replay.pipeline import Summary
 
-CHUNK_S: Final = 5.0
-"""Longest time that events wait for their chunk: what a kill -9 can cost (docs/decisions.md)."""
-
 
 @dataclass
 class _Limits:
-    """When a recording ends by itself, and how often it closes a chunk."""
+    """When a recording ends by itself, and when what it has is committed."""
 
     source: LiveSource
     writer: CaptureWriter
     duration_s: float | None
     max_size: int | None
+    durable: durability.Durability
 
     def __post_init__(self) -> None:
-        self._begun = self._flushed = time.monotonic()
+        self._begun = time.monotonic()
+        self._committer = durability.Committer(self.writer, self.durable, self._begun)
 
     def check(self) -> None:
-        """After each batch: close a chunk that waits too long, stop at a limit."""
+        """After each batch: commit in time, stop at a limit."""
         now = time.monotonic()
-        if now - self._flushed >= CHUNK_S:
-            self.writer.flush()
-            self._flushed = now
+        self._committer.check(now)
         if self.duration_s is not None and now - self._begun >= self.duration_s:
             self.source.stop()
         if self.max_size is not None and self.writer.expected_bytes >= self.max_size:
@@ -55,7 +52,7 @@ class _Limits:
     cls=Verb,
     examples=(
         "kcap record -o host.kcap",
-        "kcap record -o host --duration 60 --max-size 100M",
+        "kcap record -o host --duration 60 --max-size 100M --durability 200ms",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
     ),
 )
@@ -64,6 +61,15 @@ class _Limits:
 @click.option("--duration", type=common.Duration(), help="Stop after this time: 30, 5m, 2h.")
 @click.option("--count", type=click.IntRange(0), help="Stop after N events.")
 @click.option("--max-size", type=common.Size(), help="Stop when the file is about this large.")
+@click.option(
+    "--durability",
+    "durable",
+    type=durability.DurabilityType(),
+    default="1s",
+    show_default=True,
+    help="The most that a crash may cost: what came within INTERVAL, the open chunk, or anything.",
+)
+@common.chunk_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -72,12 +78,19 @@ def command(
     duration: float | None,
     count: int | None,
     max_size: int | None,
+    durable: durability.Durability,
+    chunk_events: int,
+    level: int,
 ) -> None:
     """Record the processes of this host until Ctrl-C, a signal or a limit.
 
     Needs root; newer kernels let any user. Events come from the kernel's process connector: fork,
     exec, exit, and changes of ids, names and sessions. What the kernel had to drop is counted,
     written into the capture, and makes the exit code 3.
+
+    A chunk is closed when it is full, and after a minute. What came since is on the disk within
+    INTERVAL all the same, so that neither a kill nor a power cut costs more; into a pipe it is
+    written as often. With 'chunk' the disk gets whole chunks only, with 'none' the system decides.
     """
     from kcap import plugins
     from kcap.format.writer import CaptureWriter
@@ -85,7 +98,7 @@ def command(
     from kcap.replay.pipeline import Pipeline
     from kcap.state import State
 
-    source: LiveSource = plugins.load(plugins.LIVE, "proc")()
+    source: LiveSource = plugins.load(plugins.LIVE, "proc")(interval_s=durable.tick_s)
     path = output.capture_path(target) if target else _default_name()
     state = State()
     with (
@@ -94,9 +107,15 @@ def command(
         output.opened(path, force=force) as stream,
     ):
         writer = CaptureWriter(
-            stream, file=path, snapshot=state.snapshot, created_ns=time.time_ns()
+            stream,
+            file=path,
+            snapshot=state.snapshot,
+            chunk_rows=chunk_events,
+            created_ns=time.time_ns(),
+            level=level,
+            sync=durability.syncing(stream, durable, path),
         )
-        limits = _Limits(source, writer, duration, max_size)
+        limits = _Limits(source, writer, duration, max_size, durable)
         with Progress(lambda: writer.bytes_written) as progress:
 
             def after_batch(summary: Summary) -> bool:
@@ -106,8 +125,11 @@ def command(
             summary = Pipeline(
                 source, [writer], state=state, resolve=True, limit=count, after_batch=after_batch
             ).run()
+    if durable.synced and force and path != "-":
+        durability.sync_folder(path)  # a new file has taken the old one's name
     lost = sum(summary.lost().values())
     size = common.size_text(writer.bytes_written)
+    click.echo(f"kcap: sha256 {writer.file_hash}", err=True)
     click.echo(
         f"kcap: {summary.events_out:,} events, {size}, {lost:,} lost, "
         f"exit code {summary.exit_code}: {printable(path)}",
