@@ -189,6 +189,9 @@ class _Rest:
                 continue
             end = item.offset + item.header.size
             state = "open" if item.header.kind != Kind.FOOTER else "closed"
+            if record.skipped(item.header, self._reader.file, item.offset):
+                self._totals.records[item.header.name] += 1
+                continue
             try:
                 self._record(item)
             except KcapError as e:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from kcap.errors import DamagedError, VersionError
+from kcap.errors import DamagedError
 from kcap.format import body, payloads, record, scan, schema, tail
 from kcap.format.appender import Appender
 from kcap.format.bloom import Bloom, strings_of
@@ -25,8 +25,6 @@ from kcap.format.totals import Totals
 from kcap.format.writer import BLOOM_SHARE
 from kcap.model.batch import Batch
 from kcap.model.side import Loss, SourceInfo
-
-_KNOWN: Final = frozenset(Kind) - {Kind.SEGMENT}
 
 
 class Due(NamedTuple):
@@ -109,15 +107,7 @@ class Rebuilt:
             VersionError: It needs a newer kcap.
         """
         header = item.header
-        unknown = header.version != record.VERSION or header.kind not in _KNOWN
-        if header.flags & ~ANCILLARY or (unknown and not header.flags & ANCILLARY):
-            raise VersionError(
-                f"this kcap can't read {header.name} records of version {header.version}"
-                f" (flags {header.flags})",
-                offset=item.offset,
-                record=header.number,
-                hint="use a newer kcap",
-            )
+        unknown = record.skipped(header, offset=item.offset)
         if not unknown and header.flags != (0 if header.kind in NEEDED else ANCILLARY):
             raise DamagedError(f"flags {header.flags}, which this kind does not have")
         if header.number > self._previous + 1:

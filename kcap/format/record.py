@@ -8,6 +8,8 @@ import zlib
 from enum import IntEnum
 from typing import Final, NamedTuple
 
+from kcap.errors import VersionError
+
 MAGIC: Final = b"\x89KCP"
 END_MAGIC: Final = b"KCAPEND\n"
 HEADER_BYTES: Final = 32
@@ -48,6 +50,10 @@ NEEDED: Final = frozenset(
 """Kinds without the ancillary flag: who does not know them can't read the capture."""
 
 
+_READ: Final = frozenset(Kind) - {Kind.SEGMENT}
+"""Kinds that this version reads."""
+
+
 class Header(NamedTuple):
     """The 32 bytes in front of a payload."""
 
@@ -83,6 +89,33 @@ def kind_name(kind: int) -> str:
         return Kind(kind).name
     except ValueError:
         return f"kind {kind}"
+
+
+def skipped(header: Header, file: str | None = None, offset: int | None = None) -> bool:
+    """Whether a reader passes over a record that it does not know (clause 2.4).
+
+    Args:
+        header: The record's header.
+        file: The capture's name, for errors.
+        offset: Where the record is, for errors.
+
+    Returns:
+        True for an ancillary record of an unknown kind or version.
+
+    Raises:
+        VersionError: The record is unknown and not ancillary, or has unknown flags.
+    """
+    unknown = header.version != VERSION or header.kind not in _READ
+    if header.flags & ~ANCILLARY or (unknown and not header.flags & ANCILLARY):
+        raise VersionError(
+            f"this kcap can't read {header.name} records of version {header.version}"
+            f" (flags {header.flags})",
+            file=file,
+            offset=offset,
+            record=header.number,
+            hint="use a newer kcap",
+        )
+    return unknown
 
 
 def padded(length: int) -> int:

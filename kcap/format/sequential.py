@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from kcap import limits
-from kcap.errors import KcapError, VersionError
+from kcap.errors import KcapError
 from kcap.format import body, record, scan, schema, tail
 from kcap.format.chunk import Chunk, Superseded
-from kcap.format.record import ANCILLARY, Header, Kind
+from kcap.format.record import Kind
 from kcap.format.recovery import Recovery
 from kcap.format.state_tables import read_state
 from kcap.format.tail import Tails, Waiting
@@ -18,9 +18,6 @@ from kcap.model.side import Loss, Side, SourceInfo
 
 if TYPE_CHECKING:
     from kcap.format.reader import CaptureReader
-
-READ: Final = frozenset(Kind) - {Kind.SEGMENT}
-"""Kinds that this version knows."""
 
 _ROWLESS: Final = frozenset(Kind) - {Kind.CHUNK, Kind.SCHEMA, Kind.TAIL, Kind.SEGMENT}
 """Kinds whose damage costs no row."""
@@ -65,7 +62,7 @@ class Sequential:
                 continue
             header = item.header
             self._end_offset = item.offset + header.size
-            if self._refuse_unknown(header, item.offset):
+            if record.skipped(header, self._reader.file, item.offset):
                 pass
             elif header.kind == Kind.CHUNK:
                 yield from self._chunk(item)
@@ -85,20 +82,6 @@ class Sequential:
             self._before.append(Loss("torn", None, reason))
         if self._before:
             yield EMPTY
-
-    def _refuse_unknown(self, header: Header, offset: int) -> bool:
-        """Whether to pass over a record that this kcap does not know but need not know."""
-        unknown = header.version != record.VERSION or header.kind not in READ
-        if header.flags & ~ANCILLARY or (unknown and not header.flags & ANCILLARY):
-            raise VersionError(
-                f"this kcap can't read {header.name} records of version {header.version}"
-                f" (flags {header.flags})",
-                file=self._reader.file,
-                offset=offset,
-                record=header.number,
-                hint="use a newer kcap",
-            )
-        return unknown
 
     def _damage(self, damage: scan.Damage) -> Iterator[Batch]:
         if damage.torn:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from kcap.format import payloads, schema
+from kcap.format import payloads, record, schema
 from kcap.format.chunk import Bounds
 from kcap.format.chunk_index import ChunkIndex
 from kcap.model.side import Loss, SourceInfo
@@ -172,3 +172,39 @@ def _added(known: Loss | None, loss: Loss, key: Loss) -> Loss:
         start_ns=min(starts, default=None),
         end_ns=max(ends, default=None),
     )
+
+
+def differing(says: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:
+    """What a FOOTER or CHECKPOINT says otherwise than the records do.
+
+    Keys, and kinds of records, that only a later minor version knows are passed over.
+
+    Args:
+        says: Its body.
+        counted: As `Totals.to_json` made it.
+
+    Returns:
+        Names of keys, in order.
+    """
+    return [n for n in sorted(counted) if not _agrees(_known(n, says), _known(n, counted))]
+
+
+def _known(name: str, totals: Mapping[str, Any]) -> Any:  # noqa: ANN401  (plain JSON values)
+    value = totals.get(name)
+    if name == "records" and isinstance(value, dict):
+        return {n: count for n, count in value.items() if n in record.Kind.__members__}
+    return value
+
+
+def _agrees(says: Any, counted: Any) -> bool:  # noqa: ANN401
+    if not isinstance(counted, list) or not isinstance(says, list):
+        return bool(says == counted)
+    same = len(says) == len(counted)
+    return same and all(_holds(a, b) for a, b in zip(says, counted, strict=True))
+
+
+def _holds(says: Any, counted: Any) -> bool:  # noqa: ANN401
+    """Whether an entry of a list says at least what was counted."""
+    if isinstance(says, dict) and isinstance(counted, dict):
+        return all(n in says and says[n] == value for n, value in counted.items())
+    return bool(says == counted)

@@ -20,7 +20,7 @@ from kcap.format.record import ANCILLARY, NEEDED, Kind
 from kcap.format.recovery import Recovery
 from kcap.format.state_tables import read_state
 from kcap.format.tail import Tails, Waiting
-from kcap.format.totals import Totals
+from kcap.format.totals import Totals, differing
 from kcap.model.batch import Batch, concat
 from kcap.model.side import Loss, SourceInfo
 
@@ -154,6 +154,7 @@ class _Check:
 
     def _record(self, item: scan.Record) -> None:
         header = item.header
+        record.skipped(header, self._reader.file, item.offset)
         known = header.kind in frozenset(Kind)
         if header.version != record.VERSION:
             self._add(item, f"version {header.version}, which this kcap does not know")
@@ -316,7 +317,7 @@ class _Check:
             yield "the CHECKPOINT does not lead to the one before it"
         if not np.array_equal(found.chunks, new.table()):
             yield "the CHECKPOINT's chunk table does not fit the chunks"
-        if dict(found.totals) != new.to_json(columns):
+        if differing(found.totals, new.to_json(columns)):
             yield "the CHECKPOINT's totals are not what the records say"
 
     def _footer(self, item: scan.Record) -> Iterator[str]:
@@ -335,12 +336,9 @@ class _Check:
             yield "the hash chain does not lead to the FOOTER: records were changed"
         if not np.array_equal(footer.chunks, self._totals.table()):
             yield "the FOOTER's chunk table does not fit the chunks"
-        if footer.totals.get("records") != dict(self._totals.records):
-            yield "the FOOTER's record counts do not fit the records"
-        counted = self._totals.to_json(self._schema.specs())
-        for name in sorted(counted.keys() - {"records"}):
-            if footer.totals.get(name) != counted[name]:
-                yield f"the FOOTER's {name} is not what the records say"
+        for name in differing(footer.totals, self._totals.to_json(self._schema.specs())):
+            what = "count of records" if name == "records" else name
+            yield f"the FOOTER's {what} is not what the records say"
         for name, digest in self._content.digests().items():
             # 1.0 has none.
             if footer.totals.get(name) != digest and self._reader.header.minor > 0:
