@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kcap.errors import KcapError
 from kcap.tools import common
 from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
 if TYPE_CHECKING:
+    from kcap.format.index import Index
     from kcap.format.reader import CaptureReader
     from kcap.model.side import Loss
     from kcap.model.stream import Source
@@ -20,42 +22,71 @@ if TYPE_CHECKING:
 _TYPES_SHOWN = 20
 
 
-@click.command("info", cls=Verb, examples=("kcap info host.kcap", "kcap info --json host.kcap"))
+@click.command(
+    "info",
+    cls=Verb,
+    examples=(
+        "kcap info host.kcap",
+        "kcap info --json --hash host.kcap",
+        "ssh host kcap record -o - --duration 10 | kcap info -",
+    ),
+)
 @click.argument("capture")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+@click.option("--hash", "hashed", is_flag=True, help="Also the file's SHA-256: reads all of it.")
 @common.lenient_option
 @click.pass_context
-def command(ctx: click.Context, capture: str, as_json: bool, lenient: bool) -> None:
+def command(ctx: click.Context, capture: str, as_json: bool, hashed: bool, lenient: bool) -> None:
     """Say what CAPTURE holds: hosts, times, events by name, losses, columns.
 
-    Of a closed .kcap file this reads the FOOTER alone, however large the file is; 'kcap verify'
-    checks the rest. Any other input is read once from start to end.
+    Of a closed .kcap file this reads the FOOTER alone, however large the file is; of one that is
+    still written, or was left unfinished, what it noted on its way and what came since: state open
+    or torn, exit code 3. 'kcap verify' checks the rest. Any other input is read once from start to
+    end.
     """
     from kcap.format.reader import CaptureReader
 
+    if hashed and not Path(capture).is_file():
+        raise click.UsageError("--hash needs a file")
     losses: list[Loss] = []
     with opened_source(capture, lenient=lenient) as source:
-        if isinstance(source, CaptureReader) and source.footer is not None:
-            found = _from_footer(source)
-        else:
+        index = source.index() if isinstance(source, CaptureReader) else None
+        if index is None:
             found, losses = _from_scan(source)
+        else:
+            found, losses = _from_index(source, index), list(index.losses)
+        if hashed:
+            found["sha256"] = _sha256(source.info.file)
     click.echo(json.dumps(found, indent=2, sort_keys=True) if as_json else _as_text(found))
     common.report_losses(losses, capture)
     ctx.exit(3 if losses else 0)
 
 
-def _from_footer(source: CaptureReader) -> dict[str, Any]:
-    assert source.footer is not None
-    totals = dict(source.footer.totals)
+def _from_index(source: CaptureReader, index: Index) -> dict[str, Any]:
+    from kcap.format.payloads import NO_CHUNK
+
+    totals = dict(index.totals)
     schema = totals.pop("schema", [])
     totals.pop("states", None)
+    in_tail = index.table["number"] == NO_CHUNK
     return {
         **totals,
         **_header(source),
-        "chunks": len(source.footer.chunks),
+        "chunks": int((~in_tail).sum()),
         "columns": {c["name"]: c["class"] for c in schema if c["table"] == "events"},
         "state": source.state,
+        "tail_rows": int(index.table["rows"][in_tail].sum()),
     }
+
+
+def _sha256(path: str) -> str:
+    import hashlib
+
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as e:
+        raise KcapError(f"can't be read: {e.strerror}", file=path) from e
 
 
 def _header(source: CaptureReader) -> dict[str, Any]:
@@ -72,7 +103,7 @@ def _header(source: CaptureReader) -> dict[str, Any]:
 
 
 def _from_scan(source: Source) -> tuple[dict[str, Any], list[Loss]]:
-    """Count what a foreign file, a stream or an unfinished capture holds."""
+    """Count what a foreign file or a stream holds."""
     from kcap.format.reader import CaptureReader
     from kcap.replay.pipeline import Pipeline
     from kcap.tools.tally import Tally
@@ -99,7 +130,10 @@ def _as_text(found: dict[str, Any]) -> str:
         ("state rows", f"{found['state_rows']:,}" if found["state_rows"] else None),
         *_times(found),
         ("chunks", f"{found['chunks']:,}" if "chunks" in found else None),
+        ("in no chunk", f"{found['tail_rows']:,} events" if found.get("tail_rows") else None),
         ("columns", f"{len(found['columns']):,}"),
+        ("content", found.get("content_hash")),
+        ("sha256", found.get("sha256")),
         *(("source", _source(s)) for s in found["sources"]),
         *(("loss", _loss(entry)) for entry in found["loss"]),
     ]
