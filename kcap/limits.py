@@ -43,6 +43,24 @@ STATE_BYTES: Final = 64 << 20
 BLOB_BLOCK_BYTES: Final = 1 << 20
 """Longest block of an artifact."""
 
+BLOB_BLOCKS: Final = 1 << 20
+"""Different blocks of one capture, so that a table of them fits into memory."""
+
+BLOBS: Final = 1 << 20
+"""Blobs of one capture."""
+
+BLOB_RANGES: Final = 1 << 20
+"""Ranges of one blob, so that a manifest fits a record."""
+
+BLOB_BYTES: Final = 1 << 43
+"""Size of one blob, and of one hole or missing range in it."""
+
+BLOB_HASHED_HOLES: Final = 1 << 30
+"""Holes of a blob that has a hash."""
+
+BLOB_REASONS: Final = 100
+"""Different reasons why ranges of one blob are missing."""
+
 JSON_DEPTH: Final = 32
 """Deepest nesting of a ``json`` value or a JSON payload."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import bisect
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, ClassVar
 
-from kcap.errors import DamagedError, KcapError
+from kcap import limits
+from kcap.errors import DamagedError, KcapError, LimitError
 from kcap.format import payloads, record, scan, schema, tail
+from kcap.format.blob_reader import BlobReader
+from kcap.format.blobs import Manifest
 from kcap.format.chunk import Chunk, directory_length
 from kcap.format.chunk_index import ChunkIndex
 from kcap.format.index import Index, indexed
@@ -96,6 +99,8 @@ class CaptureReader:
         self.selection = Selection()
         self.work = Work()
         self._index: Index | None = None
+        self.blobs = BlobReader(self)
+        """Artifacts; see also `manifests` and `blob`."""
         with _naming(file):
             self.header = scan.read_file_header(self.window, file)
             self.header.check()
@@ -170,13 +175,20 @@ class CaptureReader:
                 self._index = indexed(self)
         return self._index
 
-    def scanner(self, start: int = 0, last: int = -1, end: int | None = None) -> scan.Scanner:
+    def scanner(
+        self,
+        start: int = 0,
+        last: int = -1,
+        end: int | None = None,
+        kinds: Collection[int] | None = None,
+    ) -> scan.Scanner:
         """A pass over the records.
 
         Args:
             start: Offset of the first one.
             last: Number of the record before it.
             end: Where to stop; None at the end of the input.
+            kinds: Whose payloads are wanted, all where None; see `scan.Scanner`.
 
         Returns:
             The scanner.
@@ -190,7 +202,33 @@ class CaptureReader:
             start=start,
             last=last,
             end=end,
+            kinds=kinds,
         )
+
+    def manifests(self) -> Iterator[Manifest]:
+        """The blobs of the capture; what is damaged of them is in ``blobs.losses``.
+
+        Yields:
+            The manifest of each one, in file order; of a stream as they come, in place of events.
+        """
+        return self.blobs.manifests()
+
+    def blob(self, manifest: Manifest, *, lenient: bool = False) -> Iterator[bytes]:
+        """The content of a blob of a file.
+
+        Args:
+            manifest: Which one.
+            lenient: Give zeros for what is damaged, and add it to ``blobs.losses``.
+
+        Yields:
+            Its bytes, at most 1 MiB at a time, each block compared with its hash. Zeros stand for
+            holes, and for what the manifest says is missing.
+
+        Raises:
+            DamagedError: A block is damaged or gone.
+            KcapError: The capture is a stream: ``blobs.records()`` gives what passes by.
+        """
+        return self.blobs.read(manifest, lenient=lenient)
 
     def close(self) -> None:
         """Close the stream."""
@@ -258,8 +296,8 @@ class CaptureReader:
         if not offset:
             return None
         try:
-            return ChunkIndex.unpack(self._payload_at(offset, Kind.CHUNK_INDEX))
-        except DamagedError:
+            return ChunkIndex.unpack(self.payload_at(offset, Kind.CHUNK_INDEX))
+        except KcapError:
             return None  # kcap verify reports it; without it the chunk itself is read
 
     def last_ts_at(self, offset: int, length: int) -> int | None:
@@ -285,18 +323,35 @@ class CaptureReader:
         header = record.unpack(self.window.read_at(offset, HEADER_BYTES), self.header.file_id)
         return None if header is None else header.kind
 
-    def _payload_at(self, offset: int, kind: Kind) -> bytes:
-        """The payload of a small record at a place that an index gives."""
+    def payload_at(self, offset: int, kind: Kind, most: int = limits.RECORD_PAYLOAD_BYTES) -> bytes:
+        """The payload of a record at a place that is known.
+
+        Args:
+            offset: The place.
+            kind: What the record must be.
+            most: Its longest payload.
+
+        Returns:
+            The payload.
+
+        Raises:
+            DamagedError: There is no such record, or it is damaged.
+            LimitError: It is longer.
+        """
         header = record.unpack(self.window.read_at(offset, HEADER_BYTES), self.header.file_id)
         if header is None or header.kind != kind:
             raise DamagedError(f"there is no {kind.name} record")
+        if header.length > most:
+            raise LimitError(f"a {kind.name} of {header.length} bytes", expected=f"at most {most}")
         payload = self.window.read_at(offset + HEADER_BYTES, header.length)
-        if self._checks and zlib.crc32(payload) != header.payload_crc:
+        if len(payload) != header.length or (
+            self._checks and zlib.crc32(payload) != header.payload_crc
+        ):
             raise DamagedError(f"the {kind.name} record fails its CRC")
         return payload
 
     def _tail_at(self, offset: int, length: int, columns: Iterable[str] | None) -> Batch:
-        payload = self._payload_at(offset, Kind.TAIL)
+        payload = self.payload_at(offset, Kind.TAIL)
         if HEADER_BYTES + record.padded(len(payload)) != length:
             raise DamagedError("the TAIL record is not as long as the index says")
         batch = tail.decode(payload, self.schema)

@@ -11,6 +11,7 @@ import numpy as np
 from kcap.errors import DamagedError
 from kcap.format import body, payloads, record, scan, schema, tail
 from kcap.format.appender import Appender
+from kcap.format.blob_reader import BlobCheck
 from kcap.format.bloom import Bloom, strings_of
 from kcap.format.chunk import Chunk, bounds
 from kcap.format.chunk_index import ChunkIndex, Indexer, counts
@@ -73,6 +74,7 @@ class Rebuilt:
         self._content = ContentHash()
         self._indexer = Indexer()
         self._tails = Tails()
+        self._blobs = BlobCheck()
         self.payload = payload
         """Of both FILE_HEADER records."""
         self._previous = -1
@@ -86,6 +88,8 @@ class Rebuilt:
             Kind.STATE: self._state,
             Kind.LOSS: self._loss,
             Kind.NOTE: self._note,
+            Kind.BLOB_BLOCK: self._blob,
+            Kind.BLOB_MANIFEST: self._blob,
             Kind.RECOVERY: self._recovery,
         }
         for number in range(2):
@@ -269,6 +273,12 @@ class Rebuilt:
         body.unpack_object(item.payload, "NOTE")
         self._write(item)
 
+    def _blob(self, item: scan.Record) -> None:
+        is_block = item.header.kind == Kind.BLOB_BLOCK
+        for what in (self._blobs.block if is_block else self._blobs.manifest)(item):
+            raise DamagedError(what)
+        self._write(item)
+
     def _recovery(self, item: scan.Record) -> None:
         found = Recovery.unpack(item.payload)
         self._lose(found)
@@ -277,6 +287,7 @@ class Rebuilt:
         self._write(item)
 
     def _lose(self, found: Recovery) -> None:
+        self._blobs.recovered = True
         loss = found.loss()
         if loss is not None:
             self._totals.lose([loss])

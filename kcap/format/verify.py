@@ -11,6 +11,7 @@ import numpy as np
 
 from kcap.errors import KcapError
 from kcap.format import bloom, body, payloads, record, scan, schema, tail
+from kcap.format.blob_reader import BlobCheck
 from kcap.format.chunk import Chunk
 from kcap.format.chunk_index import ChunkIndex, Indexer, pids_of
 from kcap.format.content import ContentHash
@@ -62,6 +63,9 @@ class Report:
     """SHA-256 of the whole file in hex, None where some of it is damaged."""
     recoveries: tuple[Recovery, ...] = ()
     """What repairs left out of the capture; that is no finding."""
+    unnamed_blocks: int = 0
+    """Blocks that no intact manifest names, as of a blob whose recording was cut off; no finding
+    either."""
 
     @property
     def good(self) -> bool:
@@ -74,8 +78,8 @@ def verify(reader: CaptureReader, *, deep: bool = False) -> Report:
 
     Args:
         reader: The capture, freshly opened.
-        deep: Also compare the sets of pids and strings in the index with the events, and tails
-            with the chunks that supersede them.
+        deep: Also compare the sets of pids and strings in the index with the events, tails with
+            the chunks that supersede them, and the whole content of a file's blobs with its hash.
 
     Returns:
         What was found; the chain is compared where every record before the FOOTER is intact.
@@ -97,6 +101,7 @@ class _Check:
         self._new_columns = 0
         self._checkpoint = (0, bytes(32))
         self._tails = Tails()
+        self._blobs = BlobCheck(reader if deep else None)
         self._found: list[tuple[int, int, str | None, str]] = []
         self._records = 0
         self._index: ChunkIndex | None = None
@@ -142,6 +147,7 @@ class _Check:
             bytes=end,
             file_hash=whole,
             recoveries=tuple(self._recoveries),
+            unnamed_blocks=self._blobs.unnamed,
         )
 
     def _damage(self, item: scan.Damage) -> None:
@@ -206,6 +212,10 @@ class _Check:
             yield from self._chunk_index(item)
         elif kind == Kind.TAIL:
             self._tail(item)
+        elif kind == Kind.BLOB_BLOCK:
+            yield from self._blobs.block(item)
+        elif kind == Kind.BLOB_MANIFEST:
+            yield from self._blobs.manifest(item)
         elif kind == Kind.CHECKPOINT:
             yield from self._check_checkpoint(item)
         elif kind == Kind.FOOTER:
@@ -216,6 +226,7 @@ class _Check:
         if not found.missing or found.missing[0][0] != item.header.number:
             yield "the RECOVERY does not have the first number that it says is missing"
         self._recoveries.append(found)
+        self._blobs.recovered = True
         self._gap = True
         loss = found.loss()
         if loss is not None:

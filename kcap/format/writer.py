@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from kcap import limits
 from kcap.errors import LimitError, OutputError
 from kcap.format import bloom, body, chunk, payloads, record, schema, tail
 from kcap.format.appender import Appender
+from kcap.format.blob_writer import BlobStore
+from kcap.format.blobs import Gap, Manifest
 from kcap.format.bloom import Bloom
 from kcap.format.chunk import Superseded
 from kcap.format.chunk_index import Indexer
@@ -105,6 +107,7 @@ class CaptureWriter:
         self.losses: list[Loss] = []
         """Events that could not be written."""
         self._states = _StateCadence()
+        self.blobs = BlobStore(self._blob_record, level)
         self._closed = False
         self._out: Appender | None = None
         if not canonical:
@@ -149,6 +152,30 @@ class CaptureWriter:
         """Length of the file were it closed now, roughly: events still waiting are estimated."""
         return self.bytes_written + self._pending.rows * _WAITING_BYTES
 
+    def blob(
+        self,
+        parts: Iterable[bytes | Gap],
+        *,
+        path: str | None = None,
+        origin: str | None = None,
+        ord: int | None = None,  # noqa: A002
+        details: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write a blob as its bytes come; at most 1 MiB of them wait in memory.
+
+        Args:
+            parts: Its bytes in any division, with a `Gap` for each range that has none.
+            path: Where the artifact was.
+            origin: With ``ord`` the event for which it is taken.
+            ord: See ``origin``.
+            details: Anything else worth keeping, as plain JSON values.
+
+        Returns:
+            What is in the capture now; see `BlobStore.write`, and `BlobStore.begin` where events
+            are to be written in between.
+        """
+        return self.blobs.write(parts, path=path, origin=origin, ord=ord, details=details)
+
     def flush(self) -> None:
         """Close the current chunk, so that everything taken so far is in the file."""
         if self._out is None:
@@ -175,6 +202,7 @@ class CaptureWriter:
             return
         if self._out is None:
             self._begin(self._derived_id(()))
+        self.blobs.close()
         self.flush()
         self._closed = True
         out = self._appender
@@ -359,6 +387,15 @@ class CaptureWriter:
             for totals in (self._totals, self._new.totals):
                 totals.lose(losses)
             del self._losses[: len(losses)]
+
+    def _blob_record(self, kind: Kind, payload: bytes) -> None:
+        """Append a part of a blob; an open file stays quick to open, however large it is."""
+        if self._out is None:
+            self._begin(self._derived_id(()))
+        self._record(kind, payload)
+        # Behind a CHECKPOINT nobody looks for TAILs before it that are in no chunk yet.
+        if not self._tails.rows and self._new.due(self.bytes_written):
+            self._checkpoint()
 
     def _record(self, kind: Kind, payload: bytes) -> int:
         """Append a record and give its offset."""
