@@ -351,6 +351,7 @@ def _check_types(said: dict[str, Any]) -> None:
         or type(said.get("size")) is not int
         or not isinstance(said.get("details"), dict)
         or not isinstance(reasons, list)
+        or len(reasons) > limits.BLOB_REASONS
         or not all(isinstance(r, str) for r in reasons)
         or "sha256" not in said
         or not _is_hash(said["sha256"])
