@@ -257,6 +257,8 @@ def read_entries(
             raise DamagedError(f"a directory entry does not fit column {spec.name}")
         if spec.name <= last or entry.offset != at:
             raise DamagedError(f"column {spec.name} is not in its place in the directory")
+        if entry.stored and not entry.decoded:
+            raise DamagedError(f"column {spec.name} has a frame that holds nothing")
         found[spec.name] = entry
         last = spec.name
         at += entry.stored

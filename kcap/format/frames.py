@@ -80,10 +80,12 @@ def decode_presence(form: int, present: int, count: int, cursor: Cursor) -> Rows
         bits = np.unpackbits(cursor.array(np.uint8, -(-count // 8)), bitorder="little")
         rows = np.flatnonzero(bits).astype(np.int32)
         good = len(rows) == present and (present == 0 or int(rows[-1]) < count)
-    else:
+    elif form == 2:  # noqa: PLR2004
         rows = cursor.array("<u2", present).astype(np.int32)
-        good = form == 2 and present <= count  # noqa: PLR2004
-        good = good and bool((np.diff(rows) > 0).all()) and (present == 0 or int(rows[-1]) < count)
+        good = present <= count and bool((np.diff(rows) > 0).all())
+        good = good and (present == 0 or int(rows[-1]) < count)
+    else:
+        raise DamagedError(f"there is no presence {form}")
     if not good:
         raise DamagedError("the rows of a column do not fit", expected=f"{present} of {count}")
     return rows
@@ -274,6 +276,8 @@ def decode_values(
         return pa.array(cursor.array("<f8", count))
     if cls is TypeClass.BOOL:
         bits = np.unpackbits(cursor.array(np.uint8, -(-count // 8)), bitorder="little")
+        if bits[count:].any():
+            raise DamagedError("a bitmap has bits behind the last value")
         return pa.array(bits[:count].astype(np.bool_))
     raise AssertionError(cls)
 

@@ -121,7 +121,7 @@ class Sequential:
             batch = found.batch(self._reader.selection.columns)
         except KcapError as e:
             rows = self._reader.chunk_rows(item.offset, item.offset + 1)
-            rows = rows if found is None else found.rows
+            rows = found.rows if rows is None and found is not None else rows
             self._lose(self._without_tails(rows), _as_damage(item, e))
             yield from self._live(self._tails.rest())
             return
