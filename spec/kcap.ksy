@@ -37,6 +37,10 @@ enums:
   codec:
     0: stored
     1: zstd
+  range_form:
+    0: block
+    1: hole
+    2: missing
   type_class:
     1: i64
     2: u64
@@ -54,6 +58,10 @@ enums:
     0: all
     1: bitmap
     2: numbers
+  range_form:
+    0: block
+    1: hole
+    2: missing
   section_tag:
     1: pids
     2: strings
@@ -94,7 +102,7 @@ types:
             8: body
             9: heartbeat
             10: blob_block
-            11: body
+            11: blob_manifest
             12: body
             13: checkpoint
             14: footer
@@ -576,10 +584,50 @@ types:
       - id: totals
         type: sized_body
   blob_block:
-    doc-ref: kcap.md 9
+    doc-ref: kcap.md 9.2
+    seq:
+      - id: len_decoded
+        type: u4
+      - id: codec
+        type: u1
+        enum: codec
+      - id: zero
+        contents: [0, 0, 0]
+      - id: mask
+        size: 4
+      - id: content
+        size-eos: true
+        process: xor(mask)
+        type: blob_content
+  blob_content:
     seq:
       - id: sha256
         size: 32
-      - id: block
-        type: body
+      - id: data
+        doc: The block, or one zstd frame that holds it.
         size-eos: true
+  blob_manifest:
+    doc-ref: kcap.md 9.4
+    seq:
+      - id: len_body
+        type: u4
+      - id: num_ranges
+        type: u4
+      - id: ranges
+        type: blob_range
+        repeat: expr
+        repeat-expr: num_ranges
+      - id: body
+        type: body
+        size: len_body
+  blob_range:
+    seq:
+      - id: length
+        type: u8
+      - id: form
+        type: u4
+        enum: range_form
+      - id: reason
+        type: u4
+      - id: sha256
+        size: 32

@@ -22,7 +22,7 @@ from kcap.errors import KcapError, LimitError, OutputError
 from kcap.format import scan, writer
 from kcap.format.blobs import Block, Gap
 from kcap.format.reader import CaptureReader
-from kcap.format.record import Kind
+from kcap.format.record import MAGIC, Kind
 from kcap.format.verify import verify
 from kcap.format.window import FileWindow
 from kcap.format.writer import CaptureWriter
@@ -72,6 +72,28 @@ def test_a_stream_gives_blocks_before_the_manifests_that_name_them(blobs: list[P
             assert b"".join(parts) == content(blobs[len(manifests) - 1])
         assert manifests == said
     assert list(opened(data, pipe=True).manifests()) == said
+
+
+def test_a_parser_made_of_the_specification_reads_the_same() -> None:
+    """spec/kcap.ksy: blocks stored, compressed and under a mask, and every form of range."""
+    kaitai = pytest.importorskip("kaitai.reader")
+    noise = random.Random(1).randbytes(100)
+    parts: Parts = [b"a" * 5000, Gap(7), noise + MAGIC + noise, Gap(9, "EIO"), noise]
+    data, _ = written([parts, []])
+
+    blocks, found = {}, []
+    for item in kaitai.parsed(data):
+        payload = item.payload
+        if item.kind.name == "blob_block":
+            stored, length = payload.block.stored, payload.len_decoded
+            is_frame = payload.codec.name == "zstd"
+            blocks[payload.block.sha256] = kaitai.unpacked(stored, length) if is_frame else stored
+        elif item.kind.name == "blob_manifest":
+            ranges = [(r.form.name, blocks.get(r.sha256, bytes(r.length))) for r in payload.ranges]
+            found.append((ranges, kaitai.body(payload.description)["size"]))
+    assert b"".join(part for _, part in found[0][0]) == content(parts)
+    assert [form for form, _ in found[0][0]] == ["block", "hole", "block", "missing", "block"]
+    assert [size for _, size in found] == [len(content(parts)), 0]
 
 
 def test_blobs_of_a_stream_are_not_read_by_name() -> None:

@@ -43,6 +43,11 @@ class Kcap(KaitaiStruct):
         bitmap = 1
         numbers = 2
 
+    class RangeForm(IntEnum):
+        block = 0
+        hole = 1
+        missing = 2
+
     class SectionTag(IntEnum):
         pids = 1
         strings = 2
@@ -85,7 +90,7 @@ class Kcap(KaitaiStruct):
     class BlobBlock(KaitaiStruct):
         """
         .. seealso::
-           kcap.md 9
+           kcap.md 9.2
         """
         def __init__(self, _io, _parent=None, _root=None):
             super(Kcap.BlobBlock, self).__init__(_io)
@@ -94,15 +99,77 @@ class Kcap(KaitaiStruct):
             self._read()
 
         def _read(self):
-            self.sha256 = self._io.read_bytes(32)
-            self._raw_block = self._io.read_bytes_full()
+            self.len_decoded = self._io.read_u4le()
+            if not self.len_decoded >= 1:
+                raise kaitaistruct.ValidationLessThanError(1, self.len_decoded, self._io, u"/types/blob_block/seq/0")
+            if not self.len_decoded <= 1048576:
+                raise kaitaistruct.ValidationGreaterThanError(1048576, self.len_decoded, self._io, u"/types/blob_block/seq/0")
+            self.codec = KaitaiStream.resolve_enum(Kcap.Codec, self._io.read_u1())
+            self.zeros = self._io.read_bytes(3)
+            if not self.zeros == b"\x00\x00\x00":
+                raise kaitaistruct.ValidationNotEqualError(b"\x00\x00\x00", self.zeros, self._io, u"/types/blob_block/seq/2")
+            self.mask = self._io.read_bytes(4)
+            self._raw__raw_block = self._io.read_bytes_full()
+            self._raw_block = KaitaiStream.process_xor_many(self._raw__raw_block, self.mask)
             _io__raw_block = KaitaiStream(BytesIO(self._raw_block))
-            self.block = Kcap.Body(_io__raw_block, self, self._root)
+            self.block = Kcap.MaskedBlock(_io__raw_block, self, self._root)
 
 
         def _fetch_instances(self):
             pass
             self.block._fetch_instances()
+
+
+    class BlobManifest(KaitaiStruct):
+        """
+        .. seealso::
+           kcap.md 9.4
+        """
+        def __init__(self, _io, _parent=None, _root=None):
+            super(Kcap.BlobManifest, self).__init__(_io)
+            self._parent = _parent
+            self._root = _root
+            self._read()
+
+        def _read(self):
+            self.len_body = self._io.read_u4le()
+            self.num_ranges = self._io.read_u4le()
+            if not self.num_ranges <= 1048576:
+                raise kaitaistruct.ValidationGreaterThanError(1048576, self.num_ranges, self._io, u"/types/blob_manifest/seq/1")
+            self.ranges = []
+            for i in range(self.num_ranges):
+                self.ranges.append(Kcap.BlobRange(self._io, self, self._root))
+
+            self._raw_description = self._io.read_bytes(self.len_body)
+            _io__raw_description = KaitaiStream(BytesIO(self._raw_description))
+            self.description = Kcap.Body(_io__raw_description, self, self._root)
+
+
+        def _fetch_instances(self):
+            pass
+            for i in range(len(self.ranges)):
+                pass
+                self.ranges[i]._fetch_instances()
+
+            self.description._fetch_instances()
+
+
+    class BlobRange(KaitaiStruct):
+        def __init__(self, _io, _parent=None, _root=None):
+            super(Kcap.BlobRange, self).__init__(_io)
+            self._parent = _parent
+            self._root = _root
+            self._read()
+
+        def _read(self):
+            self.length = self._io.read_u8le()
+            self.form = KaitaiStream.resolve_enum(Kcap.RangeForm, self._io.read_u4le())
+            self.reason = self._io.read_u4le()
+            self.sha256 = self._io.read_bytes(32)
+
+
+        def _fetch_instances(self):
+            pass
 
 
     class BloomBlock(KaitaiStruct):
@@ -696,6 +763,22 @@ class Kcap(KaitaiStruct):
 
 
 
+    class MaskedBlock(KaitaiStruct):
+        def __init__(self, _io, _parent=None, _root=None):
+            super(Kcap.MaskedBlock, self).__init__(_io)
+            self._parent = _parent
+            self._root = _root
+            self._read()
+
+        def _read(self):
+            self.sha256 = self._io.read_bytes(32)
+            self.stored = self._io.read_bytes_full()
+
+
+        def _fetch_instances(self):
+            pass
+
+
     class Pids(KaitaiStruct):
         def __init__(self, _io, _parent=None, _root=None):
             super(Kcap.Pids, self).__init__(_io)
@@ -758,7 +841,7 @@ class Kcap(KaitaiStruct):
                 pass
                 self._raw_payload = self._io.read_bytes(self.len_payload)
                 _io__raw_payload = KaitaiStream(BytesIO(self._raw_payload))
-                self.payload = Kcap.Body(_io__raw_payload, self, self._root)
+                self.payload = Kcap.BlobManifest(_io__raw_payload, self, self._root)
             elif _on == 12:
                 pass
                 self._raw_payload = self._io.read_bytes(self.len_payload)
