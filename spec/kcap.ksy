@@ -58,10 +58,6 @@ enums:
     0: all
     1: bitmap
     2: numbers
-  range_form:
-    0: block
-    1: hole
-    2: missing
   section_tag:
     1: pids
     2: strings

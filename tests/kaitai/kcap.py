@@ -100,24 +100,36 @@ class Kcap(KaitaiStruct):
 
         def _read(self):
             self.len_decoded = self._io.read_u4le()
-            if not self.len_decoded >= 1:
-                raise kaitaistruct.ValidationLessThanError(1, self.len_decoded, self._io, u"/types/blob_block/seq/0")
-            if not self.len_decoded <= 1048576:
-                raise kaitaistruct.ValidationGreaterThanError(1048576, self.len_decoded, self._io, u"/types/blob_block/seq/0")
             self.codec = KaitaiStream.resolve_enum(Kcap.Codec, self._io.read_u1())
-            self.zeros = self._io.read_bytes(3)
-            if not self.zeros == b"\x00\x00\x00":
-                raise kaitaistruct.ValidationNotEqualError(b"\x00\x00\x00", self.zeros, self._io, u"/types/blob_block/seq/2")
+            self.zero = self._io.read_bytes(3)
+            if not self.zero == b"\x00\x00\x00":
+                raise kaitaistruct.ValidationNotEqualError(b"\x00\x00\x00", self.zero, self._io, u"/types/blob_block/seq/2")
             self.mask = self._io.read_bytes(4)
-            self._raw__raw_block = self._io.read_bytes_full()
-            self._raw_block = KaitaiStream.process_xor_many(self._raw__raw_block, self.mask)
-            _io__raw_block = KaitaiStream(BytesIO(self._raw_block))
-            self.block = Kcap.MaskedBlock(_io__raw_block, self, self._root)
+            self._raw__raw_content = self._io.read_bytes_full()
+            self._raw_content = KaitaiStream.process_xor_many(self._raw__raw_content, self.mask)
+            _io__raw_content = KaitaiStream(BytesIO(self._raw_content))
+            self.content = Kcap.BlobContent(_io__raw_content, self, self._root)
 
 
         def _fetch_instances(self):
             pass
-            self.block._fetch_instances()
+            self.content._fetch_instances()
+
+
+    class BlobContent(KaitaiStruct):
+        def __init__(self, _io, _parent=None, _root=None):
+            super(Kcap.BlobContent, self).__init__(_io)
+            self._parent = _parent
+            self._root = _root
+            self._read()
+
+        def _read(self):
+            self.sha256 = self._io.read_bytes(32)
+            self.data = self._io.read_bytes_full()
+
+
+        def _fetch_instances(self):
+            pass
 
 
     class BlobManifest(KaitaiStruct):
@@ -134,15 +146,13 @@ class Kcap(KaitaiStruct):
         def _read(self):
             self.len_body = self._io.read_u4le()
             self.num_ranges = self._io.read_u4le()
-            if not self.num_ranges <= 1048576:
-                raise kaitaistruct.ValidationGreaterThanError(1048576, self.num_ranges, self._io, u"/types/blob_manifest/seq/1")
             self.ranges = []
             for i in range(self.num_ranges):
                 self.ranges.append(Kcap.BlobRange(self._io, self, self._root))
 
-            self._raw_description = self._io.read_bytes(self.len_body)
-            _io__raw_description = KaitaiStream(BytesIO(self._raw_description))
-            self.description = Kcap.Body(_io__raw_description, self, self._root)
+            self._raw_body = self._io.read_bytes(self.len_body)
+            _io__raw_body = KaitaiStream(BytesIO(self._raw_body))
+            self.body = Kcap.Body(_io__raw_body, self, self._root)
 
 
         def _fetch_instances(self):
@@ -151,7 +161,7 @@ class Kcap(KaitaiStruct):
                 pass
                 self.ranges[i]._fetch_instances()
 
-            self.description._fetch_instances()
+            self.body._fetch_instances()
 
 
     class BlobRange(KaitaiStruct):
@@ -761,22 +771,6 @@ class Kcap(KaitaiStruct):
                 pass
                 self.items._fetch_instances()
 
-
-
-    class MaskedBlock(KaitaiStruct):
-        def __init__(self, _io, _parent=None, _root=None):
-            super(Kcap.MaskedBlock, self).__init__(_io)
-            self._parent = _parent
-            self._root = _root
-            self._read()
-
-        def _read(self):
-            self.sha256 = self._io.read_bytes(32)
-            self.stored = self._io.read_bytes_full()
-
-
-        def _fetch_instances(self):
-            pass
 
 
     class Pids(KaitaiStruct):

@@ -154,6 +154,25 @@ def state_tables(state: Any) -> Iterator[tuple[str, list[Row]]]:
         at += table["bytes"]
 
 
+def blobs(records: list[Any]) -> Iterator[tuple[Any, bytes]]:
+    """Body and content, with zeros for what is not there, of each blob."""
+    blocks: dict[bytes, bytes] = {}
+    for record in records:
+        payload = record.payload
+        if record.kind == Kind.blob_block:
+            plain = payload.codec == Kcap.Codec.stored
+            data = payload.content.data
+            data = data if plain else unpacked(data, payload.len_decoded)
+            blocks[payload.content.sha256] = data
+        elif record.kind == Kind.blob_manifest:
+            parts = [
+                blocks[r.sha256] if r.form == Kcap.RangeForm.block else bytes(r.length)
+                for r in payload.ranges
+            ]
+            assert [len(p) for p in parts] == [r.length for r in payload.ranges]
+            yield body(payload.body), b"".join(parts)
+
+
 def pids(section: Any) -> list[int]:
     """The values of a section of pids."""
     raw = unpacked(section.frame, section.len_decoded)
@@ -204,3 +223,9 @@ class Reading:
     def _named(self, rows: list[Row]) -> list[Row]:
         by_name = [{self.names[i]: v for i, v in row.items()} for row in rows]
         return [{n: row[n] for n in sorted(row)} for row in by_name]
+
+    @staticmethod
+    def item_form(entry: Any, num_rows: int, frame: bytes) -> list[int]:
+        """Class and encoding of the items of a column of lists."""
+        found = Kcap.Column(entry, num_rows, stream(unpacked(frame, entry.len_decoded)))
+        return [int(found.lists.type_class), found.lists.encoding]
