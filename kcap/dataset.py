@@ -17,7 +17,7 @@ from kcap.model import logical
 from kcap.model.classes import TypeClass
 from kcap.model.text import printable
 from kcap.selection import Wanted
-from kcap.where import Where
+from kcap.where import Where, evaluated
 
 _CELLS: Final = 1 << 22
 """Values of a record batch at full length; events have many columns, most of them null."""
@@ -96,9 +96,7 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         wanted.check()
         schema = pa.schema([(n, logical.arrow_type(n, wanted.class_of(n))) for n in names])
         batches = RecordBatches(self._captures, wanted, schema, batch_size)
-        reader = pa.RecordBatchReader.from_batches(schema, iter(batches))
-        computed = columns if isinstance(columns, Mapping) else None
-        return ds.Scanner.from_batches(reader, columns=computed, batch_readahead=1)
+        return CaptureScanner(batches, columns if isinstance(columns, Mapping) else None)
 
     def filter(self, expression: pc.Expression) -> CaptureDataset:
         """The same with fewer rows.
@@ -174,6 +172,111 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         )
 
 
+class CaptureScanner(ds.Scanner):  # type: ignore[misc]
+    """Some columns of some rows, read by whoever asks and when they ask.
+
+    pyarrow's own scanner would read ahead in threads of its own, which outlive a reader that was
+    left halfway: one in ten queries with a LIMIT then hung or ended in a crash.
+    """
+
+    def __init__(
+        self, batches: RecordBatches, computed: Mapping[str, pc.Expression] | None = None
+    ) -> None:
+        """Say what to read.
+
+        Args:
+            batches: The events.
+            computed: Columns to compute from them; None to give them as they are.
+        """
+        self._batches = batches
+        self._computed = computed
+
+    @property
+    def dataset_schema(self) -> pa.Schema:
+        """The columns that are read."""
+        return self._batches.schema
+
+    @property
+    def projected_schema(self) -> pa.Schema:
+        """The columns that come out."""
+        read = self._batches.schema
+        if self._computed is None:
+            return read
+        return self._compute(pa.RecordBatch.from_pylist([], read)).schema
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows.
+
+        Returns:
+            Record batches, in order, none empty.
+        """
+        if self._computed is None:
+            return iter(self._batches)
+        return map(self._compute, self._batches)
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        """The rows as a stream.
+
+        Returns:
+            The stream; a chunk at a time is in memory.
+        """
+        return pa.RecordBatchReader.from_batches(self.projected_schema, self.to_batches())
+
+    def to_table(self) -> pa.Table:
+        """The rows in memory.
+
+        Returns:
+            The table.
+        """
+        return self.to_reader().read_all()
+
+    def head(self, num_rows: int) -> pa.Table:
+        """The first rows.
+
+        Args:
+            num_rows: How many.
+
+        Returns:
+            A table of them.
+        """
+        found: list[pa.RecordBatch] = []
+        for batch in self.to_batches():
+            num_rows -= batch.num_rows
+            found.append(batch if num_rows >= 0 else batch.slice(0, batch.num_rows + num_rows))
+            if num_rows <= 0:
+                break
+        return pa.Table.from_batches(found, self.projected_schema)
+
+    def take(self, indices: object) -> pa.Table:
+        """Rows by number.
+
+        Args:
+            indices: The numbers.
+
+        Returns:
+            A table of the rows, in that order.
+        """
+        return self.to_table().take(indices)
+
+    def count_rows(self) -> int:
+        """The number of rows."""
+        return sum(batch.num_rows for batch in self._batches)
+
+    def scan_batches(self) -> NoReturn:
+        """Not supported: a capture has no fragments.
+
+        Raises:
+            KcapError: Always.
+        """
+        raise KcapError("a capture's scanner has no fragments", hint="to_batches() has the rows")
+
+    def _compute(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        computed = self._computed or {}
+        found = evaluated(batch, list(computed.values()), list(computed))
+        arrays = [column.combine_chunks() for column in found.columns]
+        return pa.RecordBatch.from_arrays(arrays, schema=found.schema)
+
+
 class RecordBatches:
     """The events of captures as record batches of one schema."""
 
@@ -190,7 +293,8 @@ class RecordBatches:
         """
         self._captures = captures
         self._wanted = wanted
-        self._schema = schema
+        self.schema = schema
+        """The columns of the record batches."""
         self._batch_rows = max(1, min(batch_rows, _CELLS // max(1, len(schema))))
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -204,7 +308,7 @@ class RecordBatches:
             for batch in Pass(capture, self._wanted):
                 for start in range(0, batch.rows, self._batch_rows):
                     part = batch.slice(start, start + self._batch_rows)
-                    yield logical.table(part, self._schema)
+                    yield logical.table(part, self.schema)
             for loss in capture.losses[known:]:
                 count = "" if loss.count is None else f" {loss.count} events"
                 text = f"{capture.info.file}: {loss.kind}{count}: {loss.reason}"

@@ -225,19 +225,36 @@ class Where:
         return np.flatnonzero(verdicts[codes]).astype(np.int32)
 
     def _evaluate(self, table: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        from pyarrow import acero
-
-        given = acero.TableSourceNodeOptions(pa.Table.from_batches([table]))
-        plan = acero.Declaration.from_sequence(
-            [
-                acero.Declaration("table_source", given),
-                acero.Declaration("project", acero.ProjectNodeOptions([self.expression], ["is"])),
-            ]
-        )
-        found = plan.to_table(use_threads=False).column("is")  # one thread: in order
+        found = evaluated(table, [self.expression], ["is"]).column("is")
         if not pa.types.is_boolean(found.type):
             raise pa.ArrowInvalid(f"the filter gives {found.type}, not true or false")
         return np.asarray(pc.fill_null(found, fill_value=False))
+
+
+def evaluated(
+    table: pa.RecordBatch, expressions: Sequence[pc.Expression], names: Sequence[str]
+) -> pa.Table:
+    """Compute columns, in the calling thread.
+
+    Args:
+        table: Rows.
+        expressions: What to compute of each.
+        names: The results' names.
+
+    Returns:
+        A table of the same rows, in the same order.
+
+    Raises:
+        pyarrow.ArrowException: Arrow can't evaluate it over such columns.
+    """
+    from pyarrow import acero
+
+    given = acero.TableSourceNodeOptions(pa.Table.from_batches([table]))
+    steps = [
+        acero.Declaration("table_source", given),
+        acero.Declaration("project", acero.ProjectNodeOptions(expressions, names)),
+    ]
+    return acero.Declaration.from_sequence(steps).to_table(use_threads=False)
 
 
 def _plain(column: pa.Array) -> pa.Array:

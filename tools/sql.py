@@ -34,6 +34,9 @@ _LISTING: Final = re.compile(
     r"\b(show|describe|summarize|pragma|information_schema|duckdb_\w+|pg_\w+|sqlite_\w+)\b",
     re.IGNORECASE,
 )
+_QUERIES: Final = frozenset({"EXPLAIN", "MULTI", "SELECT"})
+"""Statements that read: PIVOT is several in one."""
+
 _CONFIG: Final = {
     "allow_community_extensions": False,
     "autoinstall_known_extensions": False,
@@ -42,6 +45,8 @@ _CONFIG: Final = {
     "python_enable_replacements": False,
     "threads": 1,  # the same rows in the same order every time
 }
+_LOCK: Final = ("TimeZone = 'UTC'", "enable_external_access = false", "lock_configuration = true")
+
 _HINTS: Final = {
     "BinderException": "kcap query 'DESCRIBE events' CAPTURE lists the columns",
     "CatalogException": "kcap query 'SHOW TABLES' CAPTURE lists the tables",
@@ -81,6 +86,8 @@ class Session:
         config = {**_CONFIG, "memory_limit": f"{memory}B", "temp_directory": spill}
         with self._naming():
             self._connection: Any = self._duckdb.connect(":memory:", config=config)
+            for setting in _LOCK:
+                self._connection.execute(f"SET {setting}")
         self._stack.callback(self._connection.close)
 
     def __enter__(self) -> Self:
@@ -103,20 +110,29 @@ class Session:
         """
         connection = self._connection
         with self._naming():
-            connection.execute("SET TimeZone = 'UTC'")
+            self._check(sql)
             connection.register(ALL_ROWS, self._dataset)
             stateful = "kind" in self._dataset.schema.names
             condition = "kind IS DISTINCT FROM 'state'" if stateful else "true"
             connection.execute(f"CREATE VIEW {EVENTS} AS FROM {ALL_ROWS} WHERE {condition}")
             for name, view in self._type_views(sql):
                 connection.execute(f"CREATE VIEW {_quoted(name)} AS {view}")
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
-            result = connection.execute(sql)
-            if result is None or result.description is None:
-                raise KcapError("the query is empty", hint="kcap query 'FROM events' CAPTURE")
-            reader: pa.RecordBatchReader = result.to_arrow_reader(_BATCH_ROWS)
+            # What execute() gives would be in memory as a whole.
+            reader: pa.RecordBatchReader = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
         return reader
+
+    def _check(self, sql: str) -> None:
+        """Refuse what is no query. DuckDB's lock holds without it, but for an empty folder."""
+        statements = self._connection.extract_statements(sql)
+        if not statements:
+            raise KcapError("the query is empty", hint="kcap query 'FROM events' CAPTURE")
+        for statement in statements:
+            if statement.type.name not in _QUERIES:
+                raise KcapError(
+                    f"a statement of type {statement.type.name} is no query",
+                    expected="SELECT, FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN",
+                    hint=_HINTS["PermissionException"],
+                )
 
     @contextlib.contextmanager
     def _naming(self) -> Iterator[None]:
