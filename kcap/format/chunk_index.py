@@ -221,6 +221,8 @@ def _sections(raw: bytes, at: int) -> dict[int, bytes]:
         at += _SECTION.size
         if at + length > len(raw):
             raise DamagedError(f"a section of {length} bytes does not fit its CHUNK_INDEX")
+        if tag in found:
+            raise DamagedError(f"section {tag} of a CHUNK_INDEX comes twice")
         found[tag] = raw[at : at + length]
         at += padded(length)
     return found
