@@ -81,19 +81,8 @@ def test_a_parser_made_of_the_specification_reads_the_same() -> None:
     parts: Parts = [b"a" * 5000, Gap(7), noise + MAGIC + noise, Gap(9, "EIO"), noise]
     data, _ = written([parts, []])
 
-    blocks, found = {}, []
-    for item in kaitai.parsed(data):
-        payload = item.payload
-        if item.kind.name == "blob_block":
-            stored, length = payload.block.stored, payload.len_decoded
-            is_frame = payload.codec.name == "zstd"
-            blocks[payload.block.sha256] = kaitai.unpacked(stored, length) if is_frame else stored
-        elif item.kind.name == "blob_manifest":
-            ranges = [(r.form.name, blocks.get(r.sha256, bytes(r.length))) for r in payload.ranges]
-            found.append((ranges, kaitai.body(payload.description)["size"]))
-    assert b"".join(part for _, part in found[0][0]) == content(parts)
-    assert [form for form, _ in found[0][0]] == ["block", "hole", "block", "missing", "block"]
-    assert [size for _, size in found] == [len(content(parts)), 0]
+    found = [(said["size"], data) for said, data in kaitai.blobs(kaitai.parsed(data))]
+    assert found == [(len(content(parts)), content(parts)), (0, b"")]
 
 
 def test_blobs_of_a_stream_are_not_read_by_name() -> None:

@@ -18,7 +18,7 @@ from support import FILE_ID, capture, make_events, opened, read, rows_of
 from kcap import limits
 from kcap.errors import DamagedError, KcapError, LimitError
 from kcap.format import blobs, body, zstd
-from kcap.format.blobs import Gap, Manifest, masked, pack_block, unpack_block
+from kcap.format.blobs import Block, Gap, Manifest, masked, pack_block, unpack_block
 from kcap.format.record import MAGIC, Kind
 from kcap.format.recover import recover
 from kcap.format.verify import verify
@@ -189,7 +189,7 @@ def block_payload(
     data: bytes, *, length: int | None = None, codec: int = 0, mask: int = 0, of: bytes = b""
 ) -> bytes:
     """A block's payload that says anything."""
-    digest = unpack_block(pack_block(of or data)).sha256
+    digest = Block.of(of or data).sha256
     head = struct.pack("<IBxxxI", len(data) if length is None else length, codec, mask)
     return head + masked(digest + data, mask)
 
@@ -341,8 +341,8 @@ def test_manifests_that_are_good_are_taken() -> None:
 
 def test_verify_compares_blocks_and_manifests() -> None:
     """9.1, 9.6: what stands twice, is not there, comes too late, or makes another whole."""
-    block = Part(Kind.BLOB_BLOCK, pack_block(b"block"))
-    digest = unpack_block(block.payload).sha256
+    block = Part(Kind.BLOB_BLOCK, pack_block(Block.of(b"block")))
+    digest = Block.of(b"block").sha256
 
     def found(*parts: Part, deep: bool = True) -> list[str]:
         data = capture([make_events(5)])
@@ -357,7 +357,7 @@ def test_verify_compares_blocks_and_manifests() -> None:
             Kind.BLOB_MANIFEST, manifest_payload(ranges, size=length, sha256=sha256, path="/p")
         )
 
-    right = manifest(5, unpack_block(pack_block(b"block")).sha256.hex())
+    right = manifest(5, Block.of(b"block").sha256.hex())
     assert found(block, right) == []
     assert found(block) == []
     assert "stands at byte" in found(block, block, right)[0]

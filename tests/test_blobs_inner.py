@@ -20,7 +20,7 @@ from support import FILE_ID, capture, make_events, opened, read, rows_of
 
 from kcap.errors import KcapError
 from kcap.format import blobs, scan
-from kcap.format.blobs import least_mask, masked, pack_block, unpack_block
+from kcap.format.blobs import Block, least_mask, masked, pack_block, unpack_block
 from kcap.format.record import MAGIC, Kind
 from kcap.format.verify import verify
 from kcap.format.writer import CaptureWriter
@@ -163,7 +163,7 @@ def test_a_block_full_of_what_masks_must_avoid_is_written() -> None:
     """1 MiB of the magic under every mask that fits in it."""
     magic = int.from_bytes(MAGIC, "little")
     raw = b"".join((magic ^ m).to_bytes(4, "little") for m in range(1 << 18))
-    payload = pack_block(raw)
+    payload = pack_block(Block.of(raw))
 
     assert unpack_block(payload).data == raw
     assert MAGIC not in payload

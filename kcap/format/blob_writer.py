@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 from kcap import limits
 from kcap.errors import LimitError, OutputError
 from kcap.format import blobs, body
-from kcap.format.blobs import Gap, Manifest
+from kcap.format.blobs import Block, Gap, Manifest
 from kcap.format.record import Kind
 
 _REASON_CHARS: Final = 800
@@ -117,13 +117,13 @@ class BlobStore:
         Returns:
             Its SHA-256; None where the capture has as many blocks as it may have.
         """
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._known:
+        block = Block.of(data)
+        if block.sha256 not in self._known:
             if len(self._known) >= limits.BLOB_BLOCKS:
                 return None
-            self._append(Kind.BLOB_BLOCK, blobs.pack_block(data, self._level))
-            self._known.add(digest)
-        return digest
+            self._append(Kind.BLOB_BLOCK, blobs.pack_block(block, self._level))
+            self._known.add(block.sha256)
+        return block.sha256
 
     def end(self, blob: BlobWriter, manifest: Manifest) -> None:
         """Put a manifest into the capture.

@@ -38,25 +38,39 @@ class Block(NamedTuple):
 
     sha256: bytes
     data: bytes
+    """1 byte to 1 MiB."""
+
+    @classmethod
+    def of(cls, data: bytes) -> Block:
+        """The block of some bytes.
+
+        Args:
+            data: 1 byte to 1 MiB.
+
+        Returns:
+            They and their hash.
+        """
+        return cls(hashlib.sha256(data).digest(), data)
 
 
-def pack_block(data: bytes, level: int = zstd.LEVEL) -> bytes:
+def pack_block(block: Block, level: int = zstd.LEVEL) -> bytes:
     """Write a block.
 
     Args:
-        data: 1 byte to 1 MiB.
+        block: The block.
         level: zstd's level.
 
     Returns:
         The payload of a BLOB_BLOCK record.
     """
+    digest, data = block
     assert 0 < len(data) <= limits.BLOB_BLOCK_BYTES
     codec, stored = _ZSTD, zstd.compress(data, level)
     if len(stored) >= len(data):
         codec, stored = _STORED, data
-    stored = hashlib.sha256(data).digest() + stored
-    mask = least_mask(stored)
-    return _BLOCK.pack(len(data), codec, bytes(3), mask) + masked(stored, mask)
+    raw = digest + stored
+    mask = least_mask(raw)
+    return _BLOCK.pack(len(data), codec, bytes(3), mask) + masked(raw, mask)
 
 
 def unpack_block(payload: bytes | memoryview) -> Block:
