@@ -34,10 +34,11 @@ class _Verb(NamedTuple):
 _VERBS: Final = {
     "record": _Verb("record", "Capture", "Record what happens on this host."),
     "capture": _Verb("record", "Capture", "The same as record.", hidden=True),
-    "import": _Verb("import_", "Capture", "Turn a foreign capture into a .kcap file."),
+    "import": _Verb("import_", "Capture", "Turn foreign captures into a .kcap file, merged by time."),
     "info": _Verb("info", "Look", "What a capture holds, on one screen."),
     "cat": _Verb("cat", "Look", "Print events."),
     "tree": _Verb("tree", "Look", "The process tree: who started whom, when, and how it ended."),
+    "timeline": _Verb("timeline", "Look", "How many events over time, and when some were lost."),
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
