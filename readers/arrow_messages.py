@@ -101,7 +101,8 @@ class Messages:
         if len(begin) < 8:  # noqa: PLR2004
             raise self._error(TruncatedError, "the input ends inside a message")
         if not begin.startswith(MARKER):
-            raise self._error(DamagedError, "no Arrow message begins here")
+            hint = "a stream is read of any program, a file only where it has a stream in it"
+            raise self._error(DamagedError, "no Arrow message begins here", hint=hint)
         length = _I32.unpack_from(begin, 4)[0]
         if length == 0:
             return b""

@@ -196,11 +196,11 @@ def _known(source: Source, form: str, capture: str, options: Options) -> Iterato
     chosen = stages(source, kept, _with_keys(options), tracked=False)
     about = _about(source, form, capture, options)
     columns = _columns(source, options)
-    foreign = source.info.format != "kcap"
-    if columns is not None:
+    if source.info.format != "kcap" and form != "csv":
         # How the events of a pipe arrive must not show in the output.
-        steady = Rebatched(source) if foreign else source
-        yield _Table(steady, chosen, options["limit"], columns, about, None, None)
+        source = Rebatched(source)
+    if columns is not None:
+        yield _Table(source, chosen, options["limit"], columns, about, None, None)
         return
     with _spool(options["output"]) as stream:
         from kcap.format.reader import CaptureReader
@@ -210,7 +210,7 @@ def _known(source: Source, form: str, capture: str, options: Options) -> Iterato
         name = "the temporary capture"
         writer = CaptureWriter(stream, file=name)
         try:
-            summary = _run(Rebatched(source), writer, chosen, options["limit"])
+            summary = _run(source, writer, chosen, options["limit"])
         except KcapError as e:
             failure = e
         stream.seek(0)
@@ -339,16 +339,12 @@ def _sink(form: str, table: _Table, options: Options) -> Iterator[Sink]:
         stream.flush()
 
 
-@contextlib.contextmanager
-def _spool(target: str) -> Iterator[BinaryIO]:
+def _spool(target: str) -> BinaryIO:
     """A file without a name, beside the output."""
     folder = None if target == "-" else Path(target).parent
     try:
-        with tempfile.TemporaryFile(dir=folder) as stream:
-            yield cast("BinaryIO", stream)
+        return cast("BinaryIO", tempfile.TemporaryFile(dir=folder))
     except OSError as e:
-        if isinstance(e, BrokenPipeError):
-            raise
         raise OutputError(f"can't be written: {e.strerror}", file=target) from e
 
 

@@ -17,7 +17,7 @@ from kcap.model.batch import Batch
 from kcap.model.side import Side
 from kcap.writers import groups
 from kcap.writers.about import About, describe
-from kcap.writers.arrow_stream import Appended, errors
+from kcap.writers.arrow_stream import Appended, check_columns, errors
 from kcap.writers.layout import Layout, plain
 
 
@@ -40,8 +40,9 @@ class ArrowIpc:
     def __init__(
         self, stream: BinaryIO, layout: Layout, about: About, *, file: bool = False
     ) -> None:
+        check_columns(layout)
         self._layout = layout
-        self._groups = groups.Groups(groups.rows_of_group(len(layout.schema)))
+        self._groups = groups.Groups(weigh=layout.weigh, width=len(layout.schema))
         self._schema = _described(layout).with_metadata(about.opening(layout.columns))
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         make = pa.ipc.new_file if file else pa.ipc.new_stream

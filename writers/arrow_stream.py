@@ -5,12 +5,34 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 
-from kcap.errors import KcapError, OutputError
+from kcap.errors import KcapError, LimitError, OutputError
 from kcap.writers import fragments
+from kcap.writers.layout import Layout
+
+COLUMNS_MAX: Final = 2000
+"""Columns of one table: each costs about 2 KB a row group until the file is closed."""
+
+
+def check_columns(layout: Layout) -> None:
+    """Refuse a table that would have too many columns.
+
+    Args:
+        layout: The table's layout.
+
+    Raises:
+        LimitError: It has.
+    """
+    count = len(layout.schema)
+    if count > COLUMNS_MAX:
+        raise LimitError(
+            f"the table would have {count:,} columns",
+            expected=f"at most {COLUMNS_MAX:,}",
+            hint="--schema map keeps all arguments in one column; or choose some with --fields",
+        )
 
 
 class Appended(io.RawIOBase):
@@ -50,11 +72,12 @@ def errors() -> Iterator[None]:
     """Give Arrow's errors in kcap's words.
 
     Raises:
-        OutputError: Arrow failed in writing.
+        OutputError: Arrow failed in writing, or a pipe's reader left: a part of a table is none.
     """
     try:
         yield
-    except (KcapError, BrokenPipeError):
+    except KcapError:
         raise
     except (pa.ArrowException, OSError) as e:
-        raise OutputError(f"writing failed: {e}") from e
+        why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        raise OutputError(f"writing failed: {why}") from e

@@ -13,6 +13,9 @@ from kcap.model.classes import TypeClass
 from kcap.writers import fragments
 from kcap.writers.layout import Layout, texts
 
+CELLS: Final = 1 << 21
+"""Cells that are laid out at a time: an empty one takes memory too."""
+
 _TIME: Final = "ts"
 _END: Final = "\r\n"
 _SPECIAL: Final = '[",\r\n]|^$'
@@ -50,6 +53,7 @@ class Csv:
         self._layout = layout
         self._guard = guard
         self._closed = False
+        self._rows = max(1, CELLS // max(1, len(layout.columns)))
         head = pa.array(list(layout.columns), pa.utf8())
         line = ",".join(_quoted(head).to_pylist()) + _END
         fragments.write_all(stream, memoryview(line.encode()))
@@ -65,7 +69,9 @@ class Csv:
         """
         for rows in self._layout.rows(batch):
             for block in fragments.blocks(rows):
-                fragments.write_all(self._stream, self._lines(block))
+                for start in range(0, block.rows, self._rows):
+                    lines = self._lines(block.slice(start, start + self._rows))
+                    fragments.write_all(self._stream, lines)
         fragments.flush(self._stream)
 
     def close(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from kcap import limits
-from kcap.model.batch import Batch, concat
-from kcap.model.side import Snapshot
+from kcap.model.batch import EMPTY, Batch, concat
+from kcap.model.side import Side, Snapshot
 from kcap.replay.rebatch import row_bytes
 
 GROUP_BYTES: Final = 64 << 20
@@ -30,7 +30,7 @@ def rows_of_group(columns: int) -> int:
     """How many rows a group may have.
 
     Args:
-        columns: Columns of the table.
+        columns: Columns that have a value in it; the others take no memory.
 
     Returns:
         Rows, so that the numbers of a table of so many columns take `GROUP_BYTES` at most.
@@ -66,16 +66,20 @@ class Groups:
     """Puts small batches together and cuts large ones; depends on the batches alone.
 
     Args:
-        rows: Rows of a group.
-        bytes_max: What its values may take.
+        bytes_max: What the values of a group may take.
         weigh: Says what they take.
+        width: Columns of a table whose absent ones take memory too; 0 where they don't.
     """
 
-    def __init__(self, rows: int, bytes_max: int = GROUP_BYTES, weigh: Weigh = row_bytes) -> None:
-        self._rows = rows
+    def __init__(
+        self, bytes_max: int = GROUP_BYTES, weigh: Weigh = row_bytes, width: int = 0
+    ) -> None:
         self._weigh = weigh
+        self._width = width
         self._bytes_max = bytes_max
         self._pending: list[Batch] = []
+        self._names: set[str] = set()
+        self._sides: tuple[Side, ...] = ()
         self._count = 0
         self._weight = 0
         self.nbytes = 0
@@ -93,20 +97,23 @@ class Groups:
         """
         if any(isinstance(side, Snapshot) for side in batch.before):
             yield from self.end()
-        if not batch.rows and batch.before:
-            self._pending.append(batch)
-        for piece, size in cut(batch, self._rows, self._bytes_max, self._weigh):
-            large = max(piece.rows * _LARGE / self._rows, size * _LARGE / self._bytes_max) >= 1
-            full = self._count + piece.rows > self._rows or self._weight + size > self._bytes_max
+        batch = batch.with_before((*self._sides, *batch.before))
+        self._sides = () if batch.rows else batch.before
+        rows = self._room(batch.columns)
+        for piece, size in cut(batch, rows, self._bytes_max, self._weigh):
+            large = max(piece.rows * _LARGE / rows, size * _LARGE / self._bytes_max) >= 1
+            room = self._room(self._names.union(piece.columns)) - self._count
+            full = piece.rows > room or self._weight + size > self._bytes_max
             if self._count and (large or full or self.nbytes > self._bytes_max // 2):
-                yield from self.end()
+                yield from self._group()
             # Waiting batches must not hold the texts of the rows that a filter took away.
             kept = piece if large else piece.compact()
             self._pending.append(kept)
+            self._names |= kept.columns.keys()
             self._count += piece.rows
             self._weight += size
             if large:
-                yield from self.end()
+                yield from self._group()
             else:
                 self.nbytes += kept.nbytes
 
@@ -116,14 +123,24 @@ class Groups:
         Yields:
             What waits, if anything does.
         """
-        if not self._pending:
-            return
+        sides, self._sides = self._sides, ()
+        if self._pending:
+            yield from self._group()
+        if sides:
+            yield EMPTY.with_before(sides)
+
+    def _group(self) -> Iterator[Batch]:
+        """What waits as a group; dictionaries that were small may be large together."""
         group = concat(self._pending)
-        joined = len(self._pending) > 1 and group.rows
-        self._pending, self._count, self._weight, self.nbytes = [], 0, 0, 0
+        joined = len(self._pending) > 1
+        rows = self._room(self._names)
+        self._pending, self._names = [], set()
+        self._count = self._weight = self.nbytes = 0
         if not joined:
             yield group
             return
-        # Dictionaries that were small may be large together.
-        for piece, _ in cut(group, self._rows, self._bytes_max, self._weigh):
+        for piece, _ in cut(group, rows, self._bytes_max, self._weigh):
             yield piece
+
+    def _room(self, names: Sized) -> int:
+        return rows_of_group(max(len(names), self._width))

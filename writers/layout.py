@@ -18,10 +18,11 @@ import pyarrow as pa
 from kcap.model import catalogue, naming
 from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
+from kcap.replay.rebatch import row_bytes
 from kcap.writers import fragments
 from kcap.writers.jsonl import json_texts
 
-NARROW_ROWS: Final = 1 << 17
+NARROW_ROWS: Final = 1 << 16
 """Rows of a narrow table made at a time; one event may give more."""
 
 _ARGUMENT: Final = naming.ARGUMENT
@@ -39,6 +40,9 @@ FIELDS: Final[Mapping[str, tuple[TypeClass, str]]] = {
     "value_f64": (TypeClass.F64, "the value, where its class is f64"),
 }
 """Columns of the narrow layout behind the envelope: class and meaning."""
+
+CELL_BYTES: Final = 128
+"""What a value takes in a map beside its text: its key, and where both are."""
 
 MAPS: Final[Mapping[str, str]] = {
     "args": "the event's arguments: column of the wide layout without arg_, to exact text",
@@ -81,6 +85,17 @@ class Layout:
             [pa.field(*f) for n, c in self.columns.items() for f in _fields(n, c, profile)]
         )
         self._nulls: dict[pa.DataType, pa.Array] = {}
+
+    def weigh(self, batch: Batch) -> npt.NDArray[np.int64]:
+        """What the values of each event take in a table of this layout, with text spelled out.
+
+        Args:
+            batch: Events.
+
+        Returns:
+            Bytes, one figure an event.
+        """
+        return row_bytes(batch)
 
     def rows(self, batch: Batch) -> Iterator[Batch]:
         """Events as rows of this layout.
@@ -143,10 +158,7 @@ class Narrow(Layout):
 
     def rows(self, batch: Batch) -> Iterator[Batch]:
         """See `Layout.rows`; at most about `NARROW_ROWS` at a time."""
-        counts = np.zeros(batch.rows, np.int64)
-        for name in _others(batch):
-            counts += batch.mask(name)
-        ends = np.cumsum(np.maximum(counts, 1))
+        ends = np.cumsum(np.maximum(_counts(batch, _others(batch)), 1))
         start = 0
         while start < batch.rows:
             done = int(ends[start - 1]) if start else 0
@@ -194,6 +206,10 @@ class Map(Layout):
         super().__init__(envelope, profile)
         for name in MAPS:
             self.schema = self.schema.append(pa.field(name, _TEXTS))
+
+    def weigh(self, batch: Batch) -> npt.NDArray[np.int64]:
+        """See `Layout.weigh`."""
+        return row_bytes(batch) + CELL_BYTES * _counts(batch, _others(batch))
 
     def _arrays(self, rows: Batch) -> list[pa.Array]:
         others = _others(rows)
@@ -309,18 +325,22 @@ def _others(batch: Batch) -> list[str]:
     return sorted(n for n, c in batch.columns.items() if n not in catalogue.envelope() and len(c))
 
 
+def _counts(batch: Batch, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """How many of some columns each event has."""
+    counts = np.zeros(batch.rows, np.int64)
+    for name in names:
+        rows = batch.columns[name].rows
+        counts[slice(None) if rows is None else rows] += 1
+    return counts
+
+
 class _Cells:
     """The values of some columns, event by event: all of the first event, then of the second."""
 
     def __init__(self, batch: Batch, names: Sequence[str]) -> None:
         self.names = names
-        rows: list[Rows] = []
-        self.counts = np.zeros(batch.rows, np.int64)
+        self.counts = _counts(batch, names)
         """How many values each event has."""
-        for name in names:
-            found = batch.columns[name].rows
-            rows.append(np.arange(batch.rows, dtype=np.int32) if found is None else found)
-            self.counts[rows[-1]] += 1
         ends = np.cumsum(self.counts)
         place = ends - self.counts
         total = int(ends[-1]) if len(ends) else 0
@@ -332,9 +352,10 @@ class _Cells:
         """Where the values of each column are."""
         pool = [pa.array([], pa.utf8())]
         first = 0
-        for number, (name, events) in enumerate(zip(names, rows, strict=True)):
-            at = place[events]
-            place[events] += 1
+        for number, name in enumerate(names):
+            events = batch.columns[name].rows
+            at = place.copy() if events is None else place[events]
+            place[slice(None) if events is None else events] += 1
             entries, codes = texts(batch.columns[name])
             self.fields[at] = number
             self.ids[at] = first + (np.arange(len(entries)) if codes is None else codes)

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kcap.model.batch import Batch
@@ -18,7 +19,7 @@ from kcap.model.classes import TypeClass
 from kcap.replay.rebatch import row_bytes
 from kcap.writers import groups
 from kcap.writers.about import About
-from kcap.writers.arrow_stream import Appended, errors
+from kcap.writers.arrow_stream import Appended, check_columns, errors
 from kcap.writers.layout import Layout, Profile
 
 LEVEL: Final = 3
@@ -55,11 +56,12 @@ class Parquet:
     def __init__(
         self, stream: BinaryIO, layout: Layout, about: About, *, checksums: bool = True
     ) -> None:
+        check_columns(layout)
         self._layout = layout
         self._about = about
         # Only the wide layout leaves text to its dictionaries.
-        weigh = _spelled_bytes if layout.name == Layout.name else row_bytes
-        self._groups = groups.Groups(groups.rows_of_group(len(layout.schema)), weigh=weigh)
+        weigh = _spelled_bytes if layout.name == Layout.name else layout.weigh
+        self._groups = groups.Groups(weigh=weigh)
         self._closed = False
         full = layout.profile is Profile.FULL
         counters = [name for name in COUNTERS if name in layout.schema.names]
@@ -75,11 +77,6 @@ class Parquet:
             store_schema=full,
         )
 
-    @property
-    def nbytes(self) -> int:
-        """What the events that wait for their row group take."""
-        return self._groups.nbytes
-
     def write(self, batch: Batch) -> None:
         """Take events and side records; these go into the metadata.
 
@@ -90,17 +87,6 @@ class Parquet:
             OutputError: The stream takes no more.
         """
         self._about.take(batch)
-        self.write_events(batch)
-
-    def write_events(self, batch: Batch) -> None:
-        """Take events whose side records went elsewhere.
-
-        Args:
-            batch: The events.
-
-        Raises:
-            OutputError: The stream takes no more.
-        """
         for group in self._groups.add(batch):
             self._write_group(group)
 
@@ -132,7 +118,7 @@ class Parquet:
         for rows in self._layout.rows(group):
             table = self._layout.table(rows)
             with errors():
-                self._writer.write_table(_spelled_out(table), table.num_rows)
+                self._writer.write_table(_writable(table), table.num_rows)
 
 
 def _coded(layout: Layout) -> list[str]:
@@ -150,11 +136,12 @@ def _coded(layout: Layout) -> list[str]:
     return leaves
 
 
-def _spelled_out(table: pa.Table) -> pa.Table:
-    """Let text whose dictionary would be large be written as it stands.
+def _writable(table: pa.Table) -> pa.Table:
+    """A table whose dictionaries Arrow writes as they should be.
 
-    Arrow would write a large dictionary and all values behind it. It spells out a column whose
-    dictionary changes, so the first row gets a dictionary of its own.
+    Of a dictionary with an entry twice it writes a page that ends with what was in memory. A large
+    one it writes, and all values behind it; but it spells out a column whose dictionary changes, so
+    there the first row gets one of its own.
     """
     for at, column in enumerate(table.columns):
         if not pa.types.is_dictionary(column.type):
@@ -164,11 +151,17 @@ def _spelled_out(table: pa.Table) -> pa.Table:
             first = values.slice(0, 1).dictionary_decode().dictionary_encode()
             parts = pa.chunked_array([first, values.slice(1)], column.type)
             table = table.set_column(at, table.field(at), parts)
+            continue
+        entries = pc.dictionary_encode(values.dictionary)
+        if len(entries.dictionary) < len(values.dictionary):
+            codes = entries.indices.take(values.indices)
+            once = pa.DictionaryArray.from_arrays(codes, entries.dictionary)
+            table = table.set_column(at, table.field(at), once)
     return table
 
 
 def _spelled_bytes(batch: Batch) -> npt.NDArray[np.int64] | None:
-    """What the text of each row takes that `_spelled_out` may spell out."""
+    """What the text of each row takes that `_writable` may spell out."""
     large = {
         name: column
         for name, column in batch.columns.items()

@@ -12,9 +12,10 @@ from typing import BinaryIO, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kcap import limits
 from kcap.errors import LimitError, OutputError
 from kcap.model import catalogue
-from kcap.model.batch import EMPTY, Batch
+from kcap.model.batch import EMPTY, Batch, concat
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, SourceInfo
 from kcap.writers import groups
@@ -39,6 +40,10 @@ PARTITIONS_MAX: Final = 10_000
 
 SEGMENT_BYTES: Final = 200
 """Longest value in a folder's name, as it is spelled there."""
+
+_PIECES: Final = 16
+_COLUMN_BYTES: Final = 1024
+"""What a column of a piece takes beside its values."""
 
 _DAY_NS: Final = 86_400 * 10**9
 _KEYS: Final = frozenset({TypeClass.STR, TypeClass.I64, TypeClass.BOOL})
@@ -102,6 +107,23 @@ class _Part(NamedTuple):
     sink: Parquet
 
 
+class _Waiting:
+    """The rows of a branch that are not written yet."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Batch] = []
+        self.rows = 0
+        self.nbytes = 0
+
+    def add(self, piece: Batch) -> None:
+        """Keep some rows; few of them take more as columns than as values."""
+        self.pieces.append(piece)
+        self.rows += piece.rows
+        if len(self.pieces) >= _PIECES:
+            self.pieces = [concat(self.pieces)]
+        self.nbytes = sum(p.nbytes + _COLUMN_BYTES * len(p.columns) for p in self.pieces)
+
+
 class PartitionedParquet:
     """A sink that writes a folder of Parquet files.
 
@@ -135,6 +157,7 @@ class PartitionedParquet:
         self._about = about
         self._part = part
         self._open: OrderedDict[str, _Part] = OrderedDict()
+        self._waiting: dict[str, _Waiting] = {}
         self._parts: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._sources: dict[str, SourceInfo] = {}
@@ -170,6 +193,8 @@ class PartitionedParquet:
             return
         self._closed = True
         try:
+            for path in list(self._waiting):
+                self._flush(path)
             while self._open:
                 self._close(next(iter(self._open)))
         finally:
@@ -217,18 +242,28 @@ class PartitionedParquet:
         return found
 
     def _put(self, path: str, piece: Batch) -> None:
-        part = self._open.get(path)
-        if part is None:
-            part = self._begin(path)
+        waiting = self._waiting.setdefault(path, _Waiting())
+        self._held -= waiting.nbytes
+        waiting.add(piece)
+        self._held += waiting.nbytes
+        if waiting.rows >= limits.CHUNK_ROWS:
+            self._flush(path)
+        if self._held > groups.GROUP_BYTES:
+            # The largest first, down to half: not each row that comes may cost a row group.
+            for largest in sorted(self._waiting, key=lambda p: -self._waiting[p].nbytes):
+                if self._held <= groups.GROUP_BYTES // 2:
+                    break
+                self._flush(largest)
+
+    def _flush(self, path: str) -> None:
+        """Write what waits for a branch."""
+        waiting = self._waiting.pop(path)
+        self._held -= waiting.nbytes
+        part = self._open.get(path) or self._begin(path)
         self._open.move_to_end(path)
-        self._events[self._file(path)] += piece.rows
-        before = part.sink.nbytes
-        part.sink.write(piece.with_before(tuple(self._sources.values())))
-        self._held += part.sink.nbytes - before
-        while self._held > groups.GROUP_BYTES:
-            largest = max(self._open.values(), key=lambda p: p.sink.nbytes)
-            self._held -= largest.sink.nbytes
-            largest.sink.flush()
+        self._events[self._file(path)] += waiting.rows
+        part.sink.write(concat(waiting.pieces).with_before(tuple(self._sources.values())))
+        part.sink.flush()
 
     def _begin(self, path: str) -> _Part:
         if len(self._open) >= OPEN_MAX:
@@ -248,7 +283,6 @@ class PartitionedParquet:
 
     def _close(self, path: str) -> None:
         part = self._open.pop(path)
-        self._held -= part.sink.nbytes
         try:
             part.sink.close()
         finally:
