@@ -18,11 +18,11 @@ import pyarrow as pa
 from kcap.errors import KcapError, MissingExtraError
 from kcap.format.reader import CaptureReader
 from kcap.model import logical
-from kcap.model.batch import EMPTY, Batch
-from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.batch import Batch
+from kcap.model.side import Loss, SourceInfo
 from kcap.model.stream import Source, StreamInfo
 from kcap.model.text import printable
-from kcap.selection import ChunkScan, Wanted
+from kcap.selection import ChunkScan, Pass, Wanted
 from kcap.where import Where
 
 if TYPE_CHECKING:
@@ -204,6 +204,8 @@ class Capture:
         if where is not None and not isinstance(where, pc.Expression):
             raise TypeError(f"where is a {type(where).__name__}, not a pyarrow.compute.Expression")
         predicate = None if where is None else Where(where)
+        if columns is None and where is None and start is None and end is None:
+            return Wanted({})
         # A filter that Arrow does not let us look into may mean columns by their number.
         opaque = predicate is not None and predicate.fields is None
         wanted = Wanted(
@@ -368,61 +370,6 @@ class Capture:
             )
 
 
-class Pass:
-    """One reading of a capture."""
-
-    def __init__(self, capture: Capture, wanted: Wanted) -> None:
-        """Say what to read.
-
-        Args:
-            capture: The capture.
-            wanted: What is wanted of it.
-        """
-        self._capture = capture
-        self._wanted = wanted
-
-    def batches(self) -> Iterator[Batch]:
-        """The events wanted; losses that this reading meets are kept in `Capture.losses`.
-
-        Yields:
-            Batches in file order.
-        """
-        wanted = self._wanted
-        scan = None if wanted.all_rows and wanted.columns is None else self._capture.scan(wanted)
-        if scan is not None:
-            yield from self._noted(self._chunks(scan))
-            return
-        with self._capture.opened() as source:
-            found = source.batches()
-            if not (wanted.all_rows and wanted.columns is None):
-                found = _filtered(found, wanted)
-            yield from self._noted(found)
-
-    __iter__ = batches
-
-    def _chunks(self, scan: ChunkScan) -> Iterator[Batch]:
-        before: list[Side] = [*self._capture.info.sources, *scan.losses]
-        for number in scan.in_time():
-            with self._capture.lock:
-                parts = scan.read(number)
-            for batch, loss in parts:
-                if loss is not None:
-                    before.append(loss)
-                if batch.rows:
-                    yield batch.with_before(before)
-                    before = []
-        if before:
-            yield EMPTY.with_before(before)
-
-    def _noted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        known = self._capture.losses
-        for batch in batches:
-            for side in batch.before:
-                if isinstance(side, Loss) and not side.recorded and side not in known:
-                    known.append(side)
-            yield batch
-
-
 class _ColumnSink:
     """Keeps the names and classes of the columns."""
 
@@ -434,15 +381,6 @@ class _ColumnSink:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def _filtered(batches: Iterator[Batch], wanted: Wanted) -> Iterator[Batch]:
-    """What is wanted of all batches; a state means nothing among some of its events."""
-    for batch in batches:
-        found = wanted.matching(batch)
-        sides = [side for side in batch.before if not isinstance(side, Snapshot)]
-        if found.rows or sides:
-            yield found.with_before(sides)
 
 
 def _ns(time: Time | None) -> int | None:

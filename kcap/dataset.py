@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from kcap.capture import Capture, Pass
+from kcap.capture import Capture
 from kcap.errors import KcapError, LossWarning
 from kcap.expression import fields, program
 from kcap.model import logical
 from kcap.model.classes import TypeClass
 from kcap.model.text import printable
-from kcap.selection import Wanted
+from kcap.selection import Pass, Wanted
 from kcap.where import Where, evaluated
 
 _CELLS: Final = 1 << 22

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,11 @@ from kcap.format.reader import CaptureReader
 from kcap.model import catalogue, logical
 from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.classes import TypeClass
-from kcap.model.side import Loss
+from kcap.model.side import Loss, Side, Snapshot
 from kcap.where import Anything, Hashed, Integers, Interval, Nothing, Texts, Values, Where
+
+if TYPE_CHECKING:
+    from kcap.capture import Capture
 
 _CUT_BYTES: Final = 0xFFFF
 """A CHUNK_INDEX keeps so much of an event's name."""
@@ -74,6 +77,11 @@ class Wanted:
     def all_rows(self) -> bool:
         """Whether every row is wanted."""
         return self.where is None and self.start_ns is None and self.end_ns is None
+
+    @property
+    def everything(self) -> bool:
+        """Whether all columns of all rows are wanted, and all that stands beside them."""
+        return self.all_rows and self.columns is None
 
     def deciding(self) -> list[str]:
         """The columns of a batch that tell which rows are wanted."""
@@ -226,6 +234,70 @@ class ChunkScan:
             batch = batch.adding(self._reader.chunk(number, others).columns)
         batch = batch if len(rows) == batch.rows else batch.take(rows)
         return batch if wanted.columns is None else batch.select(wanted.columns)
+
+
+class Pass:
+    """One reading of a capture."""
+
+    def __init__(self, capture: Capture, wanted: Wanted) -> None:
+        """Say what to read.
+
+        Args:
+            capture: The capture.
+            wanted: What is wanted of it.
+        """
+        self._capture = capture
+        self._wanted = wanted
+
+    def batches(self) -> Iterator[Batch]:
+        """The events wanted; losses that this reading meets are kept in `Capture.losses`.
+
+        Yields:
+            Batches in file order.
+        """
+        wanted = self._wanted
+        scan = None if wanted.everything else self._capture.scan(wanted)
+        if scan is not None:
+            yield from self._noted(self._chunks(scan))
+            return
+        with self._capture.opened() as source:
+            found = source.batches()
+            if not wanted.everything:
+                found = _filtered(found, wanted)
+            yield from self._noted(found)
+
+    __iter__ = batches
+
+    def _chunks(self, scan: ChunkScan) -> Iterator[Batch]:
+        before: list[Side] = [*self._capture.info.sources, *scan.losses]
+        for number in scan.in_time():
+            with self._capture.lock:
+                parts = scan.read(number)
+            for batch, loss in parts:
+                if loss is not None:
+                    before.append(loss)
+                if batch.rows:
+                    yield batch.with_before(before)
+                    before = []
+        if before:
+            yield EMPTY.with_before(before)
+
+    def _noted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        known = self._capture.losses
+        for batch in batches:
+            for side in batch.before:
+                if isinstance(side, Loss) and not side.recorded and side not in known:
+                    known.append(side)
+            yield batch
+
+
+def _filtered(batches: Iterator[Batch], wanted: Wanted) -> Iterator[Batch]:
+    """What is wanted of all batches; a state means nothing among some of its events."""
+    for batch in batches:
+        found = wanted.matching(batch)
+        sides = [side for side in batch.before if not isinstance(side, Snapshot)]
+        if found.rows or sides:
+            yield found.with_before(sides)
 
 
 def chunk_values(

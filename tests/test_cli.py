@@ -40,7 +40,7 @@ def test_every_verb_has_help_with_its_examples_first(verb: str) -> None:
     assert isinstance(command, cli.Verb)
     assert command.examples
     for example in command.examples:
-        calls = [shlex.split(c) for c in re.findall(r"\bkcap (\w+[^|<>;)]*)", example)]
+        calls = [shlex.split(c) for c in re.findall(r'\bkcap (\w+(?:"[^"]*"|[^|<>;)])*)', example)]
         called = {words[0] for words in calls}
         assert called & ({"record", "capture"} if verb == "capture" else {verb})
         for name, *words in calls:
@@ -345,7 +345,7 @@ def test_a_defect_of_ours_is_one_line_too(monkeypatch: pytest.MonkeyPatch, close
     def broken(*_: object, **__: object) -> object:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("kcap.open", broken)
+    monkeypatch.setattr("kcap.opening.open_source", broken)
     result = run("cat", closed)
     assert result.exit_code == 1
     assert result.stderr == (

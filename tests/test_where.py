@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from kcap.capture import Capture
 from kcap.expression import FieldStep, fields, program
-from kcap.format import writer as writing
 from kcap.format.reader import CaptureReader
 from kcap.format.writer import CaptureWriter
 from kcap.model.arrow import from_arrow
@@ -59,21 +58,18 @@ SCHEMA = pa.schema(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def roomy_indexes() -> Iterator[None]:
-    """Let chunks of a few rows have a filter of their text too, as large ones do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writing, "_BLOOM_SHARE", 1)
-        yield
-
-
 def capture_of(rows: list[dict[str, Any]], chunk_rows: int = 4) -> Capture:
-    """A closed capture of rows, in small chunks."""
+    """A closed capture of rows, in small chunks; each row has filling.
+
+    A chunk's filter of its text takes a fortieth of the chunk, and one too small has none.
+    """
     out = io.BytesIO()
     table = pa.Table.from_pylist(rows, SCHEMA)
-    ords = pa.array(range(len(rows)), pa.int64())
+    table = table.append_column("ord", pa.array(range(len(rows)), pa.int64()))
+    filling = np.random.default_rng(1)
+    data = pa.array([filling.bytes(1024) for _ in rows], pa.binary())
     writer = CaptureWriter(out, chunk_rows=chunk_rows)
-    writer.write(from_arrow(table.append_column("ord", ords)))
+    writer.write(from_arrow(table.append_column("arg_filling__bin", data)))
     writer.close()
     return Capture(CaptureReader(out, "test.kcap"))
 

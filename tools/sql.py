@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 import numpy as np
 import pyarrow.compute as pc
 
-from kcap.capture import Pass
 from kcap.dataset import CaptureDataset
 from kcap.errors import KcapError, MissingExtraError
 from kcap.model import naming
 from kcap.model.batch import Batch
 from kcap.replay.pipeline import Pipeline
+from kcap.selection import Pass
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +30,7 @@ EVENTS: Final = "events"
 ALL_ROWS: Final = "all_rows"
 
 _BATCH_ROWS: Final = 10_000
+_INTERRUPTED: Final = "Query interrupted"
 _LISTING: Final = re.compile(
     r"\b(show|describe|summarize|pragma|information_schema|duckdb_\w+|pg_\w+|sqlite_\w+)\b",
     re.IGNORECASE,
@@ -141,6 +142,10 @@ class Session:
             yield
         except self._duckdb.Error as e:
             raise failure(e) from e
+        except RuntimeError as e:
+            if _INTERRUPTED in str(e):  # how it says that Ctrl-C was pressed
+                raise KeyboardInterrupt from None
+            raise
 
     def _type_views(self, sql: str) -> Iterator[tuple[str, str]]:
         """The views of event types that a query may need: name and definition."""
