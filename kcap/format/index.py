@@ -154,7 +154,7 @@ class _Rest:
             # What no reader can believe is treated as none: the records decide.
             reader.schema = schema.Schema()
             self._totals = Totals()
-            self._start, self._last = 0, -1
+            self._start, self._last, self._unseen = 0, -1, None
 
     def _take(self, parts: list[tuple[int, Header, Checkpoint]]) -> None:
         for offset, header, point in parts:
