@@ -6,6 +6,8 @@ import io
 import os
 import sys
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -25,6 +27,7 @@ ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 """How a zstd frame starts."""
 
 _LEAST: Final = 64
+_STEP_BYTES: Final = 512
 
 
 def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Source:
@@ -145,12 +148,21 @@ def decompressed(head: bytes) -> bytes:
     Returns:
         Up to 64 KiB of content; ``head`` itself where it is not compressed.
     """
-    try:
-        if head.startswith(GZIP_MAGIC):
-            return zlib.decompressobj(31).decompress(head, HEAD_BYTES)
-        if head.startswith(ZSTD_MAGIC):
-            with zstandard.ZstdDecompressor().stream_reader(head) as reader:
-                return reader.read(HEAD_BYTES)
-    except (zlib.error, zstandard.ZstdError):
-        return b""
-    return head
+    if head.startswith(GZIP_MAGIC):
+        feed: Callable[[bytes], bytes] = partial(
+            zlib.decompressobj(31).decompress, max_length=HEAD_BYTES
+        )
+    elif head.startswith(ZSTD_MAGIC):
+        feed = zstandard.ZstdDecompressor().decompressobj().decompress
+    else:
+        return head
+    found = b""
+    # In small steps, so that what comes before damage tells whose the input is.
+    for at in range(0, len(head), _STEP_BYTES):
+        try:
+            found += feed(head[at : at + _STEP_BYTES])
+        except (zlib.error, zstandard.ZstdError):
+            break
+        if len(found) >= HEAD_BYTES:
+            break
+    return found[:HEAD_BYTES]

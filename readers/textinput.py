@@ -118,7 +118,7 @@ class TextInput:
         line = _Line(self._file, skip_long=self._skip_long)
         failure = None
         try:
-            for piece in self._all_pieces():
+            for piece in self.pieces():
                 if piece is None:
                     yield Block([], line.number, line.offset, ended=True)
                     continue
@@ -133,7 +133,18 @@ class TextInput:
         if failure is not None:
             raise failure
 
-    def _all_pieces(self) -> _Pieces:
+    def pieces(self) -> Iterator[bytes | None]:
+        """The decompressed input, once, for a reader of something else than lines.
+
+        Yields:
+            Pieces of bounded size, none of them empty; None before each wait for a pipe.
+
+        Raises:
+            TruncatedError: The compressed input ends early.
+            DamagedError: It is damaged.
+            LimitError: A frame needs too much memory.
+            KcapError: The stream cannot be read.
+        """
         while self._ahead:
             yield self._ahead.popleft()
         if self._failure is not None:

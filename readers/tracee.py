@@ -20,7 +20,7 @@ import pyarrow as pa
 from kcap import limits
 from kcap.errors import BadInputError, DamagedError, KcapError, TruncatedError
 from kcap.model import catalogue
-from kcap.model.batch import Batch, Column, constant
+from kcap.model.batch import Batch, Column, coded, constant
 from kcap.model.builder import RecordBuilder
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, SourceInfo
@@ -268,24 +268,12 @@ def _classified(batch: Batch) -> dict[str, Column]:
     column = batch.columns["event"]
     known = catalogue.events("tracee")
     infos = [known.get(name) for name in column.values.dictionary.to_pylist()]
-    codes = column.codes()
     found = {
         "action": [info and info.action for info in infos],
         "category": [info and info.category for info in infos],
     }
-    columns = {}
-    for name, texts in found.items():
-        entries = sorted({t for t in texts if t})
-        to_entry = {t: i for i, t in enumerate(entries)}
-        entry = np.array([to_entry.get(t or "", -1) for t in texts], np.int32)[codes]
-        rows = np.flatnonzero(entry >= 0).astype(np.int32)
-        if len(rows):
-            values = pa.DictionaryArray.from_arrays(
-                pa.array(entry[rows]), pa.array(entries, pa.utf8())
-            )
-            all_rows = len(rows) == batch.rows
-            columns[name] = Column(TypeClass.STR, values, None if all_rows else rows)
-    return columns
+    columns = {name: coded(texts, column.codes()) for name, texts in found.items()}
+    return {name: made for name, made in columns.items() if made is not None}
 
 
 def _process_start(batch: Batch) -> dict[str, Column]:

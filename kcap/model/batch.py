@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -362,6 +362,26 @@ def constant(cls: TypeClass, value: object, count: int) -> Column:
         codes = pa.array(np.zeros(count, np.int32))
         return Column(cls, pa.DictionaryArray.from_arrays(codes, entries))
     return Column(cls, pa.array([value] * count, cls.arrow))
+
+
+def coded(texts: Sequence[str | None], codes: npt.NDArray[np.integer[Any]]) -> Column | None:
+    """A text column out of a few texts and which of them each row has.
+
+    Args:
+        texts: The texts, None for no value; equal ones become one dictionary entry.
+        codes: Index into ``texts``, one a row.
+
+    Returns:
+        The column, None where no row has a value.
+    """
+    entries = {text: i for i, text in enumerate(sorted({t for t in texts if t is not None}))}
+    entry = np.array([-1 if t is None else entries[t] for t in texts] or [-1], np.int32)[codes]
+    rows = np.flatnonzero(entry >= 0).astype(np.int32)
+    if not len(rows):
+        return None
+    found = pa.array(list(entries), pa.utf8())
+    values = pa.DictionaryArray.from_arrays(pa.array(entry[rows]), found)
+    return Column(TypeClass.STR, values, None if len(rows) == len(entry) else rows)
 
 
 def concat(batches: Sequence[Batch]) -> Batch:

@@ -33,6 +33,10 @@ _LISTS = {
 }
 
 
+class RawText(bytes):
+    """Text that is not valid UTF-8, as a source gave it: text whatever its field's home is."""
+
+
 class Field(NamedTuple):
     """Where the values of one field of a layout go."""
 
@@ -259,7 +263,8 @@ def classify(value: Any, home: TypeClass | None) -> tuple[TypeClass, Any, bytes 
         return (*_integer(value), None, None)
     if isinstance(value, float):
         return TypeClass.F64, value, None, None
-    if isinstance(value, str) or (isinstance(value, bytes) and home is TypeClass.STR):
+    in_bytes = isinstance(value, RawText) or (isinstance(value, bytes) and home is TypeClass.STR)
+    if in_bytes or isinstance(value, str):
         kept, raw = text.clean(value)
         kept, size = text.cut(kept)
         if raw is not None and (size is not None or len(raw) > limits.VALUE_BYTES):

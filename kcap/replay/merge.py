@@ -24,7 +24,6 @@ from kcap.model.side import Loss, Side, Snapshot
 from kcap.model.stream import Source, StreamInfo
 from kcap.replay.rebatch import Rebatched, Rebatcher
 from kcap.state import State
-from kcap.state.state import PROCESSES
 
 Int64s = npt.NDArray[np.int64]
 
@@ -320,9 +319,8 @@ class Resolved:
 
 def _machines(snapshot: Snapshot) -> set[str]:
     """The machines that a snapshot describes."""
-    table = snapshot.tables.get(PROCESSES)
-    column = None if table is None else table.get("machine")
-    return set() if column is None else set(column.values.unique().to_pylist())
+    columns = [table.get("machine") for table in snapshot.tables.values()]
+    return {m for c in columns if c is not None for m in c.values.unique().to_pylist()}
 
 
 def _by_content(source: Source) -> tuple[list[str], str]:

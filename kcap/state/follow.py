@@ -9,7 +9,7 @@ Measured: about 7 µs of CPU a process row (Python 3.11, one core); no other row
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow as pa
 from kcap.model import catalogue
 from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
-from kcap.model.naming import argument, column_name
+from kcap.model.naming import argument, column_name, extension
 from kcap.state.processes import (
     EVENT,
     FACTS,
@@ -59,12 +59,37 @@ _ARGUMENTS: Final = {
         "signal_code",
         "ruid",
         "rgid",
+        "pid",
+        "ppid",
+        "session_id",
+        "exit_status",
     ),
-    TypeClass.STR: ("pathname", "pwd", "comm", "new_name"),
+    TypeClass.STR: (
+        "pathname",
+        "pwd",
+        "comm",
+        "new_name",
+        "name",
+        "exe",
+        "cmdline",
+        "sid",
+        "username",
+        "domain",
+    ),
     TypeClass.BOOL: ("process_group_exit",),
     TypeClass.LIST: ("argv",),
     TypeClass.JSON: ("new_cred",),
 }
+
+
+_ATTACHED: Final = {
+    "ps.pid": column_name(extension("ps.pid"), TypeClass.I64, None),
+    "ps.cwd": column_name(extension("ps.cwd"), TypeClass.STR, None),
+}
+"""What a row with a process state says in it, and in which column."""
+
+_NO_SESSION: Final = 0xFFFFFFFF
+"""Session id of a Windows process that belongs to no session."""
 
 
 class Facts:
@@ -79,10 +104,11 @@ class Facts:
                 base = argument(name)
                 column = column_name(base, cls, catalogue.home(base))
                 lists[f"arg_{name}"] = values_at(batch, column, rows)
+        lists |= {name: values_at(batch, column, rows) for name, column in _ATTACHED.items()}
         self._lists = lists
 
     def __getitem__(self, name: str) -> Sequence[Any]:
-        """The values of a column, or of an argument as ``arg_NAME``."""
+        """The values of a column, of an argument as ``arg_NAME``, of a state as ``ps.NAME``."""
         return self._lists[name]
 
 
@@ -127,11 +153,12 @@ def python_values(column: Column) -> list[Any]:
     return list(column.values.to_pylist())
 
 
-def process_rows(batch: Batch) -> tuple[Rows, list[str]]:
-    """The rows that the process table follows.
+def rows_of(batch: Batch, actions: Container[str]) -> tuple[Rows, list[str]]:
+    """The rows that a table follows.
 
     Args:
         batch: The batch.
+        actions: The actions that it follows.
 
     Returns:
         Their numbers, ascending, and the action of each.
@@ -140,11 +167,11 @@ def process_rows(batch: Batch) -> tuple[Rows, list[str]]:
     if column is None:
         return np.zeros(0, np.int32), []
     entries = column.values.dictionary.to_pylist()
-    wanted = np.array([entry in ACTIONS for entry in entries], np.bool_)
+    wanted = np.array([entry in actions for entry in entries], np.bool_)
     codes: npt.NDArray[np.int32] = column.codes()
     at = np.flatnonzero(wanted[codes]).astype(np.int32)
-    actions = [entries[code] for code in codes[at].tolist()]
-    return (at if column.rows is None else column.rows[at]), actions
+    found = [entries[code] for code in codes[at].tolist()]
+    return (at if column.rows is None else column.rows[at]), found
 
 
 def follow(
@@ -198,6 +225,9 @@ def _fork(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
 
 def _start(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
     """A new image: the process stays, its name, executable and command line are others."""
+    if _describes(facts, i):
+        table.put(_described(table, facts, i, new=True), row)
+        return
     pid = facts["pid"][i]
     if pid is None:
         return
@@ -225,14 +255,18 @@ def _stop(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
     The proc connector does not say which thread is the last. Where the first one ends before
     others, the process is taken to have ended; it stays known until its id is used again.
     """
-    group = facts["arg_process_group_exit"][i]
-    last = facts["tid"][i] in {None, facts["pid"][i]} if group is None else group
-    old = _mine(table, facts, i) if last else None
+    old: Process | None
+    if _describes(facts, i):
+        old = _described(table, facts, i, new=False)
+    else:
+        group = facts["arg_process_group_exit"][i]
+        last = facts["tid"][i] in {None, facts["pid"][i]} if group is None else group
+        old = _mine(table, facts, i) if last else None
     if old is not None:
         ended = old._replace(
             exited=True,
             end_ns=facts["ts"][i],
-            exit_code=facts["arg_exit_code"][i],
+            exit_code=_first(facts["arg_exit_code"][i], facts["arg_exit_status"][i]),
             signal_code=facts["arg_signal_code"][i],
         )
         table.put(ended, row)
@@ -274,9 +308,56 @@ def _setuid(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
 
 def _rundown(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
     """A description of a process that is there."""
+    if _describes(facts, i):
+        table.put(_described(table, facts, i, new=False), row)
+        return
     pid = facts["pid"][i]
     if pid is not None:
         table.put(_told(table, _mine(table, facts, i) or Process(pid), facts, i), row)
+
+
+def _describes(facts: Facts, i: int) -> bool:
+    """Whether a row describes a process in its arguments, which need not be its own.
+
+    On Windows the start of a process is an event of its creator, and descriptions of what was
+    there are events of nobody. Both name the process and its parent.
+    """
+    return facts["arg_pid"][i] is not None and facts["arg_ppid"][i] is not None
+
+
+def _described(table: ProcessTable, facts: Facts, i: int, *, new: bool) -> Process:
+    """The process that a row describes in its arguments.
+
+    A second description of one process adds what the first did not say and replaces nothing:
+    the later ones know less. The same holds for an attached state of another process.
+    """
+    pid = facts["arg_pid"][i]
+    user, domain = facts["arg_username"][i], facts["arg_domain"][i]
+    session = facts["arg_session_id"][i]
+    said: dict[str, Any] = {
+        "ppid": facts["arg_ppid"][i],
+        "name": facts["arg_name"][i],
+        "exe": facts["arg_exe"][i],
+        "cmdline": facts["arg_cmdline"][i] or facts["arg_comm"][i],
+        "cwd": facts["ps.cwd"][i] if facts["ps.pid"][i] == pid else None,
+        "user": "\\".join(filter(None, (domain, user))) if user else facts["arg_sid"][i],
+        "session": None if session == _NO_SESSION else session,
+        "start_ns": facts["arg_start_time"][i],
+    }
+    told = {fact: value for fact, value in said.items() if value not in {None, ""}}
+    base = table.get(pid)
+    if base is None or not _is_that(base, told, new=new):
+        base = Process(pid)
+    added = {fact: value for fact, value in told.items() if getattr(base, fact) is None}
+    return _placed(table, _with(base, added), base)
+
+
+def _is_that(known: Process, told: dict[str, Any], *, new: bool) -> bool:
+    """Whether a description is that of a known process, not of a later one with its id."""
+    start_ns = told.get("start_ns")
+    if start_ns is not None and known.start_ns is not None:
+        return _same(known.start_ns, start_ns)
+    return not new and not known.exited and known.name in {None, told.get("name")}
 
 
 ACTIONS: Final[dict[str, Callable[[ProcessTable, Facts, int, int], None]]] = {
@@ -333,7 +414,11 @@ def _told(
         told.pop("start_ns", None)  # the same process: its key must not change
     if told.get("uid", base.uid) != base.uid:
         told.setdefault("user", None)
-    process = _with(base, told, where)
+    return _placed(table, _with(base, told, where), base)
+
+
+def _placed(table: ProcessTable, process: Process, base: Process) -> Process:
+    """A process with its own key and its parent's, where it has learnt what they need."""
     if process.process_key is None and process.start_ns is not None:
         key = process_key(table.machine, process.pid, process.start_ns)
         process = process._replace(process_key=key)
@@ -352,6 +437,10 @@ def _with(process: Process, told: dict[str, Any], where: dict[str, str] | None =
         for fact, old, known in zip(FACTS, process.provenance, known_facts(changed), strict=True)
     ]
     return changed._replace(provenance=tuple(tags))
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _id(value: int | None) -> int | None:

@@ -2,7 +2,7 @@
 
 `State.update` is the only place where events change the state, `State.snapshot` and
 `State.restore` the only ways to take it out and put it back. More tables (threads, open files,
-sockets, modules, handles) join the process table there. Nothing here reads a clock, a random
+sockets, modules) join those of processes and handles there. Nothing here reads a clock, a random
 number or anything of the host it runs on: the same batches give the same state everywhere.
 """
 
@@ -15,16 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kcap.errors import DamagedError
-from kcap.model.batch import Batch, Rows
+from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
-from kcap.state import processes
-from kcap.state.follow import Facts, follow, process_rows
+from kcap.state import handles, processes
+from kcap.state.follow import ACTIONS, Facts, follow, rows_of
+from kcap.state.handles import HandleTable
 from kcap.state.identity import Machine, resolve
 from kcap.state.processes import Process, ProcessTable
 
 PROCESSES: Final = "processes"
 """Name of the process table in a snapshot."""
 
+HANDLES: Final = "handles"
+"""Name of the handle table in a snapshot."""
 
 Watch = Callable[[str, int, Process], None]
 """Is told a machine, the row of the batch that said it (-1 for a snapshot), and the process."""
@@ -56,6 +59,7 @@ class State:
         self._watch = watch
         self._machines: dict[str, str] = {}
         self._processes: dict[str, ProcessTable] = {}
+        self._handles: dict[str, HandleTable] = {}
 
     @staticmethod
     def machine(info: SourceInfo) -> str:
@@ -88,7 +92,8 @@ class State:
         batch = self._take_sides(batch)
         if not batch.rows:
             return batch
-        rows, actions = process_rows(batch)
+        self._follow_handles(batch)
+        rows, actions = rows_of(batch, ACTIONS)
         if not resolve:
             self._follow(batch, rows, actions)
             return batch
@@ -124,6 +129,19 @@ class State:
         table = self._processes.get(machine or "")
         return None if table is None else table.get(pid)
 
+    def handles(self, machine: str | None = None) -> HandleTable | None:
+        """The handles of a machine as the stream has them now.
+
+        Args:
+            machine: The machine; may be left out where there is only one.
+
+        Returns:
+            Its table; not to be changed. None where no handle is known.
+        """
+        if machine is None and len(self._handles) == 1:
+            machine = next(iter(self._handles))
+        return self._handles.get(machine or "")
+
     @property
     def evicted(self) -> int:
         """Processes that were forgotten because a table was full."""
@@ -136,7 +154,11 @@ class State:
             Every table, rows in an order that depends on the contents alone.
         """
         tables = ((machine, table.rows()) for machine, table in self._processes.items())
-        return Snapshot({PROCESSES: processes.to_batch(tables)})
+        found = {PROCESSES: processes.to_batch(tables)}
+        if self._handles:
+            open_ = ((machine, table.rows()) for machine, table in self._handles.items())
+            found[HANDLES] = handles.to_batch(open_)
+        return Snapshot(found)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put a state back, in place of all that was known; known sources stay.
@@ -148,14 +170,18 @@ class State:
             DamagedError: A table is not what this version writes.
         """
         self._processes.clear()
+        self._handles.clear()
         self._replace(snapshot)
 
     def _replace(self, snapshot: Snapshot) -> None:
         """Take over the machines in a snapshot."""
-        table = snapshot.tables.get(PROCESSES)
-        if table is None:
-            return
-        for machine, rows in processes.from_batch(table).items():
+        told = processes.from_batch(snapshot.tables.get(PROCESSES, EMPTY))
+        open_ = handles.from_batch(snapshot.tables.get(HANDLES, EMPTY))
+        for machine, found in open_.items():
+            all_ = self._handles[machine] = HandleTable()
+            for handle in found:
+                all_.put(handle)
+        for machine, rows in told.items():
             into = self._table(machine)
             into.clear()
             for process in rows:
@@ -201,11 +227,26 @@ class State:
             table.before = {}
         return resolved
 
+    def _follow_handles(self, batch: Batch) -> None:
+        rows, actions = rows_of(batch, handles.ACTIONS if self._handles else handles.OPENING)
+        if not len(rows):
+            return
+        if not self._handles:
+            rows, actions = rows_of(batch, handles.ACTIONS)
+        machines, codes = self._machines_of(batch)
+        tables = [self._handles.setdefault(machine, HandleTable()) for machine in machines]
+        handles.follow([tables[code] for code in codes[rows].tolist()], actions, batch, rows)
+
     def _tables(self, batch: Batch) -> tuple[list[ProcessTable], npt.NDArray[np.int64]]:
         """The process tables that a batch concerns, and each row's number in that list."""
+        machines, codes = self._machines_of(batch)
+        return [self._table(machine) for machine in machines], codes
+
+    def _machines_of(self, batch: Batch) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """The machines that a batch concerns, and each row's number in that list."""
         column = batch.get("source")
         if column is None:
-            return [self._table("")], np.zeros(batch.rows, np.int64)
+            return [""], np.zeros(batch.rows, np.int64)
         sources = column.values.dictionary.to_pylist()
         number: dict[str, int] = {"": 0}
         of_source = [number.setdefault(self._machines.get(s, s), len(number)) for s in sources]
@@ -214,4 +255,4 @@ class State:
         codes[at] = np.array(of_source or [0])[column.codes()]
         used = np.bincount(codes, minlength=len(number)) > 0
         machines = [machine for machine, code in number.items() if used[code]]
-        return [self._table(machine) for machine in machines], (np.cumsum(used) - 1)[codes]
+        return machines, (np.cumsum(used) - 1)[codes]
