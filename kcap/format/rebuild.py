@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from kcap.format.recovery import Recovery
 from kcap.format.regions import Facts
 from kcap.format.state_tables import read_state
 from kcap.format.tail import Tails, Waiting
-from kcap.format.totals import Totals
+from kcap.format.totals import Totals, differing
 from kcap.format.writer import BLOOM_SHARE
 from kcap.model.batch import Batch
 from kcap.model.side import Loss, SourceInfo
@@ -71,6 +72,10 @@ class Rebuilt:
         """What an earlier repair left out."""
         self.rows = 0
         self._totals = Totals()
+        self._new = Totals()
+        """What is new since the last CHECKPOINT."""
+        self._new_columns = 0
+        self._checkpoint = (0, bytes(32))
         self._content = ContentHash()
         self._indexer = Indexer()
         self._tails = Tails()
@@ -90,6 +95,7 @@ class Rebuilt:
             Kind.NOTE: self._note,
             Kind.BLOB_BLOCK: self._blob,
             Kind.BLOB_MANIFEST: self._blob,
+            Kind.CHECKPOINT: self._copy_checkpoint,
             Kind.RECOVERY: self._recovery,
         }
         for number in range(2):
@@ -147,7 +153,8 @@ class Rebuilt:
         elif kind == Kind.SOURCE:
             self._add_source(payload)
         self.out.append(kind, payload)
-        self._totals.records[kind.name] += 1
+        for totals in (self._totals, self._new):
+            totals.records[kind.name] += 1
 
     def holds(self, point: scan.Record) -> bool:
         """Whether a CHECKPOINT still fits what is before it.
@@ -184,7 +191,7 @@ class Rebuilt:
             (found.file_id, found.chain) == (true.file_id, true.chain)
             and place == (self.out.offset, item.header.length)
             and np.array_equal(found.chunks, true.chunks)
-            and all(found.totals.get(n) == v for n, v in true.totals.items() if n in named)
+            and not differing(found.totals, {n: v for n, v in true.totals.items() if n in named})
         )
 
     def _write(self, item: scan.Record) -> int:
@@ -194,6 +201,8 @@ class Rebuilt:
         if any(raw[end:]):
             raw = memoryview(bytes(raw[:end]).ljust(len(raw), b"\0"))
         self._totals.records[item.header.name] += 1
+        if item.header.kind != Kind.CHECKPOINT:  # which counts neither itself nor the one before it
+            self._new.records[item.header.name] += 1
         return self.out.copy(raw)
 
     def _copy_chunk(self, item: scan.Record) -> None:
@@ -232,6 +241,18 @@ class Rebuilt:
         self._place(self._tails.add(waiting))
         self._write(item)
 
+    def _copy_checkpoint(self, item: scan.Record) -> None:
+        found = Checkpoint.unpack(item.payload)
+        true = self._new.to_json(self.schema.specs(self._new_columns))
+        if (
+            (found.previous, found.previous_hash) != self._checkpoint
+            or not np.array_equal(found.chunks, self._new.table())
+            or differing(found.totals, true)
+        ):
+            raise DamagedError("the CHECKPOINT does not say what the records hold")
+        self._checkpoint = self._write(item), hashlib.sha256(item.raw).digest()
+        self._new, self._new_columns = Totals(), len(self.schema)
+
     def _place(self, tails: list[Waiting]) -> None:
         """Count the rows of tails that no chunk supersedes."""
         for waiting in tails:
@@ -242,8 +263,9 @@ class Rebuilt:
     def _count(
         self, index: ChunkIndex, batch: Batch, offset: int, length: int, index_offset: int
     ) -> None:
-        self._totals.count(index)
-        self._totals.place(offset, length, index_offset, index)
+        for totals in (self._totals, self._new):
+            totals.count(index)
+            totals.place(offset, length, index_offset, index)
         self._content.add(batch)
         self.rows += batch.rows
 
@@ -254,7 +276,8 @@ class Rebuilt:
     def _add_source(self, payload: bytes | memoryview) -> None:
         entry = body.unpack_object(payload, "SOURCE")
         self.sources[SourceInfo.from_json(entry).id] = entry
-        self._totals.sources.update({SourceInfo.from_json(entry).id: entry})
+        for totals in (self._totals, self._new):
+            totals.sources[SourceInfo.from_json(entry).id] = entry
 
     def _read_schema(self, item: scan.Record) -> None:
         self.schema.read(schema.unpack(item.payload))
@@ -262,11 +285,15 @@ class Rebuilt:
 
     def _state(self, item: scan.Record) -> None:
         read_state(item.payload, self.schema)
-        self._totals.states.append([self._write(item), item.header.size])
+        place = [self._write(item), item.header.size]
+        for totals in (self._totals, self._new):
+            totals.states.append(place)
 
     def _loss(self, item: scan.Record) -> None:
         entries = body.unpack_objects(item.payload, "LOSS")
-        self._totals.lose([Loss.from_json(e) for e in entries])
+        losses = [Loss.from_json(e) for e in entries]
+        for totals in (self._totals, self._new):
+            totals.lose(losses)
         self._write(item)
 
     def _note(self, item: scan.Record) -> None:
@@ -289,8 +316,8 @@ class Rebuilt:
     def _lose(self, found: Recovery) -> None:
         self._blobs.recovered = True
         loss = found.loss()
-        if loss is not None:
-            self._totals.lose([loss])
+        for totals in (self._totals, self._new):
+            totals.lose([] if loss is None else [loss])
 
 
 def index_agrees(found: ChunkIndex, true: ChunkIndex, minor: int, *, after_gap: bool) -> bool:
