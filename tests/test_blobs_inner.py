@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support import FILE_ID, capture, make_events, opened, read, rows_of
 
 from kcap.errors import KcapError
-from kcap.format import blobs, scan
+from kcap.format import blobs, scan, writer
 from kcap.format.blobs import Block, least_mask, masked, pack_block, unpack_block
 from kcap.format.record import MAGIC, Kind
 from kcap.format.verify import verify
@@ -41,8 +41,10 @@ def with_inner(inner: Callable[[bytes], bytes], *, closed: bool) -> tuple[bytes,
     """
     out = io.BytesIO()
     made = CaptureWriter(out, file_id=FILE_ID, chunk_rows=10)
-    events = make_events(40)
-    made.write(events.slice(0, 25))
+    events = make_events(38)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "CHECKPOINT_CHUNKS", 2)
+        made.write(events.slice(0, 25))
     made.commit()
     made.write(events.slice(25, 28))
     with pytest.MonkeyPatch.context() as patch:
@@ -50,7 +52,7 @@ def with_inner(inner: Callable[[bytes], bytes], *, closed: bool) -> tuple[bytes,
         stored = SimpleNamespace(compress=lambda data, _: data + b"\0", LEVEL=3)
         patch.setattr(blobs, "zstd", stored)
         made.blob([inner(out.getvalue())], path="/inner")
-    made.write(events.slice(28, 40))
+    made.write(events.slice(28, 38))
     if closed:
         made.close()
     else:
@@ -93,7 +95,7 @@ def outcome(data: bytes, window: tuple[int, int]) -> list[Any]:
 
 INNER: dict[str, Callable[[bytes], bytes]] = {
     "an earlier copy of itself": lambda so_far: so_far,
-    "a copy at an odd place": lambda so_far: b"odd" + so_far,
+    "a copy whose records are aligned": lambda so_far: b"four" + so_far,
     "records to come": lambda _: own_records(),
     "both": lambda so_far: own_records() + so_far + own_records(),
 }
@@ -130,6 +132,20 @@ def test_without_a_mask_it_would_be(
     monkeypatch.setattr(blobs, "least_mask", lambda _: 0)
 
     assert compared(INNER[inner], closed=closed) > 0
+
+
+def test_an_open_file_is_not_indexed_by_the_copy_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last CHECKPOINT is the file's own; without a mask the copy's is taken for it."""
+
+    def indexed() -> list[int]:
+        data, _, _ = with_inner(INNER["a copy whose records are aligned"], closed=False)
+        index = opened(data).index()
+        assert index is not None
+        return [int(index.table["rows"].sum()), len([s for s in index.losses if s.kind != "torn"])]
+
+    assert indexed() == [38, 0]
+    monkeypatch.setattr(blobs, "least_mask", lambda _: 0)
+    assert indexed() != [38, 0], "the control"
 
 
 def test_a_captured_capture_comes_back() -> None:
