@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kcap.model import catalogue
-from kcap.model.batch import Batch, concat
+from kcap.model.batch import Batch
 from kcap.model.classes import TypeClass
 from kcap.writers import layout as layouts
 from kcap.writers.about import About
@@ -84,15 +85,13 @@ def texts_of(batch: Batch) -> list[dict[str, str]]:
     """What the columns outside the envelope hold, event by event, as the exact text."""
     outside = {n: c for n, c in batch.columns.items() if n not in catalogue.envelope()}
     return [
-        {name: text_of(outside[name].cls, value) for name, value in row.items()}
+        {name: text_of(value) for name, value in row.items()}
         for row in Batch(batch.rows, outside).to_pylist()
     ]
 
 
-def text_of(cls: TypeClass, value: Any) -> str:
+def text_of(value: Any) -> str:
     """A value as text; written anew here, value by value."""
-    import base64
-
     if isinstance(value, list):
         return "[" + ",".join(_item(v) for v in value) + "]"
     if isinstance(value, bytes):
@@ -109,7 +108,7 @@ def _item(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, float) and not np.isfinite(value):
         return json.dumps(float_text(value))
-    return text_of(TypeClass.STR, value)
+    return text_of(value)
 
 
 def float_text(value: float) -> str:
@@ -131,8 +130,3 @@ def same_text(left: str, right: str) -> bool:
 def same_texts(left: Mapping[str, str], right: Mapping[str, str]) -> bool:
     """Whether two events have the same keys and values."""
     return left.keys() == right.keys() and all(same_text(left[k], right[k]) for k in left)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """All rows as one batch."""
-    return concat(list(batches))

@@ -22,7 +22,7 @@ from kcap.model.classes import TypeClass
 from kcap.writers.csv import Csv
 from kcap.writers.layout import Layout, Profile
 
-FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "'quoted", "-bash"]
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "'quoted", "-bash"]
 PLAIN = ["bash", "a=b", " =1", "", "1", '"', "(x)", "ü"]
 
 
@@ -90,7 +90,7 @@ def test_round_trip(records: list[Any], rows: int, guard: bool) -> None:
                 assert cell is None, name
                 continue
             column = batch.columns[name]
-            value = text_of(column.cls, row[name])
+            value = text_of(row[name])
             textual = column.cls not in _NUMBERS
             if guard and textual and cell is not None and cell.startswith("'"):
                 cell = cell[1:]  # noqa: PLW2901

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import RECORDS, batch_of, make_events, rows_of, snapshot
 
+from kcap.errors import BadInputError
 from kcap.model.batch import EMPTY, Batch, Column, concat
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
@@ -316,3 +317,22 @@ def test_where_a_file_lay_does_not_show() -> None:
     assert expected.id == named.id
     found.close()
     assert source.closed
+
+
+def test_what_came_before_an_error_is_given() -> None:
+    """An input that fails in its middle loses no event to the batch that was being filled."""
+
+    class Failing(Given):
+        def batches(self) -> Iterator[Batch]:
+            yield from super().batches()
+            raise BadInputError("a bad line")
+
+    events = make_events(30)
+    source = Rebatched(Failing([events]), 20).batches()
+
+    found = [next(source), next(source)]
+
+    assert [b.rows for b in found] == [20, 10]
+    assert rows_of(found) == rows_of([events])
+    with pytest.raises(BadInputError, match="a bad line"):
+        next(source)

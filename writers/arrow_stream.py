@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 
-from kcap.errors import KcapError, LimitError, OutputError
+from kcap.errors import KcapError, OutputError
 from kcap.writers import fragments
 from kcap.writers.layout import Layout
 
@@ -24,11 +24,11 @@ def check_columns(layout: Layout) -> None:
         layout: The table's layout.
 
     Raises:
-        LimitError: It has.
+        OutputError: It has.
     """
     count = len(layout.schema)
     if count > COLUMNS_MAX:
-        raise LimitError(
+        raise OutputError(
             f"the table would have {count:,} columns",
             expected=f"at most {COLUMNS_MAX:,}",
             hint="--schema map keeps all arguments in one column; or choose some with --fields",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kcap import limits
-from kcap.errors import LimitError, OutputError
+from kcap.errors import OutputError
 from kcap.model import catalogue
 from kcap.model.batch import EMPTY, Batch, concat
 from kcap.model.classes import TypeClass
@@ -174,8 +175,7 @@ class PartitionedParquet:
             batch: The events.
 
         Raises:
-            OutputError: A file takes no more.
-            LimitError: There are too many partitions.
+            OutputError: A file takes no more, or there are too many partitions.
         """
         self._about.take(batch)
         new = {s.id: s for s in batch.before if isinstance(s, SourceInfo)}
@@ -195,11 +195,10 @@ class PartitionedParquet:
         try:
             for path in list(self._waiting):
                 self._flush(path)
-            while self._open:
-                self._close(next(iter(self._open)))
         finally:
-            for part in self._open.values():
-                part.stream.close()
+            with contextlib.ExitStack() as files:
+                for path in list(self._open):
+                    files.callback(self._close, path)
         for loss in self.losses:
             self._about.take(EMPTY.with_before((loss,)))
         with self._create(MANIFEST) as stream:
@@ -269,7 +268,7 @@ class PartitionedParquet:
         if len(self._open) >= OPEN_MAX:
             self._close(next(iter(self._open)))
         if path not in self._parts and len(self._parts) >= PARTITIONS_MAX:
-            raise LimitError(
+            raise OutputError(
                 f"more than {PARTITIONS_MAX:,} partitions",
                 hint="partition by fewer columns, or by ones with fewer values",
             )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap import limits
+from kcap.errors import KcapError
 from kcap.model.batch import EMPTY, Batch, Column, concat
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
@@ -152,8 +153,13 @@ class Rebatched:
 
     def batches(self) -> Iterator[Batch]:
         """See `Source.batches`."""
-        for batch in self._source.batches():
-            yield from self._rebatcher.add(batch)
+        try:
+            for batch in self._source.batches():
+                yield from self._rebatcher.add(batch)
+        except KcapError:
+            # What came before the error is delivered, as without re-cutting.
+            yield from self._rebatcher.end()
+            raise
         yield from self._rebatcher.end()
 
     def close(self) -> None:
