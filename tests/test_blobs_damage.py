@@ -6,6 +6,7 @@ import io
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import forge
@@ -118,6 +119,18 @@ def test_every_flipped_bit_gives_true_bytes_or_a_loss() -> None:
     """Each single bit behind the FILE_HEADERs, whose damage other tests see to."""
     for bit in range(8 * OFFSETS[2], 8 * len(GOOD)):
         check_flip(bit)
+
+
+def test_unchecked_blocks_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: without checksum and hash a flipped bit passes for content."""
+    at = GOOD.index(b"last")
+    unchecked = partial(opened, checks=False)
+    monkeypatch.setitem(globals(), "opened", unchecked)
+    check(flipped(GOOD, 8 * at))  # the hash alone will do
+    monkeypatch.setattr(blobs, "unpack_block", lambda raw: Block(raw[12:44], raw[44:]))
+    check(GOOD)
+    with pytest.raises(AssertionError):
+        check(flipped(GOOD, 8 * at))
 
 
 def test_any_cut_leaves_what_is_before_it() -> None:
