@@ -125,8 +125,8 @@ class _Replayed(io.RawIOBase):
 def _reader(head: bytes, name: str) -> Any:  # noqa: ANN401
     """The reader that knows the content."""
     plain = decompressed(head)
-    known = plugins.found(plugins.READERS)
-    for entry in sorted(known, key=lambda n: (n != "kcap", n)):
+    known = sorted(plugins.found(plugins.READERS), key=lambda n: (n != "kcap", n))
+    for entry in known:
         reader = plugins.load(plugins.READERS, entry)
         if reader.sniff(head if entry == "kcap" else plain):
             return reader

@@ -55,7 +55,7 @@ class StateReader:
         self._pe_section = Struct(f"{order.sign}Id")
 
     def handle(self, data: bytes) -> Handle:
-        """Read a handle.
+        """Read a handle of the system's table.
 
         Args:
             data: Its record.
@@ -67,6 +67,11 @@ class StateReader:
             BadRecordError: The record is none, or is not used up.
             struct.error: It is too short.
         """
+        handle, details = self._one(data)
+        return handle._replace(details=None if details is None else texts.json_text(details))
+
+    def _one(self, data: bytes) -> tuple[Handle, dict[str, Any] | None]:
+        """A handle, and its details."""
         number, address, pid = self._handle.unpack_from(data)
         kind, at = self._order.text(data, self._handle.size)
         name, at = self._order.text(data, at)
@@ -87,14 +92,7 @@ class StateReader:
         elif tag not in {_UNKNOWN, _NONE}:
             raise BadRecordError(f"a handle with metadata of unknown kind {tag}")
         _check_end(at, data, "a handle")
-        return Handle(
-            pid=pid,
-            handle=number,
-            object=address,
-            type=texts.clean(kind)[0],
-            name=texts.clean(name)[0],
-            details=None if details is None else texts.json_text(details),
-        )
+        return Handle(pid, number, address, _json(kind), _json(name)), details
 
     def process(self, data: bytes, version: int) -> State:
         """Read a process state.
@@ -128,7 +126,7 @@ class StateReader:
             fields.append(("ps.sessionid", data[at]))
             at += 1
         variables, at = order.pairs(data, at)
-        fields += _pieces("ps.envs", [{"name": _json(k), "value": _json(v)} for k, v in variables])
+        fields += _mappings("ps.envs", variables)
         handles, at = self._handles(data, at, pid)
         fields += _pieces("ps.handles", handles)
         found, at = self._pe(data, at)
@@ -160,8 +158,9 @@ class StateReader:
         for _ in range(count):
             (size,) = self._order.u16(data, at)
             at += 2 + size
-            said = self.handle(data[at - size : at])._asdict()
-            if said["pid"] == own:
+            handle, details = self._one(data[at - size : at])
+            said = handle._asdict() | {"details": details}
+            if handle.pid == own:
                 del said["pid"]
             found.append({name: value for name, value in said.items() if value})
         return found, at
@@ -214,8 +213,7 @@ class StateReader:
             names, at = order.texts(data, at)
             fields += _pieces(name, names)
         resources, at = order.pairs(data, at)
-        named = [{"name": _json(k), "value": _json(v)} for k, v in resources]
-        fields += _pieces("pe.resources", named)
+        fields += _mappings("pe.resources", resources)
         if version >= 2:  # noqa: PLR2004
             more, at = self._signature(data, at)
             fields += more
@@ -264,6 +262,21 @@ def _check_end(at: int, data: bytes, what: str) -> None:
 def _json(text: str | bytes) -> str:
     """Text inside a JSON value, which has no place for other bytes."""
     return texts.clean(text)[0]
+
+
+def _mappings(name: str, pairs: Sequence[tuple[str, str]]) -> Fields:
+    """Pairs as JSON objects that each fit; a name that comes again begins another one."""
+    found: Fields = []
+    room = 0
+    for raw, raw_value in pairs:
+        key, value = _json(raw), _json(raw_value)
+        size = len(texts.json_text([key, value]).encode())
+        if size > room or key in found[-1][1]:
+            found.append((name, {}))
+            room = PIECE_BYTES
+        found[-1][1][key] = value
+        room -= size
+    return found
 
 
 def _pieces(name: str, items: Sequence[Any]) -> Fields:
