@@ -10,6 +10,7 @@ compares what this makes with them by content, as another libzstd may compress o
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import struct
@@ -28,7 +29,7 @@ FOLDERS = ("valid", "recoverable", "must_reject")
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-from kaitai.reader import Kcap, Reading  # noqa: E402
+from kaitai.reader import Kcap, Reading, blobs, parsed  # noqa: E402
 from support import FILE_ID, SOURCE  # noqa: E402
 
 import kcap  # noqa: E402
@@ -79,6 +80,7 @@ class Vector:
         value["stream"] = None if self.stream is None else rows_told(self.stream)
         if self.folder == "valid":
             value["forms"] = forms_of(self.data)
+            value["blobs"] = blobs_of(self.data)
         return value
 
 
@@ -129,6 +131,14 @@ def forms_of(data: bytes) -> dict[str, list[int]]:
                     form += reading.item_form(entry, directory.num_rows, frame)
                 forms.setdefault(reading.names[entry.column_id], form)
     return dict(sorted(forms.items()))
+
+
+def blobs_of(data: bytes) -> list[dict[str, Any]]:
+    """Path, length and digest of the artifacts, zeros in place of what is not there."""
+    return [
+        {"path": said["path"], "sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+        for said, raw in blobs(parsed(data))
+    ]
 
 
 # What captures are made of
@@ -234,12 +244,9 @@ def head_bytes() -> int:
 
 def generated() -> dict[str, Vector]:
     """All vectors, by folder and name."""
-    import vectors_damaged
-    import vectors_refused
-    import vectors_refused_frames
-    import vectors_valid
-
-    parts = (vectors_valid, vectors_damaged, vectors_refused, vectors_refused_frames)
+    names = ("valid", "later", "damaged")
+    names += ("refused", "refused_frames", "refused_chunks", "refused_index")
+    parts = [importlib.import_module(f"vectors_{name}") for name in names]
     found: dict[str, Vector] = {}
     for part in parts:
         for vector in part.vectors():
