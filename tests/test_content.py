@@ -64,6 +64,58 @@ def test_any_division_gives_one_hash(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(content, "BLOCK_ROWS", block)
         assert digest(*parts) == digest(events)
+        patch.setattr(content, "BLOCK_ROWS", 1 << 16)
+        patch.setattr(content, "BLOCK_BYTES", 40 * block)
+        patch.setattr(content, "BLOCK_TEXT_BYTES", 4 * block)
+        assert digest(*parts) == digest(events)
+
+
+def test_a_block_ends_where_its_rows_say() -> None:
+    """The places where blocks of few bytes end, against a count of each row in plain Python."""
+    ends: list[int] = []
+    most, most_texts = 3000, 500
+    size = texts = count = 0
+    seen: set[tuple[str, object]] = set()
+    rows = EVENTS.to_pylist()
+    at = 0
+    while at < len(rows):
+        row_size = row_texts = 0
+        fresh = set()
+        for name, value in rows[at].items():
+            text = isinstance(value, (str, bytes))
+            if text and (name, value) not in seen:
+                fresh.add((name, value))
+                row_texts += len(value.encode() if isinstance(value, str) else value)  # type: ignore[union-attr]
+            row_size += _counted(value)
+            if isinstance(value, list):
+                row_texts += sum(len(v.encode()) for v in value if isinstance(v, str))
+        over = size + texts + row_size + row_texts > most or texts + row_texts > most_texts
+        if count and over:
+            ends.append(count)
+            size = texts = count = 0
+            seen = set()
+            continue
+        size, texts, count, at = size + row_size, texts + row_texts, count + 1, at + 1
+        seen |= fresh
+    found: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "BLOCK_BYTES", most)
+        patch.setattr(content, "BLOCK_TEXT_BYTES", most_texts)
+        end = ContentHash._end
+        patch.setattr(ContentHash, "_end", lambda self: (found.append(self._rows), end(self)))
+        digest(EVENTS)
+
+    assert found == ends
+    assert len(ends) > 10
+
+
+def _counted(value: object) -> int:
+    """What a value counts besides its text (spec 12.1)."""
+    if isinstance(value, list):
+        return 4 + sum(4 if isinstance(v, str) else 1 if isinstance(v, bool) else 8 for v in value)
+    if isinstance(value, (str, bytes)):
+        return 4
+    return 1 if isinstance(value, bool) else 8
 
 
 def test_what_encoding_worked_out_changes_nothing() -> None:

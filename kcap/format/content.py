@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kcap.format import frames
 from kcap.model.batch import Batch, concat
 from kcap.model.classes import TypeClass
 
 BLOCK_ROWS: Final = 65_536
-"""Part of the definition: a limit of the format may change, this may not."""
+BLOCK_BYTES: Final = 32 << 20
+BLOCK_TEXT_BYTES: Final = 8 << 20
+"""Where a block ends; part of the definition: limits of the format may change, these may not."""
 
 _ENTRY: Final = struct.Struct("<BBBxQII")
 _ROWS: Final = struct.Struct("<I")
+_NUMBER_BYTES: Final = 8
+_CODE_BYTES: Final = 4
 Digests = dict[str, bytes]
 """Column name to its digest."""
 
@@ -34,6 +40,7 @@ class ContentHash:
         self._values = hashlib.sha256(_BEGIN)
         self._pending: list[Batch] = []
         self._rows = 0
+        self._most = _Size()
         self._digests: Digests | None = None
 
     def add(self, batch: Batch, digests: Digests | None = None) -> None:
@@ -48,12 +55,36 @@ class ContentHash:
         while batch.rows:
             self._digests = digests  # good for as long as these rows are all of the block
             room = BLOCK_ROWS - self._rows
-            self._pending.append(batch.slice(0, room).with_before(()))
-            self._rows += self._pending[-1].rows
+            self._take(batch.slice(0, room).with_before(()))
             batch = batch.slice(min(room, batch.rows), batch.rows)
-            if self._rows == BLOCK_ROWS:
-                self._update(self._all, self._values)
-                self._pending, self._rows, self._digests = [], 0, None
+
+    def _take(self, part: Batch) -> None:
+        """Add rows to the block, which has room for that many, and end it where it is full."""
+        self._pending.append(part)
+        self._rows += part.rows
+        self._most = self._most.plus(_most(part))
+        while not self._most.fits:
+            parts, self._pending = self._pending, []
+            block = concat(parts)
+            del parts  # a copy less in memory
+            block = block.compact()
+            fitting = _fitting(block)
+            self._set(block.slice(0, fitting))
+            if fitting == block.rows:
+                break
+            self._digests = None
+            self._end()
+            self._set(block.slice(fitting, block.rows).compact())
+        if self._rows == BLOCK_ROWS:
+            self._end()
+
+    def _set(self, block: Batch) -> None:
+        self._pending, self._rows = [block], block.rows
+        self._most = _most(block)
+
+    def _end(self) -> None:
+        self._update(self._all, self._values)
+        self._pending, self._rows, self._most, self._digests = [], 0, _Size(), None
 
     def digests(self) -> dict[str, str]:
         """``content_hash`` and ``content_hash_values`` of all rows so far, in hex."""
@@ -102,6 +133,66 @@ def column_digest(name: str, cls: TypeClass, form: frames.Form) -> bytes:
     digest.update(form.rows)
     digest.update(encoded.data)
     return digest.digest()
+
+
+class _Size(NamedTuple):
+    """What counts towards the size of a block."""
+
+    total: int = 0
+    texts: int = 0
+
+    def plus(self, other: _Size) -> _Size:
+        return _Size(self.total + other.total, self.texts + other.texts)
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= BLOCK_BYTES and self.texts <= BLOCK_TEXT_BYTES
+
+
+def _most(batch: Batch) -> _Size:
+    """At least what the rows count."""
+    total = texts = 0
+    for column in batch.columns.values():
+        total += column.values.nbytes  # a dictionary included
+        if column.cls is TypeClass.LIST:
+            texts += column.values.nbytes
+        elif pa.types.is_dictionary(column.values.type):
+            texts += column.values.dictionary.nbytes
+        elif column.cls is TypeClass.BOOL:
+            total += len(column)
+        elif column.cls is TypeClass.LIST_BOOL:
+            total += len(column.values.flatten())
+    return _Size(total, texts)
+
+
+def _fitting(batch: Batch) -> int:
+    """How many of the rows are in one block by their size, at least one (clause 12.1)."""
+    sizes, texts = np.zeros((2, batch.rows), np.int64)
+    for column in batch.columns.values():
+        rows = np.arange(batch.rows) if column.rows is None else column.rows
+        values = column.values
+        if column.cls.child:
+            ends = np.asarray(values.offsets).astype(np.int64)
+            if column.cls is TypeClass.LIST:
+                each = np.asarray(pc.binary_length(values.values)).astype(np.int64)
+                texts[rows] += np.diff(np.concatenate([[0], np.cumsum(each)])[ends])
+            width = {TypeClass.LIST_BOOL: 1, TypeClass.LIST: _CODE_BYTES}
+            sizes[rows] += np.diff(ends) * width.get(column.cls, _NUMBER_BYTES) + _CODE_BYTES
+        elif pa.types.is_dictionary(values.type):
+            entries = values.dictionary.dictionary_encode()  # a foreign one may hold one twice
+            codes = np.asarray(entries.indices)[column.codes()]
+            first = np.zeros(len(entries.dictionary), np.int64)
+            first[codes[::-1]] = rows[::-1]
+            lengths = np.asarray(pc.binary_length(entries.dictionary)).astype(np.int64)
+            np.add.at(texts, first, lengths)
+            sizes[rows] += _CODE_BYTES
+        else:
+            sizes[rows] += 1 if column.cls is TypeClass.BOOL else _NUMBER_BYTES
+    within = [
+        int(np.searchsorted(np.cumsum(s), most, "right"))
+        for s, most in ((sizes + texts, BLOCK_BYTES), (texts, BLOCK_TEXT_BYTES))
+    ]
+    return max(1, min(within))
 
 
 class ByProducts:
