@@ -74,6 +74,7 @@ def _from_index(source: CaptureReader, index: Index) -> dict[str, Any]:
         **_header(source),
         "chunks": int((~in_tail).sum()),
         "columns": {c["name"]: c["class"] for c in schema if c["table"] == "events"},
+        "loss": totals["loss"] + [loss.to_json() for loss in index.losses],
         "state": source.state,
         "tail_rows": int(index.table["rows"][in_tail].sum()),
     }
