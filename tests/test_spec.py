@@ -1,199 +1,37 @@
-"""The specification is enough to read a capture: a second reader, from its text alone.
-
-Nothing of kcap.format is used here: where this reader and kcap disagree, one of them does not do
-what spec/kcap.md says. The numbers in comments are its clauses.
-"""
+"""The specification is enough to read a capture: a second reader, from its text alone, agrees."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
-import zlib
-from collections.abc import Iterator
+import random
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zstandard
-from support import SOURCE, capture, make_events, rows_of, snapshot
+import spec_content
+import vectors
+from spec_reader import CLASSES, EMPTY, Reading, bounds, may_hold, records
+from support import SOURCE, capture, make_events, opened, rows_of, snapshot
 
 import kcap
 from kcap.model.side import Loss
 
 FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "first.kcap"
-WIDTHS = {0: "", 1: "B", 2: "H", 3: "I", 4: "Q"}
-CLASSES = {1: "i64", 2: "u64", 3: "f64", 4: "bool", 5: "str", 6: "bin", 7: "json", 16: "list",
-           17: "list_i64", 18: "list_u64", 19: "list_f64", 20: "list_bool"}  # fmt: skip
-
-
-def numbers(code: str, raw: bytes, at: int, count: int) -> tuple[list[Any], int]:
-    """Numbers at a place, and the place behind them."""
-    size = struct.calcsize("<" + code) * count if code else 0
-    return list(struct.unpack_from(f"<{count}{code}", raw, at)) if code else [0] * count, at + size
-
-
-def records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """2: offset, kind and payload of each record, every checksum compared."""
-    file_id = data[32:48]  # 4.1
-    at = number = 0
-    chain = hashlib.sha256(file_id).digest()
-    while at < len(data):
-        head = data[at : at + 32]
-        magic, kind, _, version, length, found, payload_crc, header_crc = struct.unpack(
-            "<4sBBHQQII", head
-        )
-        payload = data[at + 32 : at + 32 + length]
-        end = at + 32 + (length + 7) // 8 * 8
-        assert (magic, version, found) == (b"\x89KCP", 1, number)
-        assert zlib.crc32(payload) == payload_crc
-        assert zlib.crc32(file_id + head[:28]) == header_crc
-        assert not any(data[at + 32 + length : end])
-        if kind == 14:  # 8.2
-            assert payload[:16] == file_id
-            assert payload[16:48] == chain
-            assert struct.unpack("<QQ8s", payload[-24:]) == (at, length, b"KCAPEND\n")
-        chain = hashlib.sha256(chain + hashlib.sha256(data[at:end]).digest()).digest()  # 2.6
-        yield at, kind, payload
-        at, number = end, number + 1
-
-
-def body(raw: bytes) -> Any:
-    """4: JSON, perhaps compressed."""
-    length, codec = struct.unpack_from("<IB3x", raw)
-    text = zstandard.decompress(raw[8:]) if codec else raw[8:]
-    assert len(text) == length
-    return json.loads(text)
-
-
-def presence(form: int, raw: bytes, present: int, rows: int) -> tuple[list[int], int]:
-    """6.4: rows that have a value, and where the values begin."""
-    if form == 0:
-        return list(range(rows)), 0
-    if form == 2:
-        return numbers("H", raw, 0, present)
-    size = (rows + 7) // 8
-    return [i for i in range(rows) if raw[i // 8] >> i % 8 & 1], size
-
-
-def integers(encoding: int, base: int, count: int, raw: bytes, at: int, cls: str) -> Any:
-    """6.5."""
-    code = WIDTHS[encoding & 15]
-    if encoding & 0x40:
-        first = 8 if encoding & 0x10 else 0
-        size, items = struct.calcsize(code), count - (first > 0)
-        wide = raw[at + first : at + first + size * items]
-        bytes_of = [wide[i::items] for i in range(items)]
-        raw = raw[: at + first] + b"".join(bytes_of) + raw[at + first + len(wide) :]
-    if encoding & 0x10:
-        (first,), at = numbers("Q", raw, at, 1)
-        steps, at = numbers(code, raw, at, count - 1)
-        values = [first]
-        for step in steps:
-            wide = (base + step) * (100 if encoding & 0x20 else 1)
-            values.append(values[-1] + wide)
-    else:
-        steps, at = numbers(code, raw, at, count)
-        values = [base + step for step in steps]
-    values = [v % (1 << 64) for v in values]
-    if cls == "i64":
-        values = [v - (1 << 64) if v >> 63 else v for v in values]
-    return values, at
-
-
-def texts(encoding: int, distinct: int, count: int, raw: bytes, at: int, cls: str) -> Any:
-    """6.7."""
-    codes = list(range(count))
-    if not encoding & 1:
-        code = (
-            "" if distinct == 1 else "B" if distinct <= 256 else "H" if distinct <= 65536 else "I"
-        )
-        codes, at = numbers(code, raw, at, count)
-    lengths, at = numbers(
-        "I" if encoding & 2 else "H", raw, at, count if encoding & 1 else distinct
-    )
-    entries = []
-    for length in lengths:
-        part = raw[at : at + length]
-        entries.append(part if cls == "bin" else part.decode())
-        at += length
-    return [entries[c] for c in codes], at
-
-
-def values_of(cls: str, entry: tuple[int, int, int], count: int, raw: bytes, at: int) -> Any:
-    """6.5 to 6.8: values of any class."""
-    encoding, base, distinct = entry
-    if cls in ("i64", "u64"):
-        return integers(encoding, base, count, raw, at, cls)
-    if cls in ("str", "bin", "json"):
-        return texts(encoding, distinct, count, raw, at, cls)
-    if cls == "f64":
-        return numbers("d", raw, at, count)
-    if cls == "bool":
-        return [bool(raw[at + i // 8] >> i % 8 & 1) for i in range(count)], at + (count + 7) // 8
-    child, encoding, items, distinct, base = struct.unpack_from("<BBxxII4xQ", raw, at)
-    lengths, at = numbers("I", raw, at + 24, count)
-    flat, at = (
-        values_of(CLASSES[child], (encoding, base, distinct), items, raw, at) if items else ([], at)
-    )
-    lists = []
-    for length in lengths:
-        lists.append(flat[:length])
-        flat = flat[length:]
-    return lists, at
-
-
-def chunk(payload: bytes, names: dict[int, str]) -> list[dict[str, Any]]:
-    """6: the rows of a chunk."""
-    (size,) = struct.unpack_from("<I", payload)
-    directory = payload[4 : 4 + size]
-    assert struct.unpack_from("<I", payload, 4 + size) == (zlib.crc32(directory),)
-    _, rows, *_, columns = struct.unpack_from("<IIqqqqII", directory)
-    out: list[dict[str, Any]] = [{} for _ in range(rows)]
-    for i in range(columns):
-        fields = struct.unpack_from("<IBBBxIQIIIII", directory, 64 + 40 * i)
-        column, cls, form, encoding, present, base, distinct, offset, stored, decoded, crc = fields
-        start = 8 + size + offset
-        frame = payload[start : start + stored]
-        assert zlib.crc32(frame) == crc
-        raw = zstandard.decompress(frame) if decoded else b""
-        assert len(raw) == decoded
-        at_rows, at = presence(form, raw, present, rows)
-        values, end = values_of(CLASSES[cls], (encoding, base, distinct), present, raw, at)
-        assert end == len(raw)
-        for row, value in zip(at_rows, values, strict=True):
-            out[row][names[column]] = value
-    return out
-
-
-def read(data: bytes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The events and the footer's body of a capture."""
-    names: dict[int, str] = {}
-    events: list[dict[str, Any]] = []
-    totals = {}
-    for _, kind, payload in records(data):
-        if kind == 3:
-            names |= {c["id"]: c["name"] for c in body(payload)}
-        elif kind == 4:
-            events += chunk(payload, names)
-        elif kind == 7:  # 4.5
-            (size,) = struct.unpack_from("<Q", payload)
-            tables = body(payload[8 : 8 + size])
-            at = 8 + size
-            for table in tables:
-                assert chunk(payload[at : at + table["bytes"]], names)
-                at += table["bytes"]
-            assert at == len(payload)
-        elif kind == 14:
-            (count,) = struct.unpack_from("<Q", payload, 48)
-            (size,) = struct.unpack_from("<Q", payload, 56 + 64 * count)
-            totals = body(payload[64 + 64 * count :][:size])
-    return events, totals
+VALID = sorted((vectors.FOLDER / "valid").glob("*.kcap"))
+SIDES = [SOURCE, snapshot(300), Loss("lost", 1, "r")]
 
 
 def in_order(rows: list[dict[str, Any]]) -> list[str]:
     """Rows as texts, members by name."""
     return [repr({k: row[k] for k in sorted(row)}) for row in rows]
+
+
+def classes_of(reading: Reading) -> dict[str, str]:
+    """Column name to class, of a closed capture."""
+    return {c["name"]: c["class"] for c in reading.totals["schema"] if c["table"] == "events"}
 
 
 def test_the_fixture_is_read_alike() -> None:
@@ -202,20 +40,189 @@ def test_the_fixture_is_read_alike() -> None:
     batches = list(source.batches())
     source.close()
 
-    events, totals = read(FIXTURE.read_bytes())
+    reading = Reading(FIXTURE.read_bytes())
 
-    assert len(events) == totals["events"] == 61
-    assert in_order(events) == [repr(r) for b in batches for r in b.to_pylist()]
+    assert len(reading.rows) == reading.totals["events"] == 61
+    assert in_order(reading.rows) == [repr(r) for b in batches for r in b.to_pylist()]
 
 
 @pytest.mark.parametrize("rows", [7, 65_536])
 def test_every_class_is_read_alike(rows: int) -> None:
     """All classes, forms of presence and side records."""
     events = make_events(700)
-    sides = [SOURCE, snapshot(300), Loss("lost", 1, "r")]
 
-    found, totals = read(capture([events.with_before(sides)], chunk_rows=rows))
+    reading = Reading(capture([events.with_before(SIDES)], chunk_rows=rows))
 
-    assert totals["events"] == 700
-    assert in_order(found) == [repr(r) for r in events.to_pylist()]
+    assert reading.totals["events"] == 700
+    assert in_order(reading.rows) == [repr(r) for r in events.to_pylist()]
     assert len(rows_of([events])) == 700
+
+
+@pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
+def test_valid_vectors_are_read_alike(path: Path) -> None:
+    """Rows, losses in numbers, tables and blobs of every valid vector."""
+    reading = Reading(path.read_bytes())
+    said = json.loads(path.with_suffix(".json").read_text("utf-8"))
+
+    lines = [vectors.row_line(row) for row in reading.rows]
+    assert vectors.rows_digest(lines) == said["rows"]["sha256"]
+    blobs = [(b["path"], len(raw), hashlib.sha256(raw).hexdigest()) for b, raw in reading.blobs]
+    assert blobs == [(b["path"], b["size"], b["sha256"]) for b in said["blobs"]]
+
+
+@pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
+def test_the_footer_says_what_the_text_says(path: Path) -> None:
+    """Totals of clause 8.2, counted anew (spec 8.2)."""
+    reading = Reading(path.read_bytes())
+    rows, totals = reading.rows, reading.totals
+    times = [row["ts"] for row in rows if "ts" in row]
+    states = sum(row.get("kind") == "state" for row in rows)
+
+    assert totals["events"] == len(rows) - states
+    assert totals["state_rows"] == states
+    assert totals["timeless"] == len(rows) - len(times)
+    assert totals["backward_steps"] == sum(b < a for a, b in pairwise(times))
+    assert totals["types"] == Counter(row["event"] for row in rows if "event" in row)
+    for name in ("ts", "seq"):
+        found = bounds(rows, name)
+        assert totals[name] == (None if found == EMPTY else list(found))
+
+
+@pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
+def test_the_index_says_what_the_text_says(path: Path) -> None:
+    """Counts, sets of pids and bloom filters of clause 8.1, from the rows (spec 8.1)."""
+    data = path.read_bytes()
+    last: int | None = None
+    version_1_0 = opened(data).header.minor == 0
+    for chunk, index in Reading(data).chunks:
+        times = [last, *(row.get("ts") for row in chunk.rows)]
+        known = [t for t in times if t is not None]
+        last = known[-1] if known else None
+        if index is None:
+            continue
+        rows = chunk.rows
+        assert index.counts["rows"] == len(rows)
+        for name in ("ts", "seq", "ord"):
+            said = (index.counts[f"{name}_min"], index.counts[f"{name}_max"])
+            assert said == bounds(rows, name)
+        steps = sum(b < a for a, b in pairwise(known))
+        # A RECOVERY may have taken away the chunk before (4.6).
+        assert index.counts["backward"] == steps or path.stem.startswith("recovery-")
+        assert index.counts["timeless"] == sum("ts" not in row for row in rows)
+        states = sum(row.get("kind") == "state" for row in rows)
+        assert index.counts["state_rows"] == (0 if version_1_0 else states)
+        assert index.types == Counter(row["event"] for row in rows if "event" in row)
+        if index.pids is not None:
+            assert index.pids == sorted({row["pid"] for row in rows if "pid" in row})
+        if index.strings is not None:
+            assert all(may_hold(index.strings, text) for text in strings_of(chunk))
+
+
+def strings_of(chunk: Any) -> set[str]:
+    """Every value of class str and every item of class list."""
+    names = {n: CLASSES[code] for n, code in chunk.classes.items()}
+    texts = {row[n] for row in chunk.rows for n in row if names[n] == "str"}
+    return texts | {
+        item for row in chunk.rows for n in row if names[n] == "list" for item in row[n]
+    }
+
+
+def test_a_bloom_filter_of_a_full_chunk_denies_no_string_and_most_others() -> None:
+    """kcap's filter and the text's hash agree, also where a filter says no (spec 8.1)."""
+    reading = Reading(capture([make_events(3000)]))
+    ((chunk, index),) = reading.chunks
+    assert index is not None
+    assert index.strings is not None
+
+    others = [f"not there {i}" for i in range(2000)]
+    wrong = sum(may_hold(index.strings, text) for text in others)
+
+    assert all(may_hold(index.strings, text) for text in strings_of(chunk))
+    assert wrong < 0.05 * len(others)
+
+
+# Hashes
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in VALID if p.stem != "version-1.0"], ids=lambda p: p.stem
+)
+def test_content_hashes_are_those_of_the_text(path: Path) -> None:
+    """content_hash and content_hash_values, worked out from the rows alone (spec 12.1 to 12.4)."""
+    reading = Reading(path.read_bytes())
+    classes = classes_of(reading)
+
+    assert reading.totals["content_hash"] == spec_content.content_hash(reading.rows, classes)
+    assert reading.totals["content_hash_values"] == spec_content.content_hash(
+        reading.rows, classes, values=True
+    )
+
+
+@pytest.mark.parametrize("rows", [60, 1000])
+def test_content_hashes_of_every_class(rows: int) -> None:
+    """Sparse columns, all classes, dictionaries of both code widths, several chunks in a block."""
+    events = make_events(1700)
+    reading = Reading(capture([events], chunk_rows=rows))
+
+    found = spec_content.content_hash(reading.rows, classes_of(reading))
+
+    assert reading.totals["content_hash"] == found
+
+
+def test_a_hash_of_several_blocks() -> None:
+    """Blocks of 65,536 rows, whatever the chunks are (spec 12.1)."""
+    import pyarrow as pa
+
+    from kcap.model.batch import Batch, Column
+    from kcap.model.classes import TypeClass
+
+    rng = random.Random(5)
+    values = [rng.randrange(1 << 20) for _ in range(70_000)]
+    batch = Batch(70_000, {"ord": Column(TypeClass.I64, pa.array(values))})
+    reading = Reading(capture([batch], chunk_rows=30_000))
+
+    assert len(reading.chunks) == 3
+    found = spec_content.content_hash([{"ord": v} for v in values], {"ord": "i64"})
+    assert reading.totals["content_hash"] == found
+
+
+def test_a_changed_cell_changes_the_hash() -> None:
+    """Negative control: the hash is of these rows and of no others."""
+    reading = Reading(capture([make_events(50)]))
+    classes = classes_of(reading)
+    rows = [dict(row) for row in reading.rows]
+
+    rows[7]["arg_fd__i64"] += 1
+
+    assert spec_content.content_hash(reading.rows, classes) == reading.totals["content_hash"]
+    assert spec_content.content_hash(rows, classes) != reading.totals["content_hash"]
+
+
+def test_the_writer_takes_the_forms_of_the_text() -> None:
+    """Presence, and the forms of text, are the ones that the text tells a writer to take."""
+    reading = Reading(capture([make_events(900)]))
+    ((chunk, _),) = reading.chunks
+
+    for name, entry in chunk.forms.items():
+        cls = CLASSES[chunk.classes[name]]
+        at = [i for i, row in enumerate(chunk.rows) if name in row]
+        kind, bits = spec_content.presence(at, len(chunk.rows))
+        assert entry[2] == kind
+        if cls not in ("i64", "u64"):
+            found = spec_content.form(cls, [chunk.rows[i][name] for i in at])
+            assert (entry[3], entry[6], entry[7]) == found[:3]
+            if cls != "list_i64":
+                assert entry[10] == len(bits) + len(found[3])
+
+
+def test_numbers_of_records_rise_by_one() -> None:
+    """Negative control: the reader here notices what the text forbids."""
+    data = capture([make_events(20)])
+    all_records = list(records(data))
+    assert [r.number for r in all_records] == list(range(len(all_records)))
+
+    first, second = all_records[3], all_records[4]
+    with pytest.raises(AssertionError):
+        list(
+            records(data[: first.at] + second.raw + first.raw + data[second.at + len(second.raw) :])
+        )
