@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 Row = dict[str, Any]
@@ -12,7 +13,7 @@ CODES = {"i64": 1, "u64": 2, "f64": 3, "bool": 4, "str": 5, "bin": 6, "json": 7,
 ITEMS = {"list": "str", "list_i64": "i64", "list_u64": "u64", "list_f64": "f64",
          "list_bool": "bool"}  # fmt: skip
 IDENTITY = {"ord", "origin", "shape", "source"}
-BLOCK = 65_536
+ROWS, SIZE, TEXTS = 65_536, 32 << 20, 8 << 20
 Form = tuple[int, int, int, bytes]
 """Encoding, base, distinct, bytes."""
 
@@ -94,11 +95,51 @@ def column(name: str, cls: str, at: list[int], values: list[Any], rows: int) -> 
     return hashlib.sha256(head + bits + data).digest()
 
 
+def blocks(rows: list[Row], classes: dict[str, str]) -> Iterator[list[Row]]:
+    """12.1: where a block ends."""
+    block: list[Row] = []
+    seen: set[tuple[str, Any]] = set()
+    size = texts_size = 0
+    for row in rows:
+        plain, text, new = cost(row, classes, seen)
+        over = size + texts_size + plain + text > SIZE or texts_size + text > TEXTS
+        if block and (over or len(block) == ROWS):
+            yield block
+            block, seen, size, texts_size = [], set(), 0, 0
+            plain, text, new = cost(row, classes, seen)
+        block.append(row)
+        size, texts_size = size + plain, texts_size + text
+        seen |= new
+    if block:
+        yield block
+
+
+def cost(
+    row: Row, classes: dict[str, str], seen: set[tuple[str, Any]]
+) -> tuple[int, int, set[tuple[str, Any]]]:
+    """12.1: what a row adds to size without texts, and to texts; and the values it has first."""
+    plain = text = 0
+    new = set()
+    for name, value in row.items():
+        cls = classes[name]
+        if cls in ("str", "bin", "json"):
+            plain += 4
+            if (name, value) not in seen:
+                new.add((name, value))
+                text += len(value if cls == "bin" else value.encode())
+        elif cls in ITEMS:
+            each = {"bool": 1, "str": 4}.get(ITEMS[cls], 8)
+            plain += 4 + each * len(value)
+            text += sum(len(item.encode()) for item in value) if cls == "list" else 0
+        else:
+            plain += 1 if cls == "bool" else 8
+    return plain, text, new
+
+
 def content_hash(rows: list[Row], classes: dict[str, str], *, values: bool = False) -> str:
     """12.1, 12.2, and 12.4 where only values count."""
     whole = hashlib.sha256(b"kcap content 1\n")
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
+    for block in blocks(rows, classes):
         digest = hashlib.sha256(struct.pack("<I", len(block)))
         names = {n for row in block for n in row} - (IDENTITY if values else set())
         for name in sorted(names, key=str.encode):

@@ -17,6 +17,7 @@ from spec_reader import CLASSES, EMPTY, Reading, bounds, may_hold, records
 from support import SOURCE, capture, make_events, opened, rows_of, snapshot
 
 import kcap
+from kcap.model.batch import Batch
 from kcap.model.side import Loss
 
 FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "first.kcap"
@@ -173,7 +174,7 @@ def test_a_hash_of_several_blocks() -> None:
     """Blocks of 65,536 rows, whatever the chunks are (spec 12.1)."""
     import pyarrow as pa
 
-    from kcap.model.batch import Batch, Column
+    from kcap.model.batch import Column
     from kcap.model.classes import TypeClass
 
     rng = random.Random(5)
@@ -184,6 +185,27 @@ def test_a_hash_of_several_blocks() -> None:
     assert len(reading.chunks) == 3
     found = spec_content.content_hash([{"ord": v} for v in values], {"ord": "i64"})
     assert reading.totals["content_hash"] == found
+
+
+@pytest.mark.parametrize("cls", ["str", "bin", "list", "list_i64"])
+def test_blocks_end_with_their_size(cls: str) -> None:
+    """Long values, and lists of many items, end blocks before 65,536 rows do (spec 12.1)."""
+    rng = random.Random(7)
+    same = "y" * 60_000
+    long = {
+        "str": [same if i % 2 else rng.randbytes(30_000).hex() for i in range(330)],
+        "bin": [rng.randbytes(60_000) if i % 3 else b"" for i in range(300)],
+        "list": [[same] * (i % 3) for i in range(300)],
+        "list_i64": [[7] * 8000] * 600,
+    }[cls]
+    name = f"arg_a__{cls}"
+    batch = Batch(len(long), {name: vectors.column(cls, long)})
+    footer = opened(capture([batch], chunk_rows=100)).footer
+    rows = [{name: value} for value in long]
+
+    assert len(list(spec_content.blocks(rows, {name: cls}))) > 1
+    assert footer is not None
+    assert footer.totals["content_hash"] == spec_content.content_hash(rows, {name: cls})
 
 
 def test_a_changed_cell_changes_the_hash() -> None:
