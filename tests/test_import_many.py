@@ -218,6 +218,7 @@ def test_a_bad_line_ends_it_with_what_came_before(hosts: list[Path], tmp_path: P
     found = json.loads(run("info", "--json", target).stdout)
     assert found["state"] == "closed"
     assert [loss["kind"] for loss in found["loss"]] == ["torn"]
+    assert found["events"] == 5 + 5 + 4  # of the third file one comes later than the bad line
 
     result = imported(*hosts, "-o", target, "--force", "--lenient", code=3)
     assert "skipped 1 events" in result.stderr

@@ -107,10 +107,12 @@ class Totals:
             losses: The losses.
         """
         for loss in losses:
-            key = replace(loss, count=None, start_ns=None, end_ns=None)
+            key = loss.like
             if key not in self._losses and len(self._losses) >= _LOSS_ENTRIES:
                 key = Loss(loss.kind, None, "and others")
-            self._losses[key] = _added(self._losses.get(key), loss, key)
+            known = self._losses.get(key)
+            first = replace(key, count=loss.count, start_ns=loss.start_ns, end_ns=loss.end_ns)
+            self._losses[key] = first if known is None else known.plus(loss)
 
     def table(self) -> npt.NDArray[np.void]:
         """The chunk table."""
@@ -157,21 +159,6 @@ class Totals:
             listed[name] = count
         others = sum(count for _, count in ranked[len(listed) :])
         return listed | {"(others)": others} if others else listed
-
-
-def _added(known: Loss | None, loss: Loss, key: Loss) -> Loss:
-    """A loss added to what is known of its like."""
-    if known is None:
-        return replace(key, count=loss.count, start_ns=loss.start_ns, end_ns=loss.end_ns)
-    unknown = known.count is None or loss.count is None
-    starts = [t for t in (known.start_ns, loss.start_ns) if t is not None]
-    ends = [t for t in (known.end_ns, loss.end_ns) if t is not None]
-    return replace(
-        key,
-        count=None if unknown else (known.count or 0) + (loss.count or 0),
-        start_ns=min(starts, default=None),
-        end_ns=max(ends, default=None),
-    )
 
 
 def differing(says: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from kcap.errors import KcapError
 from kcap.model.batch import EMPTY, Batch, Column, Rows, concat
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss, Side, Snapshot
@@ -255,12 +256,26 @@ class Merged:
             _Input(Rebatched(source, rows, size).batches(), source.info.file, rank)
             for rank, source in enumerate(self._sources)
         ]
+        try:
+            yield from self._merge(inputs)
+        except KcapError:
+            # What comes before the error in time is given, as by a source alone.
+            yield from self._out.end()
+            raise
+        yield from self._out.end()
+
+    def close(self) -> None:
+        """Close all sources."""
+        for source in self._sources:
+            source.close()
+
+    def _merge(self, inputs: Sequence[_Input]) -> Iterator[Batch]:
         while True:
             for one in inputs:
                 yield from self._tell(one.load(), one.rank)
             ends = [limit for one in inputs if (limit := one.limit) is not None]
             if not ends:
-                break
+                return
             limit = min(ends, key=lambda at: (at.place, at.rank))
             parts = [one.take(limit) for one in inputs]
             filled = [(batch, places) for batch, places in parts if batch.rows]
@@ -269,12 +284,6 @@ class Merged:
             if not limit.inclusive:
                 yield from self._tell(inputs[limit.rank].sides, limit.rank)
                 inputs[limit.rank].sides = []
-        yield from self._out.end()
-
-    def close(self) -> None:
-        """Close all sources."""
-        for source in self._sources:
-            source.close()
 
     def _tell(self, sides: list[Side], rank: int) -> Iterator[Batch]:
         """Hand on what a source says between its events."""
