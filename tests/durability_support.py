@@ -410,3 +410,32 @@ def check_quiet_hour(data: bytes, promises: list[tuple[int, int]], cuts: int, se
         assert len(found) >= max((n for size, n in promises if size <= cut), default=0)
         if cut % 5 == 0:
             check_once(data[:cut], found)
+
+
+def small_chunks(count: int) -> bytes:
+    """A capture of many chunks of two events each, as a recorder that is killed leaves it."""
+    out = io.BytesIO()
+    writer = CaptureWriter(out, file_id=FILE_ID)
+    pair = process_events(2, 10.0)
+    for _ in range(count):
+        writer.write(pair)
+        writer.flush()
+    return out.getvalue()
+
+
+def index_bytes(data: bytes) -> int:
+    """Bytes of the records that only help to find others."""
+    kinds = (Kind.CHUNK_INDEX, Kind.CHECKPOINT, Kind.FOOTER)
+    return sum(len(r.raw) for r in records(data) if r.header.kind in kinds)
+
+
+def check_small_chunks(counts: list[int]) -> dict[int, int]:
+    """The index of a capture grows with the chunks, not with their square.
+
+    Returns:
+        Index bytes by number of chunks.
+    """
+    cost = {n: index_bytes(small_chunks(n)) for n in counts}
+    each = [cost[n] / n for n in counts]
+    assert max(each) < 1.15 * min(each), cost
+    return cost

@@ -17,9 +17,11 @@ from durability_support import (
     EVENTS,
     FILE_ID,
     Step,
+    check_small_chunks,
     counting,
     every_way,
     held,
+    index_bytes,
     process_events,
     records,
     written,
@@ -250,37 +252,9 @@ def test_the_search_for_a_checkpoint_is_bounded(monkeypatch: pytest.MonkeyPatch)
 # What it costs
 
 
-def _small_chunks(count: int) -> bytes:
-    """A capture of many chunks of two events each, as a recorder that is killed leaves it."""
-    out = io.BytesIO()
-    writer = CaptureWriter(out, file_id=FILE_ID)
-    pair = process_events(2, 10.0)
-    for _ in range(count):
-        writer.write(pair)
-        writer.flush()
-    return out.getvalue()
-
-
-def _index_bytes(data: bytes) -> int:
-    kinds = (Kind.CHUNK_INDEX, Kind.CHECKPOINT, Kind.FOOTER)
-    return sum(len(r.raw) for r in records(data) if r.header.kind in kinds)
-
-
-def check_linear(counts: list[int]) -> dict[int, int]:
-    """The index of a capture grows with the chunks, not with their square.
-
-    Returns:
-        Index bytes by number of chunks.
-    """
-    cost = {n: _index_bytes(_small_chunks(n)) for n in counts}
-    each = [cost[n] / n for n in counts]
-    assert max(each) < 1.15 * min(each), cost
-    return cost
-
-
 def test_bytes_written_grow_linearly() -> None:
     """Clause 8.3: ten times the chunks, ten times the bytes of index."""
-    print(check_linear([100, 1000]))
+    print(check_small_chunks([100, 1000]))
 
 
 def test_control_checkpoints_that_repeat_the_table_grow_quadratically(
@@ -304,7 +278,7 @@ def test_control_checkpoints_that_repeat_the_table_grow_quadratically(
         ),
     )
     with pytest.raises(AssertionError):
-        check_linear([100, 1000])
+        check_small_chunks([100, 1000])
 
 
 def test_the_index_of_full_chunks_is_small() -> None:
@@ -318,7 +292,7 @@ def test_the_index_of_full_chunks_is_small() -> None:
     few = events.select([name for name in events.columns if name not in texts])
     for rows, batch in ((16_384, events), (65_536, events), (16_384, few), (65_536, few)):
         data = capture([batch], chunk_rows=rows)
-        share = _index_bytes(data) / len(data)
+        share = index_bytes(data) / len(data)
         filters = [says.strings is not None for says, _ in _indexes(data)]
         print(f"{rows} rows: {100 * share:.2f} %, with a filter: {all(filters)}")
         assert share < 0.04
