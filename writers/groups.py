@@ -22,8 +22,9 @@ Weigh = Callable[[Batch], npt.NDArray[np.int64] | None]
 ROWS_MIN: Final = 1024
 """Rows of a group, where it is not text that makes it large."""
 
-_LARGE: Final = 4
-"""A piece of a quarter of a group is a group of its own: joining it would copy its texts."""
+_ROWS_SHARE: Final = 4
+_BYTES_SHARE: Final = 16
+"""A piece of such a part of a group is one of its own: joining it would copy its texts."""
 
 
 def rows_of_group(columns: int) -> int:
@@ -101,7 +102,7 @@ class Groups:
         self._sides = () if batch.rows else batch.before
         rows = self._room(batch.columns)
         for piece, size in cut(batch, rows, self._bytes_max, self._weigh):
-            large = max(piece.rows * _LARGE / rows, size * _LARGE / self._bytes_max) >= 1
+            large = piece.rows * _ROWS_SHARE >= rows or size * _BYTES_SHARE >= self._bytes_max
             room = self._room(self._names.union(piece.columns)) - self._count
             full = piece.rows > room or self._weight + size > self._bytes_max
             if self._count and (large or full or self.nbytes > self._bytes_max // 2):

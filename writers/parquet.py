@@ -70,7 +70,7 @@ class Parquet:
             layout.schema,
             compression="zstd",
             compression_level=LEVEL,
-            use_dictionary=_coded(layout),
+            use_dictionary=coded_leaves(layout),
             column_encoding=dict.fromkeys(counters, "DELTA_BINARY_PACKED") if full else None,
             write_page_checksum=checksums,
             # Without Arrow's own schema in the file, text is text for whoever reads it.
@@ -121,8 +121,15 @@ class Parquet:
                 self._writer.write_table(_writable(table), table.num_rows)
 
 
-def _coded(layout: Layout) -> list[str]:
-    """The leaves that get dictionaries, by Parquet's own names."""
+def coded_leaves(layout: Layout) -> list[str]:
+    """The leaves that get dictionaries.
+
+    Args:
+        layout: The layout of the table.
+
+    Returns:
+        Their paths, as Parquet spells them.
+    """
     leaves = []
     for field in layout.schema:
         if field.name in COUNTERS or layout.columns.get(field.name) in _FLOATS:
