@@ -14,7 +14,7 @@ from kcap.format import body, payloads, record, scan, schema, tail
 from kcap.format.appender import Appender
 from kcap.format.blob_reader import BlobCheck
 from kcap.format.bloom import Bloom, strings_of
-from kcap.format.chunk import Chunk, bounds
+from kcap.format.chunk import Chunk, Superseded, bounds
 from kcap.format.chunk_index import ChunkIndex, Indexer, counts
 from kcap.format.content import ContentHash
 from kcap.format.payloads import Checkpoint, Footer
@@ -101,10 +101,17 @@ class Rebuilt:
         for number in range(2):
             self.make(Kind.FILE_HEADER, payload, number)
 
-    @property
-    def waiting_rows(self) -> int:
-        """Rows in TAILs that no chunk has superseded yet."""
-        return self._tails.rows
+    def live_rows(self, named: Superseded) -> int:
+        """Rows in TAILs that no chunk will supersede.
+
+        Args:
+            named: The TAILs that the next chunk supersedes.
+
+        Returns:
+            The rows of the others that wait.
+        """
+        waiting = self._tails.peek()
+        return sum(t.rows for t in waiting if not named.records or t.number < named.first)
 
     def copy(self, item: scan.Record) -> None:
         """Copy an intact record bit for bit.

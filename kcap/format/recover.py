@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, BinaryIO, Final, NamedTuple
-
-from construct.core import ConstructError
+from typing import Any, BinaryIO, Final
 
 import kcap
 from kcap import limits
 from kcap.errors import KcapError, NotACaptureError, OutputError, TruncatedError, VersionError
-from kcap.format import body, headerless, payloads, scan
+from kcap.format import body, headerless, payloads, peek, scan
 from kcap.format.appender import Appender
-from kcap.format.chunk import HEAD, Bounds, directory_bytes, directory_length
-from kcap.format.chunk_index import ChunkIndex
+from kcap.format.chunk import Superseded, directory_length
 from kcap.format.original import Original
 from kcap.format.payloads import END_BYTES, FileHeader, Footer
 from kcap.format.rebuild import Rebuilt
 from kcap.format.record import HEADER_BYTES, Kind, padded
 from kcap.format.recovery import RANGES, Missing
-from kcap.format.regions import Facts, Region, Report, lost_together
+from kcap.format.regions import UNKNOWN, Facts, Region, Report, lost_together
 from kcap.format.window import FileWindow, StreamWindow, Window
 
 _REGIONS: Final = 1000
 """Places of damage that a report describes one by one."""
 
-_AHEAD: Final = 64
+_AHEAD: Final = 1024
 """Records behind a damage that are looked at for what was lost."""
 
 _HEADERS: Final = ("rebuilt", "one copy", "intact")
@@ -94,13 +91,18 @@ class _Pass:
         self._region: Region | None = None
         self._open: list[Region] = []
         """Regions that wait for the next chunk, which tells more of them."""
+        self._rescued = 0
+        """Rows in TAILs that wait which were already told to be rescued."""
         self._seen = -1
         """Number of the last chunk that is known to be lost."""
         self._regions: list[Region] = []
         self._rest: Counter[str] = Counter()
         self._rest_rows: int | None = 0
         self._damaged = 0
-        self._changed = found == "rebuilt"
+        self._made = found == "rebuilt"
+        """Records were made anew; they may or may not be what was written."""
+        self._changed = False
+        """Something is not as it was written, for certain."""
         self._footer: scan.Record | None = None
         self._behind: list[scan.Damage] = []
         self._kept: Counter[str] = Counter()
@@ -172,7 +174,10 @@ class _Pass:
             self._missing.add(known.missing, header.number)
             self._seen = max(self._seen, (known.lost.get("chunks") or (0, -1))[1])
         elif header.kind == Kind.CHUNK:
-            self._settle()
+            for region in self._open:
+                region.before = self._rebuilt.last
+            self._settle(self._rebuilt.chunk)
+            self._rescued = 0
 
     def _still_holds(self, point: scan.Record) -> bool:
         """Whether a CHECKPOINT may stay; what replaces it is decided with the next record."""
@@ -180,7 +185,7 @@ class _Pass:
             self._close(point)
             if self._rebuilt.holds(point):
                 return True
-        if not self._changed:
+        if not self._changed and not self._made:
             what = "the hash chain does not lead to the CHECKPOINT: records were changed"
             self._drop(point, what)
             return False
@@ -190,6 +195,7 @@ class _Pass:
         region.kinds[number] = Kind.CHECKPOINT
         region.dropped.add(number)
         region.places.append((point.offset, end))
+        self._changed = True
         return False
 
     def _damage(self, damage: scan.Damage) -> None:
@@ -232,9 +238,9 @@ class _Pass:
         start = offset + HEADER_BYTES
         head = self._window.read_at(start, 4)
         if len(head) == 4:  # noqa: PLR2004
-            found = _directory(self._window.read_at(start, directory_length(head)))
+            found = peek.directory(self._window.read_at(start, directory_length(head)))
             if found is not None:
-                region.chunks[found[0]] = found[1]
+                region.chunks[found.number] = found.facts
 
     # What goes into its place
 
@@ -262,6 +268,7 @@ class _Pass:
             made[first] = Kind.RECOVERY, region.recovery().pack()
             self._missing.add(region.missing, first)
             self._changed = True
+        self._made = self._made or bool(made)
         for number in sorted(made):
             self._rebuilt.make(*made[number], number)
         self._add(region)
@@ -270,39 +277,47 @@ class _Pass:
         self, region: Region, item: scan.Record | None, made: dict[int, tuple[Kind, bytes]]
     ) -> None:
         """Make SCHEMA and SOURCE records anew from what the FOOTER says."""
-        known = {spec.id for spec in self._rebuilt.schema.specs()}
-        needed = [c for c in self._columns(region, item) if c["id"] not in known]
-        number = region.free(Kind.SCHEMA, guess=True) if needed else None
+        needed, certain = self._columns(item) if region.missing else ([], False)
+        number = region.free(Kind.SCHEMA, guess=bool(needed)) if needed else None
         if number is not None:
+            if region.kinds.get(number) != Kind.SCHEMA:
+                region.kinds[number] = Kind.SCHEMA
+                # The SCHEMA may have stood in the next gap; without it the rows are lost for sure.
+                region.guessed += not certain and not region.records().get(UNKNOWN)
             made[region.taken(number)] = Kind.SCHEMA, body.pack(needed, limits.SCHEMA_BYTES)
         for name, entry in sorted(self._original.sources.items()):
             number = region.free(Kind.SOURCE, guess=self._rebuilt.last is None)
             if name not in self._rebuilt.sources and number is not None:
+                region.kinds[number] = Kind.SOURCE
                 made[region.taken(number)] = Kind.SOURCE, body.pack(entry)
 
-    def _columns(self, region: Region, item: scan.Record | None) -> list[dict[str, Any]]:
-        """Descriptions of the columns that the records from here on need first."""
-        columns = self._original.columns if region.missing else []
+    def _columns(self, item: scan.Record | None) -> tuple[list[dict[str, Any]], bool]:
+        """Descriptions that records ahead need, and whether one before the next damage does."""
+        known: set[object] = {spec.id for spec in self._rebuilt.schema.specs()}
+        columns = self._original.columns
+        certain = needed = damaged = False
         for found in self._ahead(item) if columns else ():
-            if found.header.kind == Kind.CHUNK:
-                directory = _directory(found.payload)
-                return columns[: directory.columns] if directory else []
-            if found.header.kind == Kind.STATE:
-                parts = [_directory(part) for _, part in _tables(found)]
-                return columns[: max((d.columns for d in parts if d), default=0)]
-        return []
+            if isinstance(found, scan.Damage):
+                damaged = True
+            elif found.header.kind == Kind.SCHEMA:
+                known |= {c.get("id") for c in peek.described(found)}
+            elif found.header.kind == Kind.TAIL:
+                needed = needed or bool(peek.tail_columns(found) - known)
+                certain = certain or (needed and not damaged)
+            elif found.header.kind in (Kind.CHUNK, Kind.STATE):
+                count = peek.columns_before(found)
+                columns = [c for c in columns[:count] if c["id"] not in known]
+                return columns, certain or (bool(columns) and not damaged)
+        return [c for c in columns if needed and c["id"] not in known], certain
 
-    def _ahead(self, item: scan.Record | None) -> Iterator[scan.Record]:
-        """The records from one on, up to the next damage; of a stream that one alone."""
+    def _ahead(self, item: scan.Record | None) -> Iterator[scan.Record | scan.Damage]:
+        """The records from one on, of a stream that one alone."""
         if item is None:
             return
         yield item
         if isinstance(self._window, FileWindow):
             following = self._scan(item.offset, item.header.number - 1).records()
-            for found in islice(following, 1, _AHEAD):
-                if isinstance(found, scan.Damage):
-                    return
-                yield found
+            yield from islice(following, 1, _AHEAD)
 
     def _add(self, region: Region) -> None:
         """Keep a region for the report; of very many only what was lost in them."""
@@ -322,61 +337,67 @@ class _Pass:
     def _measure(self, region: Region, item: scan.Record | None) -> None:
         """Find out which chunks were lost in a region, and what was in them."""
         region.floor = max(self._seen, self._rebuilt.chunk) + 1
+        named = Superseded()
         region.told = self._original.records(region.places)
         region.tails = self._original.live_tails(region.places)
         following = None
         for found in self._ahead(item):
+            if isinstance(found, scan.Damage):
+                break
             if found.header.kind == Kind.CHUNK_INDEX and following is None:
-                index = _index(found)
+                index = peek.index(found)
                 if index is not None and index.number >= region.floor:
                     region.chunks[index.number] = Facts(index.rows, index.ts, index.ord)
                     following, region.indexes = index.number + 1, 1
             elif found.header.kind == Kind.CHUNK:
-                directory = _directory(found.payload)
+                directory = peek.directory(found.payload)
                 if directory is not None:
-                    region.before = directory.facts
+                    region.before, named = directory.facts, directory.tails
                     following = directory.number if following is None else following
                 break
+        region.waiting = self._rebuilt.live_rows(named)
         if following is None and item is None:
             following = self._original.end
         if following is None and region.places:
             following = self._original.next_chunk(region.places[-1][1])
-        if not region.missing:
+        lost = region.records().get(Kind.CHUNK.name, 0)
+        if region.all_known and not lost:
             region.chunks, region.complete = {}, True
         elif following is not None:
             self._lost_until(region, following)
         elif region.all_known:
-            known = [*region.chunks.items()]
-            lost = region.records().get(Kind.CHUNK.name, 0)
-            region.chunks = dict([*known, *((-1 - i, None) for i in range(lost - len(known)))])
-            region.complete = True
+            self._lost_until(region, max([region.floor + lost - 1, *region.chunks]) + 1)
         else:
             self._open.append(region)
 
     def _lost_until(self, region: Region, following: int) -> None:
-        """All chunks behind the last one and before another were lost."""
-        numbers = range(region.floor, min(following, region.floor + limits.CHUNKS))
+        """All chunks behind the last one and before another were lost.
+
+        Where that may have been in one of several places, it is told at the last of them.
+        """
+        first = max(region.floor, self._seen + 1)
+        numbers = range(first, min(following, first + limits.CHUNKS))
         facts = self._original.facts
         region.chunks = {n: region.chunks.get(n) or facts(n) for n in numbers}
         region.complete = True
         self._seen = max([self._seen, *region.chunks])
         if region.chunks:
-            region.rescued = self._rebuilt.waiting_rows
+            region.rescued = max(0, region.waiting - self._rescued)
+            self._rescued += region.rescued
 
-    def _settle(self) -> None:
-        """The chunk just copied tells what was lost before it, where that was not known yet."""
-        waiting, self._open = self._open, []
-        if len(waiting) == 1:  # of several nobody knows which one lost the chunks
-            waiting[0].before = self._rebuilt.last
-            self._lost_until(waiting[0], self._rebuilt.chunk)
+    def _settle(self, following: int) -> None:
+        """A chunk, or the end, tells what was lost before it, where that was not known yet."""
+        for region in reversed(self._open):
+            self._lost_until(region, following)
+        self._open = []
 
     def _settle_all(self) -> None:
         """What a stream's FOOTER tells comes at the end, for the report."""
         late = self._original
         if self._footer is not None and not late.closed:
             late = Original.told(self._footer)
-        if len(self._open) == 1 and late.end is not None:
-            self._lost_until(self._open[0], late.end)
+        if late.end is not None:
+            self._settle(late.end)
         for region in self._regions:
             for number in [n for n, facts in region.chunks.items() if facts is None]:
                 region.chunks[number] = late.facts(number)
@@ -399,7 +420,7 @@ class _Pass:
                 what = "the hash chain does not lead to the FOOTER: records were changed"
         except KcapError as e:
             what = str(e)
-        if not self._changed:
+        if not self._changed and not self._made:
             # That something is wrong stays in the capture: the new FOOTER will fit it.
             self._drop(footer, what)
             self._close(None, number)
@@ -452,38 +473,3 @@ class _Pass:
         footer = self._rebuilt.footer()
         self._out.number = number
         self._out.append(Kind.FOOTER, footer.pack(self._out.offset))
-
-
-class _Directory(NamedTuple):
-    """What the directory of a chunk says."""
-
-    number: int
-    facts: Facts
-    columns: int
-    """Columns described before it."""
-
-
-def _directory(payload: bytes | memoryview) -> _Directory | None:
-    """The directory at the start of a chunk, if it is intact."""
-    try:
-        head = HEAD.parse(directory_bytes(memoryview(payload)))
-    except (KcapError, ConstructError):
-        return None  # then the chunk's index, its neighbours or the FOOTER tell
-    ts, ords = Bounds(head.ts_min, head.ts_max), Bounds(head.ord_min, head.ord_max)
-    return _Directory(int(head.number), Facts(int(head.rows), ts, ords), int(head.schema))
-
-
-def _index(item: scan.Record) -> ChunkIndex | None:
-    """A CHUNK_INDEX, if it is well formed; if not, copying it says so."""
-    try:
-        return ChunkIndex.unpack(item.payload)
-    except KcapError:
-        return None
-
-
-def _tables(item: scan.Record) -> list[tuple[str, memoryview]]:
-    """The tables of a STATE, if it is well formed; if not, copying it says so."""
-    try:
-        return payloads.unpack_state(item.payload)
-    except KcapError:
-        return []

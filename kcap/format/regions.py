@@ -54,8 +54,12 @@ class Region:
     """Record numbers that nothing could be made for."""
     rebuilt: list[int] = field(default_factory=list)
     """Kinds of records that were made anew."""
+    guessed: int = 0
+    """Records made anew under a number that may have been another's."""
     dropped: set[int] = field(default_factory=set)
     """Numbers of intact records that no longer hold: CHECKPOINTs."""
+    waiting: int = 0
+    """Rows in TAILs before it that no chunk superseded."""
     rescued: int = 0
     """Rows of lost chunks that are in TAIL records."""
     torn: bool = False
@@ -134,7 +138,6 @@ class Region:
         for first, last in self.missing:
             for number in range(first, last + 1):
                 if number not in self.kinds:
-                    self.kinds[number] = kind
                     return number
         return None
 
@@ -171,7 +174,7 @@ class Region:
             more = max(0, min(count - found[kind_name(kind)], rest))
             found[kind_name(kind)] += more
             rest -= more
-        found[UNKNOWN] = max(0, rest)
+        found[UNKNOWN] = max(0, rest) + self.guessed
         return {name: count for name, count in sorted(found.items()) if count}
 
     @property

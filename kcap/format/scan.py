@@ -15,7 +15,10 @@ from kcap.format.record import HEADER_BYTES, MAGIC, Header, Kind
 from kcap.format.recovery import Missing, Recovery
 from kcap.format.window import FileWindow, Window
 
-_SEARCH_HEADER: Final = 1 << 20
+VALUES_START: Final = 512
+"""Captured values begin behind this offset: a FILE_HEADER up to it is the capture's own."""
+
+_SEARCH_HEADER: Final = VALUES_START + (1 << 20)
 _STEP: Final = 1 << 20
 _TRIES: Final = 256 << 20
 """Bytes of records that a scan may look at in vain, besides the length of the input: so many false
@@ -86,7 +89,7 @@ def find_file_header(window: Window, file: str) -> tuple[FileHeader, bytes]:
     if found is not None:
         return found
     head = window.read_at(0, _SEARCH_HEADER)
-    for at in candidates(head, 0):
+    for at in candidates(head[: VALUES_START + HEADER_BYTES], 0):
         found = _file_header_at(head, at)
         if found is not None:
             return found
@@ -112,7 +115,7 @@ def _file_header_at(head: bytes, at: int) -> tuple[FileHeader, bytes] | None:
     header = record.unpack(head[at:start], file_id)
     if header is None or header.kind != Kind.FILE_HEADER:
         return None
-    if at > header.number * header.size or header.number > 1:
+    if at > VALUES_START or header.number > 1:
         return None  # of a capture that lies inside this one's values
     payload = head[start : start + header.length]
     if len(payload) != header.length or zlib.crc32(payload) != header.payload_crc:
@@ -257,11 +260,21 @@ class Scanner:
             return
         start, self._at, self._last = self._at, self._at + header.size, header.number
         if self._checks and any(raw[HEADER_BYTES + header.length :]):
+            self._at = self._behind_padding(start, header)
             reason = f"the padding of the {header.name} record is not zero"
             yield Damage(start, self._at, header.number, header.kind, reason, harmless=True)
         if header.kind == Kind.RECOVERY:
             self._explained(payload, header.number)
         yield Record(start, header, payload, raw)
+
+    def _behind_padding(self, start: int, header: Header) -> int:
+        """The end of a record whose padding is wrong: some of it may be gone."""
+        end = start + header.size
+        for at in range(end, start + HEADER_BYTES + header.length - 1, -1):
+            after = record.unpack(self._window.read_at(at, HEADER_BYTES), self._file_id)
+            if after is not None and after.number > header.number:
+                return at
+        return end
 
     def _skips(self, header: Header) -> bool:
         """Whether a payload is left unread: nobody wants it, and another record follows it."""

@@ -86,13 +86,7 @@ def decode(payload: bytes | memoryview, schema: Schema) -> Batch:
         DamagedError: It is not well formed.
         LimitError: It announces more than the format allows.
     """
-    _, rows, columns, decoded = _head(payload)
-    size = columns * ENTRIES.itemsize
-    if not 0 < rows <= limits.CHUNK_ROWS:
-        raise LimitError(f"a TAIL of {rows} rows", expected="1 to 65,536")
-    if decoded > limits.CHUNK_BYTES or size > min(decoded, limits.DIRECTORY_BYTES):
-        raise LimitError(f"a TAIL of {columns} columns in {decoded} bytes")
-    raw = zstd.decompress(memoryview(payload)[_HEAD.size :], decoded)
+    rows, size, raw = _decompressed(payload)
     entries, memory = read_entries(raw[:size], 0, schema, EVENTS)
     if memory > limits.CHUNK_BYTES + limits.ROW_BYTES:
         raise LimitError(f"a TAIL of {memory} bytes in memory", expected="at most 32 MiB")
@@ -106,6 +100,35 @@ def decode(payload: bytes | memoryview, schema: Schema) -> Batch:
     if at != len(raw):
         raise DamagedError(f"a TAIL has {len(raw)} bytes", expected=str(at))
     return Batch(rows, found)
+
+
+def column_ids(payload: bytes | memoryview) -> list[int]:
+    """The columns that have a value in a tail, whether their descriptions are known or not.
+
+    Args:
+        payload: The payload of a TAIL record.
+
+    Returns:
+        Their ids.
+
+    Raises:
+        DamagedError: It is not well formed.
+        LimitError: It announces more than the format allows.
+    """
+    _, size, raw = _decompressed(payload)
+    ids: list[int] = np.frombuffer(raw[:size], ENTRIES)["id"].tolist()
+    return ids
+
+
+def _decompressed(payload: bytes | memoryview) -> tuple[int, int, bytes]:
+    """Rows, length of the directory, and the directory with the columns behind it."""
+    _, rows, columns, decoded = _head(payload)
+    size = columns * ENTRIES.itemsize
+    if not 0 < rows <= limits.CHUNK_ROWS:
+        raise LimitError(f"a TAIL of {rows} rows", expected="1 to 65,536")
+    if decoded > limits.CHUNK_BYTES or size > min(decoded, limits.DIRECTORY_BYTES):
+        raise LimitError(f"a TAIL of {columns} columns in {decoded} bytes")
+    return rows, size, zstd.decompress(memoryview(payload)[_HEAD.size :], decoded)
 
 
 def _head(payload: bytes | memoryview) -> tuple[int, int, int, int]:
