@@ -251,7 +251,8 @@ def _number(value: object) -> object:
 
 
 def _plain(pairs: Sequence[tuple[str | bytes, str | bytes]]) -> dict[str, str]:
-    return {texts.clean(key)[0]: texts.clean(value)[0] for key, value in pairs}
+    """Pairs of a hash table, in order of their keys."""
+    return dict(sorted((texts.clean(key)[0], texts.clean(value)[0]) for key, value in pairs))
 
 
 def _word(value: object) -> str:

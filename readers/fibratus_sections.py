@@ -64,6 +64,7 @@ class Sections:
         self._start = 0
         self._handles = 0
         self._handle_version = 1
+        self._began = False
         self.major = 0
         self.minor = 0
         self.order: Order = order("<")
@@ -129,8 +130,9 @@ class Sections:
             if len(self._buffer) - self._at < _SECTION_BYTES:
                 raise self._truncated()
             kind, version, count, size = head.unpack_from(self._buffer, self._at)
-            if kind == EVENT and not count and size <= EVENT_BYTES:
-                if version not in _VERSIONS:
+            known = version in _VERSIONS or not self._began
+            if kind == EVENT and known and not count and size <= EVENT_BYTES:
+                if version not in _VERSIONS and not self._began:
                     raise VersionError(
                         f"events of version {version}, which no released Fibratus writes",
                         file=self._file,
@@ -142,6 +144,7 @@ class Sections:
                     raise self._truncated()
                 start = self._at + _SECTION_BYTES
                 self._at = start + size
+                self._began = True
                 yield Section(kind, version, self._start + start, self._buffer[start : self._at])
             elif kind == HANDLES and not size and count <= HANDLES_MAX:
                 self._at += _SECTION_BYTES
@@ -163,7 +166,7 @@ class Sections:
         data = self._buffer[start : start + size]
         if len(data) < size:
             raise self._truncated()
-        if size == _OLD_HANDLE_BYTES:
+        if size == _OLD_HANDLE_BYTES and not self._began:
             raise NotACaptureError(
                 "a Fibratus capture of before version 1.0, whose layout was never released",
                 file=self._file,
@@ -172,6 +175,7 @@ class Sections:
             )
         self._handles -= 1
         self._at = start + size
+        self._began = True
         yield Section(HANDLES, self._handle_version, self._start + start, data)
 
     def resume(self, is_event: Callable[[Section], bool]) -> Iterator[None]:

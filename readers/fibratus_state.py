@@ -18,6 +18,7 @@ PE: Final = 4
 
 _ALPC, _MUTANT, _FILE, _UNKNOWN, _NONE = range(1, 6)
 _WITH_START, _WITH_USER, _WITH_FLAGS = 2, 3, 4
+_MAY_LACK: Final = ("object", "name", "details")
 _PROCESS_VERSIONS: Final = range(1, 5)
 
 PIECE_BYTES: Final = 48 << 10
@@ -162,7 +163,7 @@ class StateReader:
             said = handle._asdict() | {"details": details}
             if handle.pid == own:
                 del said["pid"]
-            found.append({name: value for name, value in said.items() if value})
+            found.append({n: v for n, v in said.items() if v or n not in _MAY_LACK})
         return found, at
 
     def _nested(self, data: bytes, at: int, kind: int) -> tuple[int, int, int]:
@@ -265,11 +266,13 @@ def _json(text: str | bytes) -> str:
 
 
 def _mappings(name: str, pairs: Sequence[tuple[str, str]]) -> Fields:
-    """Pairs as JSON objects that each fit; a name that comes again begins another one."""
+    """Pairs of a hash table, in order of their names, as JSON objects that each fit.
+
+    A name that comes again begins another object.
+    """
     found: Fields = []
     room = 0
-    for raw, raw_value in pairs:
-        key, value = _json(raw), _json(raw_value)
+    for key, value in sorted((_json(key), _json(value)) for key, value in pairs):
         size = len(texts.json_text([key, value]).encode())
         if size > room or key in found[-1][1]:
             found.append((name, {}))

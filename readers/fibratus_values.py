@@ -250,9 +250,9 @@ def _sid(of: Order, skipped: int) -> Read:
     """A security identifier; in some types a TOKEN_USER stands before it, a mere pointer to it."""
     binary = _binary(of)
 
-    def read(data: bytes, at: int) -> tuple[str | bytes, int]:
+    def read(data: bytes, at: int) -> tuple[str, int]:
         raw, at = binary(data, at)
-        return sid_text(raw[skipped:]) or raw, at
+        return sid_text(raw[skipped:]) or f"0x{raw.hex()}", at
 
     return read
 

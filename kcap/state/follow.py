@@ -357,7 +357,8 @@ def _is_that(known: Process, told: dict[str, Any], *, new: bool) -> bool:
     start_ns = told.get("start_ns")
     if start_ns is not None and known.start_ns is not None:
         return _same(known.start_ns, start_ns)
-    return not new and not known.exited and known.name in {None, told.get("name")}
+    names = {known.name, told.get("name")} - {None}
+    return not new and not known.exited and len(names) < 2  # noqa: PLR2004
 
 
 ACTIONS: Final[dict[str, Callable[[ProcessTable, Facts, int, int], None]]] = {
