@@ -273,7 +273,7 @@ def imported(data: bytes, out: Path, step: int, env: dict[str, str], *words: str
 
 
 def test_canonical_mode_gives_equal_bytes(tmp_path: Path) -> None:
-    """Other hash seeds, time zones, locales, threads and arrival give the same file."""
+    """Other hash seeds, time zones, locales, threads and arrival give the same file (spec 1.5)."""
     data = lines(1500, 100, 10**18)
     options = ("--canonical", "--chunk-events", "400")
     found = {

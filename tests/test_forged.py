@@ -56,7 +56,7 @@ def oversized(kind: Kind) -> bytes:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_length_of_5_gib_is_passed_over(verb: str, tmp_path: Path) -> None:
-    """The record is damage, the reading goes on with the next one."""
+    """The record is damage, the reading goes on with the next one (spec 3.1)."""
     path = tmp_path / "long.kcap"
     path.write_bytes(oversized(Kind.CHUNK))
 
@@ -266,7 +266,7 @@ def test_a_forged_record_is_damage_like_any_other(name: str, tmp_path: Path) -> 
 
 
 def test_bombs_cost_no_memory(tmp_path: Path) -> None:
-    """A frame of 1 GiB is refused before anything of its size is allocated."""
+    """A frame of 1 GiB is refused before anything of its size is allocated (spec 3.1)."""
     path = tmp_path / "bomb.kcap"
     peaks = []
     contents = [

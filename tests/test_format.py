@@ -103,7 +103,7 @@ def test_integers_of_every_form_come_back(values: list[int]) -> None:
 
 
 def test_integers_take_the_narrowest_form() -> None:
-    """Clause 6.5: constants cost nothing, steady times one frame of narrow steps."""
+    """Clause 6.5: constants cost nothing, steady times one frame of narrow steps (spec 6.5)."""
     constant_form = encode_integers(np.full(100, 7))
     steps = encode_integers(np.arange(100) * 12_300 + 10**18)
     far = encode_integers(np.array([0, 10**15, 5] * 10))
@@ -115,7 +115,10 @@ def test_integers_take_the_narrowest_form() -> None:
 
 @pytest.mark.parametrize("distinct", [1, 2, 256, 257, 65_536])
 def test_dictionaries_of_every_width_come_back(distinct: int) -> None:
-    """Codes are none, one, two or four bytes wide; entries sorted, each once, each used."""
+    """Codes are none, one, two or four bytes wide; entries sorted, each once, each used.
+
+    (spec 6.7)
+    """
     count = max(3 * distinct, 2) if distinct < limits.CHUNK_ROWS else distinct
     values = [f"{i * 7919 % distinct:06}" for i in range(count)]
     encoded = frames.encode_text(dictionary(pa.array([*values, "unused"])).slice(0, count))
@@ -187,7 +190,7 @@ def test_the_footer_counts() -> None:
 
 
 def test_state_records_keep_within_their_share() -> None:
-    """Snapshots come every 16 chunks as long as they take at most 5 % of the file."""
+    """Snapshots come every 16 chunks as long as they take at most 5 % of the file (spec 4.5)."""
     events = make_events(6000)
     parts = [events.slice(i, i + 50) for i in range(0, 6000, 50)]
     data = capture(parts, chunk_rows=50, snapshot=snapshot)
@@ -200,7 +203,10 @@ def test_state_records_keep_within_their_share() -> None:
 
 
 def test_state_follows_the_events_it_tells_of() -> None:
-    """A snapshot of the writer stands after every event that was taken before it was made."""
+    """A snapshot of the writer stands after every event that was taken before it was made.
+
+    (spec 4.5)
+    """
     seen = 0
 
     def now() -> Snapshot:

@@ -72,7 +72,10 @@ def test_a_long_value_that_half_of_the_rows_have() -> None:
 
 
 def test_rows_that_no_chunk_holds_are_left_out_and_counted() -> None:
-    """A row over its limit, a value over its limit: the others are written, the loss is told."""
+    """A row over its limit, a value over its limit: the others are written, the loss is told.
+
+    (spec 3.1, 3.2)
+    """
     wide = {f"exe__{i}": text_column([f"{i:04}" * 16_000]) for i in range(2, 600)}
     batches = [
         make_events(10),
@@ -98,7 +101,10 @@ def test_rows_that_no_chunk_holds_are_left_out_and_counted() -> None:
 
 
 def test_columns_beyond_the_limit_cost_only_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Events that need more columns than there may be are left out; all others stay."""
+    """Events that need more columns than there may be are left out; all others stay.
+
+    (spec 3.1, 3.2)
+    """
     monkeypatch.setattr(limits, "COLUMNS", 20)
     records: list[tuple[int, dict[str, Any]]] = [(i, {"a": i}) for i in range(50)]
     records.insert(25, (99, {f"n{i}": i for i in range(30)}))
@@ -205,7 +211,7 @@ def test_a_column_has_the_class_that_its_name_says(name: str, cls: str) -> None:
 
 @pytest.mark.parametrize("kind", [Kind.LOSS, Kind.SOURCE, Kind.STATE])
 def test_a_footer_must_name_what_the_records_hold(kind: Kind) -> None:
-    """A footer without a loss, a source or a state that the file has is a finding."""
+    """A footer without a loss, a source or a state that the file has is a finding (spec 8.2)."""
     data = capture([make_events(5).with_before([SOURCE, snapshot(), Loss("lost", 1, "r")])])
     key = {Kind.LOSS: "loss", Kind.SOURCE: "sources", Kind.STATE: "states"}[kind]
 
@@ -216,7 +222,7 @@ def test_a_footer_must_name_what_the_records_hold(kind: Kind) -> None:
 
 
 def test_records_of_another_version_are_not_guessed_at() -> None:
-    """A needed kind in an unknown version is refused, an ancillary one passed over."""
+    """A needed kind in an unknown version is refused, an ancillary one passed over (spec 2.4)."""
     data = capture()
 
     chunks = forge.with_part(data, Kind.CHUNK, lambda p: replace(p, version=2))

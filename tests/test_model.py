@@ -114,7 +114,7 @@ def test_any_text_decodes_as_a_shape(hostile: str) -> None:
 @example(b"\\xff")
 @example(b"\xff")
 def test_clean_text_keeps_the_exact_bytes(value: str | bytes) -> None:
-    """Cleaned text is valid, and what was escaped is kept as it was."""
+    """Cleaned text is valid, and what was escaped is kept as it was (spec 5.4)."""
     cleaned, raw = text.clean(value)
 
     cleaned.encode("utf-8")
@@ -196,7 +196,7 @@ def test_every_value_comes_back(value: Any, home: TypeClass | None) -> None:
 
 @given(st.lists(st.lists(VALUES, min_size=2, max_size=2), max_size=8))
 def test_the_class_of_a_value_depends_on_it_alone(rows: list[list[Any]]) -> None:
-    """Many records together get the columns that each gets by itself, in any company."""
+    """Many records together get the columns that each gets by itself, in any company (spec 5.2)."""
     fields = [Field("arg_x"), Field("arg_y", TypeClass.I64)]
     builder = RecordBuilder()
     layout = builder.layout(fields)
@@ -243,7 +243,10 @@ def test_layouts_keep_row_order(order: list[int]) -> None:
 def test_an_over_long_value_is_cut_and_says_so(
     value: object, home: TypeClass | None, column: str, kept: object, size: int
 ) -> None:
-    """A value over the limit keeps its start, its true length stands beside it, the loss counts."""
+    """A value over the limit keeps its start, its true length stands beside it, the loss counts.
+
+    (spec 3.2)
+    """
     row, made = one_row(value, home)
 
     assert row == {column: kept, f"{column}__size": size}
@@ -262,7 +265,10 @@ def test_a_value_at_the_limit_is_whole() -> None:
 
 @pytest.mark.parametrize("count", [20_000, 70_000])
 def test_over_long_invalid_text_tells_its_true_length(count: int) -> None:
-    """Of bytes that are no text the escaped form is cut, the exact bytes as far as they fit."""
+    """Of bytes that are no text the escaped form is cut, the exact bytes as far as they fit.
+
+    (spec 3.2)
+    """
     row, made = one_row(b"\xff" * count, TypeClass.STR)
 
     assert row["arg_x"] == ("\\xff" * count)[: limits.VALUE_BYTES]

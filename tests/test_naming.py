@@ -46,7 +46,7 @@ def test_a_base_is_plain(name: str) -> None:
 
 @given(NAMES, NAMES)
 def test_two_names_have_two_bases(one: str, other: str) -> None:
-    """Different names never share a base, nor do an argument and an extension."""
+    """Different names never share a base, nor do an argument and an extension (spec 5.3)."""
     assume(one != other)
 
     assert naming.argument(one) != naming.argument(other)
@@ -97,7 +97,7 @@ def test_a_column_says_its_class(
 def test_columns_do_not_collide(
     fields: list[tuple[str, TypeClass, int]], home: TypeClass | None
 ) -> None:
-    """Name, class and occurrence together make a column of their own."""
+    """Name, class and occurrence together make a column of their own (spec 5.3)."""
     one, other = (naming.column_name(naming.argument(n), c, home, o) for n, c, o in fields)
 
     assert one != other

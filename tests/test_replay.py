@@ -148,7 +148,7 @@ def test_an_import_replays_as_its_source(form: str, tmp_path: Path, data: Any) -
 def test_a_rewritten_capture_has_the_same_rows(
     records: list[tuple[int, dict[str, Any]]], rows: int
 ) -> None:
-    """--format kcap keeps every value, bit for bit."""
+    """--format kcap keeps every value, bit for bit (spec 5.6)."""
     data = capture([batch_of(records)], chunk_rows=rows)
     result = run("replay", "-", "--format", "kcap", input=data)
 

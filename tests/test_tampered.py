@@ -78,7 +78,10 @@ def second_chunk(data: bytes) -> tuple[int, int]:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_record_inside_a_value_is_never_believed(own: bool) -> None:
-    """After damage in front of it: another file's id, or in a closed file even this file's."""
+    """After damage in front of it: another file's id, or in a closed file even this file's.
+
+    (spec 2.2)
+    """
     data = with_inner_record(FILE_ID if own else bytes(16))
     events = rows_of([make_events(40)])
     assert len(rows_of(read(data)[0])) == 41
@@ -103,7 +106,10 @@ def test_a_record_inside_a_value_is_never_believed(own: bool) -> None:
 
 
 def test_a_record_that_was_removed_is_missed() -> None:
-    """By its number where the others kept theirs, by the chain where they were numbered anew."""
+    """By its number where the others kept theirs, by the chain where they were numbered anew.
+
+    (spec 2.3, 2.6)
+    """
     parts = forge.parts_of(GOOD)
     for at in range(2, len(parts) - 1):
         numbered = [replace(p, number=i) for i, p in enumerate(parts)]
@@ -119,7 +125,7 @@ def test_a_record_that_was_removed_is_missed() -> None:
 
 
 def test_records_that_were_swapped_are_noticed() -> None:
-    """By their numbers, or by the chain; rows that come are unaltered."""
+    """By their numbers, or by the chain; rows that come are unaltered (spec 2.6)."""
     parts = forge.parts_of(GOOD)
     known = set(GOOD_ROWS)
     for at in range(2, len(parts) - 2):

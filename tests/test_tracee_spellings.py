@@ -161,7 +161,7 @@ def test_deep_values_stay_exact_and_do_not_become_json_columns() -> None:
 
 
 def test_times_are_exact_or_kept_as_they_were() -> None:
-    """Float seconds and RFC 3339 become ns; what ns cannot spell stays in ts_raw."""
+    """Float seconds and RFC 3339 become ns; what ns cannot spell stays in ts_raw (spec 5.7)."""
     times = [
         1, 0, 2**63, -5, 1608123456.123456, 124.439221123456789, math.inf, True,
         "2024-01-01T00:00:00.5Z", "2024-01-01T00:00:00.50Z", "2024-01-01T01:00:00+01:00", "noon",

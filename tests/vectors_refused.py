@@ -144,6 +144,16 @@ def kinds() -> Iterator[Vector]:
         made_anew = forge.assembled([*parts[:3], part, *parts[3:]])
         # The FOOTER is intact, and all that info reads.
         yield whole(name, says, clauses, made_anew, unknown, info=0)
+    odd = [replace(p, flags=0) if p.kind == Kind.SOURCE else p for p in parts]
+    yield record(
+        "flags-of-a-source-needed",
+        "A SOURCE without the ancillary flag; a reader that knows the kind needs none.",
+        "2.5",
+        forge.assembled(odd),
+        "flags 0, which this kind does not have",
+        losses=[],
+        exits={"cat": 0, "info": 0, "recover": 3, "verify": 3},
+    )
     still = forge.assembled([*parts[:3], Part(99, b"new", flags=0), *parts[3:-1]])
     yield whole("kind-99-needed-open", "Kind 99 in an open capture.", "2.4", still, unknown)
 
