@@ -184,7 +184,8 @@ class Schema:
                     and (str(decoder["name"]), {int(k): str(v) for k, v in decoder["values"]}),
                 )
             except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
-                raise DamagedError(f"a SCHEMA entry is not well formed: {e!r}") from e
+                what = "a SCHEMA entry is not well formed"
+                raise DamagedError(what, expected="an id, a table, a name and a class") from e
             known = self._by_id.get(spec.id)
             if known is None:
                 self._add(spec)

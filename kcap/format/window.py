@@ -8,6 +8,8 @@ from typing import BinaryIO, Final, Protocol
 from kcap.errors import KcapError
 
 _STEP: Final = 1 << 20
+_LAST: Final = (1 << 63) - 1
+"""The last place that a file can have."""
 
 
 class Window(Protocol):
@@ -49,6 +51,8 @@ class FileWindow:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """See `Window.read_at`."""
+        if offset > _LAST:
+            return b""  # what a file says of itself need not be a place in any file
         try:
             if length > _STEP:  # what is announced need not be there
                 length = max(0, min(length, self.size - offset))
