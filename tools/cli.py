@@ -34,7 +34,9 @@ class _Verb(NamedTuple):
 _VERBS: Final = {
     "record": _Verb("record", "Capture", "Record what happens on this host."),
     "capture": _Verb("record", "Capture", "The same as record.", hidden=True),
-    "import": _Verb("import_", "Capture", "Turn foreign captures into a .kcap file, merged by time."),
+    "import": _Verb(
+        "import_", "Capture", "Turn foreign captures into a .kcap file, merged by time."
+    ),
     "info": _Verb("info", "Look", "What a capture holds, on one screen."),
     "cat": _Verb("cat", "Look", "Print events."),
     "tree": _Verb("tree", "Look", "The process tree: who started whom, when, and how it ended."),

@@ -88,6 +88,20 @@ def _mixed(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(33))
 
 
+def is_searched(name: str, cls: TypeClass) -> bool:
+    """Whether a column's strings are in the filter.
+
+    Args:
+        name: The column.
+        cls: Its class.
+
+    Returns:
+        True for text and lists of text. The keys of processes are left out: in a recording of
+        processes they are two thirds of all strings, and the set of pids prunes by them.
+    """
+    return cls in (TypeClass.STR, TypeClass.LIST) and name != "process_key"
+
+
 def strings_of(batch: Batch) -> Hashes:
     """Hash every distinct string of a chunk's text columns and lists of text.
 
@@ -98,10 +112,12 @@ def strings_of(batch: Batch) -> Hashes:
         Distinct hashes, ascending.
     """
     found = []
-    for column in batch.columns.values():
-        if column.cls is TypeClass.STR and len(column):
+    for name, column in batch.columns.items():
+        if not is_searched(name, column.cls) or not len(column):
+            continue
+        if column.cls is TypeClass.STR:
             found.append(column.compact().values.dictionary)
-        elif column.cls is TypeClass.LIST and len(column):
+        else:
             found.append(column.values.flatten().dictionary_encode().dictionary)
     return distinct(found)
 

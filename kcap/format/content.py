@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap.format import frames
+from kcap.format.bloom import is_searched
 from kcap.model.batch import Batch, concat
 from kcap.model.classes import TypeClass
 
@@ -211,6 +212,6 @@ class ByProducts:
             cls: Its class.
             form: Its bytes.
         """
-        if cls in (TypeClass.STR, TypeClass.LIST) and form.encoded.entries is not None:
+        if is_searched(name, cls) and form.encoded.entries is not None:
             self.entries.append(form.encoded.entries)
         self.digests[name] = column_digest(name, cls, form)

@@ -107,9 +107,8 @@ class FileHeader:
             what = f"format version {self.major}.{self.minor}"
             raise VersionError(what, expected=f"version {MAJOR}", hint=hint)
         requires = self.meta.get("requires") or []
-        if not isinstance(requires, list):
-            raise DamagedError("the FILE_HEADER's list of required features is none")
-        unknown = [name for name in requires if name not in FEATURES]
+        named = requires if isinstance(requires, list) else [requires]
+        unknown = [name for name in named if name not in FEATURES]
         if unknown:
             raise VersionError(f"the capture needs the features {unknown}", hint=hint)
 
