@@ -339,7 +339,6 @@ def test_the_pid_set_is_exact_and_the_bloom_filter_denies_nothing(
 def test_the_index_of_a_recording_knows_its_processes() -> None:
     """With process events the filter fits its share of the chunk, and other pids are denied."""
     events = process_events(20_000, 100.0)
-    events = events.select([name for name in events.columns if name != "process_key"])
     ((says, rows),) = _indexes(capture([events]))
     assert says.strings is not None
     assert says.strings.may_hold("/usr/bin/sleep")
