@@ -58,7 +58,7 @@ def test_every_base_is_tried() -> None:
 @pytest.mark.parametrize("pipe", [False, True])
 @pytest.mark.parametrize("name", CLOSED)
 def test_an_undamaged_capture_is_copied_byte_for_byte(name: str, pipe: bool) -> None:
-    """Whatever it holds, from a file and from a pipe, and the report says lossless."""
+    """Clause 2.8: whatever it holds, from a file and from a pipe, and the report says lossless."""
     data = bases()[name].data
 
     out, report = checked(data, pipe=pipe)
@@ -186,7 +186,7 @@ def test_every_lost_row_is_counted() -> None:
 def test_any_damage_leaves_the_rest(
     name: str, edits: list[tuple[str, int, int, bytes]], pipe: bool
 ) -> None:
-    """Zeroed, overwritten, cut out, doubled: what is intact comes back, nothing else does."""
+    """Clauses 2.7, 2.8: zeroed, cut out, doubled; what is intact comes back, nothing else does."""
     truth = bases()[name]
     damaged = edited(truth.data, edits)
     simple = all(what in ("flip", "zero", "cut") for what, *_ in edits)
@@ -217,7 +217,7 @@ def test_bytes_that_are_gone_take_no_neighbour_along() -> None:
 
 
 def test_a_record_between_two_damaged_ones_comes_back() -> None:
-    """Though nothing intact stands behind it when it is found."""
+    """Clause 2.7: though nothing intact stands behind it when it is found."""
     truth = Truth(with_checkpoints())
     chunks = [r for r in truth.records if r.header.kind == Kind.CHUNK]
     damaged = bytearray(truth.data)
@@ -268,7 +268,7 @@ def test_without_any_record_that_tells_the_id_there_is_an_error() -> None:
 
 
 def test_the_id_of_a_capture_within_is_not_taken() -> None:
-    """Neither from its FILE_HEADER nor its CHECKPOINTs nor its FOOTER, wherever it lies."""
+    """Clause 2.8: neither from its FILE_HEADER nor CHECKPOINTs nor FOOTER, wherever it lies."""
     inner = with_checkpoints(60)
     other = inner.replace(FILE_ID, bytes(16))
     events = batch_of([(1, {"data": other[at : at + 5000]}) for at in range(0, len(other), 5000)])
@@ -400,7 +400,7 @@ def recoveries(data: bytes) -> list[tuple[int, Recovery]]:
 
 
 def test_the_numbers_stay_and_the_gap_is_explained() -> None:
-    """Records keep their numbers; a RECOVERY has the first missing one, and explains it."""
+    """Clauses 2.3, 2.8, 4.6: numbers stay, a RECOVERY has the first missing one and explains it."""
     truth = Truth(with_checkpoints())
     out, _ = checked(damaged_at(truth, (Kind.CHUNK, 5), (Kind.STATE, 1)))
 
@@ -460,7 +460,7 @@ def test_a_recovered_capture_can_be_damaged_again() -> None:
 
 
 def test_checkpoints_stay_until_the_first_change() -> None:
-    """Before it they hold, behind it they would not."""
+    """Clause 2.8: before it they hold, behind it they would not."""
     truth = Truth(with_checkpoints())
     points = [r.header.number for r in truth.records if r.header.kind == Kind.CHECKPOINT]
     for nth in range(12):

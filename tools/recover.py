@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -66,7 +67,7 @@ def _verified(stream: BinaryIO, path: str, report: Report) -> bool:
     from kcap.format.reader import CaptureReader
     from kcap.format.verify import verify
 
-    if path == "-" or not stream.seekable():
+    if path == "-" or not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         return False
     with os.fdopen(os.dup(stream.fileno()), "rb") as again:
         found = verify(CaptureReader(again, path))

@@ -61,6 +61,10 @@ def _as_json(capture: str, report: Report) -> str:
         "file_hash": report.file_hash,
         "findings": [f.to_json() for f in report.findings],
         "good": report.good,
+        "recoveries": [
+            {"lost": dict(r.lost), "missing": r.missing, "reason": r.reason}
+            for r in report.recoveries
+        ],
         "records": report.records,
         "rows": report.rows,
         "state": report.state,
@@ -82,6 +86,8 @@ def _as_text(capture: str, report: Report) -> str:
     )
     if report.file_hash:
         lines.append(f"sha256 {report.file_hash}")
+    losses = [loss for loss in (r.loss() for r in report.recoveries) if loss is not None]
+    lines += [f"recorded loss: {common.describe(loss)}" for loss in losses]
     if report.good:
         lines.append("internally consistent; not proof against replacement of the whole file")
     else:
