@@ -121,10 +121,10 @@ def test_the_index_says_what_the_text_says(path: Path) -> None:
 
 def strings_of(chunk: Any) -> set[str]:
     """Every value of class str and every item of class list."""
-    names = {n: CLASSES[code] for n, code in chunk.classes.items()}
-    texts = {row[n] for row in chunk.rows for n in row if names[n] == "str"}
+    names = {n: CLASSES[code] for n, code in chunk.classes.items() if n != "process_key"}
+    texts = {row[n] for row in chunk.rows for n in row if names.get(n) == "str"}
     return texts | {
-        item for row in chunk.rows for n in row if names[n] == "list" for item in row[n]
+        item for row in chunk.rows for n in row if names.get(n) == "list" for item in row[n]
     }
 
 

@@ -124,7 +124,7 @@ def files() -> Iterator[Vector]:
         "The required features are a number.",
         "4.1",
         with_header(meta={"requires": 7}),
-        "list of required features is none",
+        "needs the features [7]",
     )
 
 
