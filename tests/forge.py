@@ -110,8 +110,16 @@ def _placed(table: Any, totals: Any, places: dict[int, tuple[int, int]]) -> tupl
         old = int(row["offset"])
         row["offset"], row["length"] = places.get(old, (old, row["length"]))
         row["index"] = places.get(int(row["index"]), (row["index"], 0))[0]
-    totals["states"] = [places.get(at, (at, length)) for at, length in totals["states"]]
+    states = totals.get("states")
+    if isinstance(states, list):  # else it was forged, and stays so
+        totals["states"] = [_state_place(state, places) for state in states]
     return table, totals
+
+
+def _state_place(state: Any, places: dict[int, tuple[int, int]]) -> Any:
+    """The new place of a STATE; of what is none, itself."""
+    known = isinstance(state, list) and state and isinstance(state[0], int)
+    return list(places.get(state[0], state)) if known else state
 
 
 def with_part(data: bytes, kind: Kind, edit: Callable[[Part], Part], nth: int = 0) -> bytes:
