@@ -156,6 +156,9 @@ def _exit_codes(ctx: click.Context | None = None) -> Iterator[None]:
         # Inputs and named outputs have errors of their own; this is about standard output.
         _forget_stdout()
         _fail(ctx, OutputError(f"writing failed: {e.strerror or e}", file=e.filename or "-"))
+    except MemoryError:
+        what = "there is not enough memory for this"
+        _fail(ctx, KcapError(what, hint="choose less: fewer columns, an interval of time"))
     except Exception as e:  # noqa: BLE001  (a defect of ours: still no traceback unasked)
         _fail(ctx, KcapError(f"internal error: {e!r}", hint="again with -vv, and report it"))
 

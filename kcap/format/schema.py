@@ -173,13 +173,12 @@ class Schema:
         for value in values:
             try:
                 decoder = value.get("decoder")
-                str(value["name"]).encode()  # a lone surrogate is no text
                 spec = ColumnSpec(
-                    int(value["id"]),
-                    str(value["table"]),
-                    str(value["name"]),
+                    _integer(value["id"]),
+                    _text(value["table"]),
+                    _text(value["name"]),
                     TypeClass(value["class"]),
-                    str(value.get("meaning", "")),
+                    _text(value.get("meaning", "")),
                     decoder
                     and (str(decoder["name"]), {int(k): str(v) for k, v in decoder["values"]}),
                 )
@@ -208,6 +207,19 @@ class Schema:
         self._by_id[spec.id] = spec
         self._by_name[spec.table, spec.name] = spec
         return spec
+
+
+def _integer(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(value)
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    value.encode()  # a lone surrogate is no text
+    return value
 
 
 def _cost(spec: ColumnSpec) -> int:
