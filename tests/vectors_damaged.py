@@ -26,6 +26,7 @@ def vectors() -> Iterator[Vector]:
     yield from unfinished()
     yield from headers()
     yield from records()
+    yield from moved_records()
     yield from side_records()
     yield from tails()
     yield from checkpoints()
@@ -209,7 +210,7 @@ def headers() -> Iterator[Vector]:
 
 
 def records() -> Iterator[Vector]:
-    """Damage to chunks, and records that are gone."""
+    """Damage to chunks."""
     data = _with_padding(base())
     lost = [["damaged", 4]]
     chunk = {"losses": lost, "finding": "the CHUNK record fails its CRC"}
@@ -259,7 +260,12 @@ def records() -> Iterator[Vector]:
         losses=lost,
         finding="the record's header is damaged",
     )
-    end = found(data, Kind.CHUNK_INDEX)[1]
+
+
+def moved_records() -> Iterator[Vector]:
+    """Records that are gone, or come again."""
+    data = _with_padding(base())
+    start, end = found(data, Kind.CHUNK)[0], found(data, Kind.CHUNK_INDEX)[1]
     yield recoverable(
         "records-missing",
         "The first chunk and its CHUNK_INDEX were taken out.",

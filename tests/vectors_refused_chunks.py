@@ -24,43 +24,50 @@ def vectors() -> Iterator[Vector]:
     yield bomb_of_constants()
 
 
+def with_payload(change: Callable[[bytes], bytes]) -> bytes:
+    """The capture with another payload in its first chunk."""
+    edit = lambda part: replace(part, payload=change(part.payload))  # noqa: E731
+    return forge.with_part(base(), Kind.CHUNK, edit)
+
+
+def sized(raw: bytes, size: int) -> bytes:
+    """Another length of the directory."""
+    return struct.pack("<I", size) + raw[4:]
+
+
+def poked(raw: bytes, at: int, value: int) -> bytes:
+    """Another number in the directory, whose CRC holds again."""
+    (size,) = struct.unpack_from("<I", raw)
+    found = bytearray(raw[4 : 4 + size])
+    struct.pack_into("<I", found, at, value)
+    return raw[:4] + found + struct.pack("<I", zlib.crc32(found)) + raw[8 + size :]
+
+
+def columns(raw: bytes, count: int) -> bytes:
+    """Another count of columns."""
+    return poked(raw, 44, count)
+
+
+def tail_zero(raw: bytes) -> bytes:
+    """No zero at the end of the directory's head."""
+    return poked(raw, head_bytes() - 4, 1 << 24)
+
+
+def gap(raw: bytes) -> bytes:
+    """The second frame a byte behind its place."""
+    at = head_bytes() + 40 + 24
+    (offset,) = struct.unpack_from("<I", raw, 4 + at)
+    return poked(raw, at, offset + 1)
+
+
+def crc(raw: bytes) -> bytes:
+    """A CRC of the directory that does not hold."""
+    (size,) = struct.unpack_from("<I", raw)
+    return raw[: 4 + size] + bytes(4) + raw[8 + size :]
+
+
 def payloads() -> Iterator[Vector]:
     """Payloads whose directory can't be found in them."""
-
-    def with_payload(change: Callable[[bytes], bytes]) -> bytes:
-        edit = lambda part: replace(part, payload=change(part.payload))  # noqa: E731
-        return forge.with_part(base(), Kind.CHUNK, edit)
-
-    def directory(raw: bytes) -> bytes:
-        return struct.pack("<I", len(raw)) + raw + struct.pack("<I", zlib.crc32(raw))
-
-    def sized(raw: bytes, size: int) -> bytes:
-        return struct.pack("<I", size) + raw[4:]
-
-    def columns(raw: bytes, count: int) -> bytes:
-        (size,) = struct.unpack_from("<I", raw)
-        found = bytearray(raw[4 : 4 + size])
-        struct.pack_into("<I", found, 44, count)
-        return directory(bytes(found)) + raw[8 + size :]
-
-    def tail_zero(raw: bytes) -> bytes:
-        (size,) = struct.unpack_from("<I", raw)
-        found = bytearray(raw[4 : 4 + size])
-        found[head_bytes() - 1] = 1
-        return directory(bytes(found)) + raw[8 + size :]
-
-    def gap(raw: bytes) -> bytes:
-        (size,) = struct.unpack_from("<I", raw)
-        found = bytearray(raw[4 : 4 + size])
-        at = head_bytes() + 40 + 24  # the second entry's offset
-        (offset,) = struct.unpack_from("<I", found, at)
-        struct.pack_into("<I", found, at, offset + 1)
-        return directory(bytes(found)) + raw[8 + size :]
-
-    def crc(raw: bytes) -> bytes:
-        (size,) = struct.unpack_from("<I", raw)
-        return raw[: 4 + size] + bytes(4) + raw[8 + size :]
-
     cases: list[tuple[str, str, str, Callable[[bytes], bytes], str]] = [
         ("chunk-empty", "6.1", "A payload of no bytes.", lambda _: b"", "too short"),
         ("directory-cut", "6.1", "A payload of 40 bytes.", lambda raw: raw[:40], "too short"),

@@ -28,7 +28,12 @@ def vectors() -> Iterator[Vector]:
     """All of them."""
     for name, (clauses, says, edit, finding) in {**directories(), **lengths()}.items():
         yield refused(name, says, clauses, forge.with_chunk(base(), edit), finding)
-    for name, (clauses, says, edit, finding) in {**frames(), **values(), **texts()}.items():
+    for name, (clauses, says, edit, finding) in {
+        **frames(),
+        **presences(),
+        **values(),
+        **texts(),
+    }.items():
         yield refused(name, says, clauses, forge.with_chunk(base(), edit), finding)
     for name, (clauses, says, edit, finding) in lists().items():
         yield refused(name, says, clauses, forge.with_chunk(base(), edit), finding)
@@ -290,11 +295,9 @@ def frames() -> Cases:
     }
 
 
-def values() -> Cases:
-    """Presence and numbers."""
+def presences() -> Cases:
+    """Which rows have a value."""
     rows = "the rows of a column do not fit"
-    no_integer = "there is no integer encoding"
-    short = "a frame ends after"
     return {
         "presence-unknown": (
             "6.4",
@@ -332,6 +335,14 @@ def values() -> Cases:
             content(FEW, lambda raw: raw[1:], presence=0),
             rows,
         ),
+    }
+
+
+def values() -> Cases:
+    """Numbers."""
+    no_integer = "there is no integer encoding"
+    short = "a frame ends after"
+    return {
         "integers-width-5": ("6.5", "Width 5.", entry(PID, encoding=5), no_integer),
         "integers-divided-plain": (
             "6.5",
