@@ -135,7 +135,7 @@ def test_ten_damaged_regions(seed: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_ten_damaged_regions_of_100_megabytes(seed: int, tmp_path: Path) -> None:
     """The same in a large one."""
-    data = recording(5_500_000, 16_384)
+    data = recording(11_000_000, 16_384)
     assert len(data) > 100_000_000
     check_regions(data, seed, tmp_path)
 
@@ -196,7 +196,7 @@ def test_every_cut(name: str, pipe: bool) -> None:
 def test_memory(tmp_path: Path) -> None:
     """A gigabyte is recovered within the bound, from a file and from a pipe."""
     path, out = tmp_path / "in.kcap", tmp_path / "out.kcap"
-    run("write", path, "dense", 3 << 16)
+    run("write", path, "dense", 13 << 14)
     size = path.stat().st_size
     assert size > 1_000_000_000
     with path.open("r+b") as stream:

@@ -49,6 +49,7 @@ def command(ctx: click.Context, capture: str, target: str, force: bool, as_json:
     from kcap.format.recover import recover
     from kcap.opening import open_stream
 
+    common.save_memory()
     path = output.capture_path(target)
     with (
         contextlib.closing(open_stream(capture)) as stream,

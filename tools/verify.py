@@ -40,6 +40,7 @@ def command(ctx: click.Context, capture: str, deep: bool, as_json: bool) -> None
     from kcap.format.reader import CaptureReader
     from kcap.format.verify import verify
 
+    common.save_memory()
     with opened_source(capture, lenient=False) as source:
         if not isinstance(source, CaptureReader):
             raise NotACaptureError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from kcap.format import frames
 from kcap.format.bloom import is_searched
-from kcap.model.batch import Batch, concat
+from kcap.model.batch import Batch, Column, concat
 from kcap.model.classes import TypeClass
 
 BLOCK_ROWS: Final = 65_536
@@ -61,27 +62,23 @@ class ContentHash:
 
     def _take(self, part: Batch) -> None:
         """Add rows to the block, which has room for that many, and end it where it is full."""
-        self._pending.append(part)
-        self._rows += part.rows
-        self._most = self._most.plus(_most(part))
+        self._set([*self._pending, part], self._most.plus(_most(part)))
         while not self._most.fits:
-            parts, self._pending = self._pending, []
-            block = concat(parts)
-            del parts  # a copy less in memory
-            block = block.compact()
-            fitting = _fitting(block)
-            self._set(block.slice(0, fitting))
-            if fitting == block.rows:
+            fitting, size = _fitting(self._pending, self._rows)
+            if fitting == self._rows:
+                self._set([concat(self._pending).compact()], size)
                 break
+            head, rest = _divided(self._pending, fitting)
+            self._set(head, _Size())
             self._digests = None
             self._end()
-            self._set(block.slice(fitting, block.rows).compact())
+            self._set(rest, _total(rest))
         if self._rows == BLOCK_ROWS:
             self._end()
 
-    def _set(self, block: Batch) -> None:
-        self._pending, self._rows = [block], block.rows
-        self._most = _most(block)
+    def _set(self, parts: list[Batch], most: _Size) -> None:
+        self._pending, self._most = parts, most
+        self._rows = sum(part.rows for part in parts)
 
     def _end(self) -> None:
         self._update(self._all, self._values)
@@ -98,12 +95,12 @@ class ContentHash:
         """Add the current block's digest to both hashes."""
         digests = self._digests
         if digests is None:
-            block = concat(self._pending)
-            digests = {
-                n: column_digest(n, c.cls, frames.encode_column(c, block.rows, deltas=False))
-                for n, c in block.columns.items()
-                if len(c)
-            }
+            # One column at a time: joined, all of them would be in memory twice.
+            digests = {}
+            for name in _names(self._pending):
+                column = _column(self._pending, name)
+                form = frames.encode_column(column, self._rows, deltas=False)
+                digests[name] = column_digest(name, column.cls, form)
         whole = hashlib.sha256(_ROWS.pack(self._rows))
         without = whole.copy()
         for name in sorted(digests):
@@ -166,11 +163,42 @@ def _most(batch: Batch) -> _Size:
     return _Size(total, texts)
 
 
-def _fitting(batch: Batch) -> int:
-    """How many of the rows are in one block by their size, at least one (clause 12.1)."""
-    sizes, texts = np.zeros((2, batch.rows), np.int64)
-    for column in batch.columns.values():
-        rows = np.arange(batch.rows) if column.rows is None else column.rows
+def _total(parts: Sequence[Batch]) -> _Size:
+    """At least what the rows of several parts count."""
+    sizes = [_most(part) for part in parts]
+    return _Size(sum(s.total for s in sizes), sum(s.texts for s in sizes))
+
+
+def _names(parts: Sequence[Batch]) -> list[str]:
+    """The columns that have a value in one of the parts."""
+    return sorted({n for part in parts for n, c in part.columns.items() if len(c)})
+
+
+def _column(parts: Sequence[Batch], name: str) -> Column:
+    """A column over all parts."""
+    return concat([part.select([name]) for part in parts]).columns[name]
+
+
+def _divided(parts: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch]]:
+    """The first rows, and those behind them."""
+    head: list[Batch] = []
+    for at, part in enumerate(parts):
+        if part.rows >= rows:
+            # A copy: a slice would keep the whole part in memory.
+            rest = part.take(np.arange(rows, part.rows, dtype=np.int32)).compact()
+            behind = [rest] if rest.rows else []
+            return [*head, part.slice(0, rows)], [*behind, *parts[at + 1 :]]
+        head.append(part)
+        rows -= part.rows
+    raise AssertionError(rows)
+
+
+def _fitting(parts: Sequence[Batch], count: int) -> tuple[int, _Size]:
+    """How many of the rows are in one block by their size (clause 12.1), and what all count."""
+    sizes, texts = np.zeros((2, count), np.int64)
+    for name in _names(parts):
+        column = _column(parts, name)
+        rows = np.arange(count) if column.rows is None else column.rows
         values = column.values
         if column.cls.child:
             ends = np.asarray(values.offsets).astype(np.int64)
@@ -193,7 +221,7 @@ def _fitting(batch: Batch) -> int:
         int(np.searchsorted(np.cumsum(s), most, "right"))
         for s, most in ((sizes + texts, BLOCK_BYTES), (texts, BLOCK_TEXT_BYTES))
     ]
-    return max(1, min(within))
+    return max(1, min(within)), _Size(int((sizes + texts).sum()), int(texts.sum()))
 
 
 class ByProducts:

@@ -265,6 +265,7 @@ class Scanner:
             yield Damage(start, self._at, header.number, header.kind, reason, harmless=True)
         if header.kind == Kind.RECOVERY:
             self._explained(payload, header.number)
+        self._window.release(self._at)  # before whoever takes the record makes more of it
         yield Record(start, header, payload, raw)
 
     def _behind_padding(self, start: int, header: Header) -> int:
