@@ -27,6 +27,7 @@ def vectors() -> Iterator[Vector]:
     yield from headers()
     yield from records()
     yield from moved_records()
+    yield from endless_number()
     yield from side_records()
     yield from tails()
     yield from checkpoints()
@@ -285,6 +286,22 @@ def moved_records() -> Iterator[Vector]:
         losses=[["damaged", None]],
         finding="record number 4 comes again",
         exits=DAMAGED,
+    )
+
+
+def endless_number() -> Iterator[Vector]:
+    """A record behind which there could be no other."""
+    parts = forge.parts_of(_with_padding(base()))
+    number = (1 << 64) - 1
+    far = [replace(p, number=number) if p.kind == Kind.CHUNK_INDEX else p for p in parts]
+    yield recoverable(
+        "record-number-2-64-1",
+        "CHUNK_INDEX records have the greatest number that fits.",
+        "2.3",
+        forge.assembled(far),
+        EVENTS[:8],
+        losses=[["damaged", 0]] * 2,
+        finding=f"record number {number} is greater than any can be",
     )
 
 

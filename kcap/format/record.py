@@ -18,6 +18,9 @@ ANCILLARY: Final = 1
 VERSION: Final = 1
 """Version of every kind's layout so far."""
 
+LAST_NUMBER: Final = (1 << 63) - 1
+"""The greatest number that a record can have."""
+
 _HEADER: Final = struct.Struct("<4sBBHQQI")
 _CRC: Final = struct.Struct("<I")
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kcap.errors import DamagedError
 from kcap.format import body
+from kcap.format.record import LAST_NUMBER
 from kcap.model.classes import I64_MAX, I64_MIN
 from kcap.model.side import Loss
 
@@ -19,7 +20,6 @@ _KEPT: Final = 65_536
 """Ranges that a reader keeps in mind; a writer has one, or as many as gaps lie in one place."""
 
 _REASON_CHARS: Final = 800
-_U64_MAX: Final = (1 << 64) - 1
 
 Range = tuple[int, int]
 """First and last of some record numbers."""
@@ -153,7 +153,7 @@ def _is_range(value: object) -> bool:
     return (
         isinstance(value, list)
         and [type(v) for v in value] == [int, int]
-        and 0 <= value[0] <= value[1] <= _U64_MAX
+        and 0 <= value[0] <= value[1] <= LAST_NUMBER
     )
 
 

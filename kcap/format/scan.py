@@ -229,6 +229,8 @@ class Scanner:
             return "the record's header is damaged"
         if header.number <= self._last:
             return f"record number {header.number} comes again"
+        if header.number > record.LAST_NUMBER:
+            return f"record number {header.number} is greater than any can be"
         if header.length > limits.RECORD_PAYLOAD_BYTES:
             return f"a record announces {header.length} bytes, more than 64 MiB"
         return ""
