@@ -106,9 +106,7 @@ def test_verbs(name: str, tmp_path: Path) -> None:
         if result.exit_code == 1 and expected(name)["error"] and verb != "recover":
             assert expected(name)["error"] in result.stderr
     if results["recover"].exit_code != 1:
-        # What only --deep finds is copied, as any record that is intact.
-        deep = not expected(name)["deep_findings"]
-        report = verify(opened((tmp_path / "recovered.kcap").read_bytes()), deep=deep)
+        report = verify(opened((tmp_path / "recovered.kcap").read_bytes()), deep=True)
         assert report.good, report.findings
 
 

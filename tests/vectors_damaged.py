@@ -157,9 +157,8 @@ def _with_padding(data: bytes) -> bytes:
     """The capture, its second chunk with a payload that needs padding."""
     parts = forge.parts_of(data)
     at = [i for i, p in enumerate(parts) if p.kind == Kind.CHUNK][1]
-    payload = parts[at].payload
-    if len(payload) % 8 == 0:
-        parts[at] = replace(parts[at], payload=payload + b"+")
+    if len(parts[at].payload) % 8 == 0:
+        parts[at] = replace(parts[at], payload=parts[at].payload + b"+")
     return forge.assembled(parts)
 
 
