@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from kcap.errors import KcapError
 from kcap.format import payloads, record, scan, schema
 from kcap.format.chunk import Bounds
-from kcap.format.payloads import END_BYTES, NO_CHUNK, TABLE, Footer
+from kcap.format.index import checkpoint_at, newest_checkpoint
+from kcap.format.payloads import END_BYTES, NO_CHUNK, TABLE, Checkpoint, Footer
 from kcap.format.record import HEADER_BYTES, Kind
 from kcap.format.recovery import Range
 from kcap.format.regions import Facts
@@ -22,24 +25,33 @@ from kcap.model.side import SourceInfo
 
 
 class Original:
-    """What the capture held before it was damaged: the content of its FOOTER, if that is intact.
+    """What the capture held before it was damaged: its FOOTER tells, or CHECKPOINTs tell a part.
 
     Args:
-        footer: The FOOTER.
-        in_place: It stands where it says; if not, bytes are gone before it, and what it says of
-            places does not hold.
+        table: The chunk table.
+        totals: The body of a FOOTER, or of CHECKPOINTs together.
+        in_place: Records stand where the table says; if not, bytes are gone before them.
+        closed: The table is of the whole capture.
+        solid: Places of records that hold captured values.
     """
 
-    def __init__(self, footer: Footer | None = None, *, in_place: bool = False) -> None:
-        self.closed = footer is not None
+    def __init__(
+        self,
+        table: npt.NDArray[np.void] | None = None,
+        totals: Mapping[str, Any] | None = None,
+        *,
+        in_place: bool = False,
+        closed: bool = False,
+        solid: list[tuple[int, int]] | None = None,
+    ) -> None:
+        self.closed = closed
         self._in_place = in_place
-        self._table = np.zeros(0, TABLE) if footer is None else footer.chunks
-        self._totals: Mapping[str, Any] = {} if footer is None else footer.totals
+        self._table = np.zeros(0, TABLE) if table is None else table
+        self._totals: Mapping[str, Any] = {} if totals is None else totals
         self._starts = self._table["offset"].tolist()
         numbers = enumerate(self._table["number"].tolist())
         self._numbers = {n: i for i, n in numbers if n != NO_CHUNK}
-        self.solid = scan.solid_ranges(footer) if footer is not None and in_place else []
-        """Places of records that hold captured values."""
+        self.solid = solid or []
 
     @classmethod
     def of(cls, window: Window, file_id: bytes) -> Self:
@@ -52,8 +64,19 @@ class Original:
         Returns:
             What is known of it; nothing of a stream.
         """
-        found = _footer(window, file_id) if isinstance(window, FileWindow) else None
-        return cls() if found is None else cls(found[0], in_place=found[1])
+        if not isinstance(window, FileWindow):
+            return cls()
+        found = _footer(window, file_id)
+        if found is not None:
+            return cls._of_footer(*found)
+        parts = _checkpoints(window, file_id)
+        if not parts:
+            return cls()
+        table = np.concatenate([p.chunks for p in parts])
+        totals = {
+            n: [e for p in parts for e in p.totals[n]] for n in ("schema", "sources", "states")
+        }
+        return cls(table, totals, in_place=_stands(window, file_id, table))
 
     @classmethod
     def told(cls, item: scan.Record) -> Self:
@@ -67,7 +90,12 @@ class Original:
         """
         place = payloads.footer_place(bytes(item.payload[-END_BYTES:]))
         footer = None if place is None else _believed(bytes(item.payload), place[0])
-        return cls(footer)
+        return cls() if footer is None else cls._of_footer(footer, in_place=False)
+
+    @classmethod
+    def _of_footer(cls, footer: Footer, in_place: bool) -> Self:
+        solid = scan.solid_ranges(footer) if in_place else []
+        return cls(footer.chunks, footer.totals, in_place=in_place, closed=True, solid=solid)
 
     @property
     def sources(self) -> dict[str, dict[str, Any]]:
@@ -169,12 +197,46 @@ def _believed(payload: bytes, offset: int) -> Footer | None:
     """A FOOTER that can be true; what can't be says nothing of the rest."""
     try:
         footer = Footer.unpack(payload)
-        if not footer.fits(offset):
-            return None
-        schema.Schema().read(footer.totals["schema"])
-        for entry in footer.totals["sources"]:
-            SourceInfo.from_json(entry)
-        _ = [(int(a), int(b)) for a, b in footer.totals["states"]]
-    except (KcapError, TypeError, ValueError):
+        return footer if footer.fits(offset) and _is_true(footer.totals) else None
+    except KcapError:
         return None
-    return footer
+
+
+def _is_true(totals: Mapping[str, Any]) -> bool:
+    """Whether descriptions and places are what they must be."""
+    try:
+        schema.Schema().read(totals["schema"])
+        for entry in totals["sources"]:
+            SourceInfo.from_json(entry)
+        _ = [(int(a), int(b)) for a, b in totals["states"]]
+    except (KcapError, OverflowError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _checkpoints(window: FileWindow, file_id: bytes) -> list[Checkpoint]:
+    """The last CHECKPOINT and those that it leads to, up to one that is damaged or moved."""
+    parts: list[Checkpoint] = []
+    found = newest_checkpoint(window, file_id)
+    while found is not None:
+        offset, header, raw = found
+        try:
+            point = Checkpoint.unpack(raw[HEADER_BYTES : HEADER_BYTES + header.length])
+        except KcapError:
+            break
+        if point.file_id != file_id or not point.fits(offset) or not _is_true(point.totals):
+            break
+        parts.append(point)
+        earlier = checkpoint_at(window, file_id, point.previous) if point.previous else None
+        if earlier is None or hashlib.sha256(earlier[1]).digest() != point.previous_hash:
+            break
+        found = point.previous, *earlier
+    return parts[::-1]
+
+
+def _stands(window: FileWindow, file_id: bytes, table: npt.NDArray[np.void]) -> bool:
+    """Whether the last record of a table is where it says."""
+    if not len(table):
+        return False
+    header = record.unpack(window.read_at(int(table["offset"][-1]), HEADER_BYTES), file_id)
+    return header is not None and header.size == table["length"][-1]

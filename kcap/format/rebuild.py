@@ -15,7 +15,7 @@ from kcap.format.appender import Appender
 from kcap.format.blob_reader import BlobCheck
 from kcap.format.bloom import Bloom, strings_of
 from kcap.format.chunk import Chunk, Superseded, bounds
-from kcap.format.chunk_index import ChunkIndex, Indexer, counts
+from kcap.format.chunk_index import ChunkIndex, Indexer, counts, pids_of
 from kcap.format.content import ContentHash
 from kcap.format.payloads import Checkpoint, Footer
 from kcap.format.record import ANCILLARY, HEADER_BYTES, NEEDED, Kind
@@ -42,6 +42,19 @@ class Due(NamedTuple):
     """The rows of its chunk."""
     length: int
     """The length of the chunk's payload."""
+
+    def may_hold(self, found: ChunkIndex) -> bool:
+        """Whether the sets of an index have all that they must.
+
+        Args:
+            found: The index.
+
+        Returns:
+            False where a search by it would miss a row.
+        """
+        if found.pids is not None and not np.array_equal(found.pids, pids_of(self.batch)):
+            return False
+        return found.strings is None or found.strings.may_hold_all(strings_of(self.batch))
 
     def payload(self) -> bytes:
         """The record's payload, as a writer makes it."""
@@ -238,6 +251,8 @@ class Rebuilt:
             raise DamagedError("a CHUNK_INDEX that follows no chunk")
         elif not index_agrees(found, due.content, self.header.minor, after_gap=due.after_gap):
             raise DamagedError("the CHUNK_INDEX does not say what its chunk holds")
+        elif not due.may_hold(found):
+            raise DamagedError("the CHUNK_INDEX denies a pid or string of its chunk")
         self.due = None
         self._write(item)
 

@@ -207,7 +207,10 @@ class _Pass:
         if damage.kind is not None:
             region.kinds[damage.number] = damage.kind
         if damage.kind == Kind.CHUNK:
-            self._note_chunk(region, damage.offset)
+            start = damage.offset + HEADER_BYTES
+            head = self._window.read_at(start, 4)
+            if len(head) == 4:  # noqa: PLR2004
+                _note_chunk(region, self._window.read_at(start, directory_length(head)))
 
     def _drop(self, item: scan.Record, reason: str) -> None:
         """An intact record that makes no sense."""
@@ -216,7 +219,7 @@ class _Pass:
         region.add(reason, number, (item.offset, end))
         region.kinds[number] = item.header.kind
         if item.header.kind == Kind.CHUNK:
-            self._note_chunk(region, item.offset)
+            _note_chunk(region, item.payload)
         self._changed = True
 
     def _not_the_end(self, footer: scan.Record) -> None:
@@ -232,15 +235,6 @@ class _Pass:
         if self._region is None:
             self._region = Region(number, number, after=self._rebuilt.last)
         return self._region
-
-    def _note_chunk(self, region: Region, offset: int) -> None:
-        """What the directory of a damaged chunk says, where it is intact."""
-        start = offset + HEADER_BYTES
-        head = self._window.read_at(start, 4)
-        if len(head) == 4:  # noqa: PLR2004
-            found = peek.directory(self._window.read_at(start, directory_length(head)))
-            if found is not None:
-                region.chunks[found.number] = found.facts
 
     # What goes into its place
 
@@ -306,7 +300,7 @@ class _Pass:
                 certain = certain or (needed and not damaged)
             elif found.header.kind in (Kind.CHUNK, Kind.STATE):
                 count = peek.columns_before(found)
-                columns = [c for c in columns[:count] if c["id"] not in known]
+                columns = [c for c in columns if c["id"] < count and c["id"] not in known]
                 return columns, certain or (bool(columns) and not damaged)
         return [c for c in columns if needed and c["id"] not in known], certain
 
@@ -473,3 +467,10 @@ class _Pass:
         footer = self._rebuilt.footer()
         self._out.number = number
         self._out.append(Kind.FOOTER, footer.pack(self._out.offset))
+
+
+def _note_chunk(region: Region, payload: bytes | memoryview) -> None:
+    """What the directory of a damaged chunk says, where it is intact."""
+    found = peek.directory(payload)
+    if found is not None:
+        region.chunks[found.number] = found.facts
