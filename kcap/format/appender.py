@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, Final
 
 from kcap import limits
 from kcap.errors import OutputError
 from kcap.format import record
 from kcap.format.record import Kind
 
+_JOINED_BYTES: Final = 1 << 20
+"""Payloads up to this go out in one piece with their header; larger ones are not copied."""
+
 
 class Appender:
-    """Writes whole records, each with one call; the stream is never sought."""
+    """Writes whole records, the smaller ones with one call; the stream is never sought."""
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class Appender:
         """SHA-256 of all bytes so far, in hex."""
         return self._hash.hexdigest()
 
-    def append(self, kind: Kind, payload: bytes) -> int:
+    def append(self, kind: Kind, payload: bytes | bytearray) -> int:
         """Append a record.
 
         Args:
@@ -71,9 +74,13 @@ class Appender:
             OutputError: The stream does not take it.
         """
         assert len(payload) <= limits.RECORD_PAYLOAD_BYTES, kind
-        return self.copy(record.whole(kind, self.number, payload, self._file_id))
+        header = record.pack(kind, self.number, payload, self._file_id)
+        padding = bytes(record.padded(len(payload)) - len(payload))
+        if len(payload) <= _JOINED_BYTES:
+            return self._append((b"".join((header, payload, padding)),), self.number)
+        return self._append((header, payload, padding), self.number)
 
-    def copy(self, raw: bytes | memoryview) -> int:
+    def copy(self, raw: bytes | bytearray | memoryview) -> int:
         """Append a record as it is.
 
         Args:
@@ -85,14 +92,21 @@ class Appender:
         Raises:
             OutputError: The stream does not take it.
         """
+        return self._append((raw,), record.unchecked(raw).number)
+
+    def _append(self, parts: Sequence[bytes | bytearray | memoryview], number: int) -> int:
+        """Write a record in one part or several."""
         if self.failed:
             raise OutputError("writing failed before", file=self._file, offset=self.offset)
         with self._failing():
-            self._write(raw)
-        self._chain.add(raw)
-        self._hash.update(raw)
-        offset, self.offset = self.offset, self.offset + len(raw)
-        self.number = record.unchecked(raw).number + 1
+            for part in parts:
+                self._write(part)
+        self._chain.add(*parts)
+        offset = self.offset
+        for part in parts:
+            self._hash.update(part)
+            self.offset += len(part)
+        self.number = number + 1
         return offset
 
     def flush(self) -> None:
@@ -109,7 +123,7 @@ class Appender:
                 self._sync()
         self._flushed = self.offset
 
-    def _write(self, raw: bytes | memoryview) -> None:
+    def _write(self, raw: bytes | bytearray | memoryview) -> None:
         """Write all of a record; a stream without a buffer may take a part at a time."""
         left = memoryview(raw)
         while left:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _KINDS: Final = frozenset({Kind.BLOB_BLOCK, Kind.BLOB_MANIFEST})
 _ZEROS: Final = bytes(limits.BLOB_BLOCK_BYTES)
+_LISTED: Final = 1000
 
 
 @dataclass
@@ -206,6 +207,8 @@ class BlobCheck:
         self._unnamed: set[bytes] = set()
         self.recovered = False
         """A RECOVERY stands before: blocks may be gone."""
+        self.lacking: list[str] = []
+        """Blobs that lack blocks, the first ones where they are many."""
 
     @property
     def unnamed(self) -> int:
@@ -257,6 +260,8 @@ class BlobCheck:
             elif known[1] != extent.length:
                 whole = False
                 yield f"{_range(extent)} of {manifest.title} are not as long as their block"
+        if not whole and len(self.lacking) < _LISTED:
+            self.lacking.append(manifest.title)
         if self._reader and whole and manifest.sha256:
             content = self._digest(self._reader, manifest)
             if content != manifest.sha256:

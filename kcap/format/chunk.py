@@ -182,7 +182,7 @@ def encode(
     level: int = 3,
     tails: Superseded = Superseded(),  # noqa: B008  (immutable)
     watch: Callable[[str, TypeClass, frames.Form], None] | None = None,
-) -> bytes:
+) -> bytearray:
     """Encode events, or the rows of a state table.
 
     Args:
@@ -201,15 +201,16 @@ def encode(
         LimitError: A value, or all of them together, are more than a chunk may hold.
     """
     entries: list[Entry] = []
-    parts: list[bytes] = []
-    offset = 0
+    count = sum(len(column) > 0 for column in batch.columns.values())
+    start = 8 + HEAD.sizeof() + count * ENTRIES.itemsize
+    payload = bytearray(start)  # grows in place: joined parts would be in memory twice
     for name, entry, form in encode_columns(batch, schema, table):
         frame = form.frame(level)
         if watch is not None:
             watch(name, batch.columns[name].cls, form)
-        entries.append(entry._replace(offset=offset, stored=len(frame), crc=zlib.crc32(frame)))
-        parts.append(frame)
-        offset += len(frame)
+        at = len(payload) - start
+        entries.append(entry._replace(offset=at, stored=len(frame), crc=zlib.crc32(frame)))
+        payload += frame
     times, ords = bounds(batch, "ts"), bounds(batch, "ord")
     head = HEAD.build(
         {
@@ -227,7 +228,8 @@ def encode(
     )
     directory = head + np.array(entries, ENTRIES).tobytes()
     crc = _U32.pack(zlib.crc32(directory))
-    return b"".join([_U32.pack(len(directory)), directory, crc, *parts])
+    payload[:start] = b"".join([_U32.pack(len(directory)), directory, crc])
+    return payload
 
 
 def read_entries(

@@ -17,7 +17,7 @@ from kcap.model.batch import Batch, Column, concat
 from kcap.model.classes import TypeClass
 
 BLOCK_ROWS: Final = 65_536
-BLOCK_BYTES: Final = 32 << 20
+BLOCK_BYTES: Final = 24 << 20
 BLOCK_TEXT_BYTES: Final = 8 << 20
 """Where a block ends; part of the definition: limits of the format may change, these may not."""
 
@@ -73,6 +73,7 @@ class ContentHash:
             self._digests = None
             self._end()
             self._set(rest, _total(rest))
+            pa.default_memory_pool().release_unused()  # a block is given up, and as large as any
         if self._rows == BLOCK_ROWS:
             self._end()
 
@@ -184,8 +185,10 @@ def _divided(parts: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch
     head: list[Batch] = []
     for at, part in enumerate(parts):
         if part.rows >= rows:
-            # A copy: a slice would keep the whole part in memory.
-            rest = part.take(np.arange(rows, part.rows, dtype=np.int32)).compact()
+            rest = part.slice(rows, part.rows)
+            if 2 * rest.rows < part.rows:  # a slice keeps the whole part in memory
+                rest = part.take(np.arange(rows, part.rows, dtype=np.int32))
+            rest = rest.compact()
             behind = [rest] if rest.rows else []
             return [*head, part.slice(0, rows)], [*behind, *parts[at + 1 :]]
         head.append(part)
@@ -197,7 +200,7 @@ def _fitting(parts: Sequence[Batch], count: int) -> tuple[int, _Size]:
     """How many of the rows are in one block by their size (clause 12.1), and what all count."""
     sizes, texts = np.zeros((2, count), np.int64)
     for name in _names(parts):
-        column = _column(parts, name)
+        column = _column(parts, name).compact()
         rows = np.arange(count) if column.rows is None else column.rows
         values = column.values
         if column.cls.child:

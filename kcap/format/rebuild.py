@@ -114,6 +114,11 @@ class Rebuilt:
         for number in range(2):
             self.make(Kind.FILE_HEADER, payload, number)
 
+    @property
+    def blobs(self) -> BlobCheck:
+        """What blocks and manifests there are."""
+        return self._blobs
+
     def live_rows(self, named: Superseded) -> int:
         """Rows in TAILs that no chunk will supersede.
 

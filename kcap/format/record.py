@@ -133,7 +133,7 @@ def padded(length: int) -> int:
     return -(-length // ALIGNMENT) * ALIGNMENT
 
 
-def pack(kind: Kind, number: int, payload: bytes, file_id: bytes) -> bytes:
+def pack(kind: Kind, number: int, payload: bytes | bytearray, file_id: bytes) -> bytes:
     """A record's header.
 
     Args:
@@ -150,7 +150,7 @@ def pack(kind: Kind, number: int, payload: bytes, file_id: bytes) -> bytes:
     return first + _CRC.pack(zlib.crc32(file_id + first))
 
 
-def whole(kind: Kind, number: int, payload: bytes, file_id: bytes) -> bytes:
+def whole(kind: Kind, number: int, payload: bytes | bytearray, file_id: bytes) -> bytes:
     """A record with header and padding.
 
     Args:
@@ -183,7 +183,7 @@ def unpack(raw: bytes, file_id: bytes) -> Header | None:
     return unchecked(raw)
 
 
-def unchecked(raw: bytes | memoryview) -> Header:
+def unchecked(raw: bytes | bytearray | memoryview) -> Header:
     """Read a header without a look at its CRC.
 
     Args:
@@ -201,7 +201,7 @@ class Chain:
     def __init__(self, file_id: bytes) -> None:
         self.value = hashlib.sha256(file_id).digest()
 
-    def add(self, *parts: bytes | memoryview) -> None:
+    def add(self, *parts: bytes | bytearray | memoryview) -> None:
         """Take in one record.
 
         Args:

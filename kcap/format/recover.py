@@ -16,7 +16,7 @@ from kcap.format.chunk import Superseded, directory_length
 from kcap.format.original import Original
 from kcap.format.payloads import END_BYTES, FileHeader, Footer
 from kcap.format.rebuild import Rebuilt
-from kcap.format.record import HEADER_BYTES, Kind, padded
+from kcap.format.record import HEADER_BYTES, VERSION, Kind, padded
 from kcap.format.recovery import RANGES, Missing
 from kcap.format.regions import UNKNOWN, Facts, Region, Report, lost_together
 from kcap.format.window import FileWindow, StreamWindow, Window
@@ -136,6 +136,8 @@ class _Pass:
             bytes_written=self._out.offset,
             file_hash=self._out.file_hash,
             known=tuple(self._rebuilt.known),
+            lacking_blobs=tuple(self._rebuilt.blobs.lacking),
+            unnamed_blocks=self._rebuilt.blobs.unnamed,
         )
 
     def _scan(self, start: int = 0, last: int = -1) -> scan.Scanner:
@@ -169,6 +171,8 @@ class _Pass:
             self._drop(item, str(e))
             return
         self._kept[header.name] += 1
+        if header.version != VERSION:
+            return
         if header.kind == Kind.RECOVERY:
             known = self._rebuilt.known[-1]
             self._missing.add(known.missing, header.number)
@@ -294,7 +298,7 @@ class _Pass:
             if isinstance(found, scan.Damage):
                 damaged = True
             elif found.header.kind == Kind.SCHEMA:
-                known |= {c.get("id") for c in peek.described(found)}
+                known |= {c["id"] for c in peek.described(found) if isinstance(c.get("id"), int)}
             elif found.header.kind == Kind.TAIL:
                 needed = needed or bool(peek.tail_columns(found) - known)
                 certain = certain or (needed and not damaged)

@@ -274,6 +274,10 @@ class Report:
     """SHA-256 of the output in hex."""
     known: tuple[Recovery, ...]
     """What an earlier repair left out."""
+    lacking_blobs: tuple[str, ...]
+    """Blobs of which blocks are lost, now or earlier; the first ones where they are many."""
+    unnamed_blocks: int
+    """Blocks that no manifest names."""
 
     @property
     def lossless(self) -> bool:
@@ -303,6 +307,7 @@ class Report:
             "file_hash": self.file_hash,
             "file_header": self.header,
             "identical": self.identical,
+            "lacking_blobs": list(self.lacking_blobs),
             "kept_records": dict(sorted(self.kept.items())),
             "known_losses": [
                 {"lost": dict(r.lost), "missing": r.missing, "reason": r.reason} for r in self.known
@@ -314,6 +319,7 @@ class Report:
             "restored": self.restored,
             "rows": self.rows,
             "state": self.state,
+            "unnamed_blocks": self.unnamed_blocks,
         }
 
 

@@ -269,6 +269,7 @@ class CaptureWriter:
             strings = Bloom.of(bloom.distinct(made.entries), len(payload) // BLOOM_SHARE)
             index = self._indexer.index(part, self._totals.chunks, strings)
             length = self.bytes_written - offset
+            del payload  # up to 32 MiB, and what follows needs as much
             index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
             for totals in (self._totals, self._new.totals):
                 totals.count(index)
@@ -294,9 +295,10 @@ class CaptureWriter:
         batch: Batch,
         number: int,
         tails: _Tails | None = None,
-    ) -> Iterator[tuple[Batch, bytes, ByProducts]]:
+    ) -> Iterator[tuple[Batch, bytearray, ByProducts]]:
         """Rows and their chunk payloads; rows that no chunk can hold are left out and counted."""
         todo = [batch] if batch.rows else []
+        done: list[tuple[Batch, bytearray, ByProducts]] = []
         tails = tails or _Tails()
         while todo:
             part = todo.pop()
@@ -314,7 +316,9 @@ class CaptureWriter:
                 todo.append(part.slice(middle, part.rows).compact())
                 todo.append(part.slice(0, middle).compact())
                 continue
-            yield part, payload, made
+            done.append((part, payload, made))
+            del part, payload, made  # whoever takes them says how long they live
+            yield done.pop()
             number += 1
             tails = _Tails()
 
@@ -367,13 +371,13 @@ class CaptureWriter:
             for start in range(0, table.rows, limits.CHUNK_ROWS):
                 rows = table.slice(start, start + limits.CHUNK_ROWS).compact()
                 for part, payload, _ in self._encoded(name, rows, 0):
-                    room -= chunk.Chunk(payload, self._schema, name).size
+                    room -= chunk.Chunk(memoryview(payload), self._schema, name).size
                     if room < 0:
                         self._leave_out(
                             part.rows, f"a state of more than {limits.STATE_BYTES} bytes"
                         )
                         continue
-                    tables.append((name, payload))
+                    tables.append((name, bytes(payload)))
         offset = self._record(Kind.STATE, payloads.pack_state(tables))
         length = self.bytes_written - offset
         for totals in (self._totals, self._new.totals):
@@ -388,7 +392,7 @@ class CaptureWriter:
                 totals.lose(losses)
             del self._losses[: len(losses)]
 
-    def _blob_record(self, kind: Kind, payload: bytes) -> None:
+    def _blob_record(self, kind: Kind, payload: bytes | bytearray) -> None:
         """Append a part of a blob; an open file stays quick to open, however large it is."""
         if self._out is None:
             self._begin(self._derived_id(()))
@@ -397,7 +401,7 @@ class CaptureWriter:
         if not self._tails.rows and self._new.due(self.bytes_written):
             self._checkpoint()
 
-    def _record(self, kind: Kind, payload: bytes) -> int:
+    def _record(self, kind: Kind, payload: bytes | bytearray) -> int:
         """Append a record and give its offset."""
         offset = self._appender.append(kind, payload)
         for totals in (self._totals, self._new.totals):

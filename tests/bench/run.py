@@ -17,7 +17,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from formats import Format, all_formats
+import export
+from formats import Format, Kcap, all_formats
 from scans import last_percent, scans
 from workloads import REPEATED, ROOT, Workload, workloads
 
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each format")
     options = parser.parse_args()
     measured = {}
+    exports = []
     parts = [surroundings(options.rounds)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -181,10 +183,13 @@ def main() -> None:
             print(f"measuring {workload.name} …", file=sys.stderr)
             measured[workload.name] = measure(workload, folder, options.rounds)
             parts.append(table(workload, measured[workload.name]))
+            Kcap().write(workload.table, folder / "export.kcap")
+            exports.append(export.report(workload.name, export.measure(folder / "export.kcap")))
             if len(measured) == 1 or workload.name == REPEATED:
                 parts.append(scans(workload, folder, best_of_turn))
                 parts.append(last_percent(workload, folder, best_of_turn))
     parts.insert(1, goals(measured))
+    parts.append("\n".join([export.HEADING, *exports]) + "\n")
     text = "\n".join(parts)
     print(text)
     if options.write:
