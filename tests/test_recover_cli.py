@@ -10,10 +10,11 @@ from unittest import mock
 import pytest
 from cli_support import on_a_terminal, run, shell
 from recover_support import Truth, with_checkpoints, with_tails
-from support import SOURCE, capture, make_events, opened
+from support import FILE_ID, SOURCE, capture, make_events, opened
 
 from kcap.format import recover as recover_module
 from kcap.format.record import HEADER_BYTES, Kind
+from kcap.format.writer import CaptureWriter
 
 
 @pytest.fixture
@@ -257,3 +258,30 @@ def test_the_help_has_examples() -> None:
 
     assert "kcap recover damaged.kcap -o saved.kcap" in text
     assert "Exit code 0:" in text
+
+
+def test_blobs_that_lack_blocks_are_named(tmp_path: Path) -> None:
+    """And blocks whose manifest is lost are counted; all intact blocks stay."""
+    out = io.BytesIO()
+    writer = CaptureWriter(out, file_id=FILE_ID)
+    writer.write(make_events(20).with_before([SOURCE]))
+    writer.blob([b"one" * 1000], path="/tmp/one")
+    writer.blob([b"two" * 1000], path="/tmp/two")
+    writer.close()
+    truth = Truth(out.getvalue())
+    path = tmp_path / "a.kcap"
+
+    path.write_bytes(broken(truth, Kind.BLOB_BLOCK, 0))
+    first = run("recover", path, "-o", tmp_path / "b.kcap")
+    path.write_bytes(broken(truth, Kind.BLOB_MANIFEST, 1))
+    second = run("recover", path, "-o", tmp_path / "c.kcap")
+
+    assert first.exit_code == second.exit_code == 3
+    assert "lost: 1 BLOB_BLOCK; no events" in first.stdout
+    assert "blocks are missing of" in first.stdout
+    assert "/tmp/one" in first.stdout
+    assert "/tmp/two" not in first.stdout
+    assert "lost: 1 BLOB_MANIFEST; no events" in second.stdout
+    assert "blob blocks that no manifest names: 1" in second.stdout
+    kept = [r.header.kind for r in Truth((tmp_path / "c.kcap").read_bytes()).records]
+    assert kept.count(Kind.BLOB_BLOCK) == 2

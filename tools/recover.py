@@ -105,6 +105,12 @@ def _as_text(capture: str, path: str, report: Report, verified: bool) -> str:
         for loss in (known.loss() for known in report.known)
         if loss is not None
     ]
+    for title in report.lacking_blobs[:_SHOWN]:
+        lines.append(f"blocks are missing of {title}")
+    if len(report.lacking_blobs) > _SHOWN:
+        lines.append(f"and {len(report.lacking_blobs) - _SHOWN:,} more blobs")
+    if report.unnamed_blocks:
+        lines.append(f"blob blocks that no manifest names: {report.unnamed_blocks:,}")
     lines.append(f"{path}: {_verdict(report)}")
     size = common.size_text(report.bytes_written)
     checked = "verified" if verified else "not verified: what was written can't be read again"
