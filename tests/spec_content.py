@@ -13,7 +13,7 @@ CODES = {"i64": 1, "u64": 2, "f64": 3, "bool": 4, "str": 5, "bin": 6, "json": 7,
 ITEMS = {"list": "str", "list_i64": "i64", "list_u64": "u64", "list_f64": "f64",
          "list_bool": "bool"}  # fmt: skip
 IDENTITY = {"ord", "origin", "shape", "source"}
-ROWS, SIZE, TEXTS = 65_536, 32 << 20, 8 << 20
+ROWS, SIZE, TEXTS = 65_536, 24 << 20, 8 << 20
 Form = tuple[int, int, int, bytes]
 """Encoding, base, distinct, bytes."""
 
