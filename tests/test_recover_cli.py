@@ -77,7 +77,7 @@ def test_damage(truth: Truth, tmp_path: Path) -> None:
     assert "lost: 1 CHUNK; 10 events, ord 50 to 59, 2023-11-14T22:13:20.0000" in lines[2]
     assert lines[3] == f"{out}: lost 1 CHUNK; events lost: 10"
     assert lines[4].startswith("110 events, ")
-    reason = f"the CHUNK record fails its CRC; left out by recover: records {number}"
+    reason = f"the CHUNK record fails its CRC; left out by recover: record {number}"
     assert f"damaged 10 events: {reason}" in run("info", out).stdout
     shown = run("verify", out)
     assert shown.exit_code == 0

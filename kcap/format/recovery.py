@@ -77,11 +77,12 @@ class Recovery:
             return None
         start_ns, end_ns = self.lost.get("ts") or (None, None)
         places = " and ".join(f"{a} to {b}" if a < b else str(a) for a, b in self.missing[:3])
+        one = len(self.missing) == 1 and self.missing[0][0] == self.missing[0][1]
         more = " …" if len(self.missing) > 3 else ""  # noqa: PLR2004
         return Loss(
             "torn" if self.lost.get("torn") else "damaged",
             self.lost.get("rows"),
-            f"{self.reason}; left out by recover: records {places}{more}",
+            f"{self.reason}; left out by recover: record{'' if one else 's'} {places}{more}",
             start_ns=start_ns,
             end_ns=end_ns,
             recorded=True,
