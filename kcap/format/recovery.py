@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
@@ -76,17 +76,32 @@ class Recovery:
         if not records and not self.lost.get("rows"):
             return None
         start_ns, end_ns = self.lost.get("ts") or (None, None)
-        places = " and ".join(f"{a} to {b}" if a < b else str(a) for a, b in self.missing[:3])
-        one = len(self.missing) == 1 and self.missing[0][0] == self.missing[0][1]
-        more = " …" if len(self.missing) > 3 else ""  # noqa: PLR2004
         return Loss(
             "torn" if self.lost.get("torn") else "damaged",
             self.lost.get("rows"),
-            f"{self.reason}; left out by recover: record{'' if one else 's'} {places}{more}",
+            self.reason,
             start_ns=start_ns,
             end_ns=end_ns,
             recorded=True,
         )
+
+
+def left_out(missing: Sequence[Range], reason: str) -> str:
+    """The reason of a RECOVERY that stands for something lost.
+
+    It is in the record, not worked out from it: whoever reads it later counts the same loss.
+
+    Args:
+        missing: The record numbers that are not there.
+        reason: Why.
+
+    Returns:
+        Both as text.
+    """
+    places = " and ".join(f"{a} to {b}" if a < b else str(a) for a, b in missing[:3])
+    one = len(missing) == 1 and missing[0][0] == missing[0][1]
+    more = " …" if len(missing) > 3 else ""  # noqa: PLR2004
+    return f"{reason}; left out by recover: record{'' if one else 's'} {places}{more}"
 
 
 class Missing:

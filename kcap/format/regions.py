@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 from kcap.format.chunk import Bounds
 from kcap.format.record import Kind, kind_name
-from kcap.format.recovery import Range, Recovery
+from kcap.format.recovery import Range, Recovery, left_out
 
 UNKNOWN: Final = "unknown"
 """The kind of lost records whose headers are lost, too."""
@@ -232,7 +232,11 @@ class Region:
     def recovery(self) -> Recovery:
         """The content of the RECOVERY record that fills the place."""
         reason = "; ".join(self.reasons) or "a CHECKPOINT no longer fits what is before it"
-        return Recovery(tuple(self.missing), reason, self.lost())
+        made = Recovery(tuple(self.missing), reason, self.lost())
+        if made.loss() is None:
+            return made
+        # The places may be cut away where a reason is very long, but never the reason's own start.
+        return replace(made, reason=left_out(self.missing, reason))
 
     def to_json(self) -> dict[str, Any]:
         """The region as plain JSON values."""

@@ -160,17 +160,13 @@ class _Check:
 
     def _record(self, item: scan.Record) -> None:
         header = item.header
-        record.skipped(header, self._reader.file, item.offset)
-        known = header.kind in frozenset(Kind)
-        if header.version != record.VERSION:
-            self._add(item, f"version {header.version}, which this kcap does not know")
-        flags = 0 if header.kind in NEEDED else ANCILLARY
-        if (known and header.flags != flags) or header.flags & ~ANCILLARY:
+        unknown = record.skipped(header, self._reader.file, item.offset)
+        if not unknown and header.flags != (0 if header.kind in NEEDED else ANCILLARY):
             self._add(item, f"flags {header.flags}, which this kind does not have")
         self._records += header.kind != Kind.FOOTER
         self._gap = self._gap or header.number > self._previous + 1
         try:
-            for what in self._content_of(item):
+            for what in () if unknown else self._content_of(item):
                 self._add(item, what)
         except KcapError as e:
             self._add(item, str(e))
