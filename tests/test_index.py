@@ -30,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import RECORDS, SOURCE, batch_of, capture, make_events, opened, snapshot
 
-from kcap.format import bloom, index, payloads
+from kcap.format import bloom, index, payloads, scan
 from kcap.format import writer as writing
 from kcap.format.bloom import Bloom
 from kcap.format.chunk_index import ChunkIndex, pids_of
@@ -247,6 +247,25 @@ def test_the_search_for_a_checkpoint_is_bounded(monkeypatch: pytest.MonkeyPatch)
     reader, taken = counting(data)
     assert index.newest_checkpoint(reader.window, FILE_ID) is None  # type: ignore[arg-type]
     assert 4 << 20 <= taken() < 5 << 20
+
+
+def test_false_checkpoints_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers that hold before payloads that don't, each inside the one before, are not all read:
+    their number times their length would be the square of the file's.
+    """
+    size, count = 1 << 20, 2000
+    data = capture([make_events(50)], closed=False)
+    for i in range(count):
+        part = forge.Part(Kind.CHECKPOINT, b"", number=100 + i, length=(size >> 1) & -8)
+        data += forge.packed(part, 0)
+    data += bytes(size)
+    for most in (8 << 20, size * count):  # the control: nothing else ends it sooner
+        monkeypatch.setattr(scan, "TRIED_BYTES", most)
+        reader, taken = counting(data)
+        assert index.newest_checkpoint(reader.window, FILE_ID) is None  # type: ignore[arg-type]
+        assert (taken() < 12 << 20) == (most == 8 << 20)
+    monkeypatch.undo()
+    assert index_of(data).totals["events"] == 50
 
 
 # What it costs

@@ -12,8 +12,8 @@ from kcap import limits
 from kcap.errors import KcapError
 from kcap.format import payloads, record
 from kcap.format.payloads import END_BYTES, FILE_ID_BYTES, Checkpoint, Footer
-from kcap.format.record import HEADER_BYTES, Kind
-from kcap.format.scan import candidates
+from kcap.format.record import HEADER_BYTES, Header, Kind
+from kcap.format.scan import TRIED_BYTES, candidates
 from kcap.format.window import FileWindow, Window
 
 STREAM_BYTES: Final = 64 << 20
@@ -44,11 +44,15 @@ def find_id(window: Window) -> bytes | None:
             if found is not None:
                 return found
     most = None if isinstance(window, FileWindow) else STREAM_BYTES
-    at = 0
+    at = tried = 0
     while most is None or at < most:
         block = window.read_at(at, _STEP)
         for place in candidates(block, at):
             if block[place - at + 4 : place - at + 5] in (bytes([k]) for k in _KINDS):
+                looked = _header_at(window, place)
+                tried += 0 if looked is None else looked[0].size
+                if tried > TRIED_BYTES + place:
+                    return None
                 found = _id_at(window, place)
                 if found is not None:
                     return found
@@ -58,8 +62,8 @@ def find_id(window: Window) -> bytes | None:
     return None
 
 
-def _id_at(window: Window, at: int, *, anywhere: bool = False) -> bytes | None:
-    """The id that the record at a place says it belongs to, if it can be believed."""
+def _header_at(window: Window, at: int) -> tuple[Header, bytes] | None:
+    """The header of a FOOTER or CHECKPOINT, and the id that goes with it."""
     if at < 0:
         return None
     head = window.read_at(at, HEADER_BYTES + FILE_ID_BYTES)
@@ -67,8 +71,15 @@ def _id_at(window: Window, at: int, *, anywhere: bool = False) -> bytes | None:
     header = record.unpack(head[:HEADER_BYTES], file_id)
     if header is None or header.kind not in _KINDS or len(file_id) < FILE_ID_BYTES:
         return None
-    if header.length > limits.RECORD_PAYLOAD_BYTES:
+    return None if header.length > limits.RECORD_PAYLOAD_BYTES else (header, file_id)
+
+
+def _id_at(window: Window, at: int, *, anywhere: bool = False) -> bytes | None:
+    """The id that the record at a place says it belongs to, if it can be believed."""
+    found = _header_at(window, at)
+    if found is None:
         return None
+    header, file_id = found
     payload = window.read_at(at + HEADER_BYTES, header.length)
     if zlib.crc32(payload) != header.payload_crc:
         return None

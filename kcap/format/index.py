@@ -76,16 +76,24 @@ def checkpoint_at(window: FileWindow, file_id: bytes, offset: int) -> tuple[Head
     Returns:
         Its header and all of its bytes; None where there is no intact one.
     """
-    header = record.unpack(window.read_at(offset, HEADER_BYTES), file_id)
-    if header is None or header.kind != Kind.CHECKPOINT:
-        return None
-    if header.length > limits.RECORD_PAYLOAD_BYTES:
+    header = _checkpoint_header(window, file_id, offset)
+    if header is None:
         return None
     raw = window.read_at(offset, header.size)
     payload = raw[HEADER_BYTES : HEADER_BYTES + header.length]
     if len(raw) < header.size or zlib.crc32(payload) != header.payload_crc:
         return None
     return header, raw
+
+
+def _checkpoint_header(window: FileWindow, file_id: bytes, offset: int) -> Header | None:
+    """The intact header of a CHECKPOINT that ends within the file."""
+    header = record.unpack(window.read_at(offset, HEADER_BYTES), file_id)
+    if header is None or header.kind != Kind.CHECKPOINT:
+        return None
+    if header.length > limits.RECORD_PAYLOAD_BYTES or offset + header.size > window.size:
+        return None
+    return header
 
 
 def newest_checkpoint(window: FileWindow, file_id: bytes) -> tuple[int, Header, bytes] | None:
@@ -96,8 +104,10 @@ def newest_checkpoint(window: FileWindow, file_id: bytes) -> tuple[int, Header, 
         file_id: From its FILE_HEADER.
 
     Returns:
-        Its offset, header and bytes; None where there is none.
+        Its offset, header and bytes; None where there is none, or where so many false ones stand
+        behind it that looking at them all would take too long.
     """
+    tried = 0
     end = window.size
     last = max(0, end - _SEARCH)
     while end > last:
@@ -106,8 +116,12 @@ def newest_checkpoint(window: FileWindow, file_id: bytes) -> tuple[int, Header, 
         at = block.rfind(MAGIC)
         while at >= 0:
             if (start + at) % ALIGNMENT == 0 and block[at + 4 : at + 5] == bytes([Kind.CHECKPOINT]):
-                found = checkpoint_at(window, file_id, start + at)
-                if found is not None:
+                header = _checkpoint_header(window, file_id, start + at)
+                tried += 0 if header is None else header.size
+                if tried > scan.TRIED_BYTES:
+                    return None
+                found = header and checkpoint_at(window, file_id, start + at)
+                if found:
                     return start + at, *found
             at = block.rfind(MAGIC, 0, at + len(MAGIC) - 1)
         end = start

@@ -20,9 +20,9 @@ VALUES_START: Final = 512
 
 _SEARCH_HEADER: Final = VALUES_START + (1 << 20)
 _STEP: Final = 1 << 20
-_TRIES: Final = 256 << 20
-"""Bytes of records that a scan may look at in vain, besides the length of the input: so many false
-headers can't make it slow."""
+TRIED_BYTES: Final = 256 << 20
+"""Bytes of records that a search may look at in vain, besides the length of the input: so many
+false headers can't make it slow."""
 
 
 class Record(NamedTuple):
@@ -307,7 +307,7 @@ class Scanner:
         """
         start = self._at
         self._tried += header.size
-        if self._tried > _TRIES + start:
+        if self._tried > TRIED_BYTES + start:
             return None
         behind = self._window.read_at(start + header.size, HEADER_BYTES)
         after = record.unpack(behind, self._file_id)
@@ -368,7 +368,7 @@ class Scanner:
             return True
         # What is behind it may be damaged too: then its own payload has to hold.
         self._tried += header.size
-        if self._tried > _TRIES + at:
+        if self._tried > TRIED_BYTES + at:
             return False
         payload = self._window.read_at(at + HEADER_BYTES, header.length)
         return zlib.crc32(payload) == header.payload_crc
