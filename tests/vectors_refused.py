@@ -225,13 +225,13 @@ def bodies() -> Iterator[Vector]:
         "too many lists",
     )
     losing = made(events(8).with_before([Loss("lost", 1, "r")]))
-    yield record(
-        "loss-of-wrong-types",
-        "A LOSS whose count is a text.",
-        "4.4",
-        edited(Kind.LOSS, lambda _: body.pack([{"count": "many"}]), losing),
-        "is of the wrong type",
-    )
+    for name, says, entry, finding in (
+        ("of-wrong-types", "count is a text", {"count": "many"}, "is of the wrong type"),
+        ("beyond-64-bits", "time is 2^70", {"start_ns": 1 << 70}, "is beyond 64 bits"),
+    ):
+        made_anew = body.pack([{"kind": "lost", **entry}])
+        bad = edited(Kind.LOSS, lambda _, raw=made_anew: raw, losing)
+        yield record(f"loss-{name}", f"A LOSS whose {says}.", "4.4", bad, finding)
 
 
 def body_of(text: bytes) -> bytes:

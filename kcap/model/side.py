@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from kcap.errors import DamagedError
+from kcap.model.classes import I64_MAX, I64_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,8 @@ def _check(value: object, what: str, types: Mapping[str, Any]) -> None:
     for name, expected in types.items():
         if name in value and not isinstance(value[name], expected):
             raise DamagedError(f"the {name} of a {what} is of the wrong type")
+        if isinstance(value.get(name), int) and not I64_MIN <= value[name] <= I64_MAX:
+            raise DamagedError(f"the {name} of a {what} is beyond 64 bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,9 @@ class SourceInfo:
         """
         _check(value, "source", _SOURCE_TYPES)
         if not all(
-            isinstance(p, list) and [type(v) for v in p] == [int, int]
+            isinstance(p, list)
+            and [type(v) for v in p] == [int, int]
+            and all(I64_MIN <= v <= I64_MAX for v in p)
             for p in value.get("clocks", ())
         ):
             raise DamagedError("a source's clocks are no pairs of integers")
