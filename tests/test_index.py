@@ -37,7 +37,9 @@ from kcap.format.chunk_index import ChunkIndex, pids_of
 from kcap.format.index import Index
 from kcap.format.reader import CaptureReader
 from kcap.format.record import Kind
+from kcap.format.recover import recover
 from kcap.format.totals import Totals
+from kcap.format.verify import verify
 from kcap.format.writer import CaptureWriter
 from kcap.model.side import Loss
 from kcap.replay.pipeline import Pipeline
@@ -237,6 +239,24 @@ def test_a_checkpoint_that_can_not_be_is_as_none(
     found = index_of(forged)
     assert found.totals["events"] == 303
     assert every_way(forged)["chunks"] == list(range(303))
+
+
+def test_no_checkpoint_stands_where_tails_wait() -> None:
+    """Clause 8.3: behind it nobody would look for their rows; verify and recover tell."""
+    out = io.BytesIO()
+    writer = CaptureWriter(out, file_id=FILE_ID)
+    writer.write(make_events(300))
+    writer.commit()
+    good = out.getvalue()
+    writer._checkpoint()  # as no writer does
+    data = out.getvalue()
+
+    what = "the CHECKPOINT stands where TAILs wait for their chunk"
+    assert what in {f.what for f in verify(opened(data)).findings}
+    assert what not in {f.what for f in verify(opened(good)).findings}
+    saved = io.BytesIO()
+    recover(io.BytesIO(data), saved)
+    assert index_of(saved.getvalue()).totals["events"] == 300
 
 
 def test_the_search_for_a_checkpoint_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

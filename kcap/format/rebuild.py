@@ -270,6 +270,8 @@ class Rebuilt:
 
     def _copy_checkpoint(self, item: scan.Record) -> None:
         found = Checkpoint.unpack(item.payload)
+        if self._tails.rows:
+            raise DamagedError("the CHECKPOINT stands where TAILs wait for their chunk")
         true = self._new.to_json(self.schema.specs(self._new_columns))
         if (
             (found.previous, found.previous_hash) != self._checkpoint

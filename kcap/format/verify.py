@@ -135,7 +135,7 @@ class _Check:
         self._live(self._tails.rest())
         state = "torn" if scanner.torn else "closed" if closed else "open"
         if state == "open":
-            self._found.append((end, self._records, None, "the capture has no FOOTER"))
+            self._found.append((end, self._previous + 1, None, "the capture has no FOOTER"))
         findings = tuple(Finding(i, *f) for i, f in enumerate(self._found, 1))
         whole = None if self._broken or scanner.torn else self._hash.hexdigest()
         return Report(
@@ -309,6 +309,8 @@ class _Check:
 
     def _check_checkpoint(self, item: scan.Record) -> Iterator[str]:
         found = payloads.Checkpoint.unpack(item.payload)
+        if self._tails.rows and not self._broken:
+            yield "the CHECKPOINT stands where TAILs wait for their chunk"
         new, self._new = self._new, Totals()
         columns = self._schema.specs(self._new_columns)
         previous, self._checkpoint = (
