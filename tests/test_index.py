@@ -259,6 +259,27 @@ def test_no_checkpoint_stands_where_tails_wait() -> None:
     assert index_of(saved.getvalue()).totals["events"] == 300
 
 
+@pytest.mark.parametrize("lie", ["backwards", "twice", "empty"])
+def test_a_table_that_leads_back_is_as_none(many: bytes, lie: str) -> None:
+    """Entries stand one behind the other: of 10,000 that lead back and forth a reader would search
+    the file 10,000 times for what the chunks that are not there have lost.
+    """
+
+    def edit(table: Any, _: Any) -> None:
+        if lie == "backwards":
+            table[:] = table[::-1].copy()
+        elif lie == "twice":
+            table[1:] = table[0]
+        else:
+            table["length"] = 0
+
+    good = forge.assembled(forge.parts_of(many))
+    assert opened(good).footer is not None
+    reader = opened(forge.assembled(forge.parts_of(many), edit=edit))
+    assert reader.footer is None
+    assert reader.index().totals["events"] == 303  # type: ignore[union-attr]
+
+
 def test_the_search_for_a_checkpoint_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file without any is searched for a limited length, not to its start and then again."""
     monkeypatch.setattr(index, "_SEARCH", 4 << 20)

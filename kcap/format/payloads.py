@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kcap import limits
 from kcap.errors import DamagedError, LimitError, VersionError
 from kcap.format import body
-from kcap.format.record import ALIGNMENT, END_MAGIC, padded
+from kcap.format.record import ALIGNMENT, END_MAGIC, HEADER_BYTES, padded
 from kcap.model.classes import I64_MAX, I64_MIN
 
 MAJOR: Final = 1
@@ -138,7 +138,7 @@ class Footer:
         return payload + _END.pack(offset, len(payload) + END_BYTES, END_MAGIC)
 
     def fits(self, offset: int) -> bool:
-        """Whether it can be true: chunks lie before it, and the totals are what they must be.
+        """Whether it can be true: chunks lie before it, in order; totals are what they must be.
 
         Args:
             offset: Where the record starts.
@@ -146,7 +146,7 @@ class Footer:
         Returns:
             False where a reader should not rely on it.
         """
-        return _fits(self.chunks, self.totals, offset)
+        return _fits(self.chunks, self.totals, 0, offset)
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> Footer:
@@ -197,7 +197,7 @@ class Checkpoint:
         Returns:
             False where a reader should not rely on it.
         """
-        return self.previous < offset and _fits(self.chunks, self.totals, offset)
+        return self.previous < offset and _fits(self.chunks, self.totals, self.previous, offset)
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> Checkpoint:
@@ -240,9 +240,14 @@ def _unpacked_part(
     return chunks, body.unpack_object(raw[end : end + size], what, limits.SCHEMA_BYTES)
 
 
-def _fits(chunks: npt.NDArray[np.void], totals: Mapping[str, Any], offset: int) -> bool:
+def _fits(chunks: npt.NDArray[np.void], totals: Mapping[str, Any], start: int, end: int) -> bool:
     at, length = chunks["offset"], chunks["length"]
-    if (at > offset).any() or (length > np.uint64(offset) - at).any():
+    if (at > end).any() or (length > np.uint64(end) - at).any() or (length < HEADER_BYTES).any():
+        return False
+    # One behind the other: a table that leads back and forth would have a reader search the same
+    # bytes again for each of its entries.
+    before = np.concatenate([np.array([start], np.uint64), at + length])
+    if (at < before[:-1]).any():
         return False
     return (
         all(isinstance(totals.get(n), t) for n, t in _TOTALS.items())

@@ -434,17 +434,15 @@ class CaptureReader:
             return
         before = index.table[number - 1] if number else None
         start = 0 if before is None else int(before["offset"] + before["length"])
-        listed = set(index.table["offset"].tolist())
         for item in self.scanner(start, end=int(entry["offset"])).records():
             if not isinstance(item, scan.Record) or item.header.kind != Kind.TAIL:
                 continue
-            if item.offset not in listed:
-                try:
-                    batch = tail.decode(item.payload, self.schema)
-                except KcapError:
-                    continue  # its rows are among those that the chunk has lost
-                self.work.note(batch)
-                yield batch
+            try:
+                batch = tail.decode(item.payload, self.schema)
+            except KcapError:
+                continue  # its rows are among those that the chunk has lost
+            self.work.note(batch)
+            yield batch
 
     def _sources(self, index: Index) -> list[SourceInfo]:
         return [SourceInfo.from_json(e) for e in index.totals["sources"]]
