@@ -147,6 +147,8 @@ def footers() -> Iterator[Vector]:
         yield record(f"footer-{name}", says, clauses, data, finding, **SILENT)
     unbelievable = [
         ("entry-beyond", "A chunk behind the FOOTER.", placing(offset=1 << 62), fits_not),
+        ("entry-short", "A chunk of 8 bytes.", placing(length=8), fits_not),
+        ("entry-twice", "The second chunk in place of the first.", _twice(lying), fits_not),
         ("entry-16-eib", "A chunk of 2^64-1 bytes.", placing(length=(1 << 64) - 1), fits_not),
         ("events-text", "The events are a text.", saying(events="many"), "the FOOTER's events"),
         ("times-huge", "Times beyond int64.", saying(ts=[0, 1 << 70]), "the FOOTER's ts"),
@@ -158,6 +160,15 @@ def footers() -> Iterator[Vector]:
     yield record("footer-chain", "Another chain.", "2.6 8.2", raw, "hash chain does not", **SILENT)
     raw = _with_footer(replace(footer, file_id=bytes(16)))
     yield record("footer-id", "Another file's id.", "8.2", raw, "of another file", **SILENT)
+
+
+def _twice(lying: Callable[[Callable[[Any, dict[str, Any]], object]], bytes]) -> bytes:
+    """A table that leads to one chunk two times."""
+
+    def edit(table: np.ndarray[Any, Any], _: object) -> None:
+        table[0] = table[1]
+
+    return lying(edit)
 
 
 def _footers_not_believed(cases: list[tuple[str, str, bytes, str]]) -> Iterator[Vector]:
