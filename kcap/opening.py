@@ -30,12 +30,16 @@ _LEAST: Final = 64
 _STEP_BYTES: Final = 512
 
 
-def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Source:
+def open_source(
+    path: str | os.PathLike[str], *, lenient: bool = False, resolve: bool = True
+) -> Source:
     """Open a capture or a foreign file.
 
     Args:
         path: Its path; ``-`` for standard input.
         lenient: Go on past bad input; what was passed over comes as `Loss`.
+        resolve: Find out who caused the events of a foreign format; False where the caller's own
+            `State` does.
 
     Returns:
         The source. Close it.
@@ -50,12 +54,17 @@ def open_source(path: str | os.PathLike[str], *, lenient: bool = False) -> Sourc
         head, stream = _peek(stream)
         if not head:
             raise NotACaptureError("the input is empty", file=name, expected="a capture")
-        reader = _reader(head, name)
-        return cast("Source", reader(stream, name, lenient=lenient))
+        entry, reader = _reader(head, name)
+        source = cast("Source", reader(stream, name, lenient=lenient))
     except BaseException:
         if name != "-":
             stream.close()
         raise
+    if not resolve:
+        return source
+    from kcap.replay.resolved import OWN, Resolved
+
+    return source if entry in OWN else Resolved(source)
 
 
 def open_stream(name: str) -> BinaryIO:
@@ -122,14 +131,14 @@ class _Replayed(io.RawIOBase):
         return len(part)
 
 
-def _reader(head: bytes, name: str) -> Any:  # noqa: ANN401
-    """The reader that knows the content."""
+def _reader(head: bytes, name: str) -> tuple[str, Any]:
+    """The reader that knows the content, and the name of its entry point."""
     plain = decompressed(head)
     known = sorted(plugins.found(plugins.READERS), key=lambda n: (n != "kcap", n))
     for entry in known:
         reader = plugins.load(plugins.READERS, entry)
         if reader.sniff(head if entry == "kcap" else plain):
-            return reader
+            return entry, reader
     raise NotACaptureError(
         "no capture that kcap can read",
         file=name,

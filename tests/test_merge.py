@@ -20,8 +20,9 @@ from kcap.model.classes import I64_MIN, TypeClass
 from kcap.model.side import Loss, Snapshot, SourceInfo
 from kcap.model.stream import StreamInfo
 from kcap.replay import merge
-from kcap.replay.merge import Merged, Resolved, reordered
+from kcap.replay.merge import Merged, reordered
 from kcap.replay.pipeline import Pipeline
+from kcap.replay.resolved import Resolved
 from kcap.state import State
 from kcap.state.state import PROCESSES
 

@@ -37,8 +37,8 @@ def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Optio
     """Print the events of CAPTURE in file order; '-' reads standard input.
 
     Any format that kcap can read will do. State records are left out unless --state is given.
-    Of a foreign format the events are shown as they are; 'kcap import' adds who did it
-    (cmdline, exe, parent_name).
+    To the events of a foreign format it adds who did it (process_name, exe, cmdline, parent_name,
+    user ...), as far as the input tells.
     """
     with opened_source(capture, lenient=options["lenient"]) as source:
         summary = play(source, form, options)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +18,6 @@ from kcap.tools.progress import Progress
 if TYPE_CHECKING:
     from kcap.model.stream import Source
     from kcap.state import State
-
-_OWN: Final = frozenset({"arrow", "kcap"})
-"""Formats that kcap wrote: who did it was found out when they were recorded or imported."""
 
 
 @click.command(
@@ -71,16 +68,19 @@ def command(
     from kcap.format.writer import CaptureWriter
     from kcap.model.text import printable
     from kcap.replay.pipeline import Pipeline
+    from kcap.replay.resolved import OWN
     from kcap.state import State
 
     path = output.capture_path(target)
     state = State()
     with contextlib.ExitStack() as stack:
-        sources = [stack.enter_context(opened_source(c, lenient=lenient)) for c in captures]
+        sources = [
+            stack.enter_context(opened_source(c, lenient=lenient, resolve=False)) for c in captures
+        ]
         _warn_of_copies(sources)
         source = _as_one(sources, state, chunk_events if canonical else None)
         alone = len(sources) == 1
-        foreign = sources[0].info.format not in _OWN
+        foreign = sources[0].info.format not in OWN
         with output.opened(path, force=force) as stream:
             sink = CaptureWriter(
                 stream,
@@ -113,14 +113,15 @@ def _as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source
         state: The state that follows them.
         rows: Where not None, nothing may show how the events came: rows of the batches.
     """
-    from kcap.replay.merge import Merged, Resolved
+    from kcap.replay.merge import Merged
     from kcap.replay.rebatch import Rebatched, Reproducible
+    from kcap.replay.resolved import OWN, Resolved
 
     if rows is not None:
         sources = [Reproducible(source) for source in sources]
     if len(sources) == 1:
         return sources[0] if rows is None else Rebatched(sources[0], rows)
-    own = [s if s.info.format in _OWN else Resolved(s) for s in sources]
+    own = [s if s.info.format in OWN else Resolved(s) for s in sources]
     return Merged(own, state) if rows is None else Merged(own, state, rows=rows)
 
 

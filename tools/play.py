@@ -50,12 +50,13 @@ def play(
         source: Where events come from; not closed.
         form: One of `common.FORMATS`.
         options: The verb's options.
-        tracked: The state to keep, None for none.
+        tracked: The state to keep, None for none; it resolves the events of a foreign format.
 
     Returns:
         What the run did.
     """
     from kcap.replay.pipeline import Pipeline
+    from kcap.replay.resolved import OWN
 
     binary = form == "kcap"
     path = output.capture_path(options["output"]) if binary else options["output"]
@@ -75,6 +76,7 @@ def play(
             source,
             [sink],
             state=tracked,
+            resolve=tracked is not None and source.info.format not in OWN,
             stages=stages(source, form, options, tracked=tracked is not None),
             limit=options["limit"],
         )
@@ -161,16 +163,17 @@ def columns(options: Chosen) -> tuple[str, ...] | None:
     return names
 
 
-def opened_source(path: str, *, lenient: bool) -> contextlib.closing[Any]:
+def opened_source(path: str, *, lenient: bool, resolve: bool = True) -> contextlib.closing[Any]:
     """Open a capture for a ``with`` statement.
 
     Args:
         path: The input as the user named it.
         lenient: Go on past bad input.
+        resolve: Find out who caused the events of a foreign format.
 
     Returns:
         A context manager that gives the source and closes it.
     """
     from kcap.opening import open_source
 
-    return contextlib.closing(open_source(path, lenient=lenient))
+    return contextlib.closing(open_source(path, lenient=lenient, resolve=resolve))

@@ -90,13 +90,14 @@ def command(
     """
     from kcap.errors import KcapError
     from kcap.replay.pipeline import Pipeline
+    from kcap.replay.resolved import OWN
     from kcap.state import State
     from kcap.tools.lineage import Lineage
 
     lineage = Lineage(start, end)
     state = State(watch=lineage.watch)
-    with opened_source(capture, lenient=lenient) as source:
-        foreign = source.info.format != "kcap"
+    with opened_source(capture, lenient=lenient, resolve=False) as source:
+        foreign = source.info.format not in OWN
         summary = Pipeline(source, [lineage], state=state, resolve=foreign).run()
     kept = _chosen(lineage, pid)
     if pid is not None and not kept:

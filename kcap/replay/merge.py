@@ -300,32 +300,6 @@ class Merged:
             yield from self._out.add(EMPTY.with_before(told))
 
 
-class Resolved:
-    """A foreign source whose events are told who did them, by that source alone.
-
-    Args:
-        source: The source.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._state = State()
-
-    @property
-    def info(self) -> StreamInfo:
-        """See `Source.info`."""
-        return self._source.info
-
-    def batches(self) -> Iterator[Batch]:
-        """See `Source.batches`."""
-        for batch in self._source.batches():
-            yield self._state.update(batch, resolve=True)
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._source.close()
-
-
 def _machines(snapshot: Snapshot) -> set[str]:
     """The machines that a snapshot describes."""
     columns = [table.get("machine") for table in snapshot.tables.values()]
