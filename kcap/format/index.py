@@ -23,7 +23,7 @@ from kcap.format.tail import Tails, Waiting
 from kcap.format.totals import Totals
 from kcap.format.window import FileWindow
 from kcap.model.batch import Batch
-from kcap.model.side import Loss, SourceInfo
+from kcap.model.side import Loss
 
 if TYPE_CHECKING:
     from kcap.format.reader import CaptureReader
@@ -176,7 +176,7 @@ class _Rest:
             self._totals.add_part(point.totals)
             self._totals.add_table(point.chunks)
             self._start, self._last = offset + header.size, header.number
-            self._totals.records[header.name] += 1
+            self._totals.record(header.name)
             self._unseen_in(point.chunks)
 
     def _unseen_in(self, entries: npt.NDArray[np.void]) -> None:
@@ -204,7 +204,7 @@ class _Rest:
             end = item.offset + item.header.size
             state = "open" if item.header.kind != Kind.FOOTER else "closed"
             if record.skipped(item.header, self._reader.file, item.offset):
-                self._totals.records[item.header.name] += 1
+                self._totals.record(item.header.name)
                 continue
             try:
                 self._record(item)
@@ -238,7 +238,7 @@ class _Rest:
     def _record(self, item: scan.Record) -> None:
         kind, payload = item.header.kind, item.payload
         if kind != Kind.FOOTER:
-            self._totals.records[item.header.name] += 1
+            self._totals.record(item.header.name)
         if kind == Kind.CHUNK_INDEX:
             self._finish_chunk(item)
             return
@@ -260,7 +260,7 @@ class _Rest:
             self._reader.schema.read(schema.unpack(payload))
         elif kind == Kind.SOURCE:
             entry = body.unpack_object(payload, "SOURCE")
-            self._totals.sources[SourceInfo.from_json(entry).id] = entry
+            self._totals.source(entry)
         elif kind == Kind.LOSS:
             entries = body.unpack_objects(payload, "LOSS")
             self._totals.lose(Loss.from_json(e) for e in entries)
@@ -268,7 +268,7 @@ class _Rest:
             loss = Recovery.unpack(payload).loss()
             self._totals.lose([loss] if loss is not None else [])
         elif kind == Kind.STATE:
-            self._totals.states.append([item.offset, item.header.size])
+            self._totals.state(item.offset, item.header.size)
 
     def _finish_chunk(self, index: scan.Record | None) -> None:
         """Count the chunk read last, by its CHUNK_INDEX where that follows."""

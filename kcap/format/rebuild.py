@@ -23,7 +23,7 @@ from kcap.format.recovery import Recovery
 from kcap.format.regions import Facts
 from kcap.format.state_tables import read_state
 from kcap.format.tail import Tails, Waiting
-from kcap.format.totals import Totals, differing
+from kcap.format.totals import Running, differing
 from kcap.format.writer import BLOOM_SHARE
 from kcap.model.batch import Batch
 from kcap.model.side import Loss, SourceInfo
@@ -84,9 +84,7 @@ class Rebuilt:
         self.known: list[Recovery] = []
         """What an earlier repair left out."""
         self.rows = 0
-        self._totals = Totals()
-        self._new = Totals()
-        """What is new since the last CHECKPOINT."""
+        self._totals = Running()
         self._new_columns = 0
         self._checkpoint = (0, bytes(32))
         self._content = ContentHash()
@@ -178,8 +176,7 @@ class Rebuilt:
         elif kind == Kind.SOURCE:
             self._add_source(payload)
         self.out.append(kind, payload)
-        for totals in (self._totals, self._new):
-            totals.records[kind.name] += 1
+        self._totals.record(kind.name)
 
     def holds(self, point: scan.Record) -> bool:
         """Whether a CHECKPOINT still fits what is before it.
@@ -225,9 +222,7 @@ class Rebuilt:
         raw = item.raw
         if any(raw[end:]):
             raw = memoryview(bytes(raw[:end]).ljust(len(raw), b"\0"))
-        self._totals.records[item.header.name] += 1
-        if item.header.kind != Kind.CHECKPOINT:  # which counts neither itself nor the one before it
-            self._new.records[item.header.name] += 1
+        self._totals.record(item.header.name)
         return self.out.copy(raw)
 
     def _copy_chunk(self, item: scan.Record) -> None:
@@ -272,15 +267,17 @@ class Rebuilt:
         found = Checkpoint.unpack(item.payload)
         if self._tails.rows:
             raise DamagedError("the CHECKPOINT stands where TAILs wait for their chunk")
-        true = self._new.to_json(self.schema.specs(self._new_columns))
+        since = self._totals.since
+        true = since.to_json(self.schema.specs(self._new_columns))
         if (
             (found.previous, found.previous_hash) != self._checkpoint
-            or not np.array_equal(found.chunks, self._new.table())
+            or not np.array_equal(found.chunks, since.table())
             or differing(found.totals, true)
         ):
             raise DamagedError("the CHECKPOINT does not say what the records hold")
         self._checkpoint = self._write(item), hashlib.sha256(item.raw).digest()
-        self._new, self._new_columns = Totals(), len(self.schema)
+        self._totals.checkpoint()
+        self._new_columns = len(self.schema)
 
     def _place(self, tails: list[Waiting]) -> None:
         """Count the rows of tails that no chunk supersedes."""
@@ -292,9 +289,8 @@ class Rebuilt:
     def _count(
         self, index: ChunkIndex, batch: Batch, offset: int, length: int, index_offset: int
     ) -> None:
-        for totals in (self._totals, self._new):
-            totals.count(index)
-            totals.place(offset, length, index_offset, index)
+        self._totals.count(index)
+        self._totals.place(offset, length, index_offset, index)
         self._content.add(batch)
         self.rows += batch.rows
 
@@ -305,8 +301,7 @@ class Rebuilt:
     def _add_source(self, payload: bytes | memoryview) -> None:
         entry = body.unpack_object(payload, "SOURCE")
         self.sources[SourceInfo.from_json(entry).id] = entry
-        for totals in (self._totals, self._new):
-            totals.sources[SourceInfo.from_json(entry).id] = entry
+        self._totals.source(entry)
 
     def _read_schema(self, item: scan.Record) -> None:
         self.schema.read(schema.unpack(item.payload))
@@ -314,15 +309,10 @@ class Rebuilt:
 
     def _state(self, item: scan.Record) -> None:
         read_state(item.payload, self.schema)
-        place = [self._write(item), item.header.size]
-        for totals in (self._totals, self._new):
-            totals.states.append(place)
+        self._totals.state(self._write(item), item.header.size)
 
     def _loss(self, item: scan.Record) -> None:
-        entries = body.unpack_objects(item.payload, "LOSS")
-        losses = [Loss.from_json(e) for e in entries]
-        for totals in (self._totals, self._new):
-            totals.lose(losses)
+        self._totals.lose(Loss.from_json(e) for e in body.unpack_objects(item.payload, "LOSS"))
         self._write(item)
 
     def _note(self, item: scan.Record) -> None:
@@ -345,8 +335,7 @@ class Rebuilt:
     def _lose(self, found: Recovery) -> None:
         self._blobs.recovered = True
         loss = found.loss()
-        for totals in (self._totals, self._new):
-            totals.lose([] if loss is None else [loss])
+        self._totals.lose([] if loss is None else [loss])
 
 
 def index_agrees(found: ChunkIndex, true: ChunkIndex, minor: int, *, after_gap: bool) -> bool:

@@ -114,6 +114,31 @@ class Totals:
             first = replace(key, count=loss.count, start_ns=loss.start_ns, end_ns=loss.end_ns)
             self._losses[key] = first if known is None else known.plus(loss)
 
+    def record(self, kind: str) -> None:
+        """Count a record.
+
+        Args:
+            kind: Name of what it holds.
+        """
+        self.records[kind] += 1
+
+    def source(self, entry: Mapping[str, Any]) -> None:
+        """Note what a SOURCE record says; the last one of an id counts.
+
+        Args:
+            entry: Its body.
+        """
+        self.sources[SourceInfo.from_json(entry).id] = dict(entry)
+
+    def state(self, offset: int, length: int) -> None:
+        """Note where a STATE record stands.
+
+        Args:
+            offset: Of the record.
+            length: Of the record.
+        """
+        self.states.append([offset, length])
+
     def table(self) -> npt.NDArray[np.void]:
         """The chunk table."""
         return np.frombuffer(bytes(self._table), payloads.TABLE)
@@ -159,6 +184,50 @@ class Totals:
             listed[name] = count
         others = sum(count for _, count in ranked[len(listed) :])
         return listed | {"(others)": others} if others else listed
+
+
+class Running(Totals):
+    """Totals of a file that grows, and beside them those since its last CHECKPOINT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since = Totals()
+
+    def count(self, index: ChunkIndex) -> None:
+        """See `Totals.count`."""
+        super().count(index)
+        self.since.count(index)
+
+    def place(self, offset: int, length: int, index_offset: int, index: ChunkIndex) -> None:
+        """See `Totals.place`."""
+        super().place(offset, length, index_offset, index)
+        self.since.place(offset, length, index_offset, index)
+
+    def lose(self, losses: Iterable[Loss]) -> None:
+        """See `Totals.lose`."""
+        found = list(losses)
+        super().lose(found)
+        self.since.lose(found)
+
+    def record(self, kind: str) -> None:
+        """See `Totals.record`; a CHECKPOINT counts neither itself nor the one before it."""
+        super().record(kind)
+        if kind != record.Kind.CHECKPOINT.name:
+            self.since.record(kind)
+
+    def source(self, entry: Mapping[str, Any]) -> None:
+        """See `Totals.source`."""
+        super().source(entry)
+        self.since.source(entry)
+
+    def state(self, offset: int, length: int) -> None:
+        """See `Totals.state`."""
+        super().state(offset, length)
+        self.since.state(offset, length)
+
+    def checkpoint(self) -> None:
+        """Begin anew with what the next CHECKPOINT says."""
+        self.since = Totals()
 
 
 def differing(says: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:

@@ -21,9 +21,9 @@ from kcap.format.record import ANCILLARY, NEEDED, Kind
 from kcap.format.recovery import Recovery
 from kcap.format.state_tables import read_state
 from kcap.format.tail import Tails, Waiting
-from kcap.format.totals import Totals, differing
+from kcap.format.totals import Running, differing
 from kcap.model.batch import Batch, concat
-from kcap.model.side import Loss, SourceInfo
+from kcap.model.side import Loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,8 @@ class _Check:
         self._hash = hashlib.sha256()
         self._schema = schema.Schema()
         self._indexer = Indexer()
-        self._totals = Totals()
+        self._totals = Running()
         self._content = ContentHash()
-        self._new = Totals()
         self._new_columns = 0
         self._checkpoint = (0, bytes(32))
         self._tails = Tails()
@@ -174,9 +173,7 @@ class _Check:
             self._previous = header.number
         self._chain.add(item.raw)
         if header.kind != Kind.FOOTER:
-            self._totals.records[header.name] += 1
-            if header.kind != Kind.CHECKPOINT:  # which counts neither itself nor the one before it
-                self._new.records[header.name] += 1
+            self._totals.record(header.name)
 
     def _content_of(self, item: scan.Record) -> Iterator[str]:
         """What is wrong with an intact record's payload."""
@@ -188,19 +185,15 @@ class _Check:
             self._schema.read(schema.unpack(payload))
         elif kind == Kind.SOURCE:
             entry = body.unpack_object(payload, "SOURCE")
-            for totals in (self._totals, self._new):
-                totals.sources[SourceInfo.from_json(entry).id] = entry
+            self._totals.source(entry)
         elif kind == Kind.NOTE:
             body.unpack_object(payload, "NOTE")
         elif kind == Kind.RECOVERY:
             yield from self._recovery(item)
         elif kind == Kind.LOSS:
-            losses = [Loss.from_json(e) for e in body.unpack_objects(payload, "LOSS")]
-            for totals in (self._totals, self._new):
-                totals.lose(losses)
+            self._totals.lose(Loss.from_json(e) for e in body.unpack_objects(payload, "LOSS"))
         elif kind == Kind.STATE:
-            for totals in (self._totals, self._new):
-                totals.states.append([item.offset, item.header.size])
+            self._totals.state(item.offset, item.header.size)
             read_state(payload, self._schema)
         elif kind == Kind.CHUNK:
             yield from self._chunk(item)
@@ -226,8 +219,7 @@ class _Check:
         self._gap = True
         loss = found.loss()
         if loss is not None:
-            for totals in (self._totals, self._new):
-                totals.lose([loss])
+            self._totals.lose([loss])
 
     def _tail(self, item: scan.Record) -> None:
         rows = tail.decode(item.payload, self._schema).rows
@@ -247,9 +239,8 @@ class _Check:
         self, index: ChunkIndex, batch: Batch, offset: int, length: int, index_offset: int
     ) -> None:
         self._rows += batch.rows
-        for totals in (self._totals, self._new):
-            totals.count(index)
-            totals.place(offset, length, index_offset, index)
+        self._totals.count(index)
+        self._totals.place(offset, length, index_offset, index)
         self._content.add(batch)
 
     def _chunk(self, item: scan.Record) -> Iterator[str]:
@@ -311,7 +302,8 @@ class _Check:
         found = payloads.Checkpoint.unpack(item.payload)
         if self._tails.rows and not self._broken:
             yield "the CHECKPOINT stands where TAILs wait for their chunk"
-        new, self._new = self._new, Totals()
+        new = self._totals.since
+        self._totals.checkpoint()
         columns = self._schema.specs(self._new_columns)
         previous, self._checkpoint = (
             self._checkpoint,

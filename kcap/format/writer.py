@@ -24,7 +24,7 @@ from kcap.format.chunk_index import Indexer
 from kcap.format.content import ByProducts, ContentHash
 from kcap.format.pending import Pending
 from kcap.format.record import Kind
-from kcap.format.totals import Totals
+from kcap.format.totals import Running
 from kcap.model.batch import Batch
 from kcap.model.side import Loss, Snapshot, SourceInfo
 
@@ -102,8 +102,8 @@ class CaptureWriter:
         self._indexer = Indexer()
         self._content = ContentHash()
         self._losses: list[Loss] = []
-        self._totals = Totals()
-        self._new = _SinceCheckpoint()
+        self._totals = Running()
+        self._last = _Checkpoint()
         self.losses: list[Loss] = []
         """Events that could not be written."""
         self._states = _StateCadence()
@@ -271,23 +271,34 @@ class CaptureWriter:
             length = self.bytes_written - offset
             del payload  # up to 32 MiB, and what follows needs as much
             index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
-            for totals in (self._totals, self._new.totals):
-                totals.count(index)
-                totals.place(offset, length, index_offset, index)
+            self._totals.count(index)
+            self._totals.place(offset, length, index_offset, index)
             self._content.add(part, made.digests)
             self._states.chunks += 1
-        if self._new.due(self.bytes_written):
+        if self._checkpoint_due():
             self._checkpoint()
 
+    def _checkpoint_due(self) -> bool:
+        """Whether there is enough for a CHECKPOINT."""
+        many = self._totals.since.chunks >= CHECKPOINT_CHUNKS
+        return many or self.bytes_written - self._last.end >= CHECKPOINT_BYTES
+
     def _checkpoint(self) -> None:
-        new = self._new
-        payload = new.checkpoint(self._file_id, self._appender.chain, self._schema).pack()
+        since, last = self._totals.since, self._last
+        payload = payloads.Checkpoint(
+            self._file_id,
+            self._appender.chain,
+            last.offset,
+            last.digest,
+            since.table(),
+            since.to_json(self._schema.specs(last.columns)),
+        ).pack()
         number = self._appender.number
         offset = self._record(Kind.CHECKPOINT, payload)
         raw = record.whole(Kind.CHECKPOINT, number, payload, self._file_id)
-        self._new = _SinceCheckpoint(
-            offset, hashlib.sha256(raw).digest(), len(self._schema), self.bytes_written
-        )
+        digest = hashlib.sha256(raw).digest()
+        self._last = _Checkpoint(offset, digest, len(self._schema), self.bytes_written)
+        self._totals.checkpoint()
 
     def _encoded(
         self,
@@ -355,7 +366,7 @@ class CaptureWriter:
         elif isinstance(side, SourceInfo):
             entry = {**side.to_json(), "id": side.id}
             if self._totals.sources.get(side.id) != entry:
-                self._totals.sources[side.id] = self._new.totals.sources[side.id] = entry
+                self._totals.source(entry)
                 self._record(Kind.SOURCE, body.pack(entry))
         else:
             self.flush()
@@ -380,16 +391,14 @@ class CaptureWriter:
                     tables.append((name, bytes(payload)))
         offset = self._record(Kind.STATE, payloads.pack_state(tables))
         length = self.bytes_written - offset
-        for totals in (self._totals, self._new.totals):
-            totals.states.append([offset, length])
+        self._totals.state(offset, length)
         self._states.written(length, self._totals.ts.high)
 
     def _write_losses(self) -> None:
         while self._losses:
             losses = [_brief(loss) for loss in self._losses[:_LOSSES_A_RECORD]]
             self._record(Kind.LOSS, body.pack([loss.to_json() for loss in losses]))
-            for totals in (self._totals, self._new.totals):
-                totals.lose(losses)
+            self._totals.lose(losses)
             del self._losses[: len(losses)]
 
     def _blob_record(self, kind: Kind, payload: bytes | bytearray) -> None:
@@ -398,14 +407,13 @@ class CaptureWriter:
             self._begin(self._derived_id(()))
         self._record(kind, payload)
         # Behind a CHECKPOINT nobody looks for TAILs before it that are in no chunk yet.
-        if not self._tails.rows and self._new.due(self.bytes_written):
+        if not self._tails.rows and self._checkpoint_due():
             self._checkpoint()
 
     def _record(self, kind: Kind, payload: bytes | bytearray) -> int:
         """Append a record and give its offset."""
         offset = self._appender.append(kind, payload)
-        for totals in (self._totals, self._new.totals):
-            totals.records[kind.name] += 1
+        self._totals.record(kind.name)
         return offset
 
 
@@ -430,28 +438,14 @@ class _Tails(NamedTuple):
         return _Tails(names, self.rows + rows, self.size + size)
 
 
-class _SinceCheckpoint:
-    """What is new since the last CHECKPOINT."""
+class _Checkpoint(NamedTuple):
+    """The last CHECKPOINT, or the start of the file."""
 
-    def __init__(
-        self, previous: int = 0, digest: bytes = bytes(32), columns: int = 0, end: int = 0
-    ) -> None:
-        self.totals = Totals()
-        self._previous = previous
-        self._digest = digest
-        self._columns = columns
-        self._end = end
-
-    def due(self, file_bytes: int) -> bool:
-        """Whether there is enough for a CHECKPOINT."""
-        many = self.totals.chunks >= CHECKPOINT_CHUNKS
-        return many or file_bytes - self._end >= CHECKPOINT_BYTES
-
-    def checkpoint(self, file_id: bytes, chain: bytes, known: schema.Schema) -> payloads.Checkpoint:
-        """The CHECKPOINT that says so."""
-        totals = self.totals.to_json(known.specs(self._columns))
-        table = self.totals.table()
-        return payloads.Checkpoint(file_id, chain, self._previous, self._digest, table, totals)
+    offset: int = 0
+    digest: bytes = bytes(32)
+    columns: int = 0
+    """Columns described by then."""
+    end: int = 0
 
 
 class _StateCadence:
