@@ -221,7 +221,7 @@ def test_a_bad_line_ends_it_with_what_came_before(hosts: list[Path], tmp_path: P
     assert found["events"] == 5 + 5 + 4  # of the third file one comes later than the bad line
 
     result = imported(*hosts, "-o", target, "--force", "--lenient", code=3)
-    assert "skipped 1 events" in result.stderr
+    assert "skipped 1 event" in result.stderr
     assert len(rows_in(target)) == 20
 
 

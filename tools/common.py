@@ -240,6 +240,20 @@ def report_losses(losses: list[Loss], file: str) -> None:
         click.echo(f"kcap: {printable(file)}: and {len(losses) - _SHOWN} more", err=True)
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things for people.
+
+    Args:
+        count: How many.
+        what: One of them.
+
+    Returns:
+        ``1 event``, ``12,345 events``, ``2 processes``.
+    """
+    plural = "es" if what.endswith("s") else "s"
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}{plural}"
+
+
 def describe(loss: Loss) -> str:
     """A loss in a line.
 
@@ -251,8 +265,8 @@ def describe(loss: Loss) -> str:
     """
     from kcap.model.text import printable
 
-    what = "values" if loss.kind == "cut" else "events"
-    count = "" if loss.count is None else f" {loss.count:,} {what}"
+    what = "value" if loss.kind == "cut" else "event"
+    count = "" if loss.count is None else f" {counted(loss.count, what)}"
     cpu = "" if loss.cpu is None else f" on cpu {loss.cpu}"
     return printable(f"{loss.kind}{count}{cpu}: {loss.reason}")
 

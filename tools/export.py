@@ -138,8 +138,12 @@ def _report(target: str, summary: Summary) -> None:
     path = Path(target)
     files = list(path.rglob("*.parquet")) if path.is_dir() else [path]
     size = common.size_text(sum(p.stat().st_size for p in files))
-    where = f"{printable(target)}, {len(files):,} files" if path.is_dir() else printable(target)
-    click.echo(f"kcap: {summary.events_out:,} events, {size}: {where}", err=True)
+    where = (
+        f"{printable(target)}, {common.counted(len(files), 'file')}"
+        if path.is_dir()
+        else printable(target)
+    )
+    click.echo(f"kcap: {common.counted(summary.events_out, 'event')}, {size}: {where}", err=True)
 
 
 def _run(source: Source, sink: Sink, chosen: list[Stage], limit: int | None) -> Summary:

@@ -99,7 +99,7 @@ def command(
         for path, capture in zip(captures, opened, strict=True):
             losses.setdefault(path, []).extend(capture.losses)
     if form == "table" or target != "-":
-        click.echo(f"kcap: {rows.count:,} rows", err=True)
+        click.echo(f"kcap: {common.counted(rows.count, 'row')}", err=True)
     for path, found in losses.items():
         common.report_losses(found, path)
     ctx.exit(3 if any(losses.values()) else 0)

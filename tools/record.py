@@ -131,7 +131,7 @@ def command(
     size = common.size_text(writer.bytes_written)
     click.echo(f"kcap: sha256 {writer.file_hash}", err=True)
     click.echo(
-        f"kcap: {summary.events_out:,} events, {size}, {lost:,} lost, "
+        f"kcap: {common.counted(summary.events_out, 'event')}, {size}, {lost:,} lost, "
         f"exit code {summary.exit_code}: {printable(path)}",
         err=True,
     )

@@ -141,7 +141,8 @@ def _as_text(
         return
     end_ns = bins.start_ns + bins.width_ns * bins.count
     yield (
-        f"{printable(capture)}: {histogram.events:,} events, {common.utc(bins.start_ns)[:23]} + "
+        f"{printable(capture)}: {common.counted(histogram.events, 'event')}, "
+        f"{common.utc(bins.start_ns)[:23]} + "
         f"{common.duration_text(end_ns - bins.start_ns)}, "
         f"{common.duration_text(bins.width_ns)} a column"
     )
@@ -197,11 +198,11 @@ def _notes(histogram: Histogram, bins: Bins | None) -> Iterator[str]:
 
     if bins is not None and (bins.before or bins.after):
         yield (
-            f"not drawn: {bins.before:,} events before and {bins.after:,} after this time, "
-            "very far away; --all draws them"
+            f"not drawn: {common.counted(bins.before, 'event')} before and {bins.after:,} after "
+            "this time, very far away; --all draws them"
         )
     if histogram.timeless:
-        yield f"not drawn: {histogram.timeless:,} events without a time"
+        yield f"not drawn: {common.counted(histogram.timeless, 'event')} without a time"
     for placed in histogram.placed[:_LOSSES_SHOWN]:
         when = "" if placed.start_ns is None else f"{common.utc(placed.start_ns)[:23]} "
         yield f"! {when}{printable(common.describe(placed.loss))}"

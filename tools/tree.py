@@ -108,7 +108,7 @@ def command(
         glyphs = UNICODE if not plain and _can_show(UNICODE) else ASCII
         view = _View(lineage, glyphs, full=full, color=common.wants_color(color, sys.stdout.buffer))
         _write(view.lines(kept))
-        click.echo(f"kcap: {len(kept):,} processes", err=True)
+        click.echo(f"kcap: {common.counted(len(kept), 'process')}", err=True)
     common.finish(ctx, summary, capture)
 
 

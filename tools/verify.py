@@ -82,8 +82,8 @@ def _as_text(capture: str, report: Report) -> str:
     ]
     size = common.size_text(report.bytes)
     lines.append(
-        f"{capture}: {report.state}, {report.records:,} intact records, {report.chunks:,} chunks, "
-        f"{report.rows:,} events, {size}"
+        f"{capture}: {report.state}, {common.counted(report.records, 'intact record')}, "
+        f"{common.counted(report.chunks, 'chunk')}, {common.counted(report.rows, 'event')}, {size}"
     )
     if report.file_hash:
         lines.append(f"sha256 {report.file_hash}")
@@ -92,5 +92,5 @@ def _as_text(capture: str, report: Report) -> str:
     if report.good:
         lines.append("internally consistent; not proof against replacement of the whole file")
     else:
-        lines.append(f"{len(report.findings):,} findings")
+        lines.append(common.counted(len(report.findings), "finding"))
     return "\n".join(map(printable, lines))

@@ -241,8 +241,10 @@ class Scanner:
             [] if self._any_first else self._missing.unexplained(self._last + 1, header.number - 1)
         )
         if gap:
-            numbers = " and ".join(f"{a} to {b}" for a, b in gap)
-            yield Damage(self._at, self._at, gap[0][0], None, f"records {numbers} are missing")
+            numbers = " and ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in gap)
+            alone = len(gap) == 1 and gap[0][0] == gap[0][1]
+            what = f"record {numbers} is missing" if alone else f"records {numbers} are missing"
+            yield Damage(self._at, self._at, gap[0][0], None, what)
         self._any_first = False
         if self._skips(header):
             start, self._at, self._last = self._at, self._at + header.size, header.number
