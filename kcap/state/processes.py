@@ -37,6 +37,12 @@ EVENT: Final = "event"
 INHERITED: Final = "inherited"
 """Provenance of what a process took over from its parent."""
 
+PROCFS: Final = "procfs"
+"""Provenance of what /proc said, now or when a foreign capture was started."""
+
+PASSWD: Final = "passwd"  # noqa: S105 - the name of a file
+"""Provenance of a user name looked up in the passwd file by its number."""
+
 FACTS: Final = (
     "ppid",
     "name",

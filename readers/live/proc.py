@@ -30,9 +30,9 @@ from kcap.model.side import Loss, Side, Snapshot
 from kcap.model.stream import StreamInfo
 from kcap.readers.live import cn_proc, host, netlink
 from kcap.readers.live.cn_proc import Columns, Decoded, Gaps
-from kcap.readers.live.procfs import PASSWD, PROCFS, Image, ProcFS, table
+from kcap.readers.live.procfs import Image, ProcFS, table
 from kcap.state import State
-from kcap.state.processes import pairs
+from kcap.state.processes import PASSWD, PROCFS, pairs
 
 _TIMES: Final = struct.Struct("=Q")
 _TIME_AT: Final = 44

@@ -14,21 +14,12 @@ from typing import Final, NamedTuple
 
 from kcap.model import text
 from kcap.model.batch import Batch
-from kcap.state import Process, process_key
-from kcap.state.processes import FACTS, to_batch
-
-PROCFS: Final = "procfs"
-"""Provenance of what /proc said."""
-
-PASSWD: Final = "passwd"  # noqa: S105 - the name of a file
-"""Provenance of a user name looked up in the passwd file by its number."""
+from kcap.state import Process, containers, process_key
+from kcap.state.processes import FACTS, PASSWD, PROCFS, to_batch
 
 _READ_BYTES: Final = 1 << 16
 _UID: Final = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 _GID: Final = re.compile(rb"^Gid:\t(\d+)", re.MULTILINE)
-_CONTAINER: Final = re.compile(
-    r"(?:docker-|crio-|cri-containerd-|libpod-)?([0-9a-f]{64})(?:\.scope)?"
-)
 
 # Fields of /proc/PID/stat behind the name, counted from the state (proc_pid_stat(5)).
 _STAT_PPID: Final = 1
@@ -220,13 +211,8 @@ def container_id(cgroups: bytes) -> str | None:
         The innermost 64 hex digits that a path component consists of, with or without the
         runtime's prefix and a scope's suffix; None outside a container.
     """
-    for line in cgroups.decode("utf-8", "replace").splitlines():
-        path = line.split(":", 2)[-1]
-        for part in reversed(path.split("/")):
-            match = _CONTAINER.fullmatch(part)
-            if match:
-                return match[1]
-    return None
+    lines = cgroups.decode("utf-8", "replace").splitlines()
+    return containers.container_id(line.split(":", 2)[-1] for line in lines)
 
 
 def _content(folder: int, name: str) -> bytes | None:
