@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check install -qq
 
 # Debian packages of programs that tests compare kcap with, or pipe through.
-ORACLES := forkstat zstd
+ORACLES := forkstat sysdig zstd
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-long bench lint oracles
