@@ -273,6 +273,8 @@ class Blocks:
                 yield None
         if window.failure is not None:
             raise window.failure
+        if not window.offset:
+            raise NotACaptureError("the file is empty", file=self._file, expected="a .scap file")
 
     def _check_start(self, head: bytes) -> None:
         """Refuse what is no such file, in words that say what it is instead."""

@@ -20,7 +20,7 @@ from kcap import limits
 from kcap.model import catalogue, naming, text
 from kcap.model.batch import Column, dictionary
 from kcap.model.builder import Field, RawText, columns_of
-from kcap.model.classes import TypeClass
+from kcap.model.classes import I64_MAX, TypeClass
 from kcap.readers import scap_table, scap_values
 
 Int64s = npt.NDArray[np.int64]
@@ -289,27 +289,38 @@ def _add_others(parts: _Parts, parameters: Parameters, wanted: Int64s) -> Int64s
     of = layout()
     coded = _strings(parameters, wanted, ends_with_nul=False).dictionary_encode()
     distinct = coded.dictionary.to_pylist()
-    code = np.asarray(coded.indices)
-    ids = parameters.ids[wanted]
-    unread = np.zeros(len(wanted), np.bool_)
-    both = ids * len(distinct) + code
-    for key in np.unique(both).tolist():
+    both = parameters.ids[wanted] * len(distinct) + np.asarray(coded.indices)
+    keys, code = np.unique(both, return_inverse=True)
+    groups: dict[tuple[str, TypeClass | None], list[int]] = defaultdict(list)
+    values = []
+    for index, key in enumerate(keys.tolist()):
         number, which = divmod(key, len(distinct))
-        same = np.flatnonzero(both == key)
         value = scap_values.read(of.kinds[number], of.events[number], distinct[which])
-        if value is None:
-            unread[same] = True
+        values.append(value.encode() if isinstance(value, str) else value)
+        groups[of.bases[of.base[number]], _class(value)].append(index)
+    unread = np.zeros(len(wanted), np.bool_)
+    place = np.zeros(len(keys), np.int64)
+    for (base, cls), members in groups.items():
+        chosen = np.zeros(len(keys), np.bool_)
+        chosen[members] = True
+        at = np.flatnonzero(chosen[code])
+        if cls is None:
+            unread[at] = True
             continue
-        rows = parameters.rows[wanted[same]]
-        base = of.bases[of.base[number]]
-        if isinstance(value, int):
-            great = value > np.iinfo(np.int64).max
-            cls = TypeClass.U64 if great else TypeClass.I64
-        else:
-            cls = TypeClass.BIN if isinstance(value, bytes) else TypeClass.STR
-        kind = pa.binary() if cls in (TypeClass.STR, TypeClass.BIN) else cls.arrow
-        parts.add(base, cls, rows, pa.repeat(pa.scalar(value, kind), len(rows)))
+        place[members] = np.arange(len(members))
+        number_type = cls.arrow if cls in (TypeClass.I64, TypeClass.U64) else pa.binary()
+        found = pa.array([values[i] for i in members], number_type)
+        parts.add(base, cls, parameters.rows[wanted[at]], found.take(pa.array(place[code[at]])))
     return wanted[unread]
+
+
+def _class(value: str | int | bytes | None) -> TypeClass | None:
+    """The class of a structure's value, None for one that is none."""
+    if isinstance(value, int):
+        return TypeClass.U64 if value > I64_MAX else TypeClass.I64
+    if value is None:
+        return None
+    return TypeClass.STR if isinstance(value, str) else TypeClass.BIN
 
 
 def _columns(

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from kcap.errors import DamagedError
 from kcap.model import text
 from kcap.readers.scap_blocks import FDS, INTERFACES, MACHINE, PROCESSES, USERS, Table
-from kcap.readers.scap_values import ip_text
+from kcap.readers.scap_values import MAPPED, connection, ip_text
 from kcap.state import Process
 from kcap.state.containers import container_id
 from kcap.state.processes import FACTS, PASSWD, PROCFS
@@ -402,8 +402,10 @@ def _files(body: bytes, version: int) -> Iterator[OpenFile]:
             file = file._replace(name=name, flags=flags, details=more)
         elif kind in _TYPES or kind == _UNSUPPORTED:
             file = file._replace(name=cursor.string())
-        elif version == 1 and kind != _UNKNOWN:
-            raise _End  # its length can't be known
+        elif kind != _UNKNOWN:
+            if version == 1:
+                raise _End  # its length can't be known
+            file = file._replace(details={"kind": kind})
         yield file
 
 
@@ -434,7 +436,6 @@ _SOCKETS: Final = {3: (4, True), 4: (16, True), 5: (4, False), 6: (16, False)}
 """Bytes of an address, and whether the kind has two ends."""
 
 _PROTOCOLS: Final = {1: "tcp", 2: "udp", 3: "icmp", 4: "raw"}
-_MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 def _socket(cursor: _Cursor, file: OpenFile, count: int, both: bool) -> OpenFile:
@@ -442,10 +443,8 @@ def _socket(cursor: _Cursor, file: OpenFile, count: int, both: bool) -> OpenFile
     addresses = [cursor.take(count) for _ in range(2 if both else 1)]
     ports = [cursor.number(2) for _ in addresses]
     protocol = _PROTOCOLS.get(cursor.number(1))
-    kind = file.type
-    if both and all(address.startswith(_MAPPED) for address in addresses):
-        addresses = [address[len(_MAPPED) :] for address in addresses]
-        kind = "ipv4"
-    ends = [f"{ip_text(a)}:{port}" for a, port in zip(addresses, ports, strict=True)]
+    mapped = both and all(address.startswith(MAPPED) for address in addresses)
+    ends = list(zip(addresses, ports, strict=True))
+    name = connection(ends) if both else f"{ip_text(addresses[0])}:{ports[0]}"
     details = {"l4_proto": protocol} if protocol else {}
-    return file._replace(type=kind, name="->".join(ends), details=details)
+    return file._replace(type="ipv4" if mapped else file.type, name=name, details=details)

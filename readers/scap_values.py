@@ -7,7 +7,7 @@ of its kind is None: its bytes are kept instead.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
@@ -15,6 +15,10 @@ from typing import Final
 _UNIX, _INET, _INET6 = 1, 2, 10
 _IPV4_BYTES: Final = 4
 _IPV6_BYTES: Final = 16
+
+MAPPED: Final = bytes(10) + b"\xff\xff"
+"""What an IPv6 address starts with that stands for an IPv4 one."""
+
 _port = struct.Struct("<H").unpack_from
 _pointers = struct.Struct("<QQ").unpack_from
 _poll = struct.Struct("<qh")
@@ -41,13 +45,15 @@ def ip_text(raw: bytes) -> str:
         raw: Its 4 or 16 bytes.
 
     Returns:
-        The text; an IPv4 address that is mapped to IPv6 in dotted form.
+        The text, as inet_ntop(3) spells it: an IPv4 address inside an IPv6 one is dotted.
     """
     if len(raw) == _IPV4_BYTES:
         return str(IPv4Address(raw))
-    address = IPv6Address(raw)
-    mapped = address.ipv4_mapped
-    return f"::ffff:{mapped}" if mapped else str(address)
+    if raw.startswith(MAPPED):
+        return f"::ffff:{IPv4Address(raw[12:])}"
+    if not any(raw[:12]) and any(raw[12:14]):
+        return f"::{IPv4Address(raw[12:])}"
+    return str(IPv6Address(raw))
 
 
 def _c_text(raw: bytes) -> str | None:
@@ -94,9 +100,25 @@ def socket_tuple(raw: bytes) -> str | None:
     size = {_INET: _IPV4_BYTES, _INET6: _IPV6_BYTES}.get(family or 0)
     if size is None or len(raw) != 1 + 2 * (size + 2):
         return None
-    source_text = f"{ip_text(raw[1 : 1 + size])}:{_port(raw, 1 + size)[0]}"
     at = 3 + size
-    return f"{source_text}->{ip_text(raw[at : at + size])}:{_port(raw, at + size)[0]}"
+    ends = [(raw[1 : 1 + size], _port(raw, 1 + size)[0])]
+    ends.append((raw[at : at + size], _port(raw, at + size)[0]))
+    return connection(ends)
+
+
+def connection(ends: Sequence[tuple[bytes, int]]) -> str:
+    """Both ends of a connection as text.
+
+    Args:
+        ends: The address and the port of each.
+
+    Returns:
+        ``10.0.0.1:4000->10.0.0.2:80``; what goes from IPv4 to IPv4 through an IPv6 socket reads
+        like any other IPv4.
+    """
+    if all(address.startswith(MAPPED) for address, _ in ends):
+        ends = [(address[len(MAPPED) :], port) for address, port in ends]
+    return "->".join(f"{ip_text(address)}:{port}" for address, port in ends)
 
 
 def descriptors(raw: bytes) -> str | None:
