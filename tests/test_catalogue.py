@@ -16,12 +16,13 @@ TABLES = {
     "aliases": ["family", "path", "column"],
     "arguments": ["argument", "class", "decoder", "meaning"],
     "columns": ["column", "class", "meaning"],
+    "decoded": ["family", "event", "argument", "decoder"],
     "decoders": ["table", "number", "text"],
     "events": ["family", "event", "action", "category"],
     "taxonomy": ["action", "category"],
 }
-KEY_FIELDS = {"aliases": 2, "decoders": 2, "events": 2}
-SORTED = ["aliases", "arguments", "events"]
+KEY_FIELDS = {"aliases": 2, "decoded": 3, "decoders": 2, "events": 2}
+SORTED = ["aliases", "arguments", "decoded", "events"]
 
 
 @pytest.fixture
@@ -137,9 +138,20 @@ def test_decoders_are_whole(rows: Callable[[str], list[list[str]]]) -> None:
         assert -(1 << 63) <= int(number, 0) < 1 << 64
         assert text
     named = {a.decoder for a in catalogue.arguments().values() if a.decoder}
+    named |= {r[3] for r in rows("decoded")}
     assert named <= {r[0] for r in rows("decoders")}
     for table in named:
         assert catalogue.decoder(table)
+
+
+def test_an_event_says_what_its_numbers_mean() -> None:
+    """An argument is decoded as its event has it, else as its family, else as all have it."""
+    assert catalogue.decoder_of("scap", "access", "mode") == "access_flags"
+    assert catalogue.decoder_of("scap", "open", "mode") == "file_mode_flags"
+    assert catalogue.decoder_of("scap", "mmap", "prot") == "scap_prot"
+    assert catalogue.decoder_of("tracee", "mmap", "prot") == "mmap_prot"
+    assert catalogue.decoder_of("scap", "kill", "sig") == "signal"
+    assert catalogue.decoder_of("scap", "kill", "never_heard_of") == ""
 
 
 def test_tables_may_be_asked_for_nothing() -> None:

@@ -110,6 +110,33 @@ def decoder(name: str) -> dict[int, str]:
 
 
 @cache
+def _decoded() -> dict[tuple[str, str, str], str]:
+    """Decoders of arguments whose numbers mean what their event says, by family and event."""
+    return {(r[0], r[1], r[2]): r[3] for r in _rows("decoded.tsv")}
+
+
+@cache
+def decoder_of(family: str, event: str, argument: str) -> str:
+    """The flag or enum table of an event's argument.
+
+    Args:
+        family: The family of its source: ``tracee``, ``scap``.
+        event: The event's own name.
+        argument: The argument's own name.
+
+    Returns:
+        The table's name: that of the event's argument; else that of every such argument of the
+        family, else that of the name in all families. Empty where there is none.
+    """
+    tables = _decoded()
+    for name in (event, "*"):
+        if (family, name, argument) in tables:
+            return tables[family, name, argument]
+    known = arguments().get(argument)
+    return known.decoder if known else ""
+
+
+@cache
 def info(base: str) -> ColumnInfo | None:
     """What is known of a column base.
 
