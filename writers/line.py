@@ -68,7 +68,7 @@ _NAME: Final = re.compile(r"\.([^\s{}|()]+)")
 _COLORS: Final = {"Process": "\x1b[36m", "Type": "\x1b[33m"}
 _RESET: Final = "\x1b[0m"
 _FLAG_TABLES: Final = ("_flags", "_prot", "socket_type")
-_CHOICE_BITS: Final = {"socket_type": 0xF}
+_CHOICE_BITS: Final = {"file_mode_flags": 0o170000, "futex_op_flags": 0x7F, "socket_type": 0xF}
 """Bits of a table of flags that together hold one number, as SOCK_DGRAM beside SOCK_CLOEXEC."""
 
 _SECOND_NS: Final = 1_000_000_000
