@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, cast
 import zstandard
 
 from kcap import plugins
-from kcap.errors import KcapError, NotACaptureError
+from kcap.errors import BadInputError, KcapError, NotACaptureError
 from kcap.model.stream import Source
 
 HEAD_BYTES: Final = 1 << 16
@@ -31,7 +31,11 @@ _STEP_BYTES: Final = 512
 
 
 def open_source(
-    path: str | os.PathLike[str], *, lenient: bool = False, resolve: bool = True
+    path: str | os.PathLike[str],
+    *,
+    lenient: bool = False,
+    resolve: bool = True,
+    raw_pairs: bool = False,
 ) -> Source:
     """Open a capture or a foreign file.
 
@@ -40,12 +44,14 @@ def open_source(
         lenient: Go on past bad input; what was passed over comes as `Loss`.
         resolve: Find out who caused the events of a foreign format; False where the caller's own
             `State` does.
+        raw_pairs: Keep the enter and the exit of a call as two events, where the reader joins them.
 
     Returns:
         The source. Close it.
 
     Raises:
         NotACaptureError: No reader knows the content.
+        BadInputError: The reader does not join enter and exit.
         KcapError: The input can't be opened.
     """
     name = os.fspath(path)
@@ -55,7 +61,10 @@ def open_source(
         if not head:
             raise NotACaptureError("the input is empty", file=name, expected="a capture")
         entry, reader = _reader(head, name)
-        source = cast("Source", reader(stream, name, lenient=lenient))
+        options = {"lenient": lenient}
+        if raw_pairs:
+            options["raw_pairs"] = _joins(reader, entry, name)
+        source = cast("Source", reader(stream, name, **options))
     except BaseException:
         if name != "-":
             stream.close()
@@ -65,6 +74,17 @@ def open_source(
     from kcap.replay.resolved import OWN, Resolved
 
     return source if entry in OWN else Resolved(source)
+
+
+def _joins(reader: Any, entry: str, name: str) -> bool:  # noqa: ANN401
+    """True; refuses an input whose calls are one event anyway."""
+    if not getattr(reader, "joins", False):
+        raise BadInputError(
+            f"this is a {entry} input, which has no pairs of enter and exit",
+            file=name,
+            hint="leave --raw-pairs out",
+        )
+    return True
 
 
 def open_stream(name: str) -> BinaryIO:

@@ -53,6 +53,8 @@ class ScapReader:
     """
 
     name = "scap"
+    joins = True
+    """It knows `raw_pairs`."""
     reads = "sysdig and Falco captures (.scap) of all versions, also gzip or zstd"
 
     def __init__(

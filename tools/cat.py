@@ -40,6 +40,8 @@ def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Optio
     To the events of a foreign format it adds who did it (process_name, exe, cmdline, parent_name,
     user ...), as far as the input tells.
     """
-    with opened_source(capture, lenient=options["lenient"]) as source:
+    with opened_source(
+        capture, lenient=options["lenient"], raw_pairs=options["raw_pairs"]
+    ) as source:
         summary = play(source, form, options)
     common.finish(ctx, summary, capture)

@@ -87,11 +87,12 @@ class Size(click.ParamType[int]):
 
 
 def input_options(function: _F) -> _F:
-    """``--lenient``, ``--start``, ``--end``, ``-n``."""
+    """``--lenient``, ``--raw-pairs``, ``--start``, ``--end``, ``-n``."""
     for option in (
         click.option("-n", "--limit", type=click.IntRange(0), help="Stop after N events."),
         click.option("--end", type=EventTime(), help="Only events before this time."),
         click.option("--start", type=EventTime(), help="Only events at or after this time."),
+        raw_pairs_option,
         lenient_option,
     ):
         function = option(function)
@@ -102,6 +103,12 @@ def lenient_option(function: _F) -> _F:
     """``--lenient``."""
     text = "Go on past bad input; what was passed over is counted, the exit code is 3."
     return click.option("--lenient", is_flag=True, help=text)(function)
+
+
+def raw_pairs_option(function: _F) -> _F:
+    """``--raw-pairs``."""
+    text = "sysdig captures: keep the enter and the exit of a call as two events."
+    return click.option("--raw-pairs", is_flag=True, help=text)(function)
 
 
 def output_options(function: _F) -> _F:

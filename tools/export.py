@@ -32,6 +32,7 @@ class Options(Chosen):
     """The options of the verb."""
 
     lenient: bool
+    raw_pairs: bool
     output: str
     force: bool
     form: str | None
@@ -86,7 +87,9 @@ def command(ctx: click.Context, capture: str, **options: Unpack[Options]) -> Non
     form = _format(options)
     _check(form, options)
     columns(options)
-    with opened_source(capture, lenient=options["lenient"]) as source:
+    with opened_source(
+        capture, lenient=options["lenient"], raw_pairs=options["raw_pairs"]
+    ) as source:
         summary = _export(source, form, capture, options)
     common.finish(ctx, summary, capture)
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @common.capture_options
 @common.lenient_option
+@common.raw_pairs_option
 @click.option("--list", "listing", is_flag=True, help="Say what each reader reads.")
 @click.pass_context
 def command(
@@ -46,6 +47,7 @@ def command(
     level: int,
     canonical: bool,
     lenient: bool,
+    raw_pairs: bool,
     listing: bool,
 ) -> None:
     """Turn CAPTURES into one .kcap file; '-' reads standard input.
@@ -75,7 +77,10 @@ def command(
     state = State()
     with contextlib.ExitStack() as stack:
         sources = [
-            stack.enter_context(opened_source(c, lenient=lenient, resolve=False)) for c in captures
+            stack.enter_context(
+                opened_source(c, lenient=lenient, resolve=False, raw_pairs=raw_pairs)
+            )
+            for c in captures
         ]
         _warn_of_copies(sources)
         source = _as_one(sources, state, chunk_events if canonical else None)

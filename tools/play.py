@@ -31,6 +31,7 @@ class Options(Chosen):
     """The options that `common.input_options` and `common.output_options` declare."""
 
     lenient: bool
+    raw_pairs: bool
     output: str
     force: bool
     template: str | None
@@ -163,17 +164,22 @@ def columns(options: Chosen) -> tuple[str, ...] | None:
     return names
 
 
-def opened_source(path: str, *, lenient: bool, resolve: bool = True) -> contextlib.closing[Any]:
+def opened_source(
+    path: str, *, lenient: bool, resolve: bool = True, raw_pairs: bool = False
+) -> contextlib.closing[Any]:
     """Open a capture for a ``with`` statement.
 
     Args:
         path: The input as the user named it.
         lenient: Go on past bad input.
         resolve: Find out who caused the events of a foreign format.
+        raw_pairs: Keep the enter and the exit of a call as two events.
 
     Returns:
         A context manager that gives the source and closes it.
     """
     from kcap.opening import open_source
 
-    return contextlib.closing(open_source(path, lenient=lenient, resolve=resolve))
+    return contextlib.closing(
+        open_source(path, lenient=lenient, resolve=resolve, raw_pairs=raw_pairs)
+    )

@@ -15,6 +15,7 @@ from kcap.tools.cli import Verb
 if TYPE_CHECKING:
     from kcap.capture import Capture
     from kcap.model.side import Loss
+    from kcap.model.stream import Source
 
 _FORMATS = ("table", "csv", "jsonl", "arrow", "parquet")
 
@@ -54,6 +55,7 @@ _FORMATS = ("table", "csv", "jsonl", "arrow", "parquet")
     help="What DuckDB may take; it sorts and joins more than that on disk.",
 )
 @common.lenient_option
+@common.raw_pairs_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -68,6 +70,7 @@ def command(
     end: int | None,
     memory: int,
     lenient: bool,
+    raw_pairs: bool,
 ) -> None:
     """Run SQL (DuckDB's) over CAPTUREs of any format; '-' reads standard input.
 
@@ -81,13 +84,18 @@ def command(
     """
     if captures.count("-") > 1:
         raise click.UsageError("standard input can be read only once")
+    from kcap.opening import open_source
     from kcap.tools.results import Rows
     from kcap.tools.sql import Session
 
     form = "json" if as_json else form
     losses: dict[str, list[Loss]] = {}
     with contextlib.ExitStack() as stack:
-        opened = [_opened(path, lenient, stack, losses) for path in captures]
+        opened = []
+        for path in captures:
+            source = open_source(path, lenient=lenient, raw_pairs=raw_pairs)
+            stack.callback(source.close)
+            opened.append(_opened(source, path, stack, losses))
         session = stack.enter_context(Session(opened, start=start, end=end, memory=memory))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # what was lost is reported below, with the exit code
@@ -106,17 +114,14 @@ def command(
 
 
 def _opened(
-    path: str, lenient: bool, stack: contextlib.ExitStack, losses: dict[str, list[Loss]]
+    source: Source, path: str, stack: contextlib.ExitStack, losses: dict[str, list[Loss]]
 ) -> Capture:
     """A capture with an index: of a stream or a foreign file a temporary one of the same events."""
     from kcap.capture import Capture
     from kcap.format.reader import CaptureReader
     from kcap.format.writer import CaptureWriter
-    from kcap.opening import open_source
     from kcap.replay.pipeline import Pipeline
 
-    source = open_source(path, lenient=lenient)
-    stack.callback(source.close)
     if isinstance(source, CaptureReader) and source.index() is not None:
         return Capture(source)
     spool = tempfile.TemporaryFile(prefix="kcap-")  # noqa: SIM115  (open as long as its capture)

@@ -56,7 +56,9 @@ def command(
     if (capture is None) == (name is None):
         raise click.UsageError("give one capture: CAPTURE, or -k NAME")
     path = output.existing_path(name) if name else str(capture)
-    with opened_source(path, lenient=options["lenient"], resolve=False) as opened:
+    with opened_source(
+        path, lenient=options["lenient"], resolve=False, raw_pairs=options["raw_pairs"]
+    ) as opened:
         source = opened
         if speed is not None:
             from kcap.tools.pace import Paced
