@@ -50,7 +50,7 @@ _ERRORS: Final = 4095
 _MASK_BITS: Final = 52
 """Parameters whose being null fits into the exact part of a double."""
 
-FLAGS: Final = naming.extension("flags")
+FLAGS: Final = naming.column_name(naming.extension("flags"), TypeClass.I64, None)
 """Column of the flags that some blocks have beside their event."""
 
 
@@ -361,9 +361,10 @@ def _shape_text(number: int, count: int, nulls: int) -> str:
 
 def _syscall(found: dict[str, Column], types: Int64s) -> dict[str, Column]:
     """The name of the call that an event without a type of its own stands for."""
-    column = found.get(naming.argument("ID"))
+    base = naming.argument("ID")
+    column = found.get(naming.column_name(base, TypeClass.I64, catalogue.home(base)))
     rows = np.flatnonzero(types <= 1)
-    if column is None or not len(rows) or column.cls is not TypeClass.I64:
+    if column is None or not len(rows):
         return {}
     numbers = Batch(len(types), {"id": column}).numpy("id", -1)
     distinct, code = np.unique(np.where(types <= 1, numbers, -1), return_inverse=True)
