@@ -82,8 +82,8 @@ def simple(event: Parsed) -> dict[str, Any]:
         else:
             row[column(base, value)] = value
     if number <= 1 and isinstance(row.get("arg_ID"), int):
-        name = catalogue.decoder("scap_syscall").get(row["arg_ID"])
-        row |= {"syscall": name} if name else {}
+        call = catalogue.decoder("scap_syscall").get(row["arg_ID"])
+        row |= {"syscall": call} if call else {}
     row["shape"] = shape.encode(items)
     return row
 
