@@ -94,7 +94,7 @@ class Layout:
         self.beyond = len(bases)
         """Number of the first parameter of an unknown type, or behind those of a known one."""
         for index in range(PARAMETERS_MAX):
-            bases.append(naming.argument(str(index)))
+            bases.append(f"{naming.ARGUMENT}_{index}")
             ways.append(_BYTES)
             stored.append(True)
             self.kinds.append(UNKNOWN_KIND)

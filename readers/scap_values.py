@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from typing import Final
 
 _UNIX, _INET, _INET6 = 1, 2, 10
@@ -20,6 +19,7 @@ MAPPED: Final = bytes(10) + b"\xff\xff"
 """What an IPv6 address starts with that stands for an IPv4 one."""
 
 _port = struct.Struct("<H").unpack_from
+_IPV4_TUPLE: Final = struct.Struct("<x4BH4BH")
 _pointers = struct.Struct("<QQ").unpack_from
 _poll = struct.Struct("<qh")
 
@@ -48,11 +48,11 @@ def ip_text(raw: bytes) -> str:
         The text, as inet_ntop(3) spells it: an IPv4 address inside an IPv6 one is dotted.
     """
     if len(raw) == _IPV4_BYTES:
-        return str(IPv4Address(raw))
+        return "{}.{}.{}.{}".format(*raw)
     if raw.startswith(MAPPED):
-        return f"::ffff:{IPv4Address(raw[12:])}"
+        return f"::ffff:{ip_text(raw[12:])}"
     if not any(raw[:12]) and any(raw[12:14]):
-        return f"::{IPv4Address(raw[12:])}"
+        return f"::{ip_text(raw[12:])}"
     return str(IPv6Address(raw))
 
 
@@ -93,17 +93,16 @@ def socket_tuple(raw: bytes) -> str | None:
         None where it is no such structure.
     """
     family = raw[0] if raw else None
+    if family == _INET and len(raw) == _IPV4_TUPLE.size:
+        return "{}.{}.{}.{}:{}->{}.{}.{}.{}:{}".format(*_IPV4_TUPLE.unpack(raw))
     if family == _UNIX and len(raw) >= 1 + 16:
         source, peer = _pointers(raw, 1)
         path = _c_text(raw[17:])
         return None if path is None else f"{source:x}->{peer:x} {path}"
-    size = {_INET: _IPV4_BYTES, _INET6: _IPV6_BYTES}.get(family or 0)
-    if size is None or len(raw) != 1 + 2 * (size + 2):
+    if family != _INET6 or len(raw) != 1 + 2 * (_IPV6_BYTES + 2):
         return None
-    at = 3 + size
-    ends = [(raw[1 : 1 + size], _port(raw, 1 + size)[0])]
-    ends.append((raw[at : at + size], _port(raw, at + size)[0]))
-    return connection(ends)
+    ends = (raw[1:19], raw[19:37])
+    return connection([(end[:_IPV6_BYTES], _port(end, _IPV6_BYTES)[0]) for end in ends])
 
 
 def connection(ends: Sequence[tuple[bytes, int]]) -> str:
@@ -182,7 +181,6 @@ KINDS: Final = frozenset({*_READERS, _DYNAMIC_KIND})
 """The kinds of parameters that `read` knows."""
 
 
-@lru_cache(maxsize=4096)
 def read(kind: str, event: str, raw: bytes) -> str | int | bytes | None:
     """The value of a structure.
 
