@@ -44,6 +44,9 @@ _BLOCK_HEAD: Final = 10
 _PADDED: Final = 4
 """A block is filled up to a multiple of this."""
 
+_STATE_ONLY: Final = 1
+"""Flag of an event that a filter left out, but for what it says of the state."""
+
 _ERRORS: Final = 4095
 """Error numbers; a call that gives a lesser result than their negatives did not fail."""
 
@@ -157,7 +160,7 @@ class Decoder:
             "direction": coded(ways, code),
             "event": coded([scap_table.name_of(number) for number in types.tolist()], code),
             "event_id": _integers(headers.type),
-            "kind": constant(TypeClass.STR, "event", count),
+            **_flags(events, kept),
             "ord": _integers(number - 1),
             "seq": _integers(number),
             "source": constant(TypeClass.STR, self.source.id, count),
@@ -168,11 +171,6 @@ class Decoder:
             value = getattr(self.source, name)
             if value is not None:
                 columns[name] = constant(TypeClass.STR, value, count)
-        flagged = np.isin(events.types[kept], sorted(WITH_FLAGS))
-        if flagged.any():
-            flags = np.zeros(count, np.int64)
-            flags[flagged] = gather(events.data, "<u4", starts[flagged] + _BLOCK_HEAD)
-            columns[FLAGS] = _integers(flags, flags != 0)
         return {name: column for name, column in columns.items() if column is not None}
 
 
@@ -183,6 +181,20 @@ def _integers(values: npt.NDArray[np.integer], some: Mask | None = None) -> Colu
         return Column(TypeClass.I64, pa.array(values))
     rows = np.flatnonzero(some).astype(np.int32)
     return Column(TypeClass.I64, pa.array(values[rows]), rows) if len(rows) else None
+
+
+def _flags(events: Events, kept: Int64s) -> dict[str, Column | None]:
+    """The flags that some blocks have, and whether the event only serves to know the state.
+
+    sysdig -F writes such events besides those that its filter chose, and does not show them.
+    """
+    flagged = np.isin(events.types[kept], sorted(WITH_FLAGS))
+    if not flagged.any():
+        return {"kind": constant(TypeClass.STR, "event", len(kept))}
+    flags = np.zeros(len(kept), np.int64)
+    flags[flagged] = gather(events.data, "<u4", events.starts[kept[flagged]] + _BLOCK_HEAD)
+    kinds = coded(["event", "state"], flags & _STATE_ONLY)
+    return {"kind": kinds, FLAGS: _integers(flags, flags != 0)}
 
 
 def _times(ts: npt.NDArray[np.uint64]) -> dict[str, Column | None]:

@@ -468,6 +468,22 @@ def test_the_envelope() -> None:
     assert raw.type_id.tolist() == [3, 3]
 
 
+def test_events_for_the_state_alone() -> None:
+    """What sysdig -F adds to a filtered file has the kind state; other flags change no kind."""
+    raw = scap.decoded(
+        scap.scap(
+            scap.opened("/a"),
+            scap.opened("/b", kind=scap.EVENT_FLAGS_V2, flags=1),
+            scap.opened("/c", kind=scap.EVENT_FLAGS_V2, flags=2),
+            scap.opened("/d", kind=scap.EVENT_FLAGS_LARGE, flags=3),
+        )
+    )
+    rows = raw[0].batch.to_pylist()
+
+    assert [row["kind"] for row in rows] == ["event", "state", "event", "state"]
+    assert [row.get("ext_flags__i64") for row in rows] == [None, 1, 2, 3]
+
+
 def test_no_events_are_no_rows() -> None:
     """A run whose only event is refused gives an empty batch."""
     raw = scap.decoded(scap.scap(WRONG["empty block"]))[0]
