@@ -19,6 +19,8 @@ from kcap.model.batch import Batch
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss
 from kcap.readers.scap import ScapReader
+from kcap.readers.scap_blocks import Blocks, Table
+from kcap.readers.scap_tables import Tables
 from kcap.state.state import State
 
 
@@ -58,13 +60,22 @@ def _typed(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def tables_of(path: Path) -> Tables:
+    """What a file says of its machine."""
+    tables = Tables(str(path))
+    with path.open("rb") as stream:
+        for item in Blocks(stream, str(path)).read():
+            if isinstance(item, Table):
+                tables.take(item)
+    return tables
+
+
 class Names:
     """What a state knows, for parameters that name a thread, a descriptor, a path or a user."""
 
-    def __init__(self, state: State, users: dict[int, str], groups: dict[int, str]) -> None:
+    def __init__(self, state: State, tables: Tables) -> None:
         self._state = state
-        self._users = users
-        self._groups = groups
+        self._tables = tables
 
     def thread(self, tid: int) -> str | None:
         """The name of a thread, None for one that is not known."""
@@ -86,11 +97,13 @@ class Names:
 
     def user(self, uid: int) -> str | None:
         """The name of a user."""
-        return self._users.get(uid)
+        known = self._tables.users.get(uid)
+        return known.name if known else None
 
     def group(self, gid: int) -> str | None:
         """The name of a group."""
-        return self._groups.get(gid)
+        known = self._tables.groups.get(gid)
+        return known.name if known else None
 
 
 class Recalled:
@@ -144,11 +157,9 @@ def names_of(path: Path) -> Recalled:
         What answers for the event of row `Recalled.row`.
     """
     state = State()
-    names = Names(state)
-    recalled = Recalled(names)
+    recalled = Recalled(Names(state, tables_of(path)))
     seen = iter(rows(path))
     for batch in batches(path):
-        names.take(batch.before)
         asking = [any(looked_up(r, i) for i in items_of(r)) for r in islice(seen, batch.rows)]
         cuts = [i + 1 for i, asks in enumerate(asking) if asks]
         for start, stop in pairwise([0, *cuts, batch.rows]):
