@@ -1,9 +1,6 @@
 """The blocks of a .scap file: sections, tables and runs of event blocks.
 
 A file is a row of blocks, each with its type and length in front and its length again behind.
-Blocks are found many at a time: every 32-bit word that could be a type is looked at, those whose
-two lengths agree are kept, and where each one's end is the next one's start the row is complete.
-What does not link up is walked one by one, so the result is that of a plain walk.
 """
 
 from __future__ import annotations
@@ -14,14 +11,24 @@ from collections.abc import Generator, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from kcap.errors import DamagedError, KcapError, NotACaptureError, TruncatedError, VersionError
+from kcap.readers.scap_links import (
+    ALIASES,
+    BLOCK_BYTES,
+    BROKEN,
+    EDGE_BYTES,
+    HEAD_BYTES,
+    HIGHEST,
+    LOWEST,
+    SECTION,
+    Int64s,
+    Links,
+    needed,
+    plausible,
+)
 from kcap.readers.textinput import TextInput
 
-Int64s = npt.NDArray[np.int64]
-
-SECTION: Final = 0x0A0D0D0A
 MACHINE: Final = 0x201
 PROCESSES: Final = {
     0x202: 1,
@@ -54,21 +61,6 @@ FIRST_VERSION: Final = frozenset({0x204, 0x208})
 LARGE: Final = frozenset({0x221, 0x222})
 """Those whose parameters have 32-bit lengths."""
 
-_ALIASES: Final = {
-    0x8000ABCD: 0x202,
-    0x8001ABCD: 0x203,
-    0x8002ABCD: MACHINE,
-    0x8010ABCD: 0x204,
-    0x8011ABCD: 0x205,
-    0x8012ABCD: 0x206,
-    0x8013ABCD: 0x207,
-    0x8014ABCD: 0x209,
-}
-"""Numbers from before the first release."""
-
-BLOCK_BYTES: Final = 64 << 20
-"""Longest block; a process list of a big host takes a few MB."""
-
 RUN_EVENTS: Final = 16_384
 """Longest run of event blocks."""
 
@@ -79,16 +71,7 @@ PADDING: Final = 32
 """Zero bytes behind the data of a run, so that a header may be read beyond its end."""
 
 _STEP_BYTES: Final = 2 << 20
-_LOWEST: Final = 0x201
-_HIGHEST: Final = 0x222
-_LOWEST_ALIAS: Final = 0x8000ABCD
-_ALIAS_MASK: Final = 0xFFE0FFFF
-_BROKEN: Final = -1
 _EVENT_TYPES: Final = np.array(sorted(EVENTS))
-_HEAD_BYTES: Final = 8
-_EDGE_BYTES: Final = 12
-"""Bytes of type and both lengths."""
-
 _MAGIC: Final = 0x1A2B3C4D
 _MAGIC_SWAPPED: Final = 0x4D3C2B1A
 _MAJOR: Final = 1
@@ -144,7 +127,7 @@ def is_scap(head: bytes) -> bool:
     Returns:
         True where one starts so.
     """
-    if len(head) < _EDGE_BYTES or _word(head, 0)[0] != SECTION:
+    if len(head) < EDGE_BYTES or _word(head, 0)[0] != SECTION:
         return False
     magic = _word(head, 8)[0]
     if magic == _MAGIC_SWAPPED:
@@ -156,7 +139,7 @@ def is_scap(head: bytes) -> bool:
     if size + 4 > len(head):
         return bool(size == _SECTION_BYTES)
     kind = struct.unpack_from(order, head, size)[0]
-    return kind in _ALIASES or _LOWEST <= kind <= _HIGHEST
+    return kind in ALIASES or LOWEST <= kind <= HIGHEST
 
 
 class _Window:
@@ -252,7 +235,7 @@ class Blocks:
             KcapError: The stream can't be read.
         """
         window = self._window
-        self._check_start(self.head(_EDGE_BYTES))
+        self._check_start(self.head(EDGE_BYTES))
         need = _STEP_BYTES
         while True:
             waiting = window.fill(need)
@@ -278,8 +261,8 @@ class Blocks:
 
     def _check_start(self, head: bytes) -> None:
         """Refuse what is no such file, in words that say what it is instead."""
-        if len(head) >= _EDGE_BYTES and _words(head)[0] == SECTION:
-            if _word(head, _HEAD_BYTES)[0] == _MAGIC_SWAPPED:
+        if len(head) >= EDGE_BYTES and _words(head)[0] == SECTION:
+            if _word(head, HEAD_BYTES)[0] == _MAGIC_SWAPPED:
                 raise NotACaptureError(
                     "a .scap file of a big-endian machine",
                     file=self._file,
@@ -299,33 +282,41 @@ class Blocks:
         Where ``hold`` is set, a run of events that may become longer stays at hand.
         """
         data = self._window.data
-        links = _Links(data)
+        links = Links(data)
         at = 0
         try:
             while True:
                 linked = links.run(at)
                 end = int(links.ends[linked[-1]]) if len(linked) else at
-                missing = _missing(data, end)
-                for item, end_of_item in self._items(data, links, linked, bool(hold and missing)):
+                missing = needed(data, end)
+                longer = hold and missing > 0
+                for item, end_of_item in self._items(data, links, linked, hold=longer):
                     yield item
                     at = end_of_item
-                if missing:
+                if missing == BROKEN:
+                    at = self._behind(data, links, end)
+                elif missing:
                     break
-                size = _words(data, end)[1]
-                yield Table(
-                    _words(data, end)[0],
-                    data[end + _HEAD_BYTES : end + size - 4],
-                    self._window.offset + end,
-                )
-                at = end + size
+                else:
+                    kind, size = _words(data, end)
+                    body = data[end + HEAD_BYTES : end + size - 4]
+                    yield Table(kind, body, self._window.offset + end)
+                    at = end + size
         finally:
             self._window.drop(at)
-        if missing is _BROKEN:
-            raise self._broken()
         return missing
 
+    def _behind(self, data: bytes, links: Links, at: int) -> int:
+        """Pass a block over that is none, where lenient: where the next one at hand starts."""
+        error = self._broken(data, at)
+        index = int(np.searchsorted(links.starts, at, "right"))
+        if not self._lenient or index == len(links.starts):
+            raise error
+        self.damage.append(error)
+        return int(links.starts[index])
+
     def _items(
-        self, data: bytes, links: _Links, linked: Int64s, hold: bool
+        self, data: bytes, links: Links, linked: Int64s, *, hold: bool
     ) -> Iterator[tuple[Item, int]]:
         """Sections, tables and runs out of linked blocks, each with where it ends in the data."""
         offset = self._window.offset
@@ -344,7 +335,7 @@ class Blocks:
                 at = stop
             else:
                 start, end = int(starts[at]), int(ends[at])
-                body = data[start + _HEAD_BYTES : end - 4]
+                body = data[start + HEAD_BYTES : end - 4]
                 if types[at] == SECTION:
                     yield self._section(body, offset + start), end
                 else:
@@ -380,25 +371,26 @@ class Blocks:
             )
         return Section(f"{major}.{minor}", offset)
 
-    def _broken(self) -> DamagedError:
-        """What is wrong with the block that the data at hand starts with."""
-        kind, size = _words(self._window.data)
-        if size % 4 or not _EDGE_BYTES <= size <= BLOCK_BYTES:
+    def _broken(self, data: bytes, at: int) -> DamagedError:
+        """What is wrong with the block at a place."""
+        kind, size = _words(data, at)
+        if size % 4 or not EDGE_BYTES <= size <= BLOCK_BYTES:
             what = f"a block of type {kind:#x} of {size} bytes"
-            expected = f"{_EDGE_BYTES} to {BLOCK_BYTES} bytes, a multiple of 4"
+            expected = f"{EDGE_BYTES} to {BLOCK_BYTES} bytes, a multiple of 4"
         else:
-            behind = _word(self._window.data, size - 4)[0]
+            behind = _word(data, at + size - 4)[0]
             what = f"a block of type {kind:#x} that ends with another length, {behind}"
             expected = str(size)
-        return DamagedError(what, file=self._file, offset=self._window.offset, expected=expected)
+        offset = self._window.offset + at
+        return DamagedError(what, file=self._file, offset=offset, expected=expected)
 
     def _check_rest(self) -> None:
         """Say what is left at the end: a block that was cut, or one whose length is damaged."""
         window = self._window
         if not window.size or window.failure is not None:
             return
-        for start in _plausible(window.data, 4).tolist():
-            if _missing(window.data, start) == 0:
+        for start in plausible(window.data, 4).tolist():
+            if needed(window.data, start) == 0:
                 raise DamagedError(
                     "a block that would go beyond the end of the file",
                     file=self._file,
@@ -412,81 +404,17 @@ class Blocks:
         begin = 1
         while True:
             data = window.data
-            for start in _plausible(data, begin).tolist():
+            for start in plausible(data, begin).tolist():
                 while window.fill(start + _words(data, start)[1]):
                     yield None
-                if _missing(window.data, start) == 0:
+                if needed(window.data, start) == 0:
                     window.drop(start)
                     return
             # A block may start in the last bytes that were looked at.
-            window.drop(max(len(data) - _HEAD_BYTES + 1, 0))
+            window.drop(max(len(data) - HEAD_BYTES + 1, 0))
             begin = 0
-            if window.ended and window.size < _EDGE_BYTES:
+            if window.ended and window.size < EDGE_BYTES:
                 window.drop(window.size)
                 return
             while window.fill(_STEP_BYTES):
                 yield None
-
-
-class _Links:
-    """The sound blocks of known types in some data, and which of them follow each other."""
-
-    def __init__(self, data: bytes) -> None:
-        words = np.frombuffer(data, np.uint32, len(data) // 4)
-        at = np.flatnonzero(_is_known(words[: max(len(words) - 2, 0)]))
-        sizes = words[at + 1].astype(np.int64)
-        fits = (sizes % 4 == 0) & (sizes >= _EDGE_BYTES) & (sizes <= BLOCK_BYTES)
-        fits &= at * 4 + sizes <= len(data)
-        at, sizes = at[fits], sizes[fits]
-        sound = words[at + sizes // 4 - 1] == sizes
-        at, sizes = at[sound], sizes[sound]
-        self.starts: Int64s = at * 4
-        self.ends: Int64s = self.starts + sizes
-        self.types: Int64s = words[at].astype(np.int64)
-        for alias in np.unique(self.types[self.types >= _LOWEST_ALIAS]).tolist():
-            self.types[self.types == alias] = _ALIASES.get(alias, alias)
-        self._turns = np.append(np.flatnonzero(self.starts[1:] != self.ends[:-1]), len(at) - 1)
-
-    def run(self, start: int) -> Int64s:
-        """Indices of the blocks that follow each other from a place on."""
-        parts = [np.empty(0, np.int64)]
-        at = int(np.searchsorted(self.starts, start))
-        while at < len(self.starts) and self.starts[at] == start:
-            last = int(self._turns[np.searchsorted(self._turns, at)])
-            parts.append(np.arange(at, last + 1))
-            start = int(self.ends[last])
-            at = int(np.searchsorted(self.starts, start))
-        return np.concatenate(parts)
-
-
-def _is_known(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
-    """Which words may be the type of a block."""
-    known = (words - np.uint32(_LOWEST)) <= _HIGHEST - _LOWEST
-    known |= words == SECTION
-    known |= (words & np.uint32(_ALIAS_MASK)) == _LOWEST_ALIAS
-    return known
-
-
-def _missing(data: bytes, start: int) -> int:
-    """Bytes that the block at a place needs, 0 where it is whole, `_BROKEN` where it is none."""
-    if len(data) - start < _HEAD_BYTES:
-        return _EDGE_BYTES
-    size: int = _words(data, start)[1]
-    if size % 4 or not _EDGE_BYTES <= size <= BLOCK_BYTES:
-        return _BROKEN
-    if start + size > len(data):
-        return size
-    return 0 if _word(data, start + size - 4)[0] == size else _BROKEN
-
-
-def _plausible(data: bytes, begin: int) -> Int64s:
-    """Places where a block of a known type and a possible length may start, ascending."""
-    count = len(data) - begin - _HEAD_BYTES + 1
-    if count <= 0:
-        return np.empty(0, np.int64)
-    words = np.ndarray((count + 4,), "<u4", data, begin, (1,))
-    at = np.flatnonzero(_is_known(words[:count]))
-    sizes = words[at + 4]
-    fits = (sizes % 4 == 0) & (sizes >= _EDGE_BYTES) & (sizes <= BLOCK_BYTES)
-    found: Int64s = at[fits] + begin
-    return found

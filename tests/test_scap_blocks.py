@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kcap.errors import DamagedError, NotACaptureError, TruncatedError, VersionError
-from kcap.readers import scap_blocks
+from kcap.readers import scap_blocks, scap_links
 from kcap.readers.scap_blocks import Blocks, Events, Item, Section, Table, is_scap
 
 KNOWN = (0x202, 0x205, 0x206, 0x218, 0x219)
@@ -68,7 +68,7 @@ def plain(items: Sequence[Item]) -> Plain:
         if isinstance(item, Table):
             found.append((item.type, item.body))
         elif isinstance(item, Section):
-            found.append((scap_blocks.SECTION, b""))
+            found.append((scap_links.SECTION, b""))
         elif isinstance(item, Events):
             for start, end, kind in zip(item.starts, item.ends, item.types, strict=True):
                 found.append((int(kind), item.data[start + 8 : end]))
@@ -77,7 +77,7 @@ def plain(items: Sequence[Item]) -> Plain:
 
 def expected(data: bytes) -> Plain:
     """What `plain` should give for a sound file."""
-    return [(k, b"" if k == scap_blocks.SECTION else body) for k, body in walked(data)]
+    return [(k, b"" if k == scap_links.SECTION else body) for k, body in walked(data)]
 
 
 @given(blocks_of_files, st.integers(1, 200))
@@ -161,17 +161,17 @@ def test_damaged_lengths(at: int, value: int, word: str) -> None:
     front = scap.section() + b"".join(blocks[:4])
     bad = bytearray(blocks[4])
     struct.pack_into("<I", bad, at % len(bad), value)
-    data = front + bytes(bad) + b"".join(blocks[5:])
+    for rest in (b"".join(blocks[5:]), b"".join(blocks[5:]) + scap.block(0x202, bytes(5 << 20))):
+        data = front + bytes(bad) + rest
+        items, error, _ = scap.items(data)
+        lenient, no_error, damage = scap.items(data, lenient=True)
 
-    items, error, _ = scap.items(data)
-    lenient, no_error, damage = scap.items(data, lenient=True)
-
-    assert isinstance(error, DamagedError)
-    assert word in error.what
-    assert error.offset == len(front)
-    assert plain(items) == expected(front)
-    assert (no_error, damage) == (None, 1)
-    assert plain(lenient) == expected(front + b"".join(blocks[5:]))
+        assert isinstance(error, DamagedError)
+        assert word in error.what
+        assert error.offset == len(front)
+        assert plain(items) == expected(front)
+        assert (no_error, damage) == (None, 1)
+        assert plain(lenient) == expected(front + rest)
 
 
 def test_lenient_goes_on_behind_missing_bytes() -> None:
@@ -184,6 +184,15 @@ def test_lenient_goes_on_behind_missing_bytes() -> None:
             assert (error, damage) == (None, 1)
             found = [body for _, body in plain(items)]
             assert [scap.block(0x216, body) for body in found[-3:]] == blocks[3:]
+
+
+def test_much_damage_takes_no_time() -> None:
+    """Each of 20,000 damaged blocks is passed over at its own cost, not that of what follows."""
+    good, bad = scap.opened("/a"), bytearray(scap.opened("/b"))
+    bad[-1] = 1
+    _, error, damage = scap.items(scap.section() + (good + bytes(bad)) * 20_000, lenient=True)
+
+    assert (error, damage) == (None, 20_000)
 
 
 @given(st.data())
@@ -300,7 +309,7 @@ def test_what_a_pipe_has_comes_before_the_wait() -> None:
 
 def test_a_huge_length_takes_no_memory() -> None:
     """A length beyond the limit is damage, before a byte of it is read."""
-    body = struct.pack("<II", 0x216, scap_blocks.BLOCK_BYTES + 4)
+    body = struct.pack("<II", 0x216, scap_links.BLOCK_BYTES + 4)
     stream = Endless(scap.section() + body)
 
     with pytest.raises(DamagedError):
