@@ -16,7 +16,9 @@ from kcap.readers.scap_blocks import FDS, INTERFACES, MACHINE, PROCESSES, USERS,
 from kcap.readers.scap_values import MAPPED, connection, ip_text
 from kcap.state import Process
 from kcap.state.containers import container_id
+from kcap.state.fds import Descriptor
 from kcap.state.processes import FACTS, PASSWD, PROCFS
+from kcap.state.threads import Thread
 
 _ENTRIES_END: Final = 4
 """Fewer bytes than this behind the last entry fill the block up."""
@@ -233,6 +235,41 @@ class Tables:
                 mains[task.pid] = task
         return [self._process(task) for _, task in sorted(mains.items())]
 
+    def threads(self) -> list[Thread]:
+        """The threads, by thread id."""
+        return [
+            Thread(
+                task.tid,
+                task.pid,
+                task.comm or None,
+                task.ptid,
+                provenance=PROCFS,
+                details=_json(
+                    {
+                        "ns_tid": _other(task.details.get("vtid"), task.tid),
+                        "ns_pid": _other(task.details.get("vpid"), task.pid),
+                    }
+                ),
+            )
+            for _, task in sorted(self.tasks.items())
+        ]
+
+    def descriptors(self) -> list[Descriptor]:
+        """The descriptors, by process and number.
+
+        Where other threads of a process have lists, too, that of the main thread counts.
+        """
+        found: dict[tuple[int, int], OpenFile] = {}
+        for file in self.files:
+            task = self.tasks.get(file.tid)
+            pid = task.pid if task else file.tid
+            if pid == file.tid or (pid, file.fd) not in found:
+                found[pid, file.fd] = file
+        return [
+            Descriptor(pid, fd, file.type, file.name, file.inode, file.flags, _json(file.details))
+            for (pid, fd), file in sorted(found.items())
+        ]
+
     def _process(self, task: Task) -> Process:
         parent = self.tasks.get(task.ptid)
         arguments = [task.exe, *task.args]
@@ -255,6 +292,17 @@ class Tables:
         return process._replace(
             provenance=tuple(tag if getattr(process, f) is not None else None for f, tag in tags)
         )
+
+
+def _json(values: Mapping[str, Any]) -> str | None:
+    """The values that there are as JSON text, None where there are none."""
+    known = {name: value for name, value in values.items() if value is not None}
+    return text.json_text(known) if known else None
+
+
+def _other(number: int | None, than: int) -> int | None:
+    """A number that is known and another one."""
+    return None if number in (than, -1) else number
 
 
 def _what(kind: int) -> str:
@@ -393,7 +441,8 @@ def _files(body: bytes, version: int) -> Iterator[OpenFile]:
         if kind in _SOCKETS:
             file = _socket(cursor, file, *_SOCKETS[kind])
         elif kind == _UNIX:
-            details = {"source": cursor.number(8), "peer": cursor.number(8)}
+            ends = {"source": cursor.number(8), "peer": cursor.number(8)}
+            details = {end: f"{at:x}" for end, at in ends.items() if at}
             # What /proc says ends with its line.
             file = file._replace(name=cursor.string().removesuffix("\n"), details=details)
         elif kind == _FILE_V2:

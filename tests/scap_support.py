@@ -98,7 +98,8 @@ def process(version: int, more: bytes = b"", **fields: Any) -> bytes:
     out += struct.pack("<3I2Q", 1, 2, 3, 4, 5) if version >= 2 else b""
     out += text(given["env"]) if version >= 3 else b""
     if version >= 4:
-        out += struct.pack("<2q", given["tid"], given["pid"]) + text(given["cgroups"])
+        inside = given.get("vtid", given["tid"]), given.get("vpid", given["pid"])
+        out += struct.pack("<2q", *inside) + text(given["cgroups"])
     out += text(given["root"]) if version >= 5 else b""
     out += more
     return struct.pack("<I", len(out) + 4) + out if version >= 9 else out

@@ -237,6 +237,34 @@ def test_processes() -> None:
     assert (tags["user"], tags["exe"], tags["container_id"]) == (PASSWD, PROCFS, None)
 
 
+def test_threads_and_descriptors() -> None:
+    """Threads have their own names; descriptors belong to processes, the main thread's first."""
+    file, other = (scap.descriptor(2, 3, 1, scap.text(name)) for name in ("/main", "/thread"))
+    more = scap.descriptor(2, 4, 3, SOCKET)
+    tables = taken(
+        scap.process_list(
+            9,
+            scap.process(9, tid=21, pid=20, ptid=20, comm="worker"),
+            scap.process(9, tid=20, pid=20, comm="main", vtid=2, vpid=1),
+        ),
+        scap.descriptor_list(2, 20, file),
+        scap.descriptor_list(2, 21, other, more),
+        scap.descriptor_list(2, 99, scap.descriptor(2, 0, 8, bytes(16) + scap.text(""))),
+    )
+
+    assert [(t.tid, t.pid, t.name, t.ptid, t.provenance) for t in tables.threads()] == [
+        (20, 20, "main", 0, PROCFS),
+        (21, 20, "worker", 20, PROCFS),
+    ]
+    assert [t.details for t in tables.threads()] == ['{"ns_tid":2,"ns_pid":1}', None]
+    assert [(d.pid, d.fd, d.type, d.name, d.details) for d in tables.descriptors()] == [
+        (20, 3, "file", "/main", None),
+        (20, 4, "ipv4", "127.0.0.1:4000->10.0.0.2:80", '{"l4_proto":"tcp"}'),
+        (99, 0, "unix", "", None),
+    ]
+    assert {d.inode for d in tables.descriptors()} == {7}
+
+
 def test_texts_that_are_none() -> None:
     """Names that are no UTF-8 are escaped, and end at a NUL."""
     tables = taken(scap.process_list(9, scap.process(9, comm=b"a\xff\0b", args=b"\xfe\0")))
