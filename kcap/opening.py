@@ -36,6 +36,7 @@ def open_source(
     lenient: bool = False,
     resolve: bool = True,
     raw_pairs: bool = False,
+    opened: Callable[[BinaryIO], object] | None = None,
 ) -> Source:
     """Open a capture or a foreign file.
 
@@ -45,6 +46,7 @@ def open_source(
         resolve: Find out who caused the events of a foreign format; False where the caller's own
             `State` does.
         raw_pairs: Keep the enter and the exit of a call as two events, where the reader joins them.
+        opened: Is given the stream that is read, whose ``tell`` says how far.
 
     Returns:
         The source. Close it.
@@ -61,6 +63,8 @@ def open_source(
         if not head:
             raise NotACaptureError("the input is empty", file=name, expected="a capture")
         entry, reader = _reader(head, name)
+        if opened is not None:
+            opened(stream)
         options = {"lenient": lenient}
         if raw_pairs:
             options["raw_pairs"] = _joins(reader, entry, name)
@@ -136,6 +140,16 @@ class _Replayed(io.RawIOBase):
         super().__init__()
         self._head = head
         self._rest = rest
+        self._given = 0
+
+    def close(self) -> None:
+        if not self.closed and self._rest is not getattr(sys.stdin, "buffer", None):
+            self._rest.close()
+        super().close()
+
+    def tell(self) -> int:
+        # What was given so far; there is no going back.
+        return self._given
 
     def fileno(self) -> int:
         # Lets a reader ask whether more is there; the head is in no file any more.
@@ -148,6 +162,7 @@ class _Replayed(io.RawIOBase):
         part = self._head[: len(buffer)] if self._head else self._rest.read1(len(buffer))
         self._head = self._head[len(part) :]
         buffer[: len(part)] = part
+        self._given += len(part)
         return len(part)
 
 
@@ -156,7 +171,10 @@ def _reader(head: bytes, name: str) -> tuple[str, Any]:
     plain = decompressed(head)
     known = sorted(plugins.found(plugins.READERS), key=lambda n: (n != "kcap", n))
     for entry in known:
-        reader = plugins.load(plugins.READERS, entry)
+        try:
+            reader = plugins.load(plugins.READERS, entry)
+        except ImportError:
+            continue  # of another distribution that is broken: no reason to refuse all inputs
         if reader.sniff(head if entry == "kcap" else plain):
             return entry, reader
     raise NotACaptureError(

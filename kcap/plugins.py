@@ -11,6 +11,7 @@ import os
 import tomllib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,32 @@ def found(group: str) -> dict[str, EntryPoint]:
     if not _is_root():
         others = {e.name: e for e in installed if e.dist is None or e.dist.name != _OURS}
     return dict(sorted((others | own).items()))
+
+
+def hidden(group: str) -> dict[str, EntryPoint]:
+    """The entry points of other distributions that are not loaded as root.
+
+    Args:
+        group: `READERS`, `LIVE` or `WRITERS`.
+
+    Returns:
+        Name to entry point, by name.
+    """
+    known = found(group)
+    return {e.name: e for e in sorted(entry_points(group=group)) if e.name not in known}
+
+
+def missing(plugin: Any) -> list[str]:  # noqa: ANN401
+    """The optional dependencies that a reader or writer needs and that are not installed.
+
+    Args:
+        plugin: Its class; ``needs`` maps the extra of an installation to the module it brings.
+
+    Returns:
+        Names of extras.
+    """
+    needs: dict[str, str] = getattr(plugin, "needs", {})
+    return [extra for extra, module in sorted(needs.items()) if find_spec(module) is None]
 
 
 def load(group: str, name: str) -> Any:  # noqa: ANN401

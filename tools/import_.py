@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from kcap.tools import common, output
 from kcap.tools.cli import Verb
-from kcap.tools.play import opened_source
+from kcap.tools.inputs import Announced, Inputs
 from kcap.tools.progress import Progress
 
 if TYPE_CHECKING:
+    from kcap.format.writer import CaptureWriter
     from kcap.model.stream import Source
+    from kcap.replay.pipeline import Summary
     from kcap.state import State
 
 
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 @common.capture_options
 @common.lenient_option
 @common.raw_pairs_option
-@click.option("--list", "listing", is_flag=True, help="Say what each reader reads.")
+@click.option("--list", "listing", is_flag=True, help="Say what each reader reads and needs.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: as JSON.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -49,6 +53,7 @@ def command(
     lenient: bool,
     raw_pairs: bool,
     listing: bool,
+    as_json: bool,
 ) -> None:
     """Turn CAPTURES into one .kcap file; '-' reads standard input.
 
@@ -59,55 +64,74 @@ def command(
 
     Several captures, kcap's own among them, are merged by time, in whatever order they are named.
     Each keeps its own order: an event that is earlier than the one before it stays behind that
-    one. Times are never adjusted.
+    one. Times are never adjusted. One that can't be read ends the import before anything is
+    written; with --lenient it is passed over and named, in the output as well, exit code 3.
     """
     if listing:
-        _list_readers()
+        _list_readers(as_json=as_json)
         return
+    if as_json:
+        raise click.UsageError("--json is for --list")
     if not captures or target is None:
         raise click.UsageError("give a capture to read, and -o FILE to write")
     _check_once(captures)
-    from kcap.format.writer import CaptureWriter
     from kcap.model.text import printable
+
+    path = output.capture_path(target)
+    with contextlib.ExitStack() as stack:
+        inputs = Inputs(captures, stack, lenient=lenient, raw_pairs=raw_pairs)
+        _warn_of_copies(inputs.sources)
+        with output.opened(path, force=force) as stream:
+            writing = {"file": path, "level": level, "chunk_rows": chunk_events}
+            summary, sink = _import(inputs, stream, canonical=canonical, writing=writing)
+    size = common.size_text(sink.bytes_written)
+    click.echo(f"kcap: sha256 {sink.file_hash}", err=True)
+    events = common.counted(summary.events_out, "event")
+    click.echo(f"kcap: {events}, {size}: {printable(path)}", err=True)
+    common.finish(ctx, summary, captures[0] if len(captures) == 1 else f"{len(captures)} inputs")
+
+
+def _import(
+    inputs: Inputs, stream: BinaryIO, *, canonical: bool, writing: dict[str, Any]
+) -> tuple[Summary, CaptureWriter]:
+    """Write the inputs as one capture.
+
+    Args:
+        inputs: The inputs.
+        stream: Where the capture goes.
+        canonical: Equal input gives equal bytes.
+        writing: How the capture is written.
+
+    Returns:
+        What was done, and the closed writer.
+    """
+    from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Pipeline
     from kcap.replay.resolved import OWN
     from kcap.state import State
 
-    path = output.capture_path(target)
     state = State()
-    with contextlib.ExitStack() as stack:
-        sources = [
-            stack.enter_context(
-                opened_source(c, lenient=lenient, resolve=False, raw_pairs=raw_pairs)
-            )
-            for c in captures
-        ]
-        _warn_of_copies(sources)
-        source = _as_one(sources, state, chunk_events if canonical else None)
-        alone = len(sources) == 1
-        foreign = sources[0].info.format not in OWN
-        with output.opened(path, force=force) as stream:
-            sink = CaptureWriter(
-                stream,
-                file=path,
-                snapshot=state.snapshot if foreign or not alone else None,
-                chunk_rows=chunk_events,
-                created_ns=0 if canonical else time.time_ns(),
-                level=level,
-                canonical=canonical,
-            )
-            with Progress() as progress:
-                summary = Pipeline(
-                    source,
-                    [sink],
-                    state=state,
-                    resolve=alone and foreign,
-                    after_batch=progress.update,
-                ).run()
-    size = common.size_text(sink.bytes_written)
-    click.echo(f"kcap: sha256 {sink.file_hash}", err=True)
-    click.echo(f"kcap: {summary.events_out:,} events, {size}: {printable(path)}", err=True)
-    common.finish(ctx, summary, captures[0] if alone else f"{len(captures)} inputs")
+    source = _as_one(inputs.sources, state, writing["chunk_rows"] if canonical else None)
+    if inputs.losses:
+        source = Announced(source, inputs.losses)
+    alone = len(inputs.sources) == 1
+    foreign = source.info.format not in OWN
+    sink = CaptureWriter(
+        stream,
+        snapshot=state.snapshot if foreign or not alone else None,
+        created_ns=0 if canonical else time.time_ns(),
+        canonical=canonical,
+        **writing,
+    )
+    with Progress(read=inputs.position) as progress:
+        pipeline = Pipeline(
+            source,
+            [sink],
+            state=state,
+            resolve=alone and foreign,
+            after_batch=progress.update,
+        )
+        return pipeline.run(), sink
 
 
 def _as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source:
@@ -161,10 +185,38 @@ def _warn_of_copies(sources: Sequence[Source]) -> None:
             click.echo(printable(text), err=True)
 
 
-def _list_readers() -> None:
-    """One line a reader."""
+def _list_readers(*, as_json: bool) -> None:
+    """What each reader reads and needs, and whether it can be used here."""
+    readers = list(_readers())
+    if as_json:
+        click.echo(json.dumps(readers, indent=1))
+        return
+    width = max(len(reader["name"]) for reader in readers)
+    for reader in readers:
+        needs = f"; needs {', '.join(reader['needs'])}" if reader["needs"] else ""
+        why = f"; NOT AVAILABLE: {reader['why']}" if reader["why"] else ""
+        click.echo(f"{reader['name']:<{width}}  {reader['reads']}{needs}{why}")
+
+
+def _readers() -> Iterator[dict[str, Any]]:
     from kcap import plugins
 
-    for name in plugins.found(plugins.READERS):
-        reader = plugins.load(plugins.READERS, name)
-        click.echo(f"{name:<10} {reader.reads}")
+    for name, entry in sorted(
+        (plugins.found(plugins.READERS) | plugins.hidden(plugins.READERS)).items()
+    ):
+        found: dict[str, Any] = {"name": name, "reads": "?", "needs": [], "why": None}
+        if name not in plugins.found(plugins.READERS):
+            found["why"] = f"{entry.value} is not kcap's own, and root loads nothing else"
+            yield found
+            continue
+        try:
+            reader = plugins.load(plugins.READERS, name)
+        except ImportError as error:
+            found["why"] = f"{entry.value} can't be imported: {error}"
+            yield found
+            continue
+        needs = [f"kcap[{extra}]" for extra in sorted(getattr(reader, "needs", {}))]
+        missing = plugins.missing(reader)
+        if missing:
+            found["why"] = f"pip install 'kcap[{','.join(missing)}]'"
+        yield found | {"reads": reader.reads, "needs": needs}

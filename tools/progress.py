@@ -20,13 +20,20 @@ _EVERY_S: Final = 0.25
 class Progress:
     """One line on standard error that is written over; nothing where that is no terminal."""
 
-    def __init__(self, written: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        written: Callable[[], int] | None = None,
+        *,
+        read: Callable[[], tuple[int, int | None]] | None = None,
+    ) -> None:
         """Prepare the line.
 
         Args:
             written: Gives the bytes of output so far.
+            read: Gives the bytes of input so far, and how many there are where that is known.
         """
         self._written = written
+        self._read = read
         self._shown = sys.stderr.isatty()
         self._begun = time.monotonic()
         self._last = 0.0
@@ -63,12 +70,32 @@ class Progress:
             elapsed_s: Its age in seconds.
 
         Returns:
-            ``00:01:12  48,201 events  3.1 MiB  0 lost``.
+            ``00:01:12  48,201 events  3.1 MiB  0 lost``; with the bytes of input
+            ``00:00:12  48,201 events  45 % of 1.2 GiB  46.1 MiB/s  00:00:15 left  0 lost``.
         """
-        minutes, seconds = divmod(int(elapsed_s), 60)
-        hours, minutes = divmod(minutes, 60)
-        parts = [f"{hours:02}:{minutes:02}:{seconds:02}", f"{summary.events_out:,} events"]
+        parts = [_clock(elapsed_s), common.counted(summary.events_out, "event")]
         if self._written is not None:
             parts.append(common.size_text(self._written()))
+        if self._read is not None:
+            parts += _rate(*self._read(), elapsed_s)
         parts.append(f"{sum(summary.lost().values()):,} lost")
         return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    """``00:01:12``."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{rest:02}"
+
+
+def _rate(done: int, total: int | None, elapsed_s: float) -> list[str]:
+    """How far an input is read, how quickly, and how long the rest will take."""
+    rate = done / elapsed_s if elapsed_s > 0 else 0.0
+    speed = f"{common.size_text(int(rate))}/s"
+    if not total:
+        return [common.size_text(done), speed]
+    parts = [f"{min(100, done * 100 // total)} % of {common.size_text(total)}", speed]
+    if rate > 0:
+        parts.append(f"{_clock(max(0, total - done) / rate)} left")
+    return parts
