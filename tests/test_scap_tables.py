@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kcap.errors import DamagedError
+from kcap.readers import scap_tables
 from kcap.readers.scap_blocks import Blocks, Table
-from kcap.readers.scap_tables import Group, Interface, Machine, OpenFile, Tables, Task, User
+from kcap.readers.scap_entries import Group, Interface, Machine, OpenFile, Task, User
+from kcap.readers.scap_tables import Tables
 from kcap.state.processes import FACTS, PASSWD, PROCFS
 
 VERSIONS = sorted(scap.PROCESS_LISTS)
@@ -371,3 +373,27 @@ def test_tables_of_real_files(name: str, data: Callable[[str], Path]) -> None:
     assert {process.pid for process in processes} >= {file.tid for file in tables.files}
     assert isinstance(next(iter(tables.tasks.values())), Task)
     assert all(isinstance(file, OpenFile) for file in tables.files)
+
+
+def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries beyond what is kept are left out and counted, whatever the list."""
+    for limit in ("TASKS_MAX", "FILES_MAX", "OTHERS_MAX", "UNKNOWN_MAX"):
+        monkeypatch.setattr(scap_tables, limit, 3)
+    lists = [
+        scap.process_list(9, *[scap.process(9, tid=i) for i in range(5)], scap.process(9, tid=1)),
+        scap.descriptor_list(1, 1, *[scap.descriptor(1, i, 0, b"") for i in range(5)]),
+        scap.block(0x219, scap.interface(2, 1, "lo", *["1.1.1.1"] * 3) * 5),
+        scap.block(0x220, b"".join(scap.user(2, i, "x") for i in range(5))),
+        *[scap.block(0x300 + i, b"") for i in range(5)],
+    ]
+    tables = taken(*lists)
+
+    lists_of = (tables.tasks, tables.files, tables.interfaces, tables.users)
+    assert [len(found) for found in lists_of] == [3, 3, 3, 3]
+    assert tables.left_out == 8
+    assert tables.unknown == {0x300: 1, 0x301: 1, 0x302: 1, 0: 2}
+
+    one = [scap.process_list(9, scap.process(9, tid=i)) for i in range(3)]
+    monkeypatch.setattr(scap_tables, "BYTES_MAX", 2 * len(one[0]))
+    tables = taken(*one)
+    assert (list(tables.tasks), tables.left_out) == ([0, 1], 1)
