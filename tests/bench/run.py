@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import export
+import sysdig
 from formats import Format, Kcap, all_formats
 from scans import last_percent, scans
 from workloads import REPEATED, ROOT, Workload, workloads
@@ -188,8 +189,11 @@ def main() -> None:
             if len(measured) == 1 or workload.name == REPEATED:
                 parts.append(scans(workload, folder, best_of_turn))
                 parts.append(last_percent(workload, folder, best_of_turn))
+        print("measuring beside sysdig …", file=sys.stderr)
+        beside = sysdig.report(folder)
     parts.insert(1, goals(measured))
     parts.append("\n".join([export.HEADING, *exports]) + "\n")
+    parts.append(beside)
     text = "\n".join(parts)
     print(text)
     if options.write:

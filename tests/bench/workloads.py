@@ -68,7 +68,8 @@ def workloads(folder: Path) -> Iterator[Workload]:
     dump = DATA / "tracee" / "tracee_event_dump_2022-10.jsonl.gz"
     dns = DATA / "tracee" / "tracee_dns_events_gotypes_2025-04.jsonl.gz"
     yield _recording(folder)
-    for name, path in (("Tracee dump", dump), ("Tracee DNS", dns)):
+    fibratus = DATA / "fibratus" / "v1.6.0-test.kcap"
+    for name, path in (("Tracee dump", dump), ("Tracee DNS", dns), ("Fibratus", fibratus)):
         if not path.exists():
             print(f"no {path}: {name} is not measured", file=sys.stderr)
             continue
