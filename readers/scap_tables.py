@@ -18,7 +18,8 @@ from kcap.state.threads import Thread
 
 TASKS_MAX: Final = threads.ENTRIES_MAX
 FILES_MAX: Final = fds.ENTRIES_MAX
-OTHERS_MAX: Final = 65_536
+USERS_MAX: Final = 65_536
+INTERFACES_MAX: Final = 1024
 """Entries of a list that are kept."""
 
 BYTES_MAX: Final = 256 << 20
@@ -74,7 +75,7 @@ class Tables:
                 self.machine = scap_entries.machine(body)
             elif kind in INTERFACES:
                 for interface in scap_entries.interfaces(body, INTERFACES[kind]):
-                    if self._has_room(len(self.interfaces), OTHERS_MAX):
+                    if self._has_room(len(self.interfaces), INTERFACES_MAX):
                         self.interfaces.append(interface)
             elif kind in USERS:
                 self._take_users(scap_entries.users(body, USERS[kind]))
@@ -99,7 +100,7 @@ class Tables:
 
     def _take_users(self, entries: Iterable[User | Group]) -> None:
         for entry in entries:
-            if not self._has_room(len(self.users) + len(self.groups), OTHERS_MAX):
+            if not self._has_room(len(self.users) + len(self.groups), USERS_MAX):
                 continue
             if isinstance(entry, User):
                 self.users[entry.uid] = entry

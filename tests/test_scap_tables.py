@@ -377,7 +377,7 @@ def test_tables_of_real_files(name: str, data: Callable[[str], Path]) -> None:
 
 def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Entries beyond what is kept are left out and counted, whatever the list."""
-    for limit in ("TASKS_MAX", "FILES_MAX", "OTHERS_MAX", "UNKNOWN_MAX"):
+    for limit in ("TASKS_MAX", "FILES_MAX", "USERS_MAX", "INTERFACES_MAX", "UNKNOWN_MAX"):
         monkeypatch.setattr(scap_tables, limit, 3)
     lists = [
         scap.process_list(9, *[scap.process(9, tid=i) for i in range(5)], scap.process(9, tid=1)),
