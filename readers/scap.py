@@ -24,10 +24,9 @@ from kcap.readers import scap_table
 from kcap.readers.scap_blocks import Blocks, Events, Item, Section, Table, is_scap
 from kcap.readers.scap_decode import Decoder, RawEvents
 from kcap.readers.scap_join import Joiner
-from kcap.readers.scap_tables import Tables
-from kcap.state import State
-from kcap.state import processes as process_table
-from kcap.state.state import PROCESSES
+from kcap.readers.scap_tables import Tables, is_table
+from kcap.state import State, fds, processes, threads, users
+from kcap.state.state import FDS, PROCESSES, THREADS, USERS
 
 _ORIGIN_BYTES: Final = 1 << 20
 _UNKNOWN_TYPES: Final = 1000
@@ -137,7 +136,7 @@ class ScapReader:
         fresh = False
         for item in chain(self._first, self._rest):
             if not isinstance(item, Events):
-                if not fresh and item is not None:
+                if not fresh and _starts_section(item):
                     rest = self._joiner.rest()
                     if rest.rows:
                         yield rest
@@ -195,8 +194,19 @@ class ScapReader:
     def _begin(self, source: SourceInfo) -> list[Side]:
         """What stands before the events of a section: the source, and what was there."""
         machine = State.machine(source)
-        tables = {PROCESSES: process_table.to_batch([(machine, self._tables.processes())])}
-        return [source, Snapshot(tables)]
+        names = {user.uid: user.name for user in self._tables.users.values()}
+        tables = {
+            PROCESSES: processes.to_batch([(machine, self._tables.processes())]),
+            THREADS: threads.to_batch([(machine, self._tables.threads())]),
+            FDS: fds.to_batch([(machine, self._tables.descriptors())]),
+            USERS: users.to_batch([(machine, names)]),
+        }
+        known = {name: table for name, table in tables.items() if table.rows}
+        sides: list[Side] = [source, Snapshot(known)]
+        if self._tables.left_out:
+            reason = "entries of the lists of processes, descriptors and users beyond the limit"
+            sides.append(Loss("skipped", self._tables.left_out, reason, source.id))
+        return sides
 
     def _count(self, raw: RawEvents) -> None:
         """Count the events of types that are not known."""
@@ -204,8 +214,8 @@ class ScapReader:
         types = raw.type_id
         unknown = types[~of.known[np.minimum(types, of.size)]]
         for number, count in zip(*np.unique(unknown, return_counts=True), strict=True):
-            key = int(number) if len(self._unknown) < _UNKNOWN_TYPES else -1
-            self._unknown[key] += int(count)
+            known = number in self._unknown or len(self._unknown) < _UNKNOWN_TYPES
+            self._unknown[int(number) if known else -1] += int(count)
 
     def _losses(self) -> list[Loss]:
         """Damage that was passed over since the last call."""
@@ -225,3 +235,8 @@ class ScapReader:
             for number, count in sorted(self._unknown.items())
         }
         return [replace(source, details={**source.details, "unknown_types": counts})]
+
+
+def _starts_section(item: Item) -> bool:
+    """Whether a block behind events says that another recording begins: unknown ones don't."""
+    return isinstance(item, Section) or (isinstance(item, Table) and is_table(item.type))

@@ -34,6 +34,28 @@ class EventInfo(NamedTuple):
     category: str | None
 
 
+class Call(NamedTuple):
+    """What an event says of the threads and descriptors of its process."""
+
+    event: str
+    effect: str
+    """What it does: ``open``, ``close``, ``fork`` …; ``use`` for nothing (`kcap.state.calls`)."""
+    uses: tuple[str, ...]
+    """Arguments with the descriptor that it is about; the first that has a value counts."""
+    makes: tuple[str, ...]
+    """Arguments with the descriptors that it makes; ``retval`` is the result."""
+    type: str
+    """What it makes; after an ``@``, the argument that says so."""
+    name: str
+    """Argument with the path, address or name."""
+    at: str
+    """Argument with the descriptor of the directory in which a path begins."""
+    flags: str
+    """Argument with the flags of what it makes."""
+    when: str
+    """An argument that must have one of the values behind it: ``cmd=F_DUPFD|F_DUPFD_CLOEXEC``."""
+
+
 def _rows(table: str) -> list[list[str]]:
     """The rows of a data table, without its heading and comment lines."""
     text = resources.files(_DATA).joinpath(table).read_text("utf-8")
@@ -134,6 +156,25 @@ def decoder_of(family: str, event: str, argument: str) -> str:
             return tables[family, name, argument]
     known = arguments().get(argument)
     return known.decoder if known else ""
+
+
+@cache
+def calls(family: str) -> dict[str, list[Call]]:
+    """The events of a family of sources that concern threads or descriptors.
+
+    Args:
+        family: ``scap``.
+
+    Returns:
+        The event's own name to what it does; of several entries the first counts whose condition
+        holds.
+    """
+    found: dict[str, list[Call]] = {}
+    for name, event, effect, uses, makes, *texts in _rows("calls.tsv"):
+        if name == family:
+            split = [tuple(filter(None, part.split("|"))) for part in (uses, makes)]
+            found.setdefault(event, []).append(Call(event, effect, split[0], split[1], *texts))
+    return found
 
 
 @cache

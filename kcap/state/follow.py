@@ -9,7 +9,7 @@ Measured: about 7 µs of CPU a process row (Python 3.11, one core); no other row
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -176,7 +176,7 @@ def rows_of(batch: Batch, actions: Container[str]) -> tuple[Rows, list[str]]:
 
 def follow(
     tables: Sequence[ProcessTable], actions: Sequence[str], rows: Rows, facts: Facts
-) -> None:
+) -> Iterator[int]:
     """Apply process events in stream order.
 
     Args:
@@ -184,8 +184,12 @@ def follow(
         actions: The action of each row.
         rows: The row numbers in the batch.
         facts: What the rows say.
+
+    Yields:
+        Each row before it is applied, so that others may come in between.
     """
     for i, (table, action, row) in enumerate(zip(tables, actions, rows.tolist(), strict=True)):
+        yield row
         ACTIONS[action](table, facts, i, row)
 
 

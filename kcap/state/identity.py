@@ -8,7 +8,7 @@ all rows together, and no Python runs per row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,16 +52,38 @@ class Machine(NamedTuple):
     rows: Int64s
 
 
-class _Versions:
-    """The versions of all processes that rows of a batch refer to."""
+class _Table(Protocol[_T]):
+    """A table that keeps what a batch changes in it (`ProcessTable`)."""
 
-    def __init__(self, machines: Sequence[Machine], count: int) -> None:
+    changes: list[tuple[int, int, _T | None]] | None
+    before: dict[int, _T | None]
+
+    def get(self, key: int, /) -> _T | None: ...
+
+
+class Versions(Generic[_T]):
+    """The versions of all entries of a table that rows of a batch refer to.
+
+    Args:
+        machines: The table of each machine and its rows in the batch.
+        count: Rows of the batch.
+    """
+
+    def __init__(self, machines: Sequence[tuple[_Table[_T], Int64s]], count: int) -> None:
         self._machines = machines
         self._count = count
-        self.processes: list[Process] = []
+        self.found: list[_T] = []
+        """The versions."""
 
     def find(self, ids: Int64s) -> Int64s:
-        """Number of the version that each row's id has there, -1 where there is none."""
+        """Find the version that each row means.
+
+        Args:
+            ids: The id that each row has, the least integer for none.
+
+        Returns:
+            Its number in `found`, -1 where there is none.
+        """
         found = np.full(self._count, -1, np.int64)
         for table, rows in self._machines:
             rows_with = rows[ids[rows] != _NONE]
@@ -69,24 +91,25 @@ class _Versions:
                 found[rows_with] = self._find(table, ids[rows_with], rows_with)
         return found
 
-    def _find(self, table: ProcessTable, ids: Int64s, rows: Int64s) -> Int64s:
+    def _find(self, table: _Table[_T], ids: Int64s, rows: Int64s) -> Int64s:
         unique, codes = np.unique(ids, return_inverse=True)
         code_of = {pid: code for code, pid in enumerate(unique.tolist())}
         width = self._count + 1
-        keys, versions = [], []
+        keys: list[int] = []
+        versions: list[_T | None] = []
         for pid, code in code_of.items():
             first = table.before[pid] if pid in table.before else table.get(pid)
             keys.append(code * width)
             versions.append(first)
-        for pid, row, process in table.changes or ():
+        for pid, row, version in table.changes or ():
             if pid in code_of:
                 keys.append(code_of[pid] * width + row + 1)
-                versions.append(process)
+                versions.append(version)
         numbers = np.full(len(versions), -1, np.int64)
-        for at, process in enumerate(versions):
-            if process is not None:
-                numbers[at] = len(self.processes)
-                self.processes.append(process)
+        for at, version in enumerate(versions):
+            if version is not None:
+                numbers[at] = len(self.found)
+                self.found.append(version)
         order = np.argsort(np.array(keys, np.int64), kind="stable")
         sorted_keys = np.array(keys, np.int64)[order]
         at_or_before = np.searchsorted(sorted_keys, codes * width + rows + 1, "right") - 1
@@ -103,9 +126,9 @@ def resolve(batch: Batch, machines: Sequence[Machine]) -> Batch:
     Returns:
         The batch with more values, and their provenance; what the source gave stays.
     """
-    versions = _Versions(machines, batch.rows)
+    versions = Versions[Process](machines, batch.rows)
     own = versions.find(batch.numpy("pid", _NONE))
-    own = _agreeing(batch, own, versions.processes)
+    own = _agreeing(batch, own, versions.found)
     filled: dict[str, Mask] = {}
     columns: dict[str, Column] = {}
 
@@ -115,17 +138,17 @@ def resolve(batch: Batch, machines: Sequence[Machine]) -> Batch:
             filled[name] = where
 
     for name, field in _NUMBERS.items():
-        values = [getattr(p, field) for p in versions.processes]
+        values = [getattr(p, field) for p in versions.found]
         put(name, *_fill_numbers(batch, name, own, values))
     with_ids = batch.adding(columns)
-    own_user = _matching(with_ids.numpy("uid", _NONE), own, [p.uid for p in versions.processes])
+    own_user = _matching(with_ids.numpy("uid", _NONE), own, [p.uid for p in versions.found])
     for name, field in _TEXTS.items():
-        values = [getattr(p, field) for p in versions.processes]
+        values = [getattr(p, field) for p in versions.found]
         put(name, *_fill_texts(batch, name, own_user if name == "user" else own, values))
 
     ppids = with_ids.numpy("ppid", _NONE)
     parent = versions.find(ppids)
-    processes = versions.processes
+    processes = versions.found
     own_parent = _matching(ppids, own, [p.ppid for p in processes])
     parent = _parents(own_parent, parent, processes)
     names = [p.name for p in processes]

@@ -1,33 +1,48 @@
 """The state of the machines that a stream comes from: one way in, one way out and back.
 
 `State.update` is the only place where events change the state, `State.snapshot` and
-`State.restore` the only ways to take it out and put it back. More tables (threads, open files,
-sockets, modules) join those of processes and handles there. Nothing here reads a clock, a random
+`State.restore` the only ways to take it out and put it back. Nothing here reads a clock, a random
 number or anything of the host it runs on: the same batches give the same state everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from heapq import merge
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from kcap.errors import DamagedError
+from kcap.model import catalogue
 from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
-from kcap.state import handles, processes
-from kcap.state.follow import ACTIONS, Facts, follow, rows_of
+from kcap.state import calls, fds, follow, handles, identity, named, processes, threads, users
+from kcap.state.calls import CallRows
+from kcap.state.effects import Tables
+from kcap.state.fds import FdTable, Target
 from kcap.state.handles import HandleTable
-from kcap.state.identity import Machine, resolve
 from kcap.state.processes import Process, ProcessTable
+from kcap.state.threads import Thread, ThreadTable
+
+Int64s = npt.NDArray[np.int64]
 
 PROCESSES: Final = "processes"
 """Name of the process table in a snapshot."""
 
 HANDLES: Final = "handles"
 """Name of the handle table in a snapshot."""
+
+THREADS: Final = "threads"
+"""Name of the thread table in a snapshot."""
+
+FDS: Final = "fds"
+"""Name of the descriptor table in a snapshot."""
+
+USERS: Final = "users"
+"""Name of the user table in a snapshot."""
 
 Watch = Callable[[str, int, Process], None]
 """Is told a machine, the row of the batch that said it (-1 for a snapshot), and the process."""
@@ -58,7 +73,8 @@ class State:
         self._bytes_max = bytes_max
         self._watch = watch
         self._machines: dict[str, str] = {}
-        self._processes: dict[str, ProcessTable] = {}
+        self._families: dict[str, str] = {}
+        self._tables: dict[str, Tables] = {}
         self._handles: dict[str, HandleTable] = {}
 
     @staticmethod
@@ -93,11 +109,13 @@ class State:
         if not batch.rows:
             return batch
         self._follow_handles(batch)
-        rows, actions = rows_of(batch, ACTIONS)
+        machines, of_row = self._machines_of(batch)
+        tables = [self._tables_of(machine) for machine in machines]
+        found, rest = self._find_calls(batch)
         if not resolve:
-            self._follow(batch, rows, actions)
+            self._follow(tables, of_row, batch, found, rest)
             return batch
-        return self._resolve(batch, rows, actions)
+        return self._resolve(tables, of_row, batch, found, rest)
 
     def _take_sides(self, batch: Batch) -> Batch:
         """Take in sources and snapshots."""
@@ -106,6 +124,7 @@ class State:
             kept: Side = side
             if isinstance(side, SourceInfo):
                 self._machines[side.id] = self.machine(side)
+                self._families[side.id] = side.collector
             elif isinstance(side, Snapshot):
                 try:
                     self._replace(side)
@@ -124,10 +143,40 @@ class State:
         Returns:
             The process, or the one that had the id last, None where it is not known.
         """
-        if machine is None and len(self._processes) == 1:
-            machine = next(iter(self._processes))
-        table = self._processes.get(machine or "")
-        return None if table is None else table.get(pid)
+        tables = self._known(machine)
+        return None if tables is None else tables.processes.get(pid)
+
+    def thread(self, tid: int, machine: str | None = None) -> Thread | None:
+        """A thread as the stream has it now.
+
+        Args:
+            tid: Its id.
+            machine: Its machine; may be left out where there is only one.
+
+        Returns:
+            The thread, or the one that had the id last, None where it is not known.
+        """
+        tables = self._known(machine)
+        return None if tables is None else tables.threads.get(tid)
+
+    def descriptor(self, pid: int, fd: int, machine: str | None = None) -> Target | None:
+        """What a descriptor of a process stands for as the stream has it now.
+
+        Args:
+            pid: The process.
+            fd: The descriptor's number.
+            machine: Their machine; may be left out where there is only one.
+
+        Returns:
+            The file, socket, pipe …, None where it is not known.
+        """
+        tables = self._known(machine)
+        return None if tables is None else tables.fds.get(pid, fd)
+
+    def _known(self, machine: str | None) -> Tables | None:
+        if machine is None and len(self._tables) == 1:
+            machine = next(iter(self._tables))
+        return self._tables.get(machine or "")
 
     def handles(self, machine: str | None = None) -> HandleTable | None:
         """The handles of a machine as the stream has them now.
@@ -144,17 +193,27 @@ class State:
 
     @property
     def evicted(self) -> int:
-        """Processes that were forgotten because a table was full."""
-        return sum(table.evicted for table in self._processes.values())
+        """Processes, threads and descriptors that were forgotten because a table was full."""
+        return sum(
+            tables.processes.evicted + tables.threads.evicted + tables.fds.evicted
+            for tables in self._tables.values()
+        )
 
     def snapshot(self) -> Snapshot:
         """Take the state out.
 
         Returns:
-            Every table, rows in an order that depends on the contents alone.
+            Every table, rows in an order that depends on the contents alone. That of the
+            processes is always there, others where they have rows.
         """
-        tables = ((machine, table.rows()) for machine, table in self._processes.items())
-        found = {PROCESSES: processes.to_batch(tables)}
+        of = self._tables.items()
+        found = {
+            PROCESSES: processes.to_batch((machine, t.processes.rows()) for machine, t in of),
+            THREADS: threads.to_batch((machine, t.threads.rows()) for machine, t in of),
+            FDS: fds.to_batch((machine, t.fds.rows()) for machine, t in of),
+            USERS: users.to_batch((machine, t.users) for machine, t in of),
+        }
+        found = {name: table for name, table in found.items() if table.rows or name == PROCESSES}
         if self._handles:
             open_ = ((machine, table.rows()) for machine, table in self._handles.items())
             found[HANDLES] = handles.to_batch(open_)
@@ -169,44 +228,77 @@ class State:
         Raises:
             DamagedError: A table is not what this version writes.
         """
-        self._processes.clear()
+        self._tables.clear()
         self._handles.clear()
         self._replace(snapshot)
 
     def _replace(self, snapshot: Snapshot) -> None:
         """Take over the machines in a snapshot."""
-        told = processes.from_batch(snapshot.tables.get(PROCESSES, EMPTY))
-        open_ = handles.from_batch(snapshot.tables.get(HANDLES, EMPTY))
+        of = snapshot.tables
+        told = processes.from_batch(of.get(PROCESSES, EMPTY))
+        running = threads.from_batch(of.get(THREADS, EMPTY))
+        open_files = fds.from_batch(of.get(FDS, EMPTY))
+        names = users.from_batch(of.get(USERS, EMPTY))
+        open_ = handles.from_batch(of.get(HANDLES, EMPTY))
         for machine, found in open_.items():
             all_ = self._handles[machine] = HandleTable()
             for handle in found:
                 all_.put(handle)
-        for machine, rows in told.items():
-            into = self._table(machine)
+        for machine in sorted({*told, *running, *open_files, *names}):
+            into = self._tables_of(machine)
             into.clear()
-            for process in rows:
-                into.put(process, 0)
+            into.users.update(names.get(machine, {}))
+            for thread in running.get(machine, ()):
+                into.threads.put(thread, 0)
+            for pid, fd, *target in open_files.get(machine, ()):
+                into.fds.put(pid, fd, Target._make(target), 0)
+            for process in told.get(machine, ()):
+                into.processes.put(process, 0)
                 if self._watch is not None:
                     self._watch(machine, -1, process)
 
-    def _table(self, machine: str) -> ProcessTable:
-        table = self._processes.get(machine)
-        if table is None:
+    def _tables_of(self, machine: str) -> Tables:
+        found = self._tables.get(machine)
+        if found is None:
             table = ProcessTable(machine, self._entries_max, self._bytes_max)
-            self._processes[machine] = table
-        return table
+            found = self._tables[machine] = Tables(ThreadTable(), FdTable(), table, {})
+        return found
 
-    def _follow(self, batch: Batch, rows: Rows, actions: list[str]) -> None:
-        if not len(rows):
+    def _find_calls(self, batch: Batch) -> tuple[list[CallRows], tuple[Rows, list[str]]]:
+        """The rows that calls explain, and the rows and actions of the others that count."""
+        families, of_row = self._codes(batch, self._families, "")
+        found = calls.find(batch, families, of_row)
+        rows, actions = follow.rows_of(batch, follow.ACTIONS)
+        if found and len(rows):
+            explained = np.array([bool(catalogue.calls(family)) for family in families])
+            kept = np.flatnonzero(~explained[of_row[rows]])
+            rows, actions = rows[kept], [actions[i] for i in kept.tolist()]
+        return found, (rows, actions)
+
+    def _follow(
+        self,
+        tables: Sequence[Tables],
+        of_row: Int64s,
+        batch: Batch,
+        found: Sequence[CallRows],
+        rest: tuple[Rows, list[str]],
+    ) -> None:
+        rows, actions = rest
+        steps: list[Iterator[int]] = []
+        if found:
+            steps.append(calls.follow(tables, of_row, batch, found))
+        if len(rows):
+            of_rows = [tables[code].processes for code in of_row[rows].tolist()]
+            steps.append(follow.follow(of_rows, actions, rows, follow.Facts(batch, rows)))
+        if not steps:
             return
-        tables, codes = self._tables(batch)
-        kept = [] if self._watch is None else [t for t in tables if t.changes is None]
+        watched = [t.processes for t in tables] if self._watch is not None else []
+        kept = [table for table in watched if table.changes is None]
         for table in kept:
             table.changes = []
-        of_rows = [tables[code] for code in codes[rows].tolist()]
-        follow(of_rows, actions, rows, Facts(batch, rows))
+        deque(steps[0] if len(steps) == 1 else merge(*steps), maxlen=0)
         if self._watch is not None:
-            for table in tables:
+            for table in watched:
                 for _, row, process in table.changes or ():
                     if process is not None:
                         self._watch(table.machine, row, process)
@@ -214,45 +306,56 @@ class State:
             table.changes = None
             table.before = {}
 
-    def _resolve(self, batch: Batch, rows: Rows, actions: list[str]) -> Batch:
-        tables, codes = self._tables(batch)
-        used = [(table, np.flatnonzero(codes == code)) for code, table in enumerate(tables)]
-        machines = [Machine(table, at) for table, at in used if len(at)]
-        for table, _ in machines:
-            table.changes = []
-        self._follow(batch, rows, actions)
-        resolved = resolve(batch, machines)
-        for table, _ in machines:
-            table.changes = None
-            table.before = {}
+    def _resolve(
+        self,
+        tables: Sequence[Tables],
+        of_row: Int64s,
+        batch: Batch,
+        found: Sequence[CallRows],
+        rest: tuple[Rows, list[str]],
+    ) -> Batch:
+        used = [(mine, np.flatnonzero(of_row == code)) for code, mine in enumerate(tables)]
+        for mine, _ in used:
+            mine.collect()
+        self._follow(tables, of_row, batch, found, rest)
+        if any(len(mine.threads) for mine, _ in used):
+            batch = named.resolve(batch, [named.Machine(*each) for each in used], found)
+        machines = [identity.Machine(mine.processes, rows) for mine, rows in used if len(rows)]
+        resolved = identity.resolve(batch, machines)
+        for mine, _ in used:
+            mine.forget()
         return resolved
 
     def _follow_handles(self, batch: Batch) -> None:
-        rows, actions = rows_of(batch, handles.ACTIONS if self._handles else handles.OPENING)
+        rows, actions = follow.rows_of(batch, handles.ACTIONS if self._handles else handles.OPENING)
         if not len(rows):
             return
         if not self._handles:
-            rows, actions = rows_of(batch, handles.ACTIONS)
+            rows, actions = follow.rows_of(batch, handles.ACTIONS)
         machines, codes = self._machines_of(batch)
         tables = [self._handles.setdefault(machine, HandleTable()) for machine in machines]
         handles.follow([tables[code] for code in codes[rows].tolist()], actions, batch, rows)
 
-    def _tables(self, batch: Batch) -> tuple[list[ProcessTable], npt.NDArray[np.int64]]:
-        """The process tables that a batch concerns, and each row's number in that list."""
-        machines, codes = self._machines_of(batch)
-        return [self._table(machine) for machine in machines], codes
-
-    def _machines_of(self, batch: Batch) -> tuple[list[str], npt.NDArray[np.int64]]:
+    def _machines_of(self, batch: Batch) -> tuple[list[str], Int64s]:
         """The machines that a batch concerns, and each row's number in that list."""
+        return self._codes(batch, self._machines, None)
+
+    @staticmethod
+    def _codes(batch: Batch, known: dict[str, str], other: str | None) -> tuple[list[str], Int64s]:
+        """What is known of the sources of a batch, and each row's number in that list.
+
+        A source that is not known stands for itself, or for ``other``.
+        """
         column = batch.get("source")
         if column is None:
             return [""], np.zeros(batch.rows, np.int64)
         sources = column.values.dictionary.to_pylist()
         number: dict[str, int] = {"": 0}
-        of_source = [number.setdefault(self._machines.get(s, s), len(number)) for s in sources]
+        names = [known.get(s, s if other is None else other) for s in sources]
+        of_source = [number.setdefault(name, len(number)) for name in names]
         codes = np.zeros(batch.rows, np.int64)
         at = slice(None) if column.rows is None else column.rows
         codes[at] = np.array(of_source or [0])[column.codes()]
         used = np.bincount(codes, minlength=len(number)) > 0
-        machines = [machine for machine, code in number.items() if used[code]]
-        return machines, (np.cumsum(used) - 1)[codes]
+        found = [name for name, code in number.items() if used[code]]
+        return found, (np.cumsum(used) - 1)[codes]
