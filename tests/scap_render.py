@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final, Protocol
 
-from kcap.model import catalogue, naming, shape
-from kcap.writers import line
+from kcap.model import catalogue, decode, naming, shape
 
 Row = Mapping[str, Any]
 
@@ -204,14 +203,13 @@ def _text(kind: str, value: Any) -> str:
 
 
 def _path(row: Row, item: shape.Item, value: Any, known: Known) -> str:
-    """A path, and what it means where that is another."""
+    """A path, and what it means where that is not absolute."""
     text = _UNSEEN.sub("", _text("CHARBUF", value))
     if text == "<NA>":
         return text
     if not looked_up(row, item):
         return text
-    full = known.path(row["tid"], directory_of(row, item), text)
-    return text if full == text else _with(text, full)
+    return _with(text, known.path(row["tid"], directory_of(row, item), text))
 
 
 def directory_of(row: Row, item: shape.Item) -> int | None:
@@ -240,6 +238,7 @@ def _descriptor(row: Row, item: shape.Item, fd: int, known: Known) -> str:
     if found is None:
         return ""
     kind, transport, text = found
+    transport = transport if text else ""  # what sysdig knows of a socket comes with its name
     return f"<{_LETTERS.get(kind, '?')}{transport}>{_UNSEEN.sub('', text)}"
 
 
@@ -294,8 +293,7 @@ def _identity(number: int, name: Any) -> str:
 def words(event: str, name: str, number: int) -> str:
     """Flags or an enum's value as kcap decodes it, in sysdig's words."""
     table = catalogue.decoder_of("scap", event, name)
-    decode = line._decoder(table) if table else None  # what people see is what is compared
-    text = decode(number) if decode else ""
+    text = decode.text_of(table, number) if table else ""  # what people see is what is compared
     found = [word for word in text.split("|") if word and not _NUMBER.fullmatch(word)]
     found = [word for word in found if word not in _SILENT]
     return "|".join(_PREFIXES.sub(r"\2", _ALIASES.get(word, word)) for word in found)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property, partial
 from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap.errors import KcapError
-from kcap.model import catalogue, naming, text
+from kcap.model import catalogue, decode, naming, text
 from kcap.model.batch import Batch, Column, without_state
-from kcap.model.classes import U64_MAX, TypeClass
+from kcap.model.classes import TypeClass
+from kcap.model.side import SourceInfo
 from kcap.writers import fragments
 from kcap.writers.fragments import LineBuilder, Texts
 
@@ -67,13 +69,66 @@ _TAG: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _NAME: Final = re.compile(r"\.([^\s{}|()]+)")
 _COLORS: Final = {"Process": "\x1b[36m", "Type": "\x1b[33m"}
 _RESET: Final = "\x1b[0m"
-_FLAG_TABLES: Final = ("_flags", "_prot", "socket_type")
-_CHOICE_BITS: Final = {"file_mode_flags": 0o170000, "futex_op_flags": 0x7F, "socket_type": 0xF}
-"""Bits of a table of flags that together hold one number, as SOCK_DGRAM beside SOCK_CLOEXEC."""
+_INTEGERS: Final = frozenset({TypeClass.I64, TypeClass.U64})
+_KIND: Final = frozenset({"event", "source"})
+"""Columns that say what the numbers of an event's arguments mean."""
 
 _SECOND_NS: Final = 1_000_000_000
 
-Render = Callable[[Column], Texts]
+Render = Callable[["_Kinds", Column], Texts]
+
+
+class _Kinds:
+    """Which kinds of events a block has: what an argument's number means depends on them.
+
+    Args:
+        block: The events.
+        families: The family of each source, by its id.
+    """
+
+    def __init__(self, block: Batch, families: Mapping[str, str]) -> None:
+        self._block = block
+        self._families = families
+
+    @cached_property
+    def _found(self) -> tuple[list[tuple[str, str]], npt.NDArray[np.int64]]:
+        """Family and event of each kind, and the kind of each row."""
+        sources, source = _codes(self._block, "source")
+        events, event = _codes(self._block, "event")
+        kinds, codes = np.unique(source * len(events) + event, return_inverse=True)
+        pairs = [divmod(int(kind), len(events)) for kind in kinds]
+        named = [(self._families.get(sources[s], ""), events[e]) for s, e in pairs]
+        return named, codes.reshape(-1)
+
+    def decoders(self, argument: str, column: Column) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """The decoders of an argument.
+
+        Args:
+            argument: Its own name.
+            column: Its values.
+
+        Returns:
+            The different ones, and which of them is that of each value.
+        """
+        kinds, codes = self._found
+        tables = [catalogue.decoder_of(family, event, argument) for family, event in kinds]
+        # Other programs' spellings are for their own texts, not for people.
+        tables = ["" if decode.SPELLING in table else table for table in tables]
+        different = sorted(set(tables))
+        places = np.array([different.index(table) for table in tables], np.int64)
+        return different, places[codes if column.rows is None else codes[column.rows]]
+
+
+def _codes(block: Batch, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The texts of a column and which of them each row has; the last is none."""
+    codes = np.zeros(block.rows, np.int64)
+    column = block.get(name)
+    if column is None or not len(column):
+        return [""], codes
+    entries, found = fragments.distinct(column)
+    codes[:] = len(entries)
+    codes[slice(None) if column.rows is None else column.rows] = found
+    return [*entries.to_pylist(), ""], codes
 
 
 class _Field(NamedTuple):
@@ -132,6 +187,7 @@ class ConsoleLines:
         self._state = state
         self._color = color
         self._closed = False
+        self._families: dict[str, str] = {}
         self._template = _parse(TEMPLATE if template is None else text.clean(template)[0])
 
     def write(self, batch: Batch) -> None:
@@ -143,6 +199,9 @@ class ConsoleLines:
         Raises:
             OutputError: The stream takes no more.
         """
+        for side in batch.before:
+            if isinstance(side, SourceInfo):
+                self._families[side.id] = side.collector
         if not self._state:
             batch = without_state(batch)
         constants = fragments.Constants()
@@ -150,15 +209,16 @@ class ConsoleLines:
         parts = self._resolve(batch, constants)
         shared = constants.texts()
         named = {c[0] for part in parts if not isinstance(part, int) for c in part.columns}
-        for block in fragments.blocks(batch.select(named)):
+        for block in fragments.blocks(batch.select(named | _KIND)):
+            kinds = _Kinds(block, self._families)
             lines = LineBuilder(block.rows, shared)
             for part in parts:
                 if isinstance(part, int):
                     lines.append(part)
                 elif isinstance(part, _Value):
-                    _append_value(lines, block, part, placeholder)
+                    _append_value(lines, block, kinds, part, placeholder)
                 else:
-                    _append_parameters(lines, block, part)
+                    _append_parameters(lines, block, kinds, part)
             fragments.write_all(self._stream, lines.finish())
         fragments.flush(self._stream)  # Who watches a live source sees each batch as it comes.
 
@@ -255,7 +315,7 @@ def _value(batch: Batch, field: str) -> _Value:
             if field == "Timestamp" and name == "ts":
                 render = _times
             elif field == "Callstack":
-                render = partial(fragments.render, scalar=partial(_plain, decode=_hex))
+                render = partial(_decoded, decode.HEX)
             columns.append((name, render))
     return _Value(columns)
 
@@ -293,7 +353,9 @@ def _parameters(batch: Batch, delimiter: str, constants: fragments.Constants) ->
     return _Parameters(columns)
 
 
-def _append_value(lines: LineBuilder, block: Batch, value: _Value, placeholder: int) -> None:
+def _append_value(
+    lines: LineBuilder, block: Batch, kinds: _Kinds, value: _Value, placeholder: int
+) -> None:
     """Append the first value that an event has, or the placeholder."""
     missing = np.ones(block.rows, np.bool_)
     for name, render in value.columns:
@@ -303,50 +365,69 @@ def _append_value(lines: LineBuilder, block: Batch, value: _Value, placeholder: 
         rows = np.arange(block.rows, dtype=np.int32) if column.rows is None else column.rows
         wanted = missing[rows]
         if wanted.all():
-            lines.append_texts(render(column), column.rows)
+            lines.append_texts(render(kinds, column), column.rows)
         elif wanted.any():
-            lines.append_texts(render(column).select(wanted), rows[wanted])
+            lines.append_texts(render(kinds, column).select(wanted), rows[wanted])
         missing[rows] = False
     if missing.any():
         rest = np.flatnonzero(missing).astype(np.int32)
         lines.append(placeholder, rest)
 
 
-def _append_parameters(lines: LineBuilder, block: Batch, parameters: _Parameters) -> None:
+def _append_parameters(
+    lines: LineBuilder, block: Batch, kinds: _Kinds, parameters: _Parameters
+) -> None:
     """Append all parameters that an event has; none is not a missing value."""
     seen = np.zeros(block.rows, np.bool_)
     for name, heads, render in parameters.columns:
         column = block.get(name)
         if column is not None and len(column):
-            fragments.append_item(lines, column, render(column), heads, seen)
+            fragments.append_item(lines, column, render(kinds, column), heads, seen)
 
 
 def _plain_render(column: str) -> Render:
     """How the values of a column become text."""
     base, _ = naming.parts(column)
-    info = None
     if base.startswith(naming.ARGUMENT + "_"):
-        info = catalogue.arguments().get(_source_name(base))
-    decode = _decoder(info.decoder) if info and info.decoder else None
-    return partial(fragments.render, scalar=partial(_plain, decode=decode))
+        return partial(_argument, _source_name(base))
+    return partial(_decoded, "")
 
 
-def _plain(
-    cls: TypeClass, values: pa.Array, decode: Callable[[int], str] | None = None
-) -> pa.Array:
+def _argument(argument: str, kinds: _Kinds, column: Column) -> Texts:
+    """Render an argument, its numbers as their events have it."""
+    if (column.cls.child or column.cls) not in _INTEGERS or not len(column):
+        return _decoded("", kinds, column)
+    decoders, codes = kinds.decoders(argument, column)
+    if len(decoders) == 1:
+        return _decoded(decoders[0], kinds, column)
+    entries, ids = [], np.empty(len(column), np.int32)
+    first = 0
+    for place, decoder in enumerate(decoders):
+        at = np.flatnonzero(codes == place)
+        part = Column(column.cls, column.values.take(pa.array(at)))
+        entries.append(_decoded(decoder, kinds, part).entries)
+        ids[at] = np.arange(first, first + len(at), dtype=np.int32)
+        first += len(at)
+    return Texts(pa.concat_arrays(entries), ids)
+
+
+def _decoded(decoder: str, _: _Kinds, column: Column) -> Texts:
+    """Render a column, its numbers with one decoder, or none."""
+    return fragments.render(column, partial(_plain, decoder))
+
+
+def _plain(decoder: str, cls: TypeClass, values: pa.Array) -> pa.Array:
     """Render values of a class as plain text."""
     if cls in (TypeClass.STR, TypeClass.JSON):
         return fragments.escape_unsafe(values, values, text.printable)
     if cls is TypeClass.BIN:
         return fragments.base64_texts(values)
-    if decode and cls in (TypeClass.I64, TypeClass.U64):
-        numbers = values.dictionary_encode()
-        texts = [decode(number) for number in numbers.dictionary.to_pylist()]
-        return pa.array(texts, pa.utf8()).take(numbers.indices)
+    if cls in _INTEGERS and decode.known(decoder):
+        return decode.texts_of(decoder, values)
     return fragments.number_texts(values)
 
 
-def _times(column: Column) -> Texts:
+def _times(_: _Kinds, column: Column) -> Texts:
     """Times as Go prints them: UTC, the fraction without the zeros at its end."""
     seconds, ns = np.divmod(np.asarray(column.values), _SECOND_NS)
     whole, codes = np.unique(seconds, return_inverse=True)
@@ -357,39 +438,3 @@ def _times(column: Column) -> Texts:
     # A whole second has no fraction: its point goes as well.
     fractions = pc.ascii_rtrim(fractions, characters=".")
     return Texts(fragments.around("", fragments.joined(dates, fractions), " +0000 UTC"), None)
-
-
-@cache
-def _decoder(name: str) -> Callable[[int], str] | None:
-    """What gives the numbers of a table text, None for a table without entries."""
-    if name == "hex":
-        return _hex
-    table = catalogue.decoder(name)
-    if not table:
-        return None
-    if name.endswith(_FLAG_TABLES):
-        # What consists of others comes first, so that it is not given as its pieces.
-        masks = sorted(table.items(), key=lambda item: (-item[0].bit_count(), item[0]))
-        return partial(_flags, masks, _CHOICE_BITS.get(name, 0))
-    return lambda number: table.get(number, str(number))
-
-
-def _hex(number: int) -> str:
-    return f"0x{number & U64_MAX:x}"
-
-
-def _flags(masks: list[tuple[int, str]], choice: int, number: int) -> str:
-    """Flags joined by ``|``, bits that the table does not know in hex."""
-    for mask, name in masks:
-        if mask == number:
-            return name
-    if number <= 0:
-        return str(number)
-    found = []
-    for mask, name in masks:
-        of_choice = mask & choice
-        if mask > 0 and number & mask == mask and of_choice in (0, number & choice):
-            found.append((mask, name))
-            number &= ~mask
-    names = [name for _, name in sorted(found)]
-    return "|".join([*names, _hex(number)] if number else names)
