@@ -64,7 +64,7 @@ LARGE: Final = frozenset({0x221, 0x222})
 RUN_EVENTS: Final = 16_384
 """Longest run of event blocks."""
 
-RUN_BYTES: Final = 8 << 20
+RUN_BYTES: Final = 4 << 20
 """Where a run of event blocks ends; one block may go beyond."""
 
 PADDING: Final = 32

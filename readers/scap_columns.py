@@ -26,7 +26,7 @@ from kcap.readers import scap_table, scap_values
 Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-PARAMETERS_MAX: Final = limits.EVENT_FIELDS
+PARAMETERS_MAX: Final = 256
 """Parameters of one event; the table has 32 at most."""
 
 UNKNOWN_KIND: Final = "BYTEBUF"
