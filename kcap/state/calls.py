@@ -252,7 +252,7 @@ def follow(
         if tid is not None:
             yield row
             handler, traits, values = todo[at]
-            handler(mine, Step(row, tid, result, traits, values))
+            handler(mine, Step(row, tid, mine.threads.owner(tid), result, traits, values))
 
 
 def _entering(batch: Batch) -> Mask:

@@ -105,16 +105,12 @@ class Step(NamedTuple):
     row: int
     tid: int
     """The thread that called."""
+    owner: int
+    """Its process (`ThreadTable.owner`)."""
     retval: int | None
     of: Traits
     values: Sequence[Any]
     """One for each of the handler's arguments (`EFFECTS`), None where the row has none."""
-
-
-def _owner(tables: Tables, tid: int) -> int:
-    """The process of a thread; an unknown one stands for itself."""
-    thread = tables.threads.get(tid)
-    return tid if thread is None else thread.pid
 
 
 def path_of(tables: Tables, owner: int, name: str, at: int | None = None) -> str:
@@ -149,7 +145,7 @@ def path_of(tables: Tables, owner: int, name: str, at: int | None = None) -> str
 def _open(tables: Tables, step: Step) -> None:
     """A descriptor is made."""
     kind, name, at, flags, inode, sort, uses = step.values
-    owner = _owner(tables, step.tid)
+    owner = step.owner
     if name is not None and step.of.type in _PATHS and name != "":
         name = path_of(tables, owner, name, at)
     if step.retval is None or step.retval < 0:
@@ -198,7 +194,7 @@ def _pair(tables: Tables, step: Step) -> None:
     first, second, inode, flags, source, peer = step.values
     if step.retval is None or step.retval < 0:
         return
-    owner = _owner(tables, step.tid)
+    owner = step.owner
     name = None if source is None or peer is None else f"{source:x}->{peer:x}"
     for fd in (first, second):
         if fd is not None:
@@ -208,14 +204,14 @@ def _pair(tables: Tables, step: Step) -> None:
 def _close(tables: Tables, step: Step) -> None:
     """A descriptor ends."""
     if step.retval is not None and step.retval >= 0 and step.values[0] is not None:
-        tables.fds.close(_owner(tables, step.tid), step.values[0], step.row)
+        tables.fds.close(step.owner, step.values[0], step.row)
 
 
 def _close_range(tables: Tables, step: Step) -> None:
     """All descriptors between two numbers end."""
     first, last = step.values
     if step.retval == 0 and first is not None and last is not None:
-        owner = _owner(tables, step.tid)
+        owner = step.owner
         inside = [fd for fd in tables.fds.numbers(owner) if first <= fd <= last & 0xFFFFFFFF]
         tables.fds.close_where(owner, inside, step.row)
 
@@ -225,7 +221,7 @@ def _duplicate(tables: Tables, step: Step) -> None:
     fd, flags = step.values
     if step.retval is None or step.retval < 0 or fd is None or fd == step.retval:
         return
-    owner = _owner(tables, step.tid)
+    owner = step.owner
     target = tables.fds.get(owner, fd)
     if target is None:
         tables.fds.close(owner, step.retval, step.row)  # what had the number is no more
@@ -239,7 +235,7 @@ def _duplicate(tables: Tables, step: Step) -> None:
 def _inherit(tables: Tables, step: Step) -> None:
     """A descriptor ends, or not, with the next program; where it is not said, it is kept."""
     fd, closes = step.values
-    owner = _owner(tables, step.tid)
+    owner = step.owner
     target = None if fd is None else tables.fds.get(owner, fd)
     if step.retval == 0 and target is not None:
         flags = (target.flags or 0) & ~step.of.cloexec
@@ -255,7 +251,7 @@ def _connect(tables: Tables, step: Step) -> None:
     if step.retval is None or fd is None or not name:
         return
     if step.retval >= 0 or step.retval == _IN_PROGRESS:
-        _name_socket(tables, step.row, _owner(tables, step.tid), fd, name)
+        _name_socket(tables, step.row, step.owner, fd, name)
     else:
         tables.tried(step.row, name)
 
@@ -264,7 +260,7 @@ def _bind(tables: Tables, step: Step) -> None:
     """A socket gets its own address."""
     fd, name = step.values
     if step.retval is not None and step.retval >= 0 and fd is not None and name:
-        _name_socket(tables, step.row, _owner(tables, step.tid), fd, name)
+        _name_socket(tables, step.row, step.owner, fd, name)
 
 
 def _address(tables: Tables, step: Step) -> None:
@@ -272,7 +268,7 @@ def _address(tables: Tables, step: Step) -> None:
     fd, name = step.values
     if step.retval is None or step.retval < 0 or fd is None or not name:
         return
-    owner = _owner(tables, step.tid)
+    owner = step.owner
     target = tables.fds.get(owner, fd)
     if target is None or not target.name or '"tcp"' not in (target.details or ""):
         _name_socket(tables, step.row, owner, fd, name)
@@ -304,7 +300,7 @@ def _fork(tables: Tables, step: Step) -> None:
         _tell(tables, step.row, step.tid, told)
     if told["vtid"] not in {None, step.tid}:
         return  # the result is a number of another namespace: the child will say who it is
-    pid = _owner(tables, step.tid) if shares else step.retval
+    pid = step.owner if shares else step.retval
     known = tables.threads.get(step.retval)
     if known is None or known.exited or known.pid != pid or (known.ptid != step.tid and not shares):
         _born(tables, step.row, step.retval, pid, step.tid, shares=shares, from_thread=step.tid)
@@ -354,7 +350,7 @@ def _exec(tables: Tables, step: Step) -> None:
     if step.retval is None or step.retval < 0:
         return
     told = dict(zip((*_TOLD, "trusted_exepath", "filename", "at"), step.values, strict=True))
-    pid = told["pid"] if told["pid"] is not None else _owner(tables, step.tid)
+    pid = told["pid"] if told["pid"] is not None else step.owner
     path = told["trusted_exepath"] or told["filename"]
     if path in {"", "<NA>"}:
         path = None
@@ -388,7 +384,7 @@ _TOLD: Final = (
 def _tell(tables: Tables, row: int, tid: int, told: dict[str, Any]) -> None:
     """Enter what a thread's own row says of it and of its process."""
     known = tables.threads.get(tid)
-    pid = told["pid"] if told["pid"] is not None else _owner(tables, tid)
+    pid = told["pid"] if told["pid"] is not None else tables.threads.owner(tid)
     name = told["comm"] or (posixpath.basename(told["exe"] or "")[:_NAME_MAX] or None)
     ptid = known.ptid if known is not None and known.pid == pid else told["ptid"]
     details = known.details if known is not None and known.pid == pid else None
@@ -413,7 +409,7 @@ def _tell(tables: Tables, row: int, tid: int, told: dict[str, Any]) -> None:
         paths = [entry.partition("=")[2] for entry in told["cgroups"]]
         said["container_id"] = container_id(paths)
     if process.ppid is None and told["ptid"] is not None and tid == pid:
-        said["ppid"] = _owner(tables, told["ptid"])
+        said["ppid"] = tables.threads.owner(told["ptid"])
     changed = _with(process._replace(exited=False, end_ns=None), **said)
     if changed != process:
         tables.processes.put(changed, row)
@@ -467,13 +463,13 @@ def _rename(tables: Tables, step: Step) -> None:
 def _chdir(tables: Tables, step: Step) -> None:
     """A process goes to another directory."""
     if step.retval == 0 and step.values[0]:
-        owner = _owner(tables, step.tid)
+        owner = step.owner
         _go(tables, step.row, owner, path_of(tables, owner, step.values[0]))
 
 
 def _fchdir(tables: Tables, step: Step) -> None:
     """A process goes to a directory that it has open."""
-    owner = _owner(tables, step.tid)
+    owner = step.owner
     if step.retval == 0 and step.values[0] is not None:
         target = tables.fds.get(owner, step.values[0])
         _go(tables, step.row, owner, None if target is None else target.name)
@@ -495,7 +491,7 @@ def _credentials(tables: Tables, step: Step) -> None:
         next((v for v in pair if v is not None and v not in _UNCHANGED), None)
         for pair in (step.values[:2], step.values[2:])
     )
-    process = tables.processes.get(_owner(tables, step.tid))
+    process = tables.processes.get(step.owner)
     if process is None:
         return
     said: dict[str, Any] = {}

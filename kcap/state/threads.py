@@ -78,6 +78,18 @@ class ThreadTable:
         """
         return self._entries.get(tid)
 
+    def owner(self, tid: int) -> int:
+        """The process of a thread.
+
+        Args:
+            tid: Its id.
+
+        Returns:
+            The process id; an unknown thread stands for its own process.
+        """
+        thread = self._entries.get(tid)
+        return tid if thread is None else thread.pid
+
     def alive(self, pid: int) -> int:
         """How many threads of a process are known that have not exited.
 
