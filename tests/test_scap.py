@@ -30,6 +30,7 @@ from scap_support import (
 import kcap
 from kcap.model.batch import concat
 from kcap.model.side import Loss, Snapshot, SourceInfo
+from kcap.readers import scap_tables
 from kcap.readers.scap import ScapReader
 
 READ, CLOSE = 6, 4
@@ -122,6 +123,24 @@ def test_a_repeated_section() -> None:
     assert [s.host for s in sides(data, SourceInfo)] == ["box", "other"]
     assert len({r["source"] for r in found}) == 2
     assert [s.tables["processes"].to_pylist()[0]["pid"] for s in sides(data, Snapshot)] == [100, 7]
+
+
+def test_an_unknown_block_starts_no_section() -> None:
+    """A block that nobody knows between the halves of a call changes neither call nor state."""
+    halves = [event(READ, i64(3), u32(8)), event(READ + 1, i64(8), b"x")]
+    data = scap(process_list(9, process(9)), halves[0], block(0x301, b"new"), halves[1])
+
+    assert [r.get("direction") for r in rows(data)] == [None]
+    assert len(sides(data, Snapshot)) == 1
+
+
+def test_state_beyond_the_limit_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that found no room are counted beside the snapshot of those that did."""
+    monkeypatch.setattr(scap_tables, "TASKS_MAX", 2)
+    data = scap(process_list(9, *[process(9, tid=i, pid=i) for i in range(5)]), opened("/a"))
+
+    assert [(s.kind, s.count) for s in sides(data, Loss)] == [("skipped", 3)]
+    assert len(sides(data, Snapshot)[0].tables["processes"].to_pylist()) == 2
 
 
 def test_halves_of_different_sections_stay_apart() -> None:
