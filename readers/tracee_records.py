@@ -24,6 +24,7 @@ from kcap.readers.tracee_values import (
     deep,
     event_entry,
     row_bytes,
+    spelled_number,
     text_time,
     time_reader,
 )
@@ -241,6 +242,8 @@ class _Variant(NamedTuple):
     """``ts_raw`` has one."""
     words: tuple[str, ...]
     """The type words of the times that are text."""
+    decoders: tuple[str, ...]
+    """The decoders of the arguments that are text of a number, empty for other text."""
 
 
 class _Layout:
@@ -251,7 +254,7 @@ class _Layout:
             raise BadRecordError("no event name")
         if dialect.name == "name" and not event.keys() & _TELLING:
             raise BadRecordError("no Tracee event")
-        at, arguments, forms = _described(key)
+        at, arguments, forms, kinds = _described(key)
         items: list[Item] = []
         _record_items(dialect, event, None, jsonshape.entries(forms), items)
         self._items = items
@@ -267,6 +270,16 @@ class _Layout:
         self._texts: list[tuple[int, int]] = []
         self._numbers: list[int] = []
         self._copies: list[tuple[int, Callable[[Any], Sequence[Any]]]] = []
+        self._forms = forms
+        self._entries = dialect.entries
+        self._event = paths.index(dialect.name)
+        homes = [field and field.home for field in self._fields[len(paths) :]]
+        self._spelled = [
+            (place, item.name)
+            for place, (item, kind, home) in enumerate(zip(arguments, kinds, homes, strict=True))
+            if kind is str and home is TypeClass.I64
+        ]
+        self._first = len(paths)
         for index, path in enumerate(paths):
             self._convert(index, places[path])
         if dialect.name == "name":
@@ -282,6 +295,11 @@ class _Layout:
         Returns:
             The builder's layout for them.
         """
+        decoders: list[str] = []
+        for place, name in self._spelled:
+            index = self._first + place
+            decoder, values[index] = spelled_number(values[self._event], name, values[index])
+            decoders.append(decoder)
         for index in self._numbers:
             values[index] = decimal(values[index])
         for index, copy in self._copies:
@@ -303,7 +321,7 @@ class _Layout:
         known = self._time is not None and values[self._time] is not None
         if raw is not None:
             values.append(raw)
-        variant = _Variant(known, raw is not None, tuple(words))
+        variant = _Variant(known, raw is not None, tuple(words), tuple(decoders))
         layout = self._layouts.get(variant)
         if layout is None:
             layout = self._layouts[variant] = self._layout(builder, variant)
@@ -318,6 +336,12 @@ class _Layout:
         items = list(self._items)
         for (_, place), word in zip(self._texts, variant.words, strict=True):
             items[place] = items[place]._replace(type=word)
+        if any(variant.decoders):
+            forms = list(self._forms)
+            for (place, _), decoder in zip(self._spelled, variant.decoders, strict=True):
+                forms[place] += jsonshape.spelled(decoder)
+            at = next(i for i, item in enumerate(items) if item.name == self._entries)
+            items[at] = items[at]._replace(type=jsonshape.entries(forms))
         return builder.layout(fields, shape.encode(self._arguments, items))
 
     def _convert(self, index: int, place: int) -> None:
@@ -348,8 +372,8 @@ class _Layout:
             self._fields.append(Field("retval", TypeClass.I64))
 
 
-def _described(key: list[Any]) -> tuple[int, list[Item], list[str]]:
-    """Where a layout's key goes on to the arguments; their items and forms."""
+def _described(key: list[Any]) -> tuple[int, list[Item], list[str], list[type]]:
+    """Where a layout's key goes on to the arguments; their items, forms and classes."""
     for at, mark in enumerate(key):
         if mark is _PLAIN:
             rest = key[at + 1 :]
@@ -362,7 +386,7 @@ def _described(key: list[Any]) -> tuple[int, list[Item], list[str]]:
     else:
         at, quads = len(key), []
     items = [Item(name, kind, value is type(None)) for _, name, kind, value in quads]
-    return at, items, [form for form, *_ in quads]
+    return at, items, [form for form, *_ in quads], [value for *_, value in quads]
 
 
 def _record_items(

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from kcap import limits
-from kcap.model import jsonshape, text
+from kcap.model import catalogue, decode, jsonshape, text
 from kcap.model.builder import Field, classify
 from kcap.model.classes import I64_MAX, I64_MIN, U64_MAX, TypeClass
 
@@ -24,6 +24,12 @@ _ARRAYS: Final = frozenset(
 """Kinds of ``data`` entries that wrap a list in an object."""
 
 _WIDE_ARRAYS: Final = frozenset({"uInt64Array", "u_int64_array"})
+
+_VERSIONS: Final = ("tracee", "tracee_old", "tracee_get")
+"""Spellings of a table: by today's releases, by those before v0.20, by ``getsockopt``."""
+
+_SPELLED: Final = 1024
+"""Longer texts are no number."""
 
 _NUMBER_BYTES: Final = 8
 _CODE_BYTES: Final = 4
@@ -93,6 +99,36 @@ def decimal(value: str) -> int | str:
         if I64_MIN <= number <= U64_MAX:
             return number
     return value
+
+
+def spelled_number(event: str, argument: str, value: str) -> tuple[str, int | str]:
+    """The number that Tracee spelled as text, as its option ``parse-arguments`` has it.
+
+    Args:
+        event: The event's name.
+        argument: The name of an argument that is a number.
+        value: Its text.
+
+    Returns:
+        The decoder that gives the text back, and the number; an empty name and the text where
+        none does.
+    """
+    return _spelled_number(event, argument, value) if len(value) <= _SPELLED else ("", value)
+
+
+@lru_cache(maxsize=4096)
+def _spelled_number(event: str, argument: str, value: str) -> tuple[str, int | str]:
+    return decode.spelled(_spellings(event, argument), value) or ("", value)
+
+
+@lru_cache(maxsize=4096)
+def _spellings(event: str, argument: str) -> tuple[str, ...]:
+    """The ways in which Tracee's versions may have written an argument, newest first."""
+    table = catalogue.decoder_of("tracee", event, argument).partition(decode.SPELLING)[0]
+    if not table:
+        return (decode.HEX,)
+    spellings = [f"{table}{decode.SPELLING}{name}" for name in _VERSIONS]
+    return (*filter(decode.known, [*spellings, table]), decode.DECIMAL, decode.HEX)
 
 
 def time_reader(word: str) -> Callable[[Any], tuple[int | None, str | None]]:

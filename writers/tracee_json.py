@@ -18,7 +18,7 @@ import numpy as np
 
 from kcap import limits
 from kcap.errors import LimitError
-from kcap.model import catalogue, jsonshape, naming, shape, text
+from kcap.model import catalogue, decode, jsonshape, naming, shape, text
 from kcap.model.batch import Batch, Column, without_state
 from kcap.model.builder import Field
 from kcap.model.classes import TypeClass
@@ -320,13 +320,14 @@ def _entries(
 
 def _speller(item: Item, form: str) -> Callable[[Any], Any]:
     """How an argument's value becomes its entry."""
-    keys = form.rstrip("jsow")
-    marks = form[len(keys) :]
+    keys, marks, decoder = jsonshape.form_parts(form)
     parts = [{"n": ("name", item.name), "t": ("type", item.type)}.get(k) for k in keys]
     key = item.type if "k" in keys else "value"
 
     def spell(value: Any) -> Any:  # noqa: ANN401
         value = None if value is _ABSENT else value
+        if decoder and type(value) is int:
+            value = decode.text_of(decoder, value)
         for mark in marks:
             value = _undo(mark, value)
         if keys in {"v", "e"}:

@@ -24,7 +24,8 @@ value, ``k`` for a value whose key is its type; ``v`` alone is a bare value, nam
 and ``e`` says that the value is the whole entry. Marks follow, inner ones first: ``j`` the column
 holds the value's JSON text, ``s`` the value is text, its column the integer (or the list of them)
 that it spells, ``w`` the value is ``{"value": [...]}``, its column the list, ``o`` it is ``{}`` and
-its column an empty list.
+its column an empty list. ``=`` and the name of a decoder stand last: the value is the text that
+`kcap.model.decode.text_of` gives with it for the number in the column.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ WORDS: Final[Mapping[type, str]] = {
 }
 """The type word of a parsed JSON value."""
 
+_MARKS: Final = "jsow"
+_SPELLED: Final = "="
 _SPECIAL: Final = re.compile(r"[\\.]")
 _PART: Final = re.compile(r"((?:\\.|[^\\.])*)(\.?)", re.DOTALL)
 _TIME: Final = re.compile(
@@ -121,6 +124,32 @@ def forms(word: str, count: int) -> list[str]:
     """
     found = word.split(" ")[1:]
     return found * count if len(found) == 1 else found
+
+
+def spelled(decoder: str) -> str:
+    """What stands at the end of the form of a number that the source spelled as text.
+
+    Args:
+        decoder: How it was spelled; empty for a value that is what its column holds.
+
+    Returns:
+        The mark.
+    """
+    return f"{_SPELLED}{decoder}" if decoder else ""
+
+
+def form_parts(form: str) -> tuple[str, str, str]:
+    """Take the form of an entry apart.
+
+    Args:
+        form: The form.
+
+    Returns:
+        Its keys, its marks, and the decoder of a number that is text, empty for none.
+    """
+    rest, _, decoder = form.partition(_SPELLED)
+    keys = rest.rstrip(_MARKS)
+    return keys, rest[len(keys) :], decoder
 
 
 def time_ns(value: str) -> int | None:
