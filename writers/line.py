@@ -30,6 +30,9 @@ TEMPLATE: Final = (
 DELIMITER: Final = "➜ "
 """What stands between the name of a parameter and its value."""
 
+_RESULTS: Final = ("fd_name", "retval")
+"""Columns that stand behind the parameters: what file or socket it was about, and the result."""
+
 PLACEHOLDER: Final = "-"
 """What stands for a value that an event does not have."""
 
@@ -350,6 +353,11 @@ def _parameters(batch: Batch, delimiter: str, constants: fragments.Constants) ->
         head = f"{text.printable(label)}{delimiter}"
         heads = constants.number(head), constants.number(f", {head}")
         columns.append((column, heads, _plain_render(column)))
+    for column in _RESULTS:
+        if column in batch.columns:
+            head = f"{column}{delimiter}"
+            heads = constants.number(head), constants.number(f", {head}")
+            columns.append((column, heads, _plain_render(column)))
     return _Parameters(columns)
 
 
