@@ -45,11 +45,8 @@ FIELDS: Final = (
 _START, _BETWEEN = "\x1e", "\x1f"
 """Values may hold blanks, ``|`` and line ends: these they don't."""
 
-_EVENT_NAMES: Final = {"scapevent": "sysdigevent"}
-"""Events renamed since."""
-
-_SYSCALL_NAMES: Final = {"rt_sigreturn": "sigreturn"}
-"""System calls renamed since."""
+_NAMES: Final = {"rt_sigreturn": "sigreturn", "scapevent": "sysdigevent"}
+"""Events and calls renamed since."""
 
 
 class Printed(NamedTuple):
@@ -161,10 +158,9 @@ def printed(row: Row, args: str) -> Printed:
 
 
 def _type(row: Row) -> str:
-    """The event's type; that of a call that is only counted is the call."""
-    if row["event"] == "syscall":
-        return _SYSCALL_NAMES.get(row.get("syscall", ""), row.get("syscall", "?"))
-    return _EVENT_NAMES.get(row["event"], row["event"])
+    """The event's type; that of a call without a type of its own is the call."""
+    name = str(row["syscall"] if row["event"] == "syscall" else row["event"])
+    return _NAMES.get(name, name)
 
 
 def differences(

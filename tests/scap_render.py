@@ -267,7 +267,7 @@ def looked_up(row: Row, item: shape.Item) -> bool:
         return row.get("fd_type") in ("ipv4", "ipv6") if own else 0 <= value < 1 << 31
     if item.type in ("FSPATH", "FSRELPATH"):
         return not _text("CHARBUF", value).startswith(("/", "<NA>"))
-    return value != "" if item.type == "FDLIST" else value > 0
+    return bool(value != "" if item.type == "FDLIST" else value > 0)
 
 
 _ASKED: Final = frozenset({"FD", "FD32", "FDLIST", "FSPATH", "FSRELPATH", "PID", "PID32"})

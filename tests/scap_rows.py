@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import posixpath
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice, pairwise
@@ -80,20 +81,29 @@ class Names:
     def thread(self, tid: int) -> str | None:
         """The name of a thread, None for one that is not known."""
         thread = self._state.thread(tid)
-        return thread.name if thread else None
+        return thread.name if thread and not thread.exited else None
 
     def descriptor(self, tid: int, fd: int) -> tuple[str, str, str] | None:
         """Type, ``t`` or ``u`` for a transport, and name of what a number of a thread means."""
-        found = self._state.descriptor(tid, fd)
-        if found is None:
+        found = self._state.descriptor(self._process(tid), fd)
+        if found is None or found.type is None:
             return None
-        details = json.loads(found.details) if found.details else {}
+        details = json.loads(found.details or "{}")
         transport = {"tcp": "t", "udp": "u", "icmp": "i", "raw": "r"}
         return found.type, transport.get(details.get("l4_proto"), ""), found.name or ""
 
     def path(self, tid: int, directory: int | None, path: str) -> str:
         """A path made absolute, by a directory's descriptor or the working directory."""
-        raise NotImplementedError
+        process = self._state.process(self._process(tid))
+        base = process.cwd if process else None
+        if directory is not None:
+            found = self._state.descriptor(self._process(tid), directory)
+            base = found.name if found else None
+        return posixpath.normpath(posixpath.join(base or "", path))
+
+    def _process(self, tid: int) -> int:
+        thread = self._state.thread(tid)
+        return thread.pid if thread else tid
 
     def user(self, uid: int) -> str | None:
         """The name of a user."""
@@ -114,6 +124,8 @@ class Recalled:
         self._answers: dict[tuple[Any, ...], Any] = {}
         self.row = 0
         """Which event asks."""
+        self.events: list[dict[str, Any]] = []
+        """The events as they were followed."""
 
     def _ask(self, question: str, *of: Any) -> Any:
         key = (self.row, question, *of)
@@ -165,6 +177,7 @@ def names_of(path: Path) -> Recalled:
         for start, stop in pairwise([0, *cuts, batch.rows]):
             for row in state.update(batch.slice(start, stop), resolve=True).to_pylist():
                 arguments(row, recalled)
+                recalled.events.append(row)
                 recalled.row += 1
     return recalled
 
