@@ -227,14 +227,19 @@ class ScapReader:
         return found
 
     def _described(self, source: SourceInfo) -> list[Side]:
-        """The source with the event types that nobody knows, if there are any."""
-        if not self._unknown:
-            return []
-        counts = {
-            str(number) if number >= 0 else "others": count
-            for number, count in sorted(self._unknown.items())
-        }
-        return [replace(source, details={**source.details, "unknown_types": counts})]
+        """The source with the types of events and blocks that nobody knows, if there are any."""
+        found: dict[str, Any] = {}
+        if self._unknown:
+            found["unknown_types"] = {
+                str(number) if number >= 0 else "others": count
+                for number, count in sorted(self._unknown.items())
+            }
+        if self._tables.unknown:
+            found["unknown_blocks"] = {
+                f"{kind:#x}" if kind else "others": count
+                for kind, count in sorted(self._tables.unknown.items())
+            }
+        return [replace(source, details={**source.details, **found})] if found else []
 
 
 def _starts_section(item: Item) -> bool:

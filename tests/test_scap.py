@@ -132,6 +132,7 @@ def test_an_unknown_block_starts_no_section() -> None:
 
     assert [r.get("direction") for r in rows(data)] == [None]
     assert len(sides(data, Snapshot)) == 1
+    assert sides(data, SourceInfo)[-1].details["unknown_blocks"] == {"0x301": 1}
 
 
 def test_state_beyond_the_limit_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +241,14 @@ def test_an_import_can_be_repeated(tmp_path: Path, data: Callable[[str], Path]) 
 
     assert (tmp_path / "a.kcap").read_bytes() == (tmp_path / "b.kcap").read_bytes()
     assert lines_of("cat", tmp_path / "a.kcap") == lines_of("cat", path)
+
+
+def test_lines_end_with_the_result(tmp_path: Path) -> None:
+    """What file a call was about and what it gave stand behind its parameters."""
+    path = tmp_path / "x.scap"
+    path.write_bytes(scap(opened("/etc/passwd"), event(CLOSE, i64(3)), event(CLOSE + 1, i64(0))))
+
+    first, second = run("cat", path).stdout.splitlines()
+
+    assert first.endswith("name➜ /etc/passwd, fd_name➜ /etc/passwd, retval➜ 3)")
+    assert second.endswith("(fd➜ 3, fd_name➜ /etc/passwd, retval➜ -9)")
