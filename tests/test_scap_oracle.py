@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scap_oracle import FILES, UNKNOWN_IDS, numbers, oracle
+from scap_oracle import FILES, UNKNOWN_IDS, numbers, oracle, sysdig_of
 from scap_rows import cut_rows, rows
 
 Data = Callable[[str], Path]
@@ -51,7 +51,7 @@ def test_every_event_is_counted(name: str, data: Data, program: Program) -> None
     """We have the events that sysdig counts, and those it does not know."""
     path = data(f"scap/{name}.scap")
     ours = rows(path)
-    theirs = oracle(program("sysdig"), path).events
+    theirs = oracle(sysdig_of(program), path).events
     unknown = Counter(r["event_id"] for r in ours if r["event_id"] in UNKNOWN_IDS)
 
     assert len(ours) == event_blocks(path.read_bytes())
@@ -64,7 +64,7 @@ def test_every_event_is_counted(name: str, data: Data, program: Program) -> None
 def test_only_records_at_the_head_are_not_printed(name: str, data: Data, program: Program) -> None:
     """sysdig prints every event that it counts but containers known from the start."""
     path = data(f"scap/{name}.scap")
-    theirs = oracle(program("sysdig"), path).events
+    theirs = oracle(sysdig_of(program), path).events
     missing = sorted(set(range(1, max(theirs) + 1)) - theirs.keys())
     events = [r["event"] for r in rows(path)]
 
@@ -85,7 +85,7 @@ def test_a_cut_file_has_every_complete_block(
 
     assert 0 < len(ours) < event_blocks(whole)
     assert len(ours) == event_blocks(path.read_bytes())
-    assert len(ours) == max(oracle(program("sysdig"), path).events) + unknown
+    assert len(ours) == max(oracle(sysdig_of(program), path).events) + unknown
     assert [loss.kind for loss in losses] == ["torn"]
 
 
@@ -101,17 +101,37 @@ def durations(path: Path) -> Iterator[tuple[int, Any]]:
 def test_calls_last_as_long(name: str, data: Data, program: Program) -> None:
     """An event joined of both its halves took as long as sysdig says of its exit."""
     path = data(f"scap/{name}.scap")
-    theirs = oracle(program("sysdig"), path).latencies
+    theirs = oracle(sysdig_of(program), path).latencies
     ours = dict(durations(path))
 
     assert ours.keys() == theirs.keys()
     assert {n: d or 0 for n, d in ours.items()} == theirs
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_joined_event_is_its_exit(name: str, data: Data) -> None:
+    """Joined or not, an exit has the same time, names, result and place: compared with sysdig."""
+    path = data(f"scap/{name}.scap")
+    exits = {r["seq"]: envelope(r) for r in rows(path)}
+    joined = rows(path, raw_pairs=False)
+
+    assert len(joined) < len(exits)
+    assert [envelope(r) for r in joined] == [exits[r["seq"]] for r in joined]
+
+
+def envelope(row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of an event that are no argument, and not of joining itself."""
+    return {
+        name: value
+        for name, value in row.items()
+        if not name.startswith("arg_") and name not in ("direction", "shape")
+    }
+
+
 def test_a_wrong_length_is_noticed(data: Data, program: Program) -> None:
     """Negative control: an exit joined to another enter has another duration."""
     path = data("scap/nginx.scap")
-    theirs = oracle(program("sysdig"), path).latencies
+    theirs = oracle(sysdig_of(program), path).latencies
     ours = dict(durations(path))
     joined = [n for n, d in ours.items() if d]
 

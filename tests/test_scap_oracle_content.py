@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from scap_oracle import FILES, Printed, differences, oracle
+from scap_oracle import FILES, Printed, differences, oracle, sysdig_of
 from scap_rows import arguments_of, cli_rows, names_of, rows
 
 Data = Callable[[str], Path]
@@ -85,7 +85,7 @@ def differing(
 @pytest.mark.parametrize("name", FILES)
 def test_every_field_is_as_sysdig_prints_it(name: str, data: Data, program: Program) -> None:
     """Time, thread, direction, type, names, processor and arguments of each event are the same."""
-    sysdig, path = program("sysdig"), data(f"scap/{name}.scap")
+    sysdig, path = sysdig_of(program), data(f"scap/{name}.scap")
     found = differing(rows(path), path, sysdig)
     allowed = exempt(name)
     wrong = [d for d in found if d[:2] not in allowed]
@@ -97,7 +97,7 @@ def test_every_field_is_as_sysdig_prints_it(name: str, data: Data, program: Prog
 @pytest.mark.parametrize("name", ["curl_google", "files"])
 def test_the_command_prints_the_same(name: str, data: Data, program: Program) -> None:
     """What ``kcap cat --raw-pairs`` prints as JSON lines is as sysdig prints it."""
-    sysdig, path = program("sysdig"), data(f"scap/{name}.scap")
+    sysdig, path = sysdig_of(program), data(f"scap/{name}.scap")
     found = differing(cli_rows(path, "--raw-pairs"), path, sysdig)
 
     assert {d[:2] for d in found} == exempt(name)
@@ -140,7 +140,7 @@ def one_late(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [other_name, swapped, old_name, one_late])
 def test_a_wrong_value_is_noticed(change: Change, data: Data, program: Program) -> None:
     """Negative control: a value decoded wrongly, a wrong name or time is a difference."""
-    sysdig, path = program("sysdig"), data("scap/full_capture.scap")
+    sysdig, path = sysdig_of(program), data("scap/full_capture.scap")
     events = [dict(row) for row in rows(path)]
     for row in events:
         change(row)
