@@ -70,6 +70,7 @@ class TraceeReader:
     """
 
     name = "tracee"
+    collector = "tracee"
     reads = "Tracee JSON lines of all versions (trace.Event, v1beta1, gRPC), also gzip or zstd"
 
     def __init__(self, stream: BinaryIO, file: str, *, lenient: bool = False) -> None:
@@ -83,6 +84,7 @@ class TraceeReader:
         self._ord = 0
         self._skipped = 0
         self._first_skipped: list[str] = []
+        self._losses: list[Side] = []
         self._torn: TruncatedError | None = None
         self._announced = False
 
@@ -108,7 +110,7 @@ class TraceeReader:
         """What is known before the first event; reads the first MiB."""
         head = self._input.head(_ORIGIN_BYTES)
         origin = hashlib.sha256(self.name.encode() + head).digest()[:16].hex()
-        source = SourceInfo(self.name, origin=origin, details={"file": self._file})
+        source = SourceInfo(self.collector, origin=origin, details={"file": self._file})
         return StreamInfo(self._file, self.name, (source,))
 
     def batches(self) -> Iterator[Batch]:
@@ -124,25 +126,20 @@ class TraceeReader:
             KcapError: The stream cannot be read.
         """
         _ = self.info  # the first MiB, before the lines are read away
-        losses: list[Side] = []
         failure: KcapError | None = None
         try:
-            for block in self._input.blocks():
-                for index, line in enumerate(block.lines):
-                    self._take(line, block, index)
-                    if self._is_full() and len(self._builder):
-                        yield self._finish()
-                    if len(self._records) > KEPT_FIELDS:
-                        self._builder = RecordBuilder()
-                        self._records = Records(self._builder)
-                if not block.lines and len(self._builder):
+            for waits in self._taken():
+                if len(self._builder) and (waits or self._is_full()):
                     yield self._finish()
+                if len(self._records) > KEPT_FIELDS:
+                    self._builder = RecordBuilder()
+                    self._records = Records(self._builder)
         except TruncatedError as error:
             self._torn = error
         except DamagedError as error:
             self._torn = None  # the damage says why
             if self._lenient:
-                losses.append(Loss("damaged", None, _reason(error)))
+                self._losses.append(Loss("damaged", None, _reason(error)))
             else:
                 failure = error
         except KcapError as error:
@@ -150,9 +147,9 @@ class TraceeReader:
         if len(self._builder):
             yield self._finish()
         if self._torn is not None:
-            losses.append(Loss("torn", None, _reason(self._torn)))
-        if losses or self._skipped:
-            yield Batch(0, {}, (*self._sides(), *losses))
+            self._losses.append(Loss("torn", None, _reason(self._torn)))
+        if self._losses or self._skipped:
+            yield Batch(0, {}, tuple(self._sides()))
         if failure is not None:
             raise failure
 
@@ -163,6 +160,15 @@ class TraceeReader:
     def _is_full(self) -> bool:
         rows, fields = len(self._builder), len(self._records)
         return rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES or fields > KEPT_FIELDS
+
+    def _taken(self) -> Iterator[bool]:
+        """Add the events; after each False, True where what follows has to be waited for."""
+        for block in self._input.blocks():
+            for index, line in enumerate(block.lines):
+                self._take(line, block, index)
+                yield False
+            if not block.lines:
+                yield True
 
     def _take(self, line: bytes, block: Block, index: int) -> None:
         """Add the event of a line."""
@@ -206,15 +212,16 @@ class TraceeReader:
         self._first_skipped.append(f"{problem} at line {number}, byte {offset}")
 
     def _sides(self) -> list[Side]:
-        """What is to be said since the last call: at first the source, then what was skipped."""
+        """What is to be said since the last call: at first the source, then what was lost."""
         sides: list[Side] = [] if self._announced else [*self.info.sources]
         self._announced = True
+        losses, self._losses = self._losses, []
         if not self._skipped:
-            return sides
+            return [*sides, *losses]
         more = ["…"] if self._skipped > len(self._first_skipped) else []
         loss = Loss("skipped", self._skipped, "; ".join(self._first_skipped + more))
         self._skipped, self._first_skipped = 0, []
-        return [*sides, loss]
+        return [*sides, loss, *losses]
 
     def _finish(self) -> Batch:
         """Make a batch of the events since the last one."""
