@@ -246,7 +246,8 @@ def test_an_import_can_be_repeated(tmp_path: Path, data: Callable[[str], Path]) 
 def test_lines_end_with_the_result(tmp_path: Path) -> None:
     """What file a call was about and what it gave stand behind its parameters."""
     path = tmp_path / "x.scap"
-    path.write_bytes(scap(opened("/etc/passwd"), event(CLOSE, i64(3)), event(CLOSE + 1, i64(0))))
+    calls = [opened("/etc/passwd"), event(CLOSE, i64(3)), event(CLOSE + 1, i64(-9))]
+    path.write_bytes(scap(process_list(9, process(9, tid=100, pid=100)), *calls))
 
     first, second = run("cat", path).stdout.splitlines()
 
