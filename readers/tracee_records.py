@@ -49,6 +49,10 @@ _STRUCTS: Final = (
 _TELLING: Final = frozenset({"context", "data", "id", "timestamp", "workload"})
 """A ``v1beta1.Event`` has one of these besides its name."""
 
+_NUMBERS: Final = frozenset({TypeClass.F64, TypeClass.I64})
+_POINTERS: Final = frozenset({"trace.Pointer", "void*"})
+"""Types of arguments that are addresses, whatever their name stands for elsewhere."""
+
 _PARENT: Final = ("ppid", "ns_ppid", "parent_entity", "parent_name")
 _RETURN_VALUE: Final = "returnValue"
 
@@ -277,7 +281,7 @@ class _Layout:
         self._spelled = [
             (place, item.name)
             for place, (item, kind, home) in enumerate(zip(arguments, kinds, homes, strict=True))
-            if kind is str and home is TypeClass.I64
+            if kind is str and (home in _NUMBERS or item.type in _POINTERS)
         ]
         self._first = len(paths)
         for index, path in enumerate(paths):
