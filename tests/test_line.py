@@ -8,17 +8,14 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from cli_support import run
 from hostile import VALUE
 from hypothesis import given
 from hypothesis import strategies as st
-from scap_support import CLOSE, event, i64, opened, scap
 
 from kcap.errors import KcapError
 from kcap.model import catalogue, decode, naming, text
@@ -509,14 +506,3 @@ def test_sparse_columns_fall_in_place() -> None:
     batch = Batch(count, columns)
     printed = lines_of(batch).splitlines(keepends=True)
     assert printed == [by_hand(row) for row in batch.to_pylist()]
-
-
-def test_lines_end_with_the_result(tmp_path: Path) -> None:
-    """What file a call was about and what it gave stand behind its parameters."""
-    path = tmp_path / "x.scap"
-    path.write_bytes(scap(opened("/etc/passwd"), event(CLOSE, i64(3)), event(CLOSE + 1, i64(-9))))
-
-    first, second = run("cat", path).stdout.splitlines()
-
-    assert first.endswith("name➜ /etc/passwd, fd_name➜ /etc/passwd, retval➜ 3)")
-    assert second.endswith("(fd➜ 3, fd_name➜ /etc/passwd, retval➜ -9)")
