@@ -29,6 +29,9 @@ _IN_PROGRESS: Final = -115
 _NAME_MAX: Final = 15
 """Characters of a thread's name."""
 
+_TOLD_NAME_MAX: Final = 64
+"""The same where the source says it: newer kernels have longer ones for their own threads."""
+
 _UNCHANGED: Final = frozenset({-1, 0xFFFFFFFF})
 
 _TCP: Final = '{"l4_proto": "tcp"}'
@@ -385,7 +388,8 @@ def _tell(tables: Tables, row: int, tid: int, told: dict[str, Any]) -> None:
     """Enter what a thread's own row says of it and of its process."""
     known = tables.threads.get(tid)
     pid = told["pid"] if told["pid"] is not None else tables.threads.owner(tid)
-    name = told["comm"] or (posixpath.basename(told["exe"] or "")[:_NAME_MAX] or None)
+    name = (told["comm"] or "")[:_TOLD_NAME_MAX]
+    name = name or posixpath.basename(told["exe"] or "")[:_NAME_MAX] or None
     ptid = known.ptid if known is not None and known.pid == pid else told["ptid"]
     details = known.details if known is not None and known.pid == pid else None
     thread = Thread(tid, pid, name, ptid, provenance=name and EVENT, details=details)

@@ -17,6 +17,10 @@ ENTRIES_MAX: Final = 262_144
 """Descriptors of one machine that are kept; beyond, the processes with most lose theirs."""
 
 
+BYTES_MAX: Final = 32 << 20
+"""Bytes that the descriptors of one machine may take: half of what a STATE record may."""
+
+
 class Target(NamedTuple):
     """What a descriptor stands for."""
 
@@ -54,8 +58,26 @@ _CLASSES: Final = {
 }
 """Columns of the table in a snapshot."""
 
-_Files = dict[int, Target]
-"""The descriptors of a process, by number."""
+
+class _Files(dict[int, Target]):
+    """The descriptors of a process, by number."""
+
+    __slots__ = ("size",)
+
+    size: int
+    """Bytes, roughly."""
+
+
+def _size(target: Target) -> int:
+    """What an entry counts against the table's limit: a fixed part and its texts."""
+    return 128 + len(target.name or "") + len(target.details or "")
+
+
+def _no_files() -> _Files:
+    files = _Files()
+    files.size = 0
+    return files
+
 
 _Change = tuple[int, Target | None]
 """From which row on a descriptor is what."""
@@ -69,16 +91,19 @@ class FdTable:
 
     Args:
         entries_max: Descriptors to keep.
+        bytes_max: Bytes that they may take.
     """
 
-    def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
+    def __init__(self, entries_max: int = ENTRIES_MAX, bytes_max: int = BYTES_MAX) -> None:
         self.evicted = 0
         """Descriptors that were forgotten for want of room."""
         self._entries_max = entries_max
+        self._bytes_max = bytes_max
         self._of_process: dict[int, _Files] = {}
         self._own: dict[int, _Files] = {}
         """The tables that may be changed: the others are a relative's too, or what was before."""
         self._count = 0
+        self._bytes = 0
         self._before: dict[int, _Files] | None = None
         self._changes: dict[tuple[int, int], list[_Change]] = {}
         self._replaced: dict[int, list[tuple[int, _Files]]] = {}
@@ -112,12 +137,18 @@ class FdTable:
         files = self._own.get(pid)
         if files is None:
             files = self._copy(pid)
-        if fd not in files:
+        size = _size(target)
+        old = files.get(fd)
+        if old is None:
             self._count += 1
+        else:
+            size -= _size(old)
         files[fd] = target
+        files.size += size
+        self._bytes += size
         if self._before is not None:
             self._changes.setdefault((pid, fd), []).append((row, target))
-        if self._count > self._entries_max:
+        if self._count > self._entries_max or self._bytes > self._bytes_max:
             self._evict(row)
 
     def close(self, pid: int, fd: int, row: int) -> None:
@@ -133,8 +164,12 @@ class FdTable:
             if fd not in self._of_process.get(pid, ()):
                 return
             files = self._copy(pid)
-        if files.pop(fd, None) is None:
+        old = files.pop(fd, None)
+        if old is None:
             return
+        size = _size(old)
+        files.size -= size
+        self._bytes -= size
         if not files:
             del self._of_process[pid], self._own[pid]
         self._count -= 1
@@ -173,7 +208,7 @@ class FdTable:
         """
         self._replace(child, self._of_process.get(parent), row)
         self._own.pop(parent, None)
-        if self._count > self._entries_max:
+        if self._count > self._entries_max or self._bytes > self._bytes_max:
             self._evict(row)
 
     def end(self, pid: int, row: int) -> None:
@@ -189,7 +224,7 @@ class FdTable:
         """Forget all."""
         self._of_process.clear()
         self._own.clear()
-        self._count = 0
+        self._count = self._bytes = 0
 
     def rows(self) -> list[Descriptor]:
         """The descriptors, in order of process id and number."""
@@ -234,34 +269,39 @@ class FdTable:
 
     def _copy(self, pid: int) -> _Files:
         """The table of a process, to be changed."""
-        old = self._of_process.get(pid, {})
+        old = self._of_process.get(pid)
+        if old is None:
+            old = _no_files()
         if self._before is not None:
             self._before.setdefault(pid, old)
-        files = self._own[pid] = self._of_process[pid] = old.copy()
+        files = self._own[pid] = self._of_process[pid] = _Files(old)
+        files.size = old.size
         return files
 
     def _replace(self, pid: int, files: _Files | None, row: int) -> None:
         """Give a process a table that others may have as well."""
-        old = self._of_process.pop(pid, {})
+        old = self._of_process.pop(pid, None) or _no_files()
         self._own.pop(pid, None)
         self._count -= len(old)
+        self._bytes -= old.size
         if files:
             self._of_process[pid] = files
             self._count += len(files)
+            self._bytes += files.size
         if self._before is not None and (old or files):
             self._before.setdefault(pid, old)
-            self._replaced.setdefault(pid, []).append((row, files or {}))
+            self._replaced.setdefault(pid, []).append((row, files or _no_files()))
 
     def _evict(self, row: int) -> None:
         """Make room: the greatest tables are most likely those whose closings are not seen.
 
         An eighth at once, so that a full table does not sort at every event.
         """
-        greatest = sorted((-len(files), pid) for pid, files in self._of_process.items())
-        for count, pid in greatest:
-            if self._count <= self._entries_max * 7 // 8:
+        entries, room = self._entries_max * 7 // 8, self._bytes_max * 7 // 8
+        for _, pid in sorted((-files.size, pid) for pid, files in self._of_process.items()):
+            if self._count <= entries and self._bytes <= room:
                 break
-            self.evicted -= count
+            self.evicted += len(self._of_process[pid])
             self._replace(pid, None, row)
 
 

@@ -8,7 +8,7 @@ number or anything of the host it runs on: the same batches give the same state 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from heapq import merge
 from typing import Final
 
@@ -28,6 +28,7 @@ from kcap.state.processes import Process, ProcessTable
 from kcap.state.threads import Thread, ThreadTable
 
 Int64s = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 PROCESSES: Final = "processes"
 """Name of the process table in a snapshot."""
@@ -108,10 +109,13 @@ class State:
         batch = self._take_sides(batch)
         if not batch.rows:
             return batch
-        self._follow_handles(batch)
+        families, of_family = self._codes(batch, self._families, "")
+        by_calls = np.array([bool(catalogue.calls(family)) for family in families])[of_family]
+        self._follow_handles(batch, by_calls)
         machines, of_row = self._machines_of(batch)
         tables = [self._tables_of(machine) for machine in machines]
-        found, rest = self._find_calls(batch)
+        found = calls.find(batch, families, of_family)
+        rest = _others(batch, follow.ACTIONS, by_calls)
         if not resolve:
             self._follow(tables, of_row, batch, found, rest)
             return batch
@@ -264,17 +268,6 @@ class State:
             found = self._tables[machine] = Tables(ThreadTable(), FdTable(), table, {})
         return found
 
-    def _find_calls(self, batch: Batch) -> tuple[list[CallRows], tuple[Rows, list[str]]]:
-        """The rows that calls explain, and the rows and actions of the others that count."""
-        families, of_row = self._codes(batch, self._families, "")
-        found = calls.find(batch, families, of_row)
-        rows, actions = follow.rows_of(batch, follow.ACTIONS)
-        if found and len(rows):
-            explained = np.array([bool(catalogue.calls(family)) for family in families])
-            kept = np.flatnonzero(~explained[of_row[rows]])
-            rows, actions = rows[kept], [actions[i] for i in kept.tolist()]
-        return found, (rows, actions)
-
     def _follow(
         self,
         tables: Sequence[Tables],
@@ -326,12 +319,13 @@ class State:
             mine.forget()
         return resolved
 
-    def _follow_handles(self, batch: Batch) -> None:
-        rows, actions = follow.rows_of(batch, handles.ACTIONS if self._handles else handles.OPENING)
+    def _follow_handles(self, batch: Batch, by_calls: Mask) -> None:
+        wanted = handles.ACTIONS if self._handles else handles.OPENING
+        rows, actions = _others(batch, wanted, by_calls)
         if not len(rows):
             return
         if not self._handles:
-            rows, actions = follow.rows_of(batch, handles.ACTIONS)
+            rows, actions = _others(batch, handles.ACTIONS, by_calls)
         machines, codes = self._machines_of(batch)
         tables = [self._handles.setdefault(machine, HandleTable()) for machine in machines]
         handles.follow([tables[code] for code in codes[rows].tolist()], actions, batch, rows)
@@ -359,3 +353,12 @@ class State:
         used = np.bincount(codes, minlength=len(number)) > 0
         found = [name for name, code in number.items() if used[code]]
         return found, (np.cumsum(used) - 1)[codes]
+
+
+def _others(batch: Batch, wanted: Container[str], by_calls: Mask) -> tuple[Rows, list[str]]:
+    """The rows of some actions that are of no source whose calls are followed."""
+    rows, actions = follow.rows_of(batch, wanted)
+    if not len(rows) or not by_calls.any():
+        return rows, actions
+    kept = np.flatnonzero(~by_calls[rows])
+    return rows[kept], [actions[i] for i in kept.tolist()]
