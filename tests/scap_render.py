@@ -44,7 +44,9 @@ _KINDS: Final = {
 _SILENT: Final = {"ACTIVE", "PIPE_SRC", "PIPE_DST", "CHILD_IN_PIDNS", "IS_MAIN_THREAD"}
 """Flags that sysdig has no words for."""
 
-_FLAGS: Final = re.compile(r"(ENUM)?FLAGS(8|16|32)|MODE|SIGTYPE")
+FLAGS: Final = re.compile(r"(ENUM)?FLAGS(8|16|32)|MODE|SIGTYPE")
+"""Kinds of parameters whose numbers have words."""
+
 _NUMBER: Final = re.compile(r"-?\d+|0x[0-9a-f]+")
 _UNSEEN: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SEVERAL: Final = re.compile(r"\(([A-Z0-9_]+(?:\|[A-Z0-9_]+)+)\)")
@@ -156,7 +158,7 @@ def _parameter(row: Row, item: shape.Item, known: Known) -> str:
         return _list(tid, value, known)
     if kind == "RELTIME":
         return "none" if value in (-1, (1 << 64) - 1) else f"{value}({value / 1e9:g}s)"
-    if _FLAGS.fullmatch(kind):
+    if FLAGS.fullmatch(kind):
         number = f"{value:#o}".replace("0o", "0").replace("00", "0") if kind == "MODE" else value
         return _with(str(number), words(event, item.name, value))
     if kind == "SIGSET":
