@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, cast
 import zstandard
 
 from kcap import plugins
-from kcap.errors import BadInputError, KcapError, NotACaptureError
+from kcap.errors import BadInputError, KcapError, MissingExtraError, NotACaptureError
 from kcap.model.stream import Source
 
 HEAD_BYTES: Final = 1 << 16
@@ -54,6 +54,7 @@ def open_source(
     Raises:
         NotACaptureError: No reader knows the content.
         BadInputError: The reader does not join enter and exit.
+        MissingExtraError: Its reader needs what is not installed.
         KcapError: The input can't be opened.
     """
     name = os.fspath(path)
@@ -176,6 +177,12 @@ def _reader(head: bytes, name: str) -> tuple[str, Any]:
         except ImportError:
             continue  # of another distribution that is broken: no reason to refuse all inputs
         if reader.sniff(head if entry == "kcap" else plain):
+            if extras := plugins.missing(reader):
+                raise MissingExtraError(
+                    f"this is a {entry} input, and what reads it is not installed",
+                    file=name,
+                    hint=f"pip install 'kcap[{','.join(extras)}]'",
+                )
             return entry, reader
     raise NotACaptureError(
         "no capture that kcap can read",

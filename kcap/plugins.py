@@ -59,7 +59,7 @@ def missing(plugin: Any) -> list[str]:  # noqa: ANN401
     """The optional dependencies that a reader or writer needs and that are not installed.
 
     Args:
-        plugin: Its class; ``needs`` maps the extra of an installation to the module it brings.
+        plugin: Its class (``needs``: see `kcap.model.stream.Reader`).
 
     Returns:
         Names of extras.
@@ -77,8 +77,14 @@ def load(group: str, name: str) -> Any:  # noqa: ANN401
 
     Returns:
         The object.
+
+    Raises:
+        ImportError: There is none, or it imports what is not installed.
     """
-    return found(group)[name].load()
+    try:
+        return found(group)[name].load()
+    except AttributeError as error:
+        raise ImportError(str(error)) from error
 
 
 def _is_root() -> bool:

@@ -21,6 +21,8 @@ from kcap.replay.pipeline import Summary
 from kcap.tools.inputs import Inputs
 from kcap.tools.progress import Progress
 
+VECTORS = Path(__file__).parent.parent / "fixtures" / "vectors"
+
 
 class Needing(TraceeReader):
     """A reader that needs what nobody has."""
@@ -28,6 +30,11 @@ class Needing(TraceeReader):
     name = "needing"
     reads = "nothing"
     needs = {"moon": "kcap_moon_module"}  # noqa: RUF012
+
+    @staticmethod
+    def sniff(head: bytes) -> bool:
+        """Nothing of anybody else's."""
+        return head.startswith(b"MOON")
 
 
 def with_readers(monkeypatch: pytest.MonkeyPatch, *more: EntryPoint) -> None:
@@ -61,15 +68,32 @@ def test_the_list_says_why_a_reader_can_not_be_used(
         monkeypatch,
         EntryPoint("broken", "kcap_no_such_module:Reader", plugins.READERS),
         EntryPoint("needing", f"{__name__}:Needing", plugins.READERS),
+        EntryPoint("nobody", f"{__name__}:Nobody", plugins.READERS),
     )
 
     listed = {one["name"]: one for one in json.loads(run("import", "--list", "--json").stdout)}
 
     assert "kcap_no_such_module" in listed["broken"]["why"]
+    assert "Nobody" in listed["nobody"]["why"]
     assert listed["needing"]["needs"] == ["kcap[moon]"]
     assert listed["needing"]["why"] == "pip install 'kcap[moon]'"
     assert "NOT AVAILABLE: pip install 'kcap[moon]'" in run("import", "--list").stdout
     assert run("cat", foreign).exit_code == 0
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An input whose reader lacks an extra is known all the same, and the extra is named."""
+    with_readers(monkeypatch, EntryPoint("needing", f"{__name__}:Needing", plugins.READERS))
+    path = tmp_path / "x.moon"
+    path.write_bytes(b"MOON")
+
+    result = run("cat", path)
+
+    assert result.exit_code == 1
+    assert "this is a needing input, and what reads it is not installed" in result.stderr
+    assert "hint: pip install 'kcap[moon]'" in result.stderr
+    path.write_bytes(b"SUN")  # the control: nobody knows this one
+    assert "no capture that kcap can read" in run("cat", path).stderr
 
 
 def test_root_loads_nobody_elses_readers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +116,7 @@ def inputs(tmp_path: Path, foreign: Path) -> dict[str, Path]:
         "text": tmp_path / "notes.txt",
         "missing": tmp_path / "missing",
         "folder": tmp_path / "folder",
+        "newer": VECTORS / "must_reject" / "major-2.kcap",
     }
     made["scap"].write_bytes(scap(opened("/a"), event(4, i64(3))))
     made["empty"].touch()
@@ -100,7 +125,7 @@ def inputs(tmp_path: Path, foreign: Path) -> dict[str, Path]:
     return made
 
 
-@pytest.mark.parametrize("bad", ["empty", "text", "missing", "folder"])
+@pytest.mark.parametrize("bad", ["empty", "text", "missing", "folder", "newer"])
 def test_a_bad_input_among_many(bad: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     """It is named and nothing is written; with --lenient it is passed over, which is a loss."""
     out = tmp_path / "out.kcap"

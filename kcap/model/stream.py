@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 from kcap.model.batch import Batch
 from kcap.model.side import SourceInfo
@@ -39,6 +39,39 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of files and sockets; may be called twice."""
+
+
+class Reader(Source, Protocol):
+    """A source of the events of a foreign file: what an entry point of ``kcap.readers`` names.
+
+    Two attributes of the class may be left out. ``needs`` maps each extra that reading takes to
+    the module it installs (``{"evtx": "evtx"}``); such a module is imported where it is used, so
+    that inputs are told apart without it. ``joins`` is true where the constructor takes
+    ``raw_pairs``.
+    """
+
+    reads: ClassVar[str]
+    """What it reads, as ``kcap import --list`` says it: products, suffixes, versions."""
+
+    def __init__(self, stream: BinaryIO, file: str, *, lenient: bool = False) -> None:
+        """Read a file.
+
+        Args:
+            stream: The bytes from their start; need not be seekable. Closed with the reader.
+            file: Its name, as the user gave it.
+            lenient: Go on past bad input.
+        """
+
+    @staticmethod
+    def sniff(head: bytes) -> bool:
+        """Whether an input is this reader's.
+
+        Args:
+            head: Its first bytes, decompressed.
+
+        Returns:
+            True where it is.
+        """
 
 
 class LiveSource(Source, Protocol):
