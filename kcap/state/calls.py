@@ -18,8 +18,9 @@ from kcap.model.batch import Batch, Column, Rows
 from kcap.model.catalogue import Call
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument, column_name
-from kcap.state.effects import EFFECTS, Handler, Step, Tables, Traits
+from kcap.state.effects import EFFECTS
 from kcap.state.follow import python_values
+from kcap.state.tables import Handler, Step, Tables, Traits
 
 Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

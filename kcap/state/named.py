@@ -12,10 +12,10 @@ import pyarrow as pa
 from kcap.model.batch import Batch, Column, coded
 from kcap.model.classes import TypeClass
 from kcap.state.calls import NONE, CallRows, descriptors
-from kcap.state.effects import Tables
 from kcap.state.fds import Target
 from kcap.state.identity import Versions
 from kcap.state.processes import EVENT, pairs
+from kcap.state.tables import Tables
 from kcap.state.threads import Thread
 
 Int64s = npt.NDArray[np.int64]

@@ -21,10 +21,10 @@ from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.state import calls, fds, follow, handles, identity, named, processes, threads, users
 from kcap.state.calls import CallRows
-from kcap.state.effects import Tables
 from kcap.state.fds import FdTable, Target
 from kcap.state.handles import HandleTable
 from kcap.state.processes import Process, ProcessTable
+from kcap.state.tables import Tables
 from kcap.state.threads import Thread, ThreadTable
 
 Int64s = npt.NDArray[np.int64]
