@@ -23,7 +23,7 @@ VERSIONS = ("v0.8.3", "v0.15.0", "v0.24.1", "main")
 DECODED = sorted(
     (event if event != "*" else "openat", argument, table)
     for (family, event, argument), table in catalogue._decoded().items()
-    if family == "tracee"
+    if family == "tracee" and table != decode.HEX
 )
 
 
