@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -10,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kcap.model import catalogue, decode
+from kcap.model.batch import Batch
+from kcap.model.builder import Field, RecordBuilder
 from kcap.model.classes import I64_MIN, U64_MAX
+from kcap.model.side import SourceInfo
+from kcap.writers.line import ConsoleLines
 
 TABLES = sorted({r[0] for r in catalogue._rows("decoders.tsv")})
 OWN = [t for t in TABLES if decode.SPELLING not in t] + [decode.HEX, decode.DECIMAL]
@@ -152,3 +157,51 @@ def test_every_decoder_that_is_named_is_known(read_text: Callable[[str], str]) -
 
     assert all(map(decode.known, named))
     assert not decode.known("no_such_flags")
+
+
+def events_of(*events: dict[str, object]) -> Batch:
+    """A batch with one row an event: column to value."""
+    builder = RecordBuilder()
+    for event in events:
+        fields = [Field(name, catalogue.home(name)) for name in event]
+        builder.add(builder.layout(fields), list(event.values()))
+    return builder.finish()
+
+
+def lines_of(batch: Batch, template: str) -> str:
+    """A batch as console lines."""
+    stream = io.BytesIO()
+    ConsoleLines(stream, template=template).write(batch)
+    return stream.getvalue().decode()
+
+
+def test_a_number_means_what_its_event_says() -> None:
+    """One column holds flags of many events and two sources; each is read as its own."""
+    tracee, scap = SourceInfo("tracee", "a"), SourceInfo("scap", "b")
+    rows = [
+        (tracee.id, "openat", 0x80000, "O_RDONLY|O_CLOEXEC"),
+        (scap.id, "openat", 0x1002, "O_WRONLY|O_CLOEXEC"),
+        (tracee.id, "clone", 0x100, "CLONE_VM"),
+        (tracee.id, "never_heard_of", 0x100, "256"),
+        (tracee.id, "openat", 0x80000, "O_RDONLY|O_CLOEXEC"),
+        ("not announced", "openat", 0x80000, "524288"),
+        (tracee.id, None, 0x80000, "524288"),
+    ]
+    batch = events_of(*({"source": s, "event": e, "arg_flags": n} for s, e, n, _ in rows))
+
+    printed = lines_of(batch.with_before((tracee, scap)), template="{{ .arg_flags }}")
+
+    assert printed.splitlines() == [text for *_, text in rows]
+    assert lines_of(batch, template="{{ .arg_flags }}").splitlines() == [str(r[2]) for r in rows]
+
+
+def test_other_programs_spellings_are_not_shown() -> None:
+    """Tracee calls TCP_NODELAY SO_DEBUG; that is good for reading its text and for no more."""
+    source = SourceInfo("tracee")
+    setsockopt = {"source": source.id, "event": "setsockopt", "arg_optname": 1, "arg_level": 6}
+    batch = events_of(setsockopt)
+
+    printed = lines_of(batch.with_before((source,)), template="{{ .Params }}")
+
+    assert catalogue.decoder_of("tracee", "setsockopt", "optname") == "socket_option@tracee"
+    assert printed == "level➜ SOL_TCP, optname➜ 1\n"

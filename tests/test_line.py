@@ -23,7 +23,6 @@ from kcap.model.batch import EMPTY, Batch, Column, concat, constant, dictionary
 from kcap.model.builder import Field, RecordBuilder
 from kcap.model.catalogue import ColumnInfo
 from kcap.model.classes import TypeClass
-from kcap.model.side import SourceInfo
 from kcap.writers import fragments, line
 from kcap.writers.line import ConsoleLines
 
@@ -413,39 +412,6 @@ def test_the_catalogue_s_tables(
     monkeypatch.setattr(catalogue, "decoder_of", catalogue.decoder_of.__wrapped__)
     batch = batch_of({Field("arg_x", I64): number})
     assert lines_of(batch, template="{{ .arg_x }}") == f"{printed}\n"
-
-
-def test_a_number_means_what_its_event_says() -> None:
-    """One column holds flags of many events and two sources; each is read as its own."""
-    tracee, scap = SourceInfo("tracee", "a"), SourceInfo("scap", "b")
-    rows = [
-        (tracee.id, "openat", 0x80000, "O_RDONLY|O_CLOEXEC"),
-        (scap.id, "openat", 0x1002, "O_WRONLY|O_CLOEXEC"),
-        (tracee.id, "clone", 0x100, "CLONE_VM"),
-        (tracee.id, "never_heard_of", 0x100, "256"),
-        (tracee.id, "openat", 0x80000, "O_RDONLY|O_CLOEXEC"),
-        ("not announced", "openat", 0x80000, "524288"),
-        (tracee.id, None, 0x80000, "524288"),
-    ]
-    event, source, flags = Field("event", STR), Field("source", STR), Field("arg_flags", I64)
-    batch = batch_of(*({source: s, event: e, flags: n} for s, e, n, _ in rows))
-
-    printed = lines_of(batch.with_before((tracee, scap)), template="{{ .arg_flags }}")
-
-    assert printed.splitlines() == [text for *_, text in rows]
-    assert lines_of(batch, template="{{ .arg_flags }}").splitlines() == [str(r[2]) for r in rows]
-
-
-def test_other_programs_spellings_are_not_shown() -> None:
-    """Tracee calls TCP_NODELAY SO_DEBUG; that is good for reading its text and for no more."""
-    source = SourceInfo("tracee")
-    fields = {Field("source", STR): source.id, Field("event", STR): "setsockopt"}
-    batch = batch_of({**fields, Field("arg_optname", I64): 1, Field("arg_level", I64): 6})
-
-    printed = lines_of(batch.with_before((source,)), template="{{ .Params }}")
-
-    assert catalogue.decoder_of("tracee", "setsockopt", "optname") == "socket_option@tracee"
-    assert printed == "level➜ SOL_TCP, optname➜ 1\n"
 
 
 @pytest.mark.usefixtures("tables")
