@@ -287,11 +287,12 @@ def test_fork(child_first: bool) -> None:
     assert (thread.name, thread.pid) == ("kid", 20)
 
 
-def test_a_process_id_that_comes_again() -> None:
+@pytest.mark.parametrize("child_first", [False, True])
+def test_a_process_id_that_comes_again(child_first: bool) -> None:
     """The second child of a number has nothing of the first one's."""
     state = begun()
     shown(state, *forked(False), call("open", tid=20, retval=9, name="/first"))
-    shown(state, call("procexit", tid=20, retval=None, status=0), *forked(False))
+    shown(state, call("procexit", tid=20, retval=None, status=0), *forked(child_first))
     assert state.descriptor(20, 9) is None
     assert state.descriptor(20, 3) == state.descriptor(10, 3)
 
