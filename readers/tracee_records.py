@@ -171,7 +171,10 @@ class Records:
             self._fields += len(values)
             layout = _Layout(dialect, event, key)
             self._layouts[frozen] = layout
+        variants = len(layout)
         target = layout.complete(values, self._builder)
+        # What a value's text was may differ from event to event, each time a layout of its own.
+        self._fields += (len(layout) - max(variants, 1)) * len(values) if len(layout) > 1 else 0
         if large and row_bytes(target.fields, values) > limits.ROW_BYTES:
             raise BadRecordError(f"values of more than {limits.ROW_BYTES} bytes")
         self._builder.add(target, values)
@@ -288,6 +291,10 @@ class _Layout:
             self._convert(index, places[path])
         if dialect.name == "name":
             self._copy(paths, arguments)
+
+    def __len__(self) -> int:
+        """The builder's layouts so far."""
+        return len(self._layouts)
 
     def complete(self, values: list[Any], builder: RecordBuilder) -> Layout:
         """Turn an event's values into those of its columns.

@@ -16,7 +16,9 @@ from tracee_support import DNS, DOCS, DUMP, OPENED, V1BETA1, lines, read, rebuil
 
 from kcap.model import catalogue, decode
 from kcap.model.batch import Batch, concat, constant
+from kcap.model.builder import RecordBuilder
 from kcap.model.classes import TypeClass
+from kcap.readers.tracee_records import Records
 from kcap.writers.tracee_json import objects
 
 VERSIONS = ("v0.8.3", "v0.15.0", "v0.24.1", "main")
@@ -169,6 +171,20 @@ def test_a_shape_that_names_no_decoder_gives_digits() -> None:
 
     assert odd.values.to_pylist() != [spelled]
     assert next(objects(batch.adding({"shape": odd})))["args"][0]["value"] == "2"
+
+
+def test_ever_other_spellings_are_counted_as_what_is_kept() -> None:
+    """Events of one layout whose texts are numbers here and words there: memory is bounded."""
+    records = Records(RecordBuilder())
+    wide = [{"name": "flags", "type": "string", "value": ""} for _ in range(10)]
+    for number in range(200):
+        for place, arg in enumerate(wide):
+            arg["value"] = "O_RDWR" if number >> place & 1 else "words"
+        before = len(records)
+        records.add(OPENED | {"args": [dict(arg) for arg in wide]})
+        assert len(records) - before >= len(wide)
+    records.add(OPENED | {"args": [dict(arg) for arg in wide]})
+    assert len(records) - before < 2 * (len(OPENED) + len(wide))
 
 
 def test_new_messages_spell_numbers_too() -> None:
