@@ -7,6 +7,7 @@ it, and the same message as gRPC clients print it. The spelling is found line by
 from __future__ import annotations
 
 import codecs
+import contextlib
 import functools
 import hashlib
 import json
@@ -110,8 +111,15 @@ class TraceeReader:
         """What is known before the first event; reads the first MiB."""
         head = self._input.head(_ORIGIN_BYTES)
         origin = hashlib.sha256(self.name.encode() + head).digest()[:16].hex()
-        source = SourceInfo(self.collector, origin=origin, details={"file": self._file})
+        host = next(filter(None, map(_host, self._events_in(head))), None)
+        source = SourceInfo(self.collector, host, origin=origin, details={"file": self._file})
         return StreamInfo(self._file, self.name, (source,))
+
+    def _events_in(self, head: bytes) -> Iterator[Any]:
+        """The events that the start of the input holds, as far as it is good."""
+        for line in head.split(b"\n"):
+            with contextlib.suppress(ValueError, RecursionError):
+                yield _parse(line.decode())
 
     def batches(self) -> Iterator[Batch]:
         """The events, once.
@@ -237,6 +245,17 @@ class TraceeReader:
         self._ord += count
         self._bytes = 0
         return batch.adding({**_classified(batch), **_process_start(batch)})
+
+
+def _host(event: object) -> str | None:
+    """The host that an event names; one inside a container names the container."""
+    if not isinstance(event, dict) or event.get("containerId"):
+        return None
+    container, name = event.get("container"), event.get("hostName")
+    if isinstance(container, dict) and container.get("id"):
+        return None
+    inside = event.get("processId") != event.get("hostProcessId", event.get("processId"))
+    return name if isinstance(name, str) and printable(name) == name and not inside else None
 
 
 def _parse(text: str) -> Any:  # noqa: ANN401

@@ -7,6 +7,7 @@ out because it was empty is null, as Go has it after reading it back.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -14,7 +15,7 @@ from importlib import resources
 from typing import Any, BinaryIO, Final
 
 from kcap import limits
-from kcap.errors import BadInputError, DamagedError, TruncatedError
+from kcap.errors import BadInputError, DamagedError, KcapError, TruncatedError
 from kcap.model.side import Loss
 from kcap.model.text import depth
 from kcap.readers.gob import JOINTS, VALUE_BYTES, ContinuesError, Decoder, Spelling
@@ -79,6 +80,13 @@ class TraceeGobReader(TraceeReader):
             return False
         fields = {name for found in decoder.types.values() for name, _ in found.fields}
         return value is None and {_NAME, "Args"} <= fields
+
+    def _events_in(self, head: bytes) -> Iterator[Any]:
+        decoder = Decoder(_spellings())
+        with contextlib.suppress(GobError, ContinuesError, KcapError):
+            for message in Messages(iter([head, b""]), self._file).read():
+                if message is not None:
+                    yield decoder.message(message.data)
 
     def _taken(self) -> Iterator[bool]:
         while True:

@@ -190,11 +190,16 @@ class TraceeProfileReader:
         first = True
         while True:
             try:
-                at = self._mark(text, at, "{" if first else ",}")
-                if text[at - 1] == "}":
-                    break
+                if first:
+                    start = self._space(text, self._mark(text, at, "{"))
+                    empty = text[start : start + 1] == "}"
+                    at = start if empty else at
+                if not first or empty:
+                    at = self._mark(text, at, ",}")
+                    if text[at - 1] == "}":
+                        break
+                    start = self._space(text, at)
                 first = False
-                start = self._space(text, at)
                 key, end = _decode(text, start)
                 value, at = _decode(text, self._space(text, self._mark(text, end, ":")))
             except (ValueError, RecursionError) as error:
