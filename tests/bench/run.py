@@ -18,13 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import export
+import page
 import sysdig
 from formats import Format, Kcap, all_formats
 from scans import last_percent, scans
-from workloads import REPEATED, ROOT, Workload, workloads
-
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- figures: tests/bench/run.py --write -->", "<!-- end of figures -->"
+from workloads import REPEATED, Workload, workloads
 
 READS: dict[str, list[str] | None] = {
     "pid": ["pid"],
@@ -172,7 +170,7 @@ def _processor() -> str:
 def main() -> None:
     """Measure, print, and write the page where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
+    parser.add_argument("--write", action="store_true", help="put the tables into the page")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each format")
     options = parser.parse_args()
     measured = {}
@@ -193,14 +191,12 @@ def main() -> None:
         beside = sysdig.report(folder)
     parts.insert(1, goals(measured))
     parts.append("\n".join([export.HEADING, *exports]) + "\n")
-    parts.append(beside)
     text = "\n".join(parts)
-    print(text)
+    print(text, beside, sep="\n")
     if options.write:
-        page = PAGE.read_text("utf-8")
-        before, rest = page.split(BEGIN)
-        _, after = rest.split(END)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+        page.put("run.py", text)
+        if beside:
+            page.put("sysdig.py", beside)
 
 
 if __name__ == "__main__":

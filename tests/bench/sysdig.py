@@ -1,6 +1,7 @@
 """kcap beside sysdig on the same captures: import, JSON lines, Parquet, filter scans.
 
-``python tests/bench/sysdig.py`` prints the tables. Whole commands are timed, in turns; the best of
+``python tests/bench/sysdig.py`` prints the tables, with ``--write`` they go into
+docs/benchmarks.md. Whole commands are timed, in turns; the best of
 all turns counts. The capture is a real one, and the same repeated with other times, so that what a
 command costs before its first event can be told from what each event costs. Hits are compared, so
 both sides answered the same question.
@@ -8,6 +9,7 @@ both sides answered the same question.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -20,14 +22,17 @@ from typing import NamedTuple
 
 import duckdb
 import numpy as np
+import page
 from workloads import DATA, ROOT
 
 import kcap as api
 from kcap.readers.scap_blocks import Blocks, Events
 
 SAMPLE = DATA / "scap" / "full_capture.scap"
-SMALL, LARGE = 7, 28
-"""Copies of the sample in the two captures that slopes are taken from."""
+MANY = 28
+"""Copies of the sample in the capture that is converted, and in the smaller one that is scanned."""
+MOST = 112
+"""Copies in the larger one that is scanned."""
 
 TURNS = 3
 _TS_AT = 10
@@ -36,12 +41,21 @@ _TS_AT = 10
 _FIELDS = "seq,ts,cpu,process_name,tid,direction,event,retval"
 """About what ``sysdig -j`` prints, which puts all arguments into one text."""
 
+_RESOLVED = (
+    "*%evt.num %evt.rawtime %evt.cpu %thread.tid %proc.pid %proc.ppid %evt.dir %evt.type"
+    " %proc.name %proc.exe %proc.cmdline %user.name %user.uid %container.id %fd.name"
+    " %fd.typechar %evt.args %evt.res"
+)
+"""Of what kcap stores with each event, what sysdig can print."""
+
 INTO_PARQUET = """
 import sys, duckdb
 duckdb.sql("SET threads = 1")
 duckdb.sql("COPY (FROM read_json('/dev/stdin', format = 'newline_delimited'))"
     f" TO '{sys.argv[1]}' (FORMAT parquet, COMPRESSION zstd)")
 """
+
+WHOLE = "Whole commands, Python's start included; the best of three turns."
 
 FILTERS = {
     "one type of event": ("evt.type=execve", "event = 'execve'"),
@@ -59,11 +73,15 @@ class Capture(NamedTuple):
     """One capture in all its forms."""
 
     scap: Path
-    kcap: Path
     pairs: Path
     """As a capture with enter and exit apart, for equal hits."""
     events: int
     """Events as sysdig counts them: enter and exit are two."""
+
+    @property
+    def kcap(self) -> Path:
+        """As a capture with enter and exit joined, which the conversions make."""
+        return self.scap.with_suffix(".kcap")
 
 
 def repeated(source: Path, target: Path, copies: int) -> int:
@@ -145,44 +163,54 @@ def captures(folder: Path) -> list[Capture]:
         The captures, the smallest first.
     """
     found = []
-    for copies in (1, SMALL, LARGE):
+    for copies in (1, MANY, MOST):
         scap = folder / f"x{copies}.scap"
         count = repeated(SAMPLE, scap, copies)
-        plain, pairs = scap.with_suffix(".kcap"), scap.with_suffix(".pairs.kcap")
-        kcap("import", scap, "-o", plain)
+        pairs = scap.with_suffix(".pairs.kcap")
         kcap("import", scap, "--raw-pairs", "-o", pairs)
-        found.append(Capture(scap, plain, pairs, count))
+        found.append(Capture(scap, pairs, count))
     return found
 
 
 def conversions(capture: Capture, folder: Path) -> dict[str, Callable[[], object]]:
-    """Everything that is made out of a capture."""
-    out, table = folder / "out.kcap", folder / "out.parquet"
+    """Everything that is made out of a capture; the first of kcap's makes what others read."""
+    table = folder / "out.parquet"
     sysdig = ["sysdig", "-D", "-r", capture.scap]
+    into = [sys.executable, "-c", INTO_PARQUET, table]
+    lines = ("--format", "jsonl")
     return {
         "sysdig, text": partial(run, *sysdig),
         "sysdig -j": partial(run, *sysdig, "-j"),
-        "kcap import": partial(kcap, "import", capture.scap, "-o", out, "--force"),
-        "kcap cat, jsonl, like -j": partial(
-            kcap, "cat", capture.kcap, "--format", "jsonl", "-F", _FIELDS
+        "sysdig -j, 18 fields": partial(run, *sysdig, "-j", "-p", _RESOLVED),
+        "sysdig -j into DuckDB": partial(piped, [*sysdig, "-j"], into),
+        "sysdig -j, 18 fields, into DuckDB": partial(piped, [*sysdig, "-j", "-p", _RESOLVED], into),
+        "kcap import": partial(kcap, "import", capture.scap, "-o", capture.kcap, "--force"),
+        "JSON lines, the columns of -j": partial(kcap, "cat", capture.kcap, *lines, "-F", _FIELDS),
+        "the same, enter and exit apart": partial(
+            kcap, "cat", capture.pairs, *lines, "-F", _FIELDS
         ),
-        "kcap cat, jsonl, all columns": partial(kcap, "cat", capture.kcap, "--format", "jsonl"),
-        "sysdig -j into DuckDB to Parquet": partial(
-            piped, [*sysdig, "-j"], [sys.executable, "-c", INTO_PARQUET, table]
+        "JSON lines, all columns": partial(kcap, "cat", capture.kcap, *lines),
+        "Parquet, the columns of -j": partial(
+            kcap, "export", capture.kcap, "-F", _FIELDS, "-o", table, "--force"
         ),
-        "kcap export to Parquet": partial(kcap, "export", capture.kcap, "-o", table, "--force"),
-        "kcap export .scap to Parquet": partial(
+        "Parquet, all columns": partial(kcap, "export", capture.kcap, "-o", table, "--force"),
+        ".scap to Parquet, all columns": partial(
             kcap, "export", capture.scap, "-o", table, "--force"
         ),
     }
 
 
 _BESIDE = {
-    "kcap import": "sysdig -j",
-    "kcap cat, jsonl, like -j": "sysdig -j",
-    "kcap cat, jsonl, all columns": "sysdig -j",
-    "kcap export to Parquet": "sysdig -j into DuckDB to Parquet",
-    "kcap export .scap to Parquet": "sysdig -j into DuckDB to Parquet",
+    "kcap import": ("sysdig -j", "sysdig -j, 18 fields"),
+    "JSON lines, the columns of -j": ("sysdig -j",),
+    "the same, enter and exit apart": ("sysdig -j",),
+    "JSON lines, all columns": ("sysdig -j", "sysdig -j, 18 fields"),
+    "Parquet, the columns of -j": ("sysdig -j into DuckDB",),
+    "Parquet, all columns": ("sysdig -j into DuckDB", "sysdig -j, 18 fields, into DuckDB"),
+    ".scap to Parquet, all columns": (
+        "sysdig -j into DuckDB",
+        "sysdig -j, 18 fields, into DuckDB",
+    ),
 }
 
 
@@ -194,8 +222,7 @@ def conversion_table(capture: Capture, seconds: dict[str, float]) -> str:
         "|---|---|---|---|",
     ]
     for name, found in seconds.items():
-        other = _BESIDE.get(name)
-        ratio = f"{seconds[other] / found:.1f} x {other}" if other else ""
+        ratio = "; ".join(f"{seconds[o] / found:.1f} x {o}" for o in _BESIDE.get(name, ()))
         lines.append(f"| {name} | {found:.2f} | {capture.events / found / 1e3:,.0f} | {ratio} |")
     return "\n".join(lines) + "\n"
 
@@ -270,18 +297,25 @@ def report(folder: Path) -> str:
     if shutil.which("sysdig") is None or not SAMPLE.exists():
         print("no sysdig, or no sample: kcap is not measured beside it", file=sys.stderr)
         return ""
-    single, small, large = captures(folder)
-    parts = [
-        conversion_table(capture, best(conversions(capture, folder))) for capture in (single, large)
+    single, many, most = captures(folder)
+    parts = [f"{WHOLE}\n"]
+    parts += [
+        conversion_table(capture, best(conversions(capture, folder))) for capture in (single, many)
     ]
-    parts += [sizes(single, folder), scan_table(small, large)]
+    parts += [sizes(single, folder), scan_table(many, most)]
     return "\n".join(parts)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write the page where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the tables into the page")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(report(Path(folder)))
+        text = report(Path(folder))
+    print(text)
+    if options.write and text:
+        page.put("sysdig.py", text)
 
 
 if __name__ == "__main__":
