@@ -129,7 +129,7 @@ def inputs(tmp_path: Path, foreign: Path) -> dict[str, Path]:
 def test_a_bad_input_among_many(bad: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     """It is named and nothing is written; with --lenient it is passed over, which is a loss."""
     out = tmp_path / "out.kcap"
-    words = ["import", inputs["good"], inputs[bad], inputs["scap"], "-o", out]
+    words: list[str | Path] = ["import", inputs["good"], inputs[bad], inputs["scap"], "-o", out]
 
     strict = run(*words)
     assert strict.exit_code == 1
