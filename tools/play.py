@@ -60,6 +60,8 @@ def play(
     from kcap.replay.resolved import OWN
 
     binary = form == "kcap"
+    if binary:
+        common.save_memory()
     path = output.capture_path(options["output"]) if binary else options["output"]
     with (
         naming(path),
