@@ -95,7 +95,9 @@ def test_flips_of_compressed_data(pack: Callable[[bytes], bytes]) -> None:
 def test_verbs_on_a_cut_file(verb: str, tmp_path: Path) -> None:
     """A file that only ends early is read to its end, exit code 3; a whole one ends with 0."""
     path = tmp_path / "x"
-    words: list[str | Path] = [verb, path] if verb != "import" else [verb, path, "-o", tmp_path / "out", "--force"]
+    words: list[str | Path] = (
+        [verb, path] if verb != "import" else [verb, path, "-o", tmp_path / "out", "--force"]
+    )
     for data in (PLAIN[:-20], gzip.compress(PLAIN)[:-9]):
         path.write_bytes(data)
         assert run(*words).exit_code == 3
