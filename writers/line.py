@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
-from functools import cache, cached_property, partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +16,7 @@ from kcap.errors import KcapError
 from kcap.model import catalogue, decode, naming, text
 from kcap.model.batch import Batch, Column, without_state
 from kcap.model.classes import TypeClass
+from kcap.model.kinds import DECIDING, Kinds
 from kcap.model.side import SourceInfo
 from kcap.writers import fragments
 from kcap.writers.fragments import LineBuilder, Texts
@@ -73,65 +73,9 @@ _NAME: Final = re.compile(r"\.([^\s{}|()]+)")
 _COLORS: Final = {"Process": "\x1b[36m", "Type": "\x1b[33m"}
 _RESET: Final = "\x1b[0m"
 _INTEGERS: Final = frozenset({TypeClass.I64, TypeClass.U64})
-_KIND: Final = frozenset({"event", "source"})
-"""Columns that say what the numbers of an event's arguments mean."""
-
 _SECOND_NS: Final = 1_000_000_000
 
-Render = Callable[["_Kinds", Column], Texts]
-
-
-class _Kinds:
-    """Which kinds of events a block has: what an argument's number means depends on them.
-
-    Args:
-        block: The events.
-        families: The family of each source, by its id.
-    """
-
-    def __init__(self, block: Batch, families: Mapping[str, str]) -> None:
-        self._block = block
-        self._families = families
-
-    @cached_property
-    def _found(self) -> tuple[list[tuple[str, str]], npt.NDArray[np.int64]]:
-        """Family and event of each kind, and the kind of each row."""
-        sources, source = _codes(self._block, "source")
-        events, event = _codes(self._block, "event")
-        kinds, codes = np.unique(source * len(events) + event, return_inverse=True)
-        pairs = [divmod(int(kind), len(events)) for kind in kinds]
-        named = [(self._families.get(sources[s], ""), events[e]) for s, e in pairs]
-        return named, codes.reshape(-1)
-
-    def decoders(self, argument: str, column: Column) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """The decoders of an argument.
-
-        Args:
-            argument: Its own name.
-            column: Its values.
-
-        Returns:
-            The different ones, and which of them is that of each value.
-        """
-        kinds, codes = self._found
-        tables = [catalogue.decoder_of(family, event, argument) for family, event in kinds]
-        # Other programs' spellings are for their own texts, not for people.
-        tables = ["" if decode.SPELLING in table else table for table in tables]
-        different = sorted(set(tables))
-        places = np.array([different.index(table) for table in tables], np.int64)
-        return different, places[codes if column.rows is None else codes[column.rows]]
-
-
-def _codes(block: Batch, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The texts of a column and which of them each row has; the last is none."""
-    codes = np.zeros(block.rows, np.int64)
-    column = block.get(name)
-    if column is None or not len(column):
-        return [""], codes
-    entries, found = fragments.distinct(column)
-    codes[:] = len(entries)
-    codes[slice(None) if column.rows is None else column.rows] = found
-    return [*entries.to_pylist(), ""], codes
+Render = Callable[[Kinds, Column], Texts]
 
 
 class _Field(NamedTuple):
@@ -212,8 +156,8 @@ class ConsoleLines:
         parts = self._resolve(batch, constants)
         shared = constants.texts()
         named = {c[0] for part in parts if not isinstance(part, int) for c in part.columns}
-        for block in fragments.blocks(batch.select(named | _KIND)):
-            kinds = _Kinds(block, self._families)
+        for block in fragments.blocks(batch.select(named | DECIDING)):
+            kinds = Kinds(block, self._families)
             lines = LineBuilder(block.rows, shared)
             for part in parts:
                 if isinstance(part, int):
@@ -362,7 +306,7 @@ def _parameters(batch: Batch, delimiter: str, constants: fragments.Constants) ->
 
 
 def _append_value(
-    lines: LineBuilder, block: Batch, kinds: _Kinds, value: _Value, placeholder: int
+    lines: LineBuilder, block: Batch, kinds: Kinds, value: _Value, placeholder: int
 ) -> None:
     """Append the first value that an event has, or the placeholder."""
     missing = np.ones(block.rows, np.bool_)
@@ -383,7 +327,7 @@ def _append_value(
 
 
 def _append_parameters(
-    lines: LineBuilder, block: Batch, kinds: _Kinds, parameters: _Parameters
+    lines: LineBuilder, block: Batch, kinds: Kinds, parameters: _Parameters
 ) -> None:
     """Append all parameters that an event has; none is not a missing value."""
     seen = np.zeros(block.rows, np.bool_)
@@ -401,7 +345,7 @@ def _plain_render(column: str) -> Render:
     return partial(_decoded, "")
 
 
-def _argument(argument: str, kinds: _Kinds, column: Column) -> Texts:
+def _argument(argument: str, kinds: Kinds, column: Column) -> Texts:
     """Render an argument, its numbers as their events have it."""
     if (column.cls.child or column.cls) not in _INTEGERS or not len(column):
         return _decoded("", kinds, column)
@@ -419,7 +363,7 @@ def _argument(argument: str, kinds: _Kinds, column: Column) -> Texts:
     return Texts(pa.concat_arrays(entries), ids)
 
 
-def _decoded(decoder: str, _: _Kinds, column: Column) -> Texts:
+def _decoded(decoder: str, _: Kinds, column: Column) -> Texts:
     """Render a column, its numbers with one decoder, or none."""
     return fragments.render(column, partial(_plain, decoder))
 
@@ -435,7 +379,7 @@ def _plain(decoder: str, cls: TypeClass, values: pa.Array) -> pa.Array:
     return fragments.number_texts(values)
 
 
-def _times(_: _Kinds, column: Column) -> Texts:
+def _times(_: Kinds, column: Column) -> Texts:
     """Times as Go prints them: UTC, the fraction without the zeros at its end."""
     seconds, ns = np.divmod(np.asarray(column.values), _SECOND_NS)
     whole, codes = np.unique(seconds, return_inverse=True)
