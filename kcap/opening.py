@@ -37,6 +37,7 @@ def open_source(
     resolve: bool = True,
     raw_pairs: bool = False,
     opened: Callable[[BinaryIO], object] | None = None,
+    stream: BinaryIO | None = None,
 ) -> Source:
     """Open a capture or a foreign file.
 
@@ -47,6 +48,7 @@ def open_source(
             `State` does.
         raw_pairs: Keep the enter and the exit of a call as two events, where the reader joins them.
         opened: Is given the stream that is read, whose ``tell`` says how far.
+        stream: Its bytes from the start, where they are at hand; closed with the source.
 
     Returns:
         The source. Close it.
@@ -58,7 +60,7 @@ def open_source(
         KcapError: The input can't be opened.
     """
     name = os.fspath(path)
-    stream = open_stream(name)
+    stream = open_stream(name) if stream is None else stream
     try:
         head, stream = _peek(stream)
         if not head:

@@ -112,7 +112,7 @@ class State:
         families, of_family = self._codes(batch, self._families, "")
         by_calls = np.array([bool(catalogue.calls(family)) for family in families])[of_family]
         self._follow_handles(batch, by_calls)
-        machines, of_row = self._machines_of(batch)
+        machines, of_row = self.machines_of(batch)
         tables = [self._tables_of(machine) for machine in machines]
         found = calls.find(batch, families, of_family)
         rest = _others(batch, follow.ACTIONS, by_calls)
@@ -326,12 +326,19 @@ class State:
             return
         if not self._handles:
             rows, actions = _others(batch, handles.ACTIONS, by_calls)
-        machines, codes = self._machines_of(batch)
+        machines, codes = self.machines_of(batch)
         tables = [self._handles.setdefault(machine, HandleTable()) for machine in machines]
         handles.follow([tables[code] for code in codes[rows].tolist()], actions, batch, rows)
 
-    def _machines_of(self, batch: Batch) -> tuple[list[str], Int64s]:
-        """The machines that a batch concerns, and each row's number in that list."""
+    def machines_of(self, batch: Batch) -> tuple[list[str], Int64s]:
+        """Which machine each event is of.
+
+        Args:
+            batch: Events of sources that were followed.
+
+        Returns:
+            The machines that the batch concerns, and each row's number in that list.
+        """
         return self._codes(batch, self._machines, None)
 
     @staticmethod
