@@ -1,0 +1,1 @@
+"""The filter language: `kcap.filter.fields` is its catalogue of fields."""

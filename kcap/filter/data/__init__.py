@@ -1,0 +1,1 @@
+"""The catalogue of fields as data: tab-separated tables."""
