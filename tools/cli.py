@@ -44,6 +44,7 @@ _VERBS: Final = {
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
+    "filter": _Verb("filter", "Rewrite", "Copy some of a capture's events, and nothing else."),
     "recover": _Verb("recover", "Rewrite", "Save what is intact of a damaged capture."),
     "verify": _Verb("verify", "Check", "Check every byte of a capture."),
     "docs": _Verb("docs", "Help", "Read the documentation."),

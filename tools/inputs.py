@@ -49,7 +49,7 @@ class Inputs:
                 if not lenient or not many:
                     raise
                 failure = failure or error
-                self.losses.append(_passed_over(name, error))
+                self.losses.append(passed_over(name, error))
             else:
                 self.sources.append(_Guarded(source) if lenient and many else source)
         if failure is not None and not self.sources:
@@ -72,23 +72,31 @@ class Inputs:
         return source
 
     def position(self) -> tuple[int, int | None]:
-        """How far the inputs have been read.
+        """How far the inputs have been read; see `position`."""
+        return position(self._streams)
 
-        Returns:
-            Bytes so far, and how many there are; None where a pipe is among them.
-        """
-        done, total = 0, 0
-        known = True
-        for stream in self._streams:
-            size = _size(stream)
-            try:
-                at = stream.tell()
-            except (OSError, ValueError):
-                at = size or 0  # it is closed, so it was read
-            done += at
-            total += size or 0
-            known = known and size is not None
-        return done, total if known else None
+
+def position(streams: Sequence[BinaryIO]) -> tuple[int, int | None]:
+    """How far some streams have been read.
+
+    Args:
+        streams: The streams.
+
+    Returns:
+        Bytes so far, and how many there are; None where a pipe is among them.
+    """
+    done, total = 0, 0
+    known = True
+    for stream in streams:
+        size = _size(stream)
+        try:
+            at = stream.tell()
+        except (OSError, ValueError):
+            at = size or 0  # it is closed, so it was read
+        done += at
+        total += size or 0
+        known = known and size is not None
+    return done, total if known else None
 
 
 class _Guarded:
@@ -113,7 +121,7 @@ class _Guarded:
         try:
             yield from self._source.batches()
         except KcapError as error:
-            yield EMPTY.with_before((_passed_over(self.info.file, error, what="the rest of "),))
+            yield EMPTY.with_before((passed_over(self.info.file, error, what="the rest of "),))
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -149,7 +157,17 @@ class Announced:
         self._source.close()
 
 
-def _passed_over(name: str, error: KcapError, what: str = "") -> Loss:
+def passed_over(name: str, error: KcapError, what: str = "") -> Loss:
+    """The loss that an input is which can't be read.
+
+    Args:
+        name: The input as the user named it.
+        error: Why it can't.
+        what: How much of it, where not all.
+
+    Returns:
+        The loss.
+    """
     from kcap.model.side import Loss
 
     place = f" at {error.place}" if error.place else ""

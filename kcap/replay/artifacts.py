@@ -1,0 +1,109 @@
+"""Blobs on their way from captures into another one: those whose event goes there, too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.errors import KcapError
+from kcap.format.blobs import Manifest
+from kcap.format.reader import CaptureReader
+from kcap.model.classes import I64_MIN
+from kcap.model.side import Loss
+
+if TYPE_CHECKING:
+    from kcap.format.writer import CaptureWriter
+    from kcap.model.batch import Batch
+    from kcap.model.stream import Source
+
+_Content = tuple[str | None, int | None, str | None, str | None, bytes]
+
+
+class Artifacts:
+    """The blobs of some captures, and which of them go along.
+
+    Args:
+        sources: The captures. Others have no blobs; nor has, for this, a pipe, in which they
+            stand among the events.
+        unnamed: Take the blobs too that belong to no event.
+    """
+
+    def __init__(self, sources: Iterable[Source], *, unnamed: bool) -> None:
+        self.losses: list[Loss] = []
+        """What is damaged or gone of the blobs that went along."""
+        self._readers = [s for s in sources if isinstance(s, CaptureReader) and s.window.seekable]
+        self._wanted: dict[str, npt.NDArray[np.int64]] = {}
+        self._chosen: set[tuple[str, int]] = set()
+        found: dict[str, set[int]] = {}
+        for reader in self._readers:
+            for manifest in reader.manifests():
+                if manifest.origin is not None and manifest.ord is not None:
+                    found.setdefault(manifest.origin, set()).add(manifest.ord)
+        for origin, ords in found.items():
+            self._wanted[origin] = np.array(sorted(ords), np.int64)
+        self._unnamed = unnamed
+
+    def follow(self, batch: Batch) -> None:
+        """Take note of the events that go along.
+
+        Args:
+            batch: The events.
+        """
+        column = batch.get("origin")
+        if not self._wanted or column is None:
+            return
+        ords = batch.numpy("ord", I64_MIN)
+        codes = np.full(batch.rows, -1, np.int64)
+        codes[slice(None) if column.rows is None else column.rows] = column.codes()
+        for code, origin in enumerate(column.values.dictionary.to_pylist()):
+            if origin in self._wanted:
+                mine = np.intersect1d(ords[codes == code], self._wanted[origin])
+                self._chosen.update((origin, ord_) for ord_ in mine.tolist())
+
+    def carry(self, writer: CaptureWriter) -> None:
+        """Write the blobs of the events that went along.
+
+        Args:
+            writer: The capture to write them to; all events are in it.
+        """
+        written: set[_Content] = set()
+        for reader in self._readers:
+            for manifest in reader.manifests():
+                if self._goes_along(manifest) and (same := _content(manifest)) not in written:
+                    written.add(same)
+                    self._copy(reader, manifest, writer)
+            self.losses += reader.blobs.losses
+
+    def _goes_along(self, manifest: Manifest) -> bool:
+        if manifest.origin is None or manifest.ord is None:
+            return self._unnamed
+        return (manifest.origin, manifest.ord) in self._chosen
+
+    def _copy(self, reader: CaptureReader, manifest: Manifest, writer: CaptureWriter) -> None:
+        """Write a blob; it is read a block at a time."""
+        blob = writer.blobs.begin(
+            path=manifest.path, origin=manifest.origin, ord=manifest.ord, details=manifest.details
+        )
+        for extent in manifest.extents():
+            if extent.sha256 is None:
+                blob.gap(extent.length, extent.reason)
+                continue
+            try:
+                data = reader.blobs.block(extent)
+            except KcapError as e:
+                why = f"{e.what}{f' at {e.place}' if e.place else ''}"
+                self.losses.append(Loss("damaged", 0, f"{manifest.title}: {why}"))
+                blob.gap(extent.length, "damaged in the capture that this one is made from")
+            else:
+                blob.write(data)
+        blob.close(truncated=manifest.truncated)
+
+
+def _content(manifest: Manifest) -> _Content:
+    """What two captures may both have."""
+    table = hashlib.sha256(manifest.table).digest()
+    return manifest.origin, manifest.ord, manifest.path, manifest.sha256, table

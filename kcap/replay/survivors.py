@@ -1,0 +1,209 @@
+"""Writing some of the events of a capture, and nothing of the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from kcap.model.batch import EMPTY, Batch, without_state
+from kcap.model.classes import TypeClass
+from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.replay.needed import ROW, numbered
+from kcap.replay.rebatch import Rebatcher, canonical
+
+if TYPE_CHECKING:
+    from kcap.format.writer import CaptureWriter
+    from kcap.replay.artifacts import Artifacts
+    from kcap.replay.pipeline import Stage
+
+FILTERED: Final = "filtered"
+"""Kind of loss: events that were left out on purpose."""
+
+
+class First:
+    """Keeps the first events.
+
+    Args:
+        count: How many; None for all.
+    """
+
+    def __init__(self, count: int | None) -> None:
+        self._room = count
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will be kept."""
+        return self._room is not None and self._room <= 0
+
+    def process(self, batch: Batch) -> Batch:
+        """See `kcap.replay.pipeline.Stage`."""
+        if self._room is None:
+            return batch
+        kept = batch.slice(0, self._room)
+        self._room -= kept.rows
+        return kept
+
+
+class Selecting:
+    """Stages that choose among events, put together as one.
+
+    Args:
+        stages: The stages; they get events alone.
+        state: Let the records that only describe what was there pass by them.
+    """
+
+    def __init__(self, stages: Sequence[Stage], *, state: bool) -> None:
+        self._stages = stages
+        self._state = state
+        self.dropped: Counter[str | None] = Counter()
+        """Events that were left out, by source."""
+
+    def process(self, batch: Batch) -> Batch:
+        """See `kcap.replay.pipeline.Stage`."""
+        events = without_state(numbered(batch).with_before(()))
+        self.dropped.update(_by_source(events))
+        chosen = events
+        for stage in self._stages:
+            chosen = stage.process(chosen)
+        self.dropped.subtract(_by_source(chosen))
+        rows = chosen.numpy(ROW, 0)
+        if self._state:
+            kept = np.ones(batch.rows, np.bool_)
+            kept[events.numpy(ROW, 0)] = False
+            kept[rows] = True
+            rows = np.flatnonzero(kept)
+        return batch.take(rows.astype(np.int32))
+
+
+def _by_source(batch: Batch) -> dict[str | None, int]:
+    column = batch.get("source")
+    if column is None or column.cls is not TypeClass.STR:
+        return {None: batch.rows}
+    counts = np.bincount(column.codes(), minlength=len(column.values.dictionary)).tolist()
+    texts = column.values.dictionary.to_pylist()
+    return {None: batch.rows - len(column), **dict(zip(texts, counts, strict=True))}
+
+
+class Survivors:
+    """A sink before a writer: nothing passes that no event of those it gets refers to.
+
+    Dictionaries keep what is used, columns that no event has go, a source is told when the first
+    event of it comes. What is lost or damaged always passes.
+
+    Args:
+        writer: The writer; closed with this.
+        artifacts: The blobs that go along.
+        snapshots: States to put in, each before the event of that number; those that come with
+            the events do not pass.
+        everything: Snapshots and sources pass as they come.
+        rows: Where not None, nothing may show how the events came: rows of the batches that are
+            handed on.
+        ending: Gives what is to be said when all events have come.
+    """
+
+    def __init__(
+        self,
+        writer: CaptureWriter,
+        artifacts: Artifacts,
+        *,
+        snapshots: Iterable[tuple[int, Snapshot]] = (),
+        everything: bool = False,
+        rows: int | None = None,
+        ending: Callable[[], Sequence[Loss]] = tuple,
+    ) -> None:
+        self.losses: list[Loss] = []
+        """What could not be written."""
+        self._writer = writer
+        self._artifacts = artifacts
+        self._everything = everything
+        self._snapshots = iter(snapshots)
+        self._next = next(self._snapshots, None)
+        self._sources: dict[str, SourceInfo] = {}
+        self._told: set[str] = set()
+        self._count = 0
+        self._closed = False
+        self._rebatcher = None if rows is None else Rebatcher(rows)
+        self._ending = ending
+
+    def write(self, batch: Batch) -> None:
+        """See `kcap.model.stream.Sink.write`."""
+        batch = canonical(batch)
+        self._artifacts.follow(batch)
+        before = [*self._passing(batch.before), *self._referred(batch)]
+        # The end of one part is where a snapshot has its place.
+        start = 0
+        while self._next is not None and self._next[0] < self._count + batch.rows:
+            position, snapshot = self._next
+            self._next = next(self._snapshots, None)
+            stop = position - self._count
+            self._hand_on(batch.slice(start, stop), before)
+            before, start = [snapshot], stop
+        self._hand_on(batch.slice(start, batch.rows), before)
+        self._count += batch.rows
+
+    def close(self) -> None:
+        """Say what was left out, write the blobs, close the writer."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._hand_on(EMPTY, self._ending())
+            for batch in self._rebatcher.end() if self._rebatcher else ():
+                self._writer.write(batch)
+            self._artifacts.carry(self._writer)
+        finally:
+            self._writer.close()
+        self.losses += [*self._writer.losses, *self._artifacts.losses]
+
+    def _hand_on(self, batch: Batch, before: Sequence[Side]) -> None:
+        if not batch.rows and not before:
+            return
+        batch = batch.with_before(before)
+        if self._rebatcher is None:
+            self._writer.write(canonical(batch))
+            return
+        for part in self._rebatcher.add(batch):
+            self._writer.write(part)
+
+    def _passing(self, sides: Iterable[Side]) -> Iterator[Side]:
+        """The side records that go on at once."""
+        for side in sides:
+            if isinstance(side, SourceInfo):
+                self._sources[side.id] = side
+                if side.id in self._told or self._everything:
+                    yield side
+            elif isinstance(side, Loss) or self._everything:
+                yield side
+
+    def _referred(self, batch: Batch) -> Iterator[Side]:
+        """The sources that the events are the first of."""
+        column = batch.get("source")
+        if column is None or column.cls is not TypeClass.STR or self._everything:
+            return
+        for name in column.values.dictionary.to_pylist():
+            if name in self._sources and name not in self._told:
+                self._told.add(name)
+                yield self._sources[name]
+
+
+def left_out(dropped: Counter[str | None], *, whole: bool) -> list[Loss]:
+    """What a copy says of the events that it does not have.
+
+    Args:
+        dropped: Their number by source.
+        whole: The input was read to its end.
+
+    Returns:
+        One entry for each source; what was looked for is not in it, it may be what the copy must
+        not show.
+    """
+    if not whole:
+        return [Loss(FILTERED, None, "left out of this copy, which ends at a number of events")]
+    return [
+        Loss(FILTERED, count, "left out of this copy", source=source)
+        for source, count in sorted(dropped.items(), key=lambda item: item[0] or "")
+        if count
+    ]
