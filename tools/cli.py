@@ -41,6 +41,8 @@ _VERBS: Final = {
     "cat": _Verb("cat", "Look", "Print events."),
     "tree": _Verb("tree", "Look", "The process tree: who started whom, when, and how it ended."),
     "timeline": _Verb("timeline", "Look", "How many events over time, and when some were lost."),
+    "fields": _Verb("fields", "Look", "What a filter can ask for, and where it comes from."),
+    "list": _Verb("list_", "Look", "Fields, events and columns that kcap knows."),
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -35,7 +36,15 @@ def command(topic: str | None) -> None:
     click.echo(topics[topic][1]())
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as aligned columns.
+
+    Args:
+        rows: The cells; at least one row.
+
+    Returns:
+        A line a row.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
@@ -46,19 +55,19 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 def _columns() -> str:
     from kcap.model import catalogue
 
-    return _table([(c.name, str(c.cls), c.meaning) for c in catalogue.envelope().values()])
+    return table([(c.name, str(c.cls), c.meaning) for c in catalogue.envelope().values()])
 
 
 def _arguments() -> str:
     from kcap.model import catalogue
 
-    return _table([(c.name, str(c.cls), c.meaning) for c in catalogue.arguments().values()])
+    return table([(c.name, str(c.cls), c.meaning) for c in catalogue.arguments().values()])
 
 
 def _events() -> str:
     from kcap.model import catalogue
 
-    return _table(
+    return table(
         [
             (family, e.name, e.action or "-", e.category or "-")
             for family in catalogue.families()
@@ -70,7 +79,7 @@ def _events() -> str:
 def _actions() -> str:
     from kcap.model import catalogue
 
-    return _table(list(catalogue.actions().items()))
+    return table(list(catalogue.actions().items()))
 
 
 def _format() -> str:
