@@ -43,6 +43,7 @@ _VERBS: Final = {
     "timeline": _Verb("timeline", "Look", "How many events over time, and when some were lost."),
     "fields": _Verb("fields", "Look", "What a filter can ask for, and where it comes from."),
     "list": _Verb("list_", "Look", "Fields, events and columns that kcap knows."),
+    "hunt": _Verb("hunt", "Look", "Look for indicators of compromise: hashes, addresses, names."),
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),

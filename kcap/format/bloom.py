@@ -198,10 +198,25 @@ class Bloom:
         Returns:
             False where one certainly is not.
         """
+        return bool(self._may_hold_each(strings).all())
+
+    def may_hold_any(self, strings: Hashes) -> bool:
+        """Whether one of some strings may be among those of the chunk.
+
+        Args:
+            strings: Their hashes.
+
+        Returns:
+            False where certainly none is.
+        """
+        return bool(self._may_hold_each(strings).any())
+
+    def _may_hold_each(self, strings: Hashes) -> npt.NDArray[np.bool_]:
         if not len(self._words):
-            return not len(strings)
+            return np.zeros(len(strings), np.bool_)
         block, masks = _places(strings, len(self._words))
-        return bool(((self._words[block] & masks) == masks).all())
+        found: npt.NDArray[np.bool_] = ((self._words[block] & masks) == masks).all(axis=1)
+        return found
 
 
 def _places(strings: Hashes, blocks: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:

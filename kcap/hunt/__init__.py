@@ -1,0 +1,1 @@
+"""Looking for indicators of compromise in captures."""
