@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -12,7 +12,8 @@ from kcap.format.blobs import Manifest
 from kcap.hunt.indicators import HASH_DIGITS, Indicator
 from kcap.hunt.search import Finding, Searcher
 from kcap.hunt.source import IDENTITY
-from kcap.model.batch import Batch
+from kcap.model.batch import EMPTY, Batch
+from kcap.model.side import Snapshot
 from kcap.model.text import clean, json_text, printable
 from kcap.tools import common
 
@@ -66,6 +67,7 @@ class Report:
         as_json: Give JSON.
         summary: Count, and say nothing before `finish`.
         limit: Most hits.
+        states: Look at what was known at a place, too.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Report:
         as_json: bool = False,
         summary: bool = False,
         limit: int | None = None,
+        states: bool = True,
     ) -> None:
         self.capture = ""
         """The capture that is searched now, as the user named it."""
@@ -90,6 +93,8 @@ class Report:
         self._as_json = as_json
         self._summary = summary
         self._limit = limit
+        self._states = states
+        self._seen: set[tuple[Any, ...]] = set()
         self._counts: dict[tuple[int, str], Count] = {}
 
     @property
@@ -99,6 +104,9 @@ class Report:
 
     def write(self, batch: Batch) -> None:
         """See `Sink.write`."""
+        for side in batch.before:
+            if isinstance(side, Snapshot) and self._states:
+                self._known(side)
         findings = self._searcher.findings(batch)
         if not findings:
             return
@@ -109,10 +117,33 @@ class Report:
         events = batch.select(IDENTITY).take(rows).to_pylist()
         known = dict(zip(rows.tolist(), events, strict=True))
         for hit in sorted(_hits(findings)):
-            if self.full:
-                return
-            self._note(hit.number)
-            self._say(self._line(hit, known[hit.row]))
+            self._single(hit, known[hit.row])
+
+    def _known(self, snapshot: Snapshot) -> None:
+        """Look at what was known at a place; what several snapshots say counts once."""
+        processes = snapshot.tables.get("processes", EMPTY)
+        for table, batch in sorted(snapshot.tables.items()):
+            findings = self._searcher.findings(batch)
+            if not findings:
+                continue
+            rows = batch.select(("pid", "user")).to_pylist()
+            names = {row.get("pid"): row.get("name") for row in processes.to_pylist()}
+            for hit in sorted(_hits(findings)):
+                row = rows[hit.row]
+                key = (self.capture, table, row.get("pid"), *hit[1:])
+                if key not in self._seen:
+                    self._seen.add(key)
+                    said = {"event": table, "kind": "snapshot", **row}
+                    self._single(hit, {**said, "process_name": names.get(row.get("pid"))})
+
+    def _single(self, hit: Hit, event: Mapping[str, Any]) -> None:
+        if self.full:
+            return
+        self._note(hit.number)
+        if self._summary:
+            self._counted(hit.number).add(1, 1, [])
+        else:
+            self._say(self._line(hit, event))
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -134,13 +165,7 @@ class Report:
             if _is_hash(self._indicators[match.number]) == (column == "sha256")
         ]
         for hit in sorted(hits):
-            if self.full:
-                return
-            self._note(hit.number)
-            if self._summary:
-                self._counted(hit.number).add(1, 1, [])
-            else:
-                self._say(self._line(hit, event))
+            self._single(hit, event)
 
     def finish(self) -> None:
         """Say what was counted: by indicator, then by capture."""
@@ -188,7 +213,7 @@ class Report:
             "ioc_line": indicator.line,
         }
 
-    def _line(self, hit: Hit, event: dict[str, Any]) -> str:
+    def _line(self, hit: Hit, event: Mapping[str, Any]) -> str:
         stamp = event.get("ts")
         if self._as_json:
             said = {

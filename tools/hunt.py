@@ -72,8 +72,9 @@ def command(
     (hxxp://evil[.]example) is understood, and type:value where a value alone is ambiguous. Or it
     is CSV or TSV with a heading, JSON lines, a STIX 2 bundle or a MISP event.
 
-    Looked into are all columns of text, lists and JSON, also of records that describe what was
-    there before, and artifacts by hash and path. A hash is found in upper and lower case, also
+    Looked into are all columns of text, lists and JSON, also of what was there before the first
+    event (processes, descriptors, handles), and artifacts by hash and path; with --start or --end
+    events alone. A hash is found in upper and lower case, also
     within text (SHA256=...). An address is found as text and within text, as in
     10.0.0.5:4711->192.0.2.7:443; a network in each address of it. A domain is found as a name or
     the end of one (evil.example in a.evil.example and https://evil.example/, not in
@@ -103,6 +104,7 @@ def command(
             as_json=as_json,
             summary=summary,
             limit=limit,
+            states=start is None and end is None,
         )
         hunt = _Hunt(searcher, report, start, end, lenient=lenient, many=len(captures) > 1)
         for name in captures:
@@ -112,12 +114,16 @@ def command(
         hunt.check()
         report.finish()
         stream.flush()
-    known = f"{len(report.found):,} of {common.counted(len(indicators), 'indicator')}"
-    where = f"{len(report.captures):,} of {common.counted(len(captures), 'capture')}"
-    click.echo(f"kcap: {common.counted(report.hits, 'hit')}: {known}, in {where}", err=True)
+    _say_total(report, len(indicators), len(captures))
     if exit_code and report.hits:
         ctx.exit(EXIT_FOUND)
     ctx.exit(EXIT_LOSSY if lossy or hunt.lossy else EXIT_DONE)
+
+
+def _say_total(report: Report, indicators: int, captures: int) -> None:
+    known = f"{len(report.found):,} of {common.counted(indicators, 'indicator')}"
+    where = f"{len(report.captures):,} of {common.counted(captures, 'capture')}"
+    click.echo(f"kcap: {common.counted(report.hits, 'hit')}: {known}, in {where}", err=True)
 
 
 def _indicators(files: Sequence[str], *, lenient: bool) -> tuple[list[Indicator], bool]:

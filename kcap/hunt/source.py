@@ -7,9 +7,12 @@ from typing import Final
 
 import pyarrow as pa
 
+from kcap.errors import KcapError
 from kcap.format.bloom import hashes
 from kcap.format.index import Index
 from kcap.format.reader import CaptureReader
+from kcap.format.record import Kind
+from kcap.format.state_tables import read_state
 from kcap.hunt.search import Searcher, is_searched
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import TypeClass
@@ -74,7 +77,10 @@ class Narrowed:
         scan = ChunkScan(self._reader, index, Wanted(types, start_ns=self._start, end_ns=self._end))
         before: list[Side] = [SourceInfo.from_json(e) for e in index.totals["sources"]]
         before += scan.losses
+        states = [] if self._timed else [(int(at), int(n)) for at, n in index.totals["states"]]
         for number in scan.in_time():
+            while states and states[0][0] < index.table[number]["offset"]:
+                before.append(self._state(*states.pop(0)))
             columns = self._columns(number, types)
             if not columns:
                 continue
@@ -84,8 +90,21 @@ class Narrowed:
                 if batch.rows:
                     yield batch.with_before(before)
                     before = []
+        before += [self._state(*state) for state in states]
         if before:
             yield EMPTY.with_before(before)
+
+    @property
+    def _timed(self) -> bool:
+        return self._start is not None or self._end is not None
+
+    def _state(self, offset: int, length: int) -> Side:
+        """What was known at a place; it has no time, so that no interval asks for it."""
+        try:
+            return read_state(self._reader.payload_at(offset, Kind.STATE), self._reader.schema)
+        except KcapError as error:
+            place = f"{error.what} at byte {offset}, {length} bytes"
+            return Loss("damaged", None, f"what was known before: {place}")
 
     def _columns(self, number: int, types: dict[str, TypeClass]) -> list[str]:
         """The columns of a chunk in which something may be found."""
