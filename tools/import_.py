@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from kcap.tools import common, output
+from kcap.tools import common
 from kcap.tools.cli import Verb
-from kcap.tools.inputs import Announced, Inputs
-from kcap.tools.progress import Progress
-
-if TYPE_CHECKING:
-    from kcap.format.writer import CaptureWriter
-    from kcap.model.stream import Source
-    from kcap.replay.pipeline import Summary
-    from kcap.state import State
+from kcap.tools.combine import Writing, combine
 
 
 @click.command(
@@ -74,115 +64,8 @@ def command(
         raise click.UsageError("--json is for --list")
     if not captures or target is None:
         raise click.UsageError("give a capture to read, and -o FILE to write")
-    _check_once(captures)
-    from kcap.model.text import printable
-
-    path = output.capture_path(target)
-    with contextlib.ExitStack() as stack:
-        inputs = Inputs(captures, stack, lenient=lenient, raw_pairs=raw_pairs)
-        _warn_of_copies(inputs.sources)
-        with output.opened(path, force=force) as stream:
-            writing = {"file": path, "level": level, "chunk_rows": chunk_events}
-            summary, sink = _import(inputs, stream, canonical=canonical, writing=writing)
-    size = common.size_text(sink.bytes_written)
-    click.echo(f"kcap: sha256 {sink.file_hash}", err=True)
-    events = common.counted(summary.events_out, "event")
-    click.echo(f"kcap: {events}, {size}: {printable(path)}", err=True)
-    common.finish(ctx, summary, captures[0] if len(captures) == 1 else f"{len(captures)} inputs")
-
-
-def _import(
-    inputs: Inputs, stream: BinaryIO, *, canonical: bool, writing: dict[str, Any]
-) -> tuple[Summary, CaptureWriter]:
-    """Write the inputs as one capture.
-
-    Args:
-        inputs: The inputs.
-        stream: Where the capture goes.
-        canonical: Equal input gives equal bytes.
-        writing: How the capture is written.
-
-    Returns:
-        What was done, and the closed writer.
-    """
-    from kcap.format.writer import CaptureWriter
-    from kcap.replay.pipeline import Pipeline
-    from kcap.replay.resolved import OWN
-    from kcap.state import State
-
-    state = State()
-    source = _as_one(inputs.sources, state, writing["chunk_rows"] if canonical else None)
-    if inputs.losses:
-        source = Announced(source, inputs.losses)
-    alone = len(inputs.sources) == 1
-    foreign = source.info.format not in OWN
-    sink = CaptureWriter(
-        stream,
-        snapshot=state.snapshot if foreign or not alone else None,
-        created_ns=0 if canonical else time.time_ns(),
-        canonical=canonical,
-        **writing,
-    )
-    with Progress(read=inputs.position) as progress:
-        pipeline = Pipeline(
-            source,
-            [sink],
-            state=state,
-            resolve=alone and foreign,
-            after_batch=progress.update,
-        )
-        return pipeline.run(), sink
-
-
-def _as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source:
-    """The inputs as one source.
-
-    Args:
-        sources: The inputs.
-        state: The state that follows them.
-        rows: Where not None, nothing may show how the events came: rows of the batches.
-    """
-    from kcap.replay.merge import Merged
-    from kcap.replay.rebatch import Rebatched, Reproducible
-    from kcap.replay.resolved import OWN, Resolved
-
-    if rows is not None:
-        sources = [Reproducible(source) for source in sources]
-    if len(sources) == 1:
-        return sources[0] if rows is None else Rebatched(sources[0], rows)
-    own = [s if s.info.format in OWN else Resolved(s) for s in sources]
-    return Merged(own, state) if rows is None else Merged(own, state, rows=rows)
-
-
-def _check_once(captures: Sequence[str]) -> None:
-    """Refuse an input that is named twice: its events would have no identity of their own."""
-    seen: dict[object, str] = {}
-    for name in captures:
-        with contextlib.suppress(OSError):  # opening it will say what is wrong
-            at = None if name == "-" else Path(name).stat()
-            key = at and (at.st_dev, at.st_ino)
-            if key in seen:
-                raise click.UsageError(f"the same input is given twice: {seen[key]} and {name}")
-            seen[key] = name
-
-
-def _warn_of_copies(sources: Sequence[Source]) -> None:
-    """Say so where inputs look like copies of one."""
-    from kcap.format.reader import CaptureReader
-    from kcap.model.text import printable
-
-    found: dict[object, list[str]] = {}
-    for source in sources:
-        if isinstance(source, CaptureReader):
-            key: object = source.header.file_id
-        else:
-            key = tuple(s.id for s in source.info.sources) or source
-        found.setdefault(key, []).append(source.info.file)
-    for first, *others in found.values():
-        if others:
-            what = others[0] if len(others) == 1 else f"{len(others)} other inputs"
-            text = f"kcap: warning: {first} and {what} look like copies; each event comes again"
-            click.echo(printable(text), err=True)
+    writing: Writing = {"chunk_events": chunk_events, "level": level, "canonical": canonical}
+    combine(ctx, captures, target, writing, force=force, lenient=lenient, raw_pairs=raw_pairs)
 
 
 def _list_readers(*, as_json: bool) -> None:

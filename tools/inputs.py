@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
@@ -42,18 +43,44 @@ class Inputs:
         self._streams: list[BinaryIO] = []
         failure: KcapError | None = None
         many = len(names) > 1
+        self._passes_over = lenient and many
+        self._open = functools.partial(
+            self._opened, stack=stack, lenient=lenient, raw_pairs=raw_pairs
+        )
         for name in names:
             try:
-                source = self._opened(name, stack, lenient=lenient, raw_pairs=raw_pairs)
+                source = self._open(name)
             except KcapError as error:
                 if not lenient or not many:
                     raise
                 failure = failure or error
                 self.losses.append(passed_over(name, error))
             else:
-                self.sources.append(_Guarded(source) if lenient and many else source)
+                self.sources.append(source)
         if failure is not None and not self.sources:
             raise failure
+
+    def guarded(self, source: Source) -> Source:
+        """An input whose failure does not end the reading of the others, where that was asked for.
+
+        Args:
+            source: One of the inputs.
+
+        Returns:
+            It, or a source around it.
+        """
+        return _Guarded(source) if self._passes_over else source
+
+    def again(self, source: Source) -> Source:
+        """Open an input once more.
+
+        Args:
+            source: One of the inputs, which is a file.
+
+        Returns:
+            The source from its start; closed with the others.
+        """
+        return self._open(source.info.file)
 
     def _opened(
         self, name: str, stack: contextlib.ExitStack, *, lenient: bool, raw_pairs: bool

@@ -103,6 +103,38 @@ class Artifacts:
         blob.close(truncated=manifest.truncated)
 
 
+class Carrying:
+    """A sink before a writer: blobs go along with the events.
+
+    Args:
+        writer: The writer; closed with this.
+        artifacts: The blobs.
+    """
+
+    def __init__(self, writer: CaptureWriter, artifacts: Artifacts) -> None:
+        self.losses: list[Loss] = []
+        """What could not be written."""
+        self._writer = writer
+        self._artifacts = artifacts
+        self._closed = False
+
+    def write(self, batch: Batch) -> None:
+        """See `kcap.model.stream.Sink.write`."""
+        self._artifacts.follow(batch)
+        self._writer.write(batch)
+
+    def close(self) -> None:
+        """Write the blobs, close the writer."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._artifacts.carry(self._writer)
+        finally:
+            self._writer.close()
+        self.losses += [*self._writer.losses, *self._artifacts.losses]
+
+
 def _content(manifest: Manifest) -> _Content:
     """What two captures may both have."""
     table = hashlib.sha256(manifest.table).digest()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -93,15 +93,16 @@ def _compared(a: str, b: str) -> int:
 class _Input:
     """One source of several: a batch of its rows, of which some have gone out."""
 
-    def __init__(self, batches: Iterator[Batch], file: str, rank: int) -> None:
+    def __init__(self, batches: Iterator[Batch], file: str, rank: int, *, by_time: bool) -> None:
         self.rank = rank
+        self._by_time = by_time
         self.sides: list[Side] = []
         """What stands before the next row, where it must not go out sooner."""
         self._file = file
         self._batches = batches
         self._batch = EMPTY
         self._at = 0
-        self._places = _places(EMPTY, _START)
+        self._places = _places(EMPTY, _START, by_time=by_time)
         self._last = _START
 
     def load(self) -> list[Side]:
@@ -118,7 +119,7 @@ class _Input:
             self._batch, self._at = batch, 0
             sides = [self._named(side) for side in batch.before]
             if batch.rows:
-                self._places = _places(batch, self._last)
+                self._places = _places(batch, self._last, by_time=self._by_time)
                 self._last = self._places[batch.rows - 1]
                 if any(isinstance(side, Snapshot) for side in sides):
                     self.sides = sides
@@ -154,7 +155,7 @@ class _Input:
         return side
 
 
-def _places(batch: Batch, least: _Place) -> _Places:
+def _places(batch: Batch, least: _Place, *, by_time: bool) -> _Places:
     """Where the rows of a batch stand: at the greatest place so far of their source."""
     column = batch.get("origin")
     texts = [] if column is None else column.values.dictionary.to_pylist()
@@ -165,7 +166,8 @@ def _places(batch: Batch, least: _Place) -> _Places:
         at = np.arange(batch.rows) if column.rows is None else column.rows
         origin[at + 1] = np.array([code[t] for t in texts], np.int64)[column.codes()]
     origin[0] = code[least.origin]
-    ts = np.concatenate([[least.ts], batch.numpy("ts", I64_MIN)])
+    times = batch.numpy("ts", I64_MIN) if by_time else np.full(batch.rows, I64_MIN)
+    ts = np.concatenate([[least.ts], times])
     order = np.concatenate([[least.ord], batch.numpy("ord", I64_MIN)])
     by_place = np.lexsort((order, origin, ts))
     rank = np.empty(len(by_place), np.int64)
@@ -233,6 +235,9 @@ class Merged:
         >>> Pipeline(Merged(sources, state), [sink], state=state).run()  # doctest: +SKIP
     """
 
+    by_time: ClassVar[bool] = True
+    """Whether the times of events count; else what stands in order of their number."""
+
     def __init__(self, sources: Sequence[Source], state: State, *, rows: int = _ROWS[1]) -> None:
         self._sources = sorted(sources, key=_by_content)
         self._state = state
@@ -253,7 +258,12 @@ class Merged:
         rows = min(max(_WINDOW_ROWS // count, _ROWS[0]), _ROWS[1])
         size = max(_WINDOW_BYTES // count, _LEAST_BYTES)
         inputs = [
-            _Input(Rebatched(source, rows, size).batches(), source.info.file, rank)
+            _Input(
+                Rebatched(source, rows, size).batches(),
+                source.info.file,
+                rank,
+                by_time=self.by_time,
+            )
             for rank, source in enumerate(self._sources)
         ]
         try:
