@@ -73,8 +73,8 @@ unless the function is said to take lists.
 ``query_name``          of a DNS message the first question's name: ``questions[0].name``, or
                         ``query`` of the first item of a list (in ``query_data`` if it has that)
 ``query_type``          its type: ``type``, or ``query_type``
-``answers``             a list: of each of ``answers`` the ``IP``, ``CNAME`` or ``data`` that it
-                        has, or ``answer`` of each of an item's ``dns_answer``
+``answers``             a list: of each of ``answers`` the ``IP``, ``CNAME``, ``PTR``, ``NS`` or
+                        ``data`` that it has, or ``answer`` of each of an item's ``dns_answer``
 ``response_code``       ``responseCode``
 ``value[KEY]``          of a map the value of KEY; of a list of maps that of each, as a list
 ``names``               a list: of a map its names, of a list of maps the ``name`` of each
