@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, Union
 
 import pyarrow as pa
 
 from kcap.errors import KcapError, MissingExtraError
+from kcap.filter.filter import Filter
 from kcap.format.reader import CaptureReader
 from kcap.model import logical
 from kcap.model.batch import Batch
@@ -23,7 +24,7 @@ from kcap.model.side import Loss, SourceInfo
 from kcap.model.stream import Source, StreamInfo
 from kcap.model.text import printable
 from kcap.selection import ChunkScan, Pass, Wanted
-from kcap.where import Where
+from kcap.where import Where as Expression
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from kcap.model.classes import TypeClass
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Where = Union["pc.Expression", Filter, str]
+"""A condition: an expression of pyarrow's, a filter, or the text of one (`kcap.filter`)."""
 
 Time = int | datetime
 """A point in time: ns since 1970 UTC, or a datetime, which without a zone is UTC."""
@@ -153,7 +157,7 @@ class Capture:
     def batches(
         self,
         columns: Iterable[str] | None = None,
-        where: pc.Expression | None = None,
+        where: Where | None = None,
         start: Time | None = None,
         end: Time | None = None,
     ) -> Iterator[Batch]:
@@ -165,7 +169,8 @@ class Capture:
 
         Args:
             columns: Columns wanted; all where None.
-            where: A condition on the columns of `schema`; rows for which it is null are left out.
+            where: A filter as ``kcap cat -w`` takes it, or a condition on the columns of
+                `schema`; rows for which that is null are left out.
             start: Only events at or after this time.
             end: Only events before this time.
 
@@ -181,7 +186,7 @@ class Capture:
     def wanted(
         self,
         columns: Iterable[str] | None = None,
-        where: pc.Expression | None = None,
+        where: Where | None = None,
         start: Time | None = None,
         end: Time | None = None,
     ) -> Wanted:
@@ -199,11 +204,8 @@ class Capture:
         Raises:
             KcapError: There is no such column, or the filter can't be evaluated.
         """
-        import pyarrow.compute as pc
-
-        if where is not None and not isinstance(where, pc.Expression):
-            raise TypeError(f"where is a {type(where).__name__}, not a pyarrow.compute.Expression")
-        predicate = None if where is None else Where(where)
+        chosen, expression = split_where(where)
+        predicate = None if expression is None else Expression(expression)
         if columns is None and where is None and start is None and end is None:
             return Wanted({})
         # A filter that Arrow does not let us look into may mean columns by their number.
@@ -214,14 +216,22 @@ class Capture:
             predicate,
             _ns(start),
             _ns(end),
+            chosen,
         )
         wanted.check()
         return wanted
 
-    def dataset(self, *, start: Time | None = None, end: Time | None = None) -> CaptureDataset:
+    def dataset(
+        self,
+        *,
+        where: Filter | str | None = None,
+        start: Time | None = None,
+        end: Time | None = None,
+    ) -> CaptureDataset:
         """The events as a dataset, for DuckDB, Polars, pyarrow and whatever takes one.
 
         Args:
+            where: Only events for which this filter is true.
             start: Only events at or after this time.
             end: Only events before this time.
 
@@ -230,12 +240,13 @@ class Capture:
         """
         from kcap.dataset import CaptureDataset
 
-        return CaptureDataset([self], start=_ns(start), end=_ns(end))
+        chosen, _ = split_where(where)
+        return CaptureDataset([self], start=_ns(start), end=_ns(end), chosen=chosen)
 
     def to_arrow(
         self,
         columns: Iterable[str] | None = None,
-        where: pc.Expression | None = None,
+        where: Where | None = None,
         start: Time | None = None,
         end: Time | None = None,
     ) -> pa.Table:
@@ -254,12 +265,14 @@ class Capture:
             KcapError: As `batches`.
         """
         names = None if columns is None else list(columns)
-        return self.dataset(start=start, end=end).to_table(columns=names, filter=where)
+        chosen, expression = split_where(where)
+        found = self.dataset(where=chosen, start=start, end=end)
+        return found.to_table(columns=names, filter=expression)
 
     def to_polars(
         self,
         columns: Iterable[str] | None = None,
-        where: pc.Expression | None = None,
+        where: Where | None = None,
         start: Time | None = None,
         end: Time | None = None,
     ) -> pl.DataFrame:
@@ -285,7 +298,7 @@ class Capture:
     def to_pandas(
         self,
         columns: Iterable[str] | None = None,
-        where: pc.Expression | None = None,
+        where: Where | None = None,
         start: Time | None = None,
         end: Time | None = None,
     ) -> pd.DataFrame:
@@ -368,6 +381,30 @@ class Capture:
                 file=self.source.info.file,
                 hint="save it to a file, or turn it into one with kcap import - -o NEW.kcap",
             )
+
+
+def split_where(where: Where | None) -> tuple[Filter | None, pc.Expression | None]:
+    """A condition as what evaluates it.
+
+    Args:
+        where: The condition.
+
+    Returns:
+        A filter, or an expression for Arrow.
+
+    Raises:
+        TypeError: It is neither.
+        FilterError: Its text can't be understood.
+    """
+    import pyarrow.compute as pc
+
+    if isinstance(where, str):
+        return Filter.of(where), None
+    if where is None or isinstance(where, Filter):
+        return where, None
+    if not isinstance(where, pc.Expression):
+        raise TypeError(f"where is a {type(where).__name__}, not a filter or an Arrow expression")
+    return None, where
 
 
 class _ColumnSink:

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 from kcap.capture import Capture
 from kcap.errors import KcapError, LossWarning
 from kcap.expression import fields, program
+from kcap.filter.filter import Filter
 from kcap.model import logical
 from kcap.model.classes import TypeClass
 from kcap.model.text import printable
@@ -38,6 +39,7 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         start: int | None = None,
         end: int | None = None,
         condition: pc.Expression | None = None,
+        chosen: Filter | None = None,
     ) -> None:
         """Unite captures.
 
@@ -46,7 +48,9 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
             start: Only events at or after this time, ns.
             end: Only events before this time, ns.
             condition: Only events for which this is true.
+            chosen: Only events for which this is true, too.
         """
+        self._chosen = chosen
         self._captures = tuple(captures)
         self._start = start
         self._end = end
@@ -92,6 +96,7 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
             None if condition is None else Where(condition),
             self._start,
             self._end,
+            self._chosen,
         )
         wanted.check()
         schema = pa.schema([(n, logical.arrow_type(n, wanted.class_of(n))) for n in names])
@@ -108,7 +113,13 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
             A dataset of the rows for which this, and what held before, is true.
         """
         condition = _both(self._condition, expression)
-        return CaptureDataset(self._captures, start=self._start, end=self._end, condition=condition)
+        return CaptureDataset(
+            self._captures,
+            start=self._start,
+            end=self._end,
+            condition=condition,
+            chosen=self._chosen,
+        )
 
     def _needed(self, computed: Mapping[str, pc.Expression]) -> list[str]:
         """The columns that some expressions are computed from."""

@@ -9,6 +9,7 @@
     ├── TruncatedError       the input ends before what it announced
     ├── LimitError           a length or count beyond what the specification allows
     ├── BadInputError        a foreign record (a line, an event) that cannot be understood
+    ├── FilterError          a filter that can't be understood (kcap.filter.errors)
     ├── PrivilegeError       this host or user may not do what was asked
     ├── MissingExtraError    an optional dependency is not installed
     └── OutputError          the output cannot be written, or would overwrite something

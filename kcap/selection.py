@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,11 +18,14 @@ from kcap.format.reader import CaptureReader
 from kcap.model import catalogue, logical
 from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.classes import TypeClass
-from kcap.model.side import Loss, Side, Snapshot
+from kcap.model.kinds import Rows as View
+from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.replay.stages import Matching
 from kcap.where import Anything, Hashed, Integers, Interval, Nothing, Texts, Values, Where
 
 if TYPE_CHECKING:
     from kcap.capture import Capture
+    from kcap.filter.filter import Filter
 
 _CUT_BYTES: Final = 0xFFFF
 """A CHUNK_INDEX keeps so much of an event's name."""
@@ -42,6 +45,8 @@ class Wanted:
     start_ns: int | None = None
     end_ns: int | None = None
     """Half open; an event without a time is in no interval."""
+    filter: Filter | None = None
+    """Of filter and `where` both must be true."""
 
     def check(self) -> None:
         """Refuse what can't be asked of any events.
@@ -77,7 +82,8 @@ class Wanted:
     @property
     def all_rows(self) -> bool:
         """Whether every row is wanted."""
-        return self.where is None and self.start_ns is None and self.end_ns is None
+        times = self.start_ns is None and self.end_ns is None
+        return times and self.where is None and self.filter is None
 
     @property
     def everything(self) -> bool:
@@ -87,7 +93,10 @@ class Wanted:
     def deciding(self) -> list[str]:
         """The columns of a batch that tell which rows are wanted."""
         timed = [logical.TIME] if self.start_ns is not None or self.end_ns is not None else []
-        return logical.physical([*timed, *self._fields()])
+        found = logical.physical([*timed, *self._fields()])
+        if self.filter is not None:
+            found += sorted(self.filter.columns.intersection(self.types).difference(found))
+        return found
 
     def _fields(self) -> list[str]:
         if self.where is None:
@@ -96,11 +105,11 @@ class Wanted:
             return list(logical.schema(self.types).names)
         return sorted(self.where.fields)
 
-    def rows(self, batch: Batch) -> Rows:
+    def rows(self, batch: View) -> Rows:
         """The rows that are wanted.
 
         Args:
-            batch: Events, with the columns of `deciding`.
+            batch: Events; only columns of `deciding` are asked for, and only while they matter.
 
         Returns:
             Their numbers, ascending.
@@ -109,19 +118,28 @@ class Wanted:
             KcapError: Arrow can't evaluate the filter over them.
         """
         kept = self._in_time(batch)
+        if self.filter is not None and (kept is None or len(kept)):
+            found = self.filter.rows(batch)
+            kept = found if kept is None else np.intersect1d(kept, found, assume_unique=True)
         if self.where is None:
             return np.arange(batch.rows, dtype=np.int32) if kept is None else kept
+        return self._where_rows(self.where, batch, kept)
+
+    def _where_rows(self, where: Where, batch: View, kept: Rows | None) -> Rows:
+        """Of these rows those for which the expression is true."""
         names = self._fields() or [logical.TIME]  # a table's length is that of its columns
         fields = [pa.field(n, logical.arrow_type(n, self.class_of(n))) for n in names]
-        part = batch if kept is None else batch.take(kept)
+        columns = {n: c for n in logical.physical(names) if (c := batch.get(n)) is not None}
+        part = Batch(batch.rows, columns)
+        part = part if kept is None else part.take(kept)
         try:
-            found = self.where.rows(logical.table(part, fields))
+            found = where.rows(logical.table(part, fields))
         except pa.ArrowException as e:
             hint = "compare a column with a constant of its own type; capture.schema names them"
             raise KcapError(f"the filter can't be evaluated: {e}", hint=hint) from e
         return found if kept is None else kept[found]
 
-    def _in_time(self, batch: Batch) -> Rows | None:
+    def _in_time(self, batch: View) -> Rows | None:
         """The rows of the interval, None where all times are wanted."""
         if self.start_ns is None and self.end_ns is None:
             return None
@@ -136,6 +154,19 @@ class Wanted:
             inside &= stamps < self.end_ns
         kept = np.flatnonzero(inside).astype(np.int32)
         return kept if times.rows is None else times.rows[kept]
+
+    def may_match(self, values_of: Callable[[str], Values]) -> bool:
+        """Whether a chunk may have a row that is wanted.
+
+        Args:
+            values_of: What a column may hold there.
+
+        Returns:
+            False where it certainly has none.
+        """
+        if self.where is not None and not self.where.may_match(values_of):
+            return False
+        return self.filter is None or self.filter.may_match(values_of, self.types)
 
     def matching(self, batch: Batch) -> Batch:
         """What is wanted of a batch.
@@ -170,6 +201,9 @@ class ChunkScan:
         self.losses = [*(Loss.from_json(e) for e in index.totals["loss"]), *index.losses]
         """What the capture says was lost, and what is wrong with its end."""
         names = (wanted.where and wanted.where.fields) or frozenset()
+        if wanted.filter is not None:
+            wanted.filter.note(SourceInfo.from_json(s) for s in index.totals["sources"])
+            names |= wanted.filter.columns
         self._uses_index = any(
             name in {"pid", "event", "seq"} or self._columns.get(name) is TypeClass.STR
             for name in names
@@ -187,16 +221,13 @@ class ChunkScan:
         return found
 
     def _may_match(self, number: int) -> bool:
-        where, types = self._wanted.where, self._columns
-        if where is None:
-            return True
         entry = self._table[number]
-        if not where.may_match(chunk_values(entry, None, types)):
+        if not self._wanted.may_match(chunk_values(entry, None, self._columns)):
             return False
         if not self._uses_index:
             return True
         found = self._reader.chunk_index(number)
-        return found is None or where.may_match(chunk_values(entry, found, types))
+        return found is None or self._wanted.may_match(chunk_values(entry, found, self._columns))
 
     def read(self, number: int) -> list[tuple[Batch, Loss | None]]:
         """What is wanted of a chunk; nothing is read of one that can't hold it.
@@ -224,17 +255,13 @@ class ChunkScan:
         wanted = self._wanted
         if wanted.all_rows:
             return self._reader.chunk(number, wanted.columns)
-        deciding = wanted.deciding()
-        batch = self._reader.chunk(number, deciding)
-        rows = wanted.rows(batch)
+        view = self._reader.view(number)
+        rows = wanted.rows(view)
         if not len(rows):
             return EMPTY
         names = self._columns if wanted.columns is None else wanted.columns
-        others = [name for name in names if name not in deciding]
-        if others:
-            batch = batch.adding(self._reader.chunk(number, others).columns)
-        batch = batch if len(rows) == batch.rows else batch.take(rows)
-        return batch if wanted.columns is None else batch.select(wanted.columns)
+        batch = Batch(view.rows, {n: c for n in names if (c := view.get(n)) is not None})
+        return batch if len(rows) == batch.rows else batch.take(rows)
 
 
 class Pass:
@@ -257,7 +284,8 @@ class Pass:
             Batches in file order.
         """
         wanted = self._wanted
-        scan = None if wanted.everything else self._capture.scan(wanted)
+        follows = wanted.filter is not None and wanted.filter.needs_state
+        scan = None if wanted.everything or follows else self._capture.scan(wanted)
         if scan is not None:
             yield from self._noted(self._chunks(scan))
             return
@@ -294,8 +322,11 @@ class Pass:
 
 def _filtered(batches: Iterator[Batch], wanted: Wanted) -> Iterator[Batch]:
     """What is wanted of all batches; a state means nothing among some of its events."""
+    stage = None if wanted.filter is None else Matching(wanted.filter)
+    wanted = replace(wanted, filter=None)
     for batch in batches:
-        found = wanted.matching(batch)
+        found = batch if stage is None else stage.process(batch)
+        found = wanted.matching(found)
         sides = [side for side in batch.before if not isinstance(side, Snapshot)]
         if found.rows or sides:
             yield found.with_before(sides)

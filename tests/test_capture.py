@@ -255,10 +255,10 @@ def _needs_columns(found: Capture, arguments: dict[str, Any]) -> bool:
     return found.info.events is None and ("FieldPath" in text or "Nested" in text)
 
 
-def test_a_condition_is_no_text(closed: Path) -> None:
-    """Text as a condition is refused, and not taken for something else."""
-    with kcap.open(closed) as found, pytest.raises(TypeError, match="where is a str"):
-        found.batches(where="pid = 1")  # type: ignore[arg-type]
+def test_a_condition_is_no_number(closed: Path) -> None:
+    """A number as a condition is refused, and not taken for something else."""
+    with kcap.open(closed) as found, pytest.raises(TypeError, match="where is a int"):
+        found.batches(where=1)  # type: ignore[arg-type]
 
 
 def test_columns_by_number_mean_those_of_the_schema() -> None:

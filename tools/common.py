@@ -12,6 +12,7 @@ import click
 from kcap import limits
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.model.side import Loss
     from kcap.model.stream import Sink
     from kcap.replay.pipeline import Summary
@@ -86,8 +87,80 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+class FilterText(click.ParamType["Filter"]):
+    """A filter expression, checked as soon as it is read."""
+
+    name = "filter"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401  (as click declares it)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Filter:
+        """Parse it; what is wrong with it is a KcapError with a caret."""
+        from kcap.filter import Filter
+
+        if isinstance(value, Filter):
+            return value
+        era = None if ctx is None else ctx.params.get("era")
+        return filter_of(value, None if era is None else int(era))
+
+
+def filter_of(text: str, era: int | None = None) -> Filter:
+    """Parse a filter; say which of its fields no capture has.
+
+    Args:
+        text: The filter.
+        era: 1 or 3, None for what its names tell.
+
+    Returns:
+        The filter.
+
+    Raises:
+        FilterError: It can't be understood.
+    """
+    from kcap.filter import Filter
+
+    found = Filter.of(text, era)
+    if found.sourceless:
+        names = ", ".join(found.sourceless)
+        click.echo(f"kcap: the filter: no capture has a value for {names} yet", err=True)
+    return found
+
+
+def where_option(function: _F) -> _F:
+    """``-w/--where``, ``--era``."""
+    for option in (
+        click.option(
+            "-w",
+            "--where",
+            type=FilterText(),
+            metavar="FILTER",
+            help="Only events for which this is true: \"ps.name = 'bash'\"; see 'kcap fields'.",
+        ),
+        click.option(
+            "--era",
+            type=click.Choice(["1", "3"]),
+            is_eager=True,
+            expose_value=False,
+            callback=_note_era,
+            help="What names in a filter mean: as in Fibratus 1.x, or 3.x. Default: told by them.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _note_era(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    # Filters are read later than eager options, and look here for it.
+    ctx.params["era"] = value
+    return value
+
+
 def input_options(function: _F) -> _F:
-    """``--lenient``, ``--raw-pairs``, ``--start``, ``--end``, ``-n``."""
+    """``-w``, ``--era``, ``--lenient``, ``--raw-pairs``, ``--start``, ``--end``, ``-n``."""
+    function = where_option(function)
     for option in (
         click.option("-n", "--limit", type=click.IntRange(0), help="Stop after N events."),
         click.option("--end", type=EventTime(), help="Only events before this time."),

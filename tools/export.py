@@ -14,7 +14,7 @@ import click
 from kcap.errors import KcapError, OutputError
 from kcap.tools import common, output
 from kcap.tools.cli import Verb
-from kcap.tools.play import Chosen, columns, naming, opened_source, stages
+from kcap.tools.play import Chosen, columns, naming, narrowed, opened_source
 
 if TYPE_CHECKING:
     from kcap.model.classes import TypeClass
@@ -127,8 +127,8 @@ def _export(source: Source, form: str, capture: str, options: Options) -> Summar
     else:
         with naming(target), _opened(options, binary=False) as stream:
             sink = common.sink_for(form, stream, file=target, state=options["state"])
-            chosen = stages(source, form, options, tracked=False)
-            summary = _run(source, sink, chosen, options["limit"])
+            read, chosen = narrowed(source, form, options, tracked=False)
+            summary = _run(read, sink, chosen, options["limit"])
             stream.flush()
     if target != "-":
         _report(target, summary)
@@ -200,9 +200,9 @@ def _known(source: Source, form: str, capture: str, options: Options) -> Iterato
 
     # Arrow is a capture in other clothes: it keeps all records, as .kcap does.
     kept = "kcap" if form == "arrow" else form
-    chosen = stages(source, kept, _with_keys(options), tracked=False)
     about = _about(source, form, capture, options)
     columns = _columns(source, options)
+    source, chosen = narrowed(source, kept, _with_keys(options), tracked=False)
     if source.info.format != "kcap" and form != "csv":
         # How the events of a pipe arrive must not show in the output.
         source = Rebatched(source)

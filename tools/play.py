@@ -12,6 +12,7 @@ from kcap.errors import OutputError
 from kcap.tools import common, output
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.model.stream import Source
     from kcap.replay.pipeline import Stage, Summary
     from kcap.state import State
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 class Chosen(TypedDict):
     """The options that say which events and columns are wanted."""
 
+    where: Filter | None
     start: int | None
     end: int | None
     limit: int | None
@@ -75,12 +77,13 @@ def play(
             template=options["template"],
             color=common.wants_color(options["color"], stream),
         )
+        read, stages = narrowed(source, form, options, tracked=tracked is not None)
         pipeline = Pipeline(
-            source,
+            read,
             [sink],
             state=tracked,
             resolve=tracked is not None and source.info.format not in OWN,
-            stages=stages(source, form, options, tracked=tracked is not None),
+            stages=stages,
             limit=options["limit"],
         )
         summary = pipeline.run()
@@ -105,38 +108,40 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def stages(source: Source, form: str, options: Chosen, *, tracked: bool) -> list[Stage]:
-    """The stages for a time range, for events alone, and for a choice of columns.
+def narrowed(
+    source: Source, form: str, options: Chosen, *, tracked: bool
+) -> tuple[Source, list[Stage]]:
+    """The stages for a filter, a time range, events alone, and a choice of columns.
 
     Where events are all that is wanted, a capture reads just the chunks and columns they need.
 
     Args:
-        source: Where events come from; told what of it is wanted.
+        source: Where events come from.
         form: One of `common.FORMATS`; ``kcap`` for every output that keeps all records.
         options: What is wanted.
         tracked: The state follows the events, so all of them are needed.
 
     Returns:
-        The stages.
+        What to read, and the stages.
     """
-    from kcap.format.reader import CaptureReader, Selection
-    from kcap.replay.stages import Columns, EventsOnly, TimeRange
+    from kcap.replay.chosen import chosen
+    from kcap.replay.stages import Columns, EventsOnly
 
-    start, end = options["start"], options["end"]
     names = columns(options)
-    made: list[Stage] = []
-    if start is not None or end is not None:
-        made.append(TimeRange(start, end))
-    restricted = bool(made) or names is not None
+    read, made = chosen(
+        source,
+        columns=None if names is None else (*names, "ts", "kind"),
+        start_ns=options["start"],
+        end_ns=options["end"],
+        where=options["where"],
+        everything=tracked or form == "kcap" or options["state"],
+    )
     if not options["state"] and (form != "kcap" or names):
         # Before columns are dropped, the kind among them, and before --limit counts.
         made.append(EventsOnly())
     if names:
         made.append(Columns(names))
-    if isinstance(source, CaptureReader) and restricted and not tracked and form != "kcap":
-        wanted = None if names is None else (*names, "ts", "kind")
-        source.select(Selection(wanted, start, end))
-    return made
+    return read, made
 
 
 def columns(options: Chosen) -> tuple[str, ...] | None:

@@ -1,1 +1,6 @@
-"""The filter language: `kcap.filter.fields` is its catalogue of fields."""
+"""The filter language: parser, fields, columnar engine, row interpreter (docs/filters.md)."""
+
+from kcap.filter.errors import FilterError
+from kcap.filter.filter import Filter
+
+__all__ = ["Filter", "FilterError"]

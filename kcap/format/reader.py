@@ -5,7 +5,9 @@ from __future__ import annotations
 import bisect
 import zlib
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO, ClassVar
 
 from kcap import limits
@@ -13,8 +15,9 @@ from kcap.errors import DamagedError, KcapError, LimitError
 from kcap.format import payloads, record, scan, schema, tail
 from kcap.format.blob_reader import BlobReader
 from kcap.format.blobs import Manifest
-from kcap.format.chunk import Chunk, directory_length
+from kcap.format.chunk import Chunk
 from kcap.format.chunk_index import ChunkIndex
+from kcap.format.chunk_view import ChunkView
 from kcap.format.index import Index, indexed
 from kcap.format.record import HEADER_BYTES, MAGIC, Kind
 from kcap.format.sequential import Sequential
@@ -282,6 +285,29 @@ class CaptureReader:
         self.work.note(batch)
         return batch
 
+    def view(self, number: int) -> ChunkView | Batch:
+        """The rows of one chunk, or live tail, of a file; frames are read when asked for.
+
+        Args:
+            number: Position in the index's table.
+
+        Returns:
+            What gives its columns.
+
+        Raises:
+            DamagedError: The chunk's directory is damaged; asking for a column may raise it, too.
+        """
+        index = self.index()
+        assert index is not None
+        entry = index.table[number]
+        offset = int(entry["offset"])
+        naming = partial(_naming, self.file, offset=offset, chunk=int(entry["number"]))
+        with naming():
+            if not entry["index"] and self._kind_at(offset) == Kind.TAIL:
+                return self.chunk(number)
+        self.work.chunks += 1
+        return ChunkView(self.window, offset, self.schema, naming)
+
     def chunk_index(self, number: int) -> ChunkIndex | None:
         """What a chunk holds, without reading it.
 
@@ -367,18 +393,9 @@ class CaptureReader:
         return Chunk(payload[: header.length], self.schema).batch()
 
     def _part_of_chunk(self, offset: int, columns: Iterable[str]) -> Batch:
-        start = offset + HEADER_BYTES
-        head = self.window.read_at(start, 4)
-        if len(head) < 4:  # noqa: PLR2004
-            raise DamagedError("the chunk is not there")
-        found = Chunk(self.window.read_at(start, directory_length(head)), self.schema)
-        known = set(found.columns())
-        made = {}
-        for name in columns:
-            if name in known:
-                first, last = found.frame_range(name)
-                made[name] = found.column(name, self.window.read_at(start + first, last - first))
-        return Batch(found.rows, made)
+        view = ChunkView(self.window, offset, self.schema, nullcontext)
+        made = {name: column for name in columns if (column := view.get(name)) is not None}
+        return Batch(view.rows, made)
 
     def _selected(self, index: Index) -> Iterator[Batch]:
         """The chunks that can hold what is wanted, by the index's table."""
@@ -461,7 +478,7 @@ class CaptureReader:
         self.footer, self.footer_offset, self.state = footer, offset, "closed"
 
 
-class _naming:  # noqa: N801
+class _naming(AbstractContextManager[None]):  # noqa: N801
     """Gives the errors that pass through the file and the place they lack."""
 
     def __init__(self, file: str, *, offset: int | None = None, chunk: int | None = None) -> None:

@@ -319,19 +319,35 @@ def without_state(batch: Batch) -> Batch:
     Returns:
         The rows whose ``kind`` is not ``state``.
     """
+    rows = state_rows(batch)
+    if not len(rows):
+        return batch
+    keep = np.ones(batch.rows, np.bool_)
+    keep[rows] = False
+    return batch.take(np.flatnonzero(keep).astype(np.int32))
+
+
+def state_rows(batch: Batch) -> Rows:
+    """Find the rows that only describe what was there.
+
+    Args:
+        batch: Any batch.
+
+    Returns:
+        The numbers of those whose ``kind`` is ``state``, ascending.
+    """
     kind = batch.get("kind")
     if kind is None or kind.cls is not TypeClass.STR:
-        return batch
+        return np.zeros(0, np.int32)
     found = np.asarray(
         pc.equal(kind.values.dictionary, pa.scalar("state", pa.utf8())).to_numpy(
             zero_copy_only=False
         )
     )
     if not found.any():
-        return batch
-    keep = np.ones(batch.rows, np.bool_)
-    keep[slice(None) if kind.rows is None else kind.rows] = ~found[kind.codes()]
-    return batch.take(np.flatnonzero(keep).astype(np.int32))
+        return np.zeros(0, np.int32)
+    at = np.flatnonzero(found[kind.codes()]).astype(np.int32)
+    return at if kind.rows is None else kind.rows[at]
 
 
 def dictionary(values: pa.Array) -> pa.DictionaryArray:

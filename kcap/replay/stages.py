@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kcap.model.batch import Batch, without_state
+from kcap.filter.filter import Filter
+from kcap.model.batch import Batch, state_rows, without_state
 from kcap.model.classes import I64_MAX, I64_MIN
+from kcap.state.kin import Kin
 
 
 class TimeRange:
@@ -28,6 +30,29 @@ class TimeRange:
             inside &= stamps < self._end
         kept = np.flatnonzero(inside).astype(np.int32)
         return batch.take(kept if times.rows is None else times.rows[kept])
+
+
+class Matching:
+    """Keeps the events for which a filter is true.
+
+    Args:
+        chosen: The filter. Where it asks for what only the state of the machine tells, the stage
+            follows all events, and must see all of them.
+        state: Keep the rows that only describe what was there, whatever the filter says of them.
+    """
+
+    def __init__(self, chosen: Filter, *, state: bool = False) -> None:
+        self._filter = chosen
+        self._keeps_state = state
+        self._kin = Kin(chosen.state_columns) if chosen.needs_state else None
+
+    def process(self, batch: Batch) -> Batch:
+        """See `kcap.replay.pipeline.Stage`."""
+        self._filter.note(batch.before)
+        rows = self._filter.rows(batch if self._kin is None else self._kin.update(batch))
+        if self._keeps_state:
+            rows = np.union1d(rows, state_rows(batch))
+        return batch if len(rows) == batch.rows else batch.take(rows)
 
 
 class EventsOnly:

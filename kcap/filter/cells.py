@@ -1,0 +1,284 @@
+"""The values of a field, as columns have them: alternatives, conditions, functions, decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from kcap.filter import derive
+from kcap.filter.check import Resolved
+from kcap.filter.entries import Entries, Lists, Numbers, Texts, Values, mapped, of_list
+from kcap.filter.fields import Source, When
+from kcap.filter.syntax import FieldRef
+from kcap.filter.values import Named
+from kcap.model import catalogue, decode, naming
+from kcap.model.batch import Column, Rows
+from kcap.model.classes import TypeClass
+from kcap.model.kinds import DECIDING, Kinds
+
+STATE: Final = "state:"
+"""How the names of columns begin that only the state of the machine tells."""
+
+_PREFIXES: Final[Mapping[str, Callable[[str], str]]] = {
+    "arg": naming.argument,
+    "ext": naming.extension,
+}
+_SHAPE: Final = "shape"
+_MEMO_MAX: Final = 1 << 16
+
+
+class View(Protocol):
+    """Events whose columns can be asked for, perhaps read only then."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+
+    def get(self, name: str, /) -> Column | None:
+        """A column, None where no event has a value."""
+
+
+@lru_cache(maxsize=1 << 12)
+def column_names(column: str) -> tuple[str, ...]:
+    """The columns that a source's name may mean.
+
+    Args:
+        column: As in a `Source`: ``pid``, ``arg:pathname``, ``state:parent.exe``.
+
+    Returns:
+        Their names; of an argument one for each class, its home first.
+    """
+    prefix, _, name = column.partition(":")
+    if prefix not in _PREFIXES or not name:
+        return (column,) if column else ()
+    base = _PREFIXES[prefix](name)
+    home = catalogue.home(base)
+    classes = sorted(TypeClass, key=lambda cls: cls is not home)
+    return tuple(naming.column_name(base, cls, home) for cls in classes)
+
+
+def needed(resolved: Resolved) -> set[str]:
+    """The columns that the value of a field may depend on.
+
+    Args:
+        resolved: The field.
+
+    Returns:
+        Their names, those of the state included.
+    """
+    found: set[str] = set()
+    for source in resolved.field.sources:
+        found.update(column_names(source.column))
+        if source.when is not None:
+            found.add(source.when.column)
+        if source.column.startswith(tuple(_PREFIXES)):
+            found |= DECIDING
+        if source.function == derive.COUNT_ARGS:
+            found.add(_SHAPE)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Values of a field in some rows."""
+
+    rows: Rows | None
+    """The rows; None where all have a value."""
+    codes: npt.NDArray[Any] | None
+    """Which entry the value of each row is; None where the entries are one a row."""
+    entries: Entries
+
+    def spread(self, verdicts: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Verdicts on the entries as verdicts on the rows."""
+        return verdicts if self.codes is None else verdicts[self.codes]
+
+    def kept(self, keep: npt.NDArray[np.bool_], count: int) -> Cells:
+        """The cells of some of the rows.
+
+        Args:
+            keep: One a row of these cells.
+            count: Rows of the view.
+
+        Returns:
+            Them.
+        """
+        if keep.all():
+            return self
+        at = np.flatnonzero(keep).astype(np.int32)
+        rows = at if self.rows is None else self.rows[at]
+        codes = at if self.codes is None else self.codes[at]
+        return Cells(None if len(rows) == count else rows, codes, self.entries)
+
+
+class Reader:
+    """Reads fields of events; what it found out stays for the next filter.
+
+    Args:
+        view: The events.
+        families: The family of each source, by its id.
+        memo: What functions gave for values before, kept from view to view.
+    """
+
+    def __init__(
+        self, view: View, families: Mapping[str, str], memo: dict[str, dict[Any, Any]]
+    ) -> None:
+        self.rows = view.rows
+        self._view = view
+        self._kinds = Kinds(view, families)
+        self._memo = memo
+        self._columns: dict[tuple[str, bool], Cells | None] = {}
+        self._fields: dict[FieldRef, list[Cells]] = {}
+
+    def cells(self, ref: FieldRef, resolved: Resolved) -> list[Cells]:
+        """The values of a field.
+
+        Args:
+            ref: The field as it is named.
+            resolved: What it leads to.
+
+        Returns:
+            Parts that have no row in common; rows in none of them have no value.
+        """
+        if ref not in self._fields:
+            self._fields[ref] = self._read(resolved)
+        return self._fields[ref]
+
+    def _read(self, resolved: Resolved) -> list[Cells]:
+        found: list[Cells] = []
+        taken: npt.NDArray[np.bool_] | None = None
+        for source in resolved.field.sources:
+            for name in column_names(source.column) or (_SHAPE,):
+                cells = self._source(source, name, resolved)
+                if cells is None or (cells.rows is not None and not len(cells.rows)):
+                    continue
+                if taken is None:
+                    taken = np.zeros(self.rows, np.bool_)
+                else:
+                    at = slice(None) if cells.rows is None else cells.rows
+                    cells = cells.kept(~taken[at], self.rows)
+                taken[slice(None) if cells.rows is None else cells.rows] = True
+                found.append(cells)
+                if cells.rows is None or taken.all():
+                    return found
+        return found
+
+    def _source(self, source: Source, name: str, resolved: Resolved) -> Cells | None:
+        """One alternative."""
+        cells = self._column(name, source)
+        if cells is None:
+            return None
+        if source.when is not None:
+            cells = cells.kept(self._holds(source.when, cells.rows), self.rows)
+        if source.function:
+            cells = self._through(cells, source.function)
+        if resolved.key and not resolved.field.name.endswith("]") and resolved.field.argument:
+            pick = partial(derive.picked, resolved.key, resolved.field.name, resolved.field.era)
+            cells = self._mapped(cells, f"[{resolved.field.name}.{resolved.key}", pick)
+        elif resolved.field.type == "map":
+            cells = self._mapped(cells, "{}", derive.listed)
+        return cells
+
+    def _column(self, name: str, source: Source) -> Cells | None:
+        decoded = source.column.startswith("arg:") and source.function not in derive.OF_NUMBERS
+        key = name, decoded
+        if key not in self._columns:
+            column = self._view.get(name)
+            self._columns[key] = None if column is None else self._cells(column, name, decoded)
+        return self._columns[key]
+
+    def _cells(self, column: Column, name: str, decoded: bool) -> Cells:
+        values, cls = column.values, column.cls
+        if cls in (TypeClass.STR, TypeClass.JSON):
+            return Cells(column.rows, column.codes(), Texts(values.dictionary))
+        if cls is TypeClass.BIN:
+            texts = [raw.hex() for raw in values.dictionary.to_pylist()]
+            return Cells(column.rows, column.codes(), Texts(pa.array(texts, pa.utf8())))
+        if cls is TypeClass.BOOL:
+            flags = np.asarray(values.cast(pa.int8()))
+            return Cells(column.rows, flags, Values([False, True]))
+        if cls.child:
+            return Cells(column.rows, None, of_list(values))
+        numbers = np.asarray(values)
+        if decoded and cls is not TypeClass.F64:
+            found = self._named(column, name, numbers)
+            if found is not None:
+                return found
+        return Cells(column.rows, None, Numbers(numbers))
+
+    def _named(self, column: Column, name: str, numbers: npt.NDArray[Any]) -> Cells | None:
+        """Numbers with the text that their events give them; None where they have none."""
+        argument = naming.source_name(naming.parts(name)[0])
+        tables, places = self._kinds.decoders(argument, column)
+        if not any(decode.known(table) for table in tables):
+            return None
+        found, codes = np.unique(numbers, return_inverse=True)
+        pairs, codes = np.unique(places * len(found) + codes.reshape(-1), return_inverse=True)
+        made: list[Any] = []
+        for place, code in (divmod(int(pair), len(found)) for pair in pairs):
+            number, table = int(found[code]), tables[place]
+            known = decode.known(table)
+            made.append(Named(number, decode.text_of(table, number)) if known else number)
+        return Cells(column.rows, codes.reshape(-1), Values(made))
+
+    def _holds(self, when: When, rows: Rows | None) -> npt.NDArray[np.bool_]:
+        """Where a condition on another column holds, for some rows."""
+        column = self._view.get(when.column)
+        holds = np.zeros(self.rows, np.bool_)
+        if column is not None:
+            entries = column.values.dictionary.to_pylist()
+            chosen = np.array([entry in when.values for entry in entries], np.bool_)
+            holds[slice(None) if column.rows is None else column.rows] = chosen[column.codes()]
+        if when.unless:
+            holds = ~holds
+        return holds if rows is None else holds[rows]
+
+    def _through(self, cells: Cells, name: str) -> Cells:
+        """A function of the values."""
+        many = derive.MANY.get(name)
+        if many is not None and isinstance(cells.entries, Numbers):
+            array = cells.entries.array if cells.codes is None else cells.entries.array[cells.codes]
+            return Cells(cells.rows, None, Numbers(many(array)))
+        return self._mapped(cells, name, derive.function(name))
+
+    def _mapped(self, cells: Cells, name: str, function: Callable[[Any], Any]) -> Cells:
+        memo = self._memo.setdefault(name, {})
+        if len(memo) > _MEMO_MAX:
+            memo.clear()
+        entries, codes = cells.entries, cells.codes
+        if isinstance(entries, Numbers):
+            values, at = entries.distinct
+            entries, codes = Values(values), at if codes is None else at[codes]
+        results = mapped(entries, function, memo).values()
+        codes = np.arange(len(results)) if codes is None else codes
+        present = np.array([result is not None for result in results], np.bool_)
+        made: Entries = Values(results)
+        if isinstance(entries, Texts) and all(r is None or type(r) is str for r in results):
+            made = Texts(pa.array([r or "" for r in results], pa.utf8()))
+        kept = Cells(cells.rows, codes, made)
+        return kept if present.all() else kept.kept(present[codes], self.rows)
+
+
+def values_of(cells: Cells) -> tuple[npt.NDArray[Any], list[Any]]:
+    """Cells as codes, one a row, into Python's values.
+
+    Args:
+        cells: The cells.
+
+    Returns:
+        Both.
+    """
+    entries, codes = cells.entries, cells.codes
+    if isinstance(entries, Numbers):
+        found, at = entries.distinct
+        return (at if codes is None else at[codes]), list(found)
+    found = entries.values()
+    return (np.arange(len(found)) if codes is None else codes), list(found)
+
+
+__all__ = ["STATE", "Cells", "Lists", "Reader", "View", "column_names", "needed", "values_of"]

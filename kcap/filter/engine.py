@@ -1,0 +1,188 @@
+"""A filter over columns: masks of rows, cheapest parts first, and no more than is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.filter import cells as cells_
+from kcap.filter.cells import Cells, Reader
+from kcap.filter.check import Checked, Resolved
+from kcap.filter.leaf import Leaf
+from kcap.filter.syntax import And, Call, Expr, FieldRef, Not, Or
+
+Mask = npt.NDArray[np.bool_]
+
+_CHEAP: Final = frozenset({"event", "action", "category", "kind", "source", "host"})
+
+
+class Engine:
+    """Evaluates one expression.
+
+    Args:
+        checked: The expression.
+    """
+
+    def __init__(self, checked: Checked) -> None:
+        self.fields: Mapping[FieldRef, Resolved] = checked.fields
+        self.expr = checked.expr
+        self._leaves: dict[Expr, Leaf] = {}
+        self._costs: dict[Expr, int] = {}
+
+    def mask(self, reader: Reader) -> Mask:
+        """The rows for which the expression is true.
+
+        Args:
+            reader: The events.
+
+        Returns:
+            One a row.
+        """
+        return self._mask(self.expr, reader, None)
+
+    def leaf(self, node: Expr) -> Leaf:
+        """The leaf of a part of the expression."""
+        if node not in self._leaves:
+            self._leaves[node] = Leaf(node)
+        return self._leaves[node]
+
+    def leaves(self) -> Iterator[tuple[Expr, Leaf]]:
+        """Every leaf, in the order of the text."""
+        for node in leaf_nodes(self.expr):
+            yield node, self.leaf(node)
+
+    def _mask(self, node: Expr, reader: Reader, alive: Mask | None) -> Mask:
+        """True at most where ``alive`` is."""
+        if isinstance(node, And):
+            for part in sorted(node.parts, key=self._cost):
+                alive = self._mask(part, reader, alive)
+                if not alive.any():
+                    break
+            assert alive is not None
+            return alive
+        if isinstance(node, Or):
+            found = np.zeros(reader.rows, np.bool_)
+            for part in sorted(node.parts, key=self._cost):
+                todo = ~found if alive is None else alive & ~found
+                if not todo.any():
+                    break
+                found |= self._mask(part, reader, todo)
+            return found
+        if isinstance(node, Not):
+            inner = self._mask(node.inner, reader, alive)
+            return ~inner if alive is None else alive & ~inner
+        return self._leaf_mask(self.leaf(node), reader, alive)
+
+    def _leaf_mask(self, leaf: Leaf, reader: Reader, alive: Mask | None) -> Mask:
+        if len(leaf.fields) != 1:
+            return self._joint(leaf, reader, alive)
+        ref = leaf.fields[0]
+        parts = reader.cells(ref, self.fields[ref])
+        if len(parts) == 1 and parts[0].rows is None:
+            found = _verdicts(leaf, parts[0])
+        else:
+            found = np.zeros(reader.rows, np.bool_)
+            if leaf.of(None):
+                found[:] = True
+            for part in parts:
+                found[slice(None) if part.rows is None else part.rows] = _verdicts(leaf, part)
+        return found if alive is None else found & alive
+
+    def _joint(self, leaf: Leaf, reader: Reader, alive: Mask | None) -> Mask:
+        """A leaf of no field, or of several: each distinct combination is looked at once."""
+        at = np.arange(reader.rows) if alive is None else np.flatnonzero(alive)
+        found = np.zeros(reader.rows, np.bool_)
+        if not leaf.fields:
+            found[at] = leaf.of()
+            return found
+        keys = np.zeros(len(at), np.int64)
+        columns: list[list[Any]] = []
+        for ref in leaf.fields:
+            codes, values = self._coded(ref, reader, at)
+            # Numbered anew each time, so that the product of the sizes stays in 64 bits.
+            _, keys = np.unique(keys, return_inverse=True)
+            keys = keys.reshape(-1) * len(values) + codes
+            columns.append(values)
+        distinct, first, codes = np.unique(keys, return_index=True, return_inverse=True)
+        verdicts = np.zeros(len(distinct), np.bool_)
+        places = [self._coded(ref, reader, at)[0][first].tolist() for ref in leaf.fields]
+        for i, combination in enumerate(zip(*places, strict=True)):
+            row = (values[code] for values, code in zip(columns, combination, strict=True))
+            verdicts[i] = leaf.of(*row)
+        found[at] = verdicts[codes.reshape(-1)]
+        return found
+
+    def _coded(
+        self, ref: FieldRef, reader: Reader, at: npt.NDArray[np.intp]
+    ) -> tuple[npt.NDArray[np.int64], list[Any]]:
+        """The values of a field in some rows: codes, and the values, the first of them None."""
+        codes = np.zeros(reader.rows, np.int64)
+        values: list[Any] = [None]
+        for part in reader.cells(ref, self.fields[ref]):
+            found, more = cells_.values_of(part)
+            codes[slice(None) if part.rows is None else part.rows] = found + len(values)
+            values += more
+        return codes[at], values
+
+    def _cost(self, node: Expr) -> int:
+        """How dear a part is: by what it reads, and how."""
+        if node not in self._costs:
+            self._costs[node] = self._estimate(node)
+        return self._costs[node]
+
+    def _estimate(self, node: Expr) -> int:
+        if isinstance(node, And | Or):
+            return sum(self._cost(part) for part in node.parts)
+        if isinstance(node, Not):
+            return self._cost(node.inner)
+        leaf = self.leaf(node)
+        cost = 10 * max(0, len(leaf.fields) - 1) + (5 if isinstance(node, Call) else 0)
+        for ref in leaf.fields:
+            for source in self.fields[ref].field.sources:
+                cost += 1 if source.column in _CHEAP else 4
+                cost += 6 if source.function else 0
+                cost += 4 if ":" in source.column else 0
+        return cost
+
+
+def leaf_nodes(node: Expr) -> Iterator[Expr]:
+    """What lies below ``and``, ``or`` and ``not``.
+
+    Args:
+        node: An expression.
+
+    Yields:
+        Its leaves, in the order of the text.
+    """
+    if isinstance(node, And | Or):
+        for part in node.parts:
+            yield from leaf_nodes(part)
+    elif isinstance(node, Not):
+        yield from leaf_nodes(node.inner)
+    else:
+        yield node
+
+
+def _verdicts(leaf: Leaf, part: Cells) -> Mask:
+    if leaf.presence:
+        size = len(part.entries) if part.codes is None else len(part.codes)
+        return np.ones(size, np.bool_)
+    return part.spread(leaf.verdicts(part.entries))
+
+
+def columns(fields: Iterable[Resolved]) -> set[str]:
+    """The columns that fields may depend on.
+
+    Args:
+        fields: The fields.
+
+    Returns:
+        Their names.
+    """
+    found: set[str] = set()
+    for resolved in fields:
+        found |= cells_.needed(resolved)
+    return found

@@ -1,0 +1,147 @@
+"""Filters: an expression, and everything that may be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kcap.filter import engine, prune
+from kcap.filter.cells import STATE, Reader, View
+from kcap.filter.check import Checked, check
+from kcap.filter.errors import FilterError
+from kcap.filter.parser import Macros, parse
+from kcap.filter.syntax import Sequence, text_of
+from kcap.model.batch import Batch, Rows
+from kcap.model.side import Side, SourceInfo
+
+if TYPE_CHECKING:
+    from kcap.where import Values
+
+
+class Filter:
+    """A filter over events, in Fibratus's language.
+
+    A comparison with a missing value is false, ``!=`` included; ``not`` of it is true.
+
+    Example:
+        >>> chosen = Filter.of("evt.name = 'execve' and ps.name in ('sh', 'bash')")
+        >>> chosen.needs_state
+        False
+    """
+
+    def __init__(self, checked: Checked, text: str) -> None:
+        self.text = text
+        """As it was given."""
+        self.checked = checked
+        self._engine = engine.Engine(checked)
+        self._families: dict[str, str] = {}
+        self._memo: dict[str, dict[Any, Any]] = {}
+
+    @classmethod
+    def of(cls, text: str, era: int | None = None, macros: Macros | None = None) -> Filter:
+        """Parse and check a filter.
+
+        Args:
+            text: The expression.
+            era: 1 or 3: what names mean that Fibratus gave another meaning; None for what the
+                names in the expression tell.
+            macros: Names that stand for expressions or lists.
+
+        Returns:
+            The filter.
+
+        Raises:
+            FilterError: It can't be understood, or asks for what is not possible.
+        """
+        node = parse(text, macros)
+        if isinstance(node, Sequence):
+            hint = "a sequence is for rules; a filter looks at one event"
+            raise FilterError("this is a sequence", text, node.start, node.start + 8, hint=hint)
+        return cls(check(node, text, era), text)
+
+    def __str__(self) -> str:
+        """The expression in its plainest form."""
+        return text_of(self.checked.expr)
+
+    @cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns that the result may depend on, those of the state left out."""
+        return frozenset(name for name in self._needed if not name.startswith(STATE))
+
+    @cached_property
+    def state_columns(self) -> frozenset[str]:
+        """The columns that it needs of the state (`kcap.state.kin`)."""
+        return frozenset(name for name in self._needed if name.startswith(STATE))
+
+    @cached_property
+    def _needed(self) -> set[str]:
+        return engine.columns(self.checked.fields.values())
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether all events must be followed to know what it asks for."""
+        return bool(self.state_columns)
+
+    @property
+    def sourceless(self) -> list[str]:
+        """The fields in it that no capture has a value for yet, by name."""
+        found = (r.field for r in self.checked.fields.values())
+        return sorted({field.name for field in found if not field.sources})
+
+    def note(self, sides: Iterable[Side]) -> None:
+        """Take notice of sources: what numbers mean depends on the program that recorded them.
+
+        Args:
+            sides: What stands beside events; sources come before their events.
+        """
+        for side in sides:
+            if isinstance(side, SourceInfo):
+                self._families[side.id] = side.collector
+
+    def rows(self, view: View) -> Rows:
+        """The events for which the filter is true.
+
+        Args:
+            view: A batch, or whatever gives columns.
+
+        Returns:
+            Their row numbers, ascending.
+        """
+        if not view.rows:
+            return np.zeros(0, np.int32)
+        return np.flatnonzero(self._engine.mask(self.reader(view))).astype(np.int32)
+
+    def reader(self, view: View) -> Reader:
+        """What reads the fields of events for this filter."""
+        return Reader(view, self._families, self._memo)
+
+    def matching(self, batch: Batch) -> Batch:
+        """The events of a batch for which the filter is true; what stands beside them stays.
+
+        Args:
+            batch: The events.
+
+        Returns:
+            Some of them.
+        """
+        self.note(batch.before)
+        rows = self.rows(batch)
+        return batch if len(rows) == batch.rows else batch.take(rows)
+
+    def may_match(self, values_of: Callable[[str], Values], known: Collection[str]) -> bool:
+        """Whether some event of a chunk may be one of these.
+
+        Args:
+            values_of: What a column may hold there.
+            known: All columns of the capture.
+
+        Returns:
+            False where certainly none is.
+        """
+        return prune.may_match(self._engine, values_of, known)
+
+
+__all__ = ["Filter"]

@@ -1,0 +1,87 @@
+"""Columns of a chunk, read and decoded when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+from kcap.errors import DamagedError
+from kcap.format.chunk import Chunk, directory_length
+from kcap.format.record import HEADER_BYTES
+from kcap.format.schema import Schema
+from kcap.format.window import FileWindow, StreamWindow
+from kcap.model.batch import Column
+
+_FIRST_BYTES: Final = 1 << 13
+"""What is read of a chunk at first: most directories fit."""
+
+
+class ChunkView:
+    """A chunk of a file; each frame is read at most once, and only if it is wanted.
+
+    Args:
+        window: The file.
+        offset: Of the CHUNK record.
+        schema: The columns.
+        naming: Made around every reading, to name the place in errors.
+
+    Raises:
+        DamagedError: The directory does not hold.
+    """
+
+    def __init__(
+        self,
+        window: FileWindow | StreamWindow,
+        offset: int,
+        schema: Schema,
+        naming: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._window = window
+        self._start = offset + HEADER_BYTES
+        self._naming = naming
+        self._read: dict[str, Column | None] = {}
+        with naming():
+            head = window.read_at(self._start, _FIRST_BYTES)
+            if len(head) < 4:  # noqa: PLR2004
+                raise DamagedError("the chunk is not there")
+            length = directory_length(head[:4])
+            if length > len(head):
+                head = window.read_at(self._start, length)
+            self._chunk = Chunk(head[:length], schema)
+        self._names = frozenset(self._chunk.columns())
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self._chunk.rows
+
+    @property
+    def frames(self) -> int:
+        """Columns decoded so far."""
+        return sum(column is not None for column in self._read.values())
+
+    def columns(self) -> list[str]:
+        """The columns that have a value in this chunk."""
+        return self._chunk.columns()
+
+    def get(self, name: str) -> Column | None:
+        """A column.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The column, None where no row has a value.
+
+        Raises:
+            DamagedError: Its frame does not hold.
+        """
+        if name not in self._names:
+            return None
+        if name not in self._read:
+            with self._naming():
+                first, last = self._chunk.frame_range(name)
+                frame = self._window.read_at(self._start + first, last - first)
+                self._read[name] = self._chunk.column(name, frame)
+        return self._read[name]
