@@ -268,7 +268,7 @@ def _answers(value: Any) -> tuple[str, ...] | None:  # noqa: ANN401 - any value
     found = _parsed(value)
     if isinstance(found, Mapping):
         texts = [
-            next((a[k] for k in ("IP", "CNAME", "data") if a.get(k)), None)
+            next((a[k] for k in ("IP", "CNAME", "PTR", "NS", "data") if a.get(k)), None)
             for a in _maps(found.get("answers"))
         ]
     else:
@@ -283,6 +283,11 @@ def _value(key: str, value: Any) -> Any:  # noqa: ANN401 - any value
         return _frozen(found.get(key))
     kept = tuple(item[key] for item in _maps(found) if item.get(key) is not None)
     return kept or None
+
+
+def _by_name(key: str, value: Any) -> Any:  # noqa: ANN401 - any value
+    maps = [item for item in _maps(value) if isinstance(item.get("name"), str)]
+    return {item["name"]: item[key] for item in maps if item.get(key) is not None} or None
 
 
 def _names(value: Any) -> tuple[str, ...] | None:  # noqa: ANN401 - any value
@@ -402,7 +407,7 @@ def function(name: str) -> Callable[[Any], Any]:
     """A function by its name in the catalogue.
 
     Args:
-        name: Its name; ``value[KEY]`` with its key.
+        name: Its name; ``value[KEY]`` and ``by_name[KEY]`` with the key.
 
     Returns:
         The function.
@@ -412,8 +417,7 @@ def function(name: str) -> Callable[[Any], Any]:
     """
     numbered = _NUMBERED.fullmatch(name)
     if numbered is not None:
-        assert numbered[1] == "value"
-        return partial(_value, numbered[2])
+        return partial({"value": _value, "by_name": _by_name}[numbered[1]], numbered[2])
     return partial(_of_texts, _TEXTS[name]) if name in _TEXTS else _OTHERS[name]
 
 

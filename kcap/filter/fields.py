@@ -77,6 +77,7 @@ unless the function is said to take lists.
                         ``data`` that it has, or ``answer`` of each of an item's ``dns_answer``
 ``response_code``       ``responseCode``
 ``value[KEY]``          of a map the value of KEY; of a list of maps that of each, as a list
+``by_name[KEY]``        a map: of a list of maps from the ``name`` of each to its KEY
 ``names``               a list: of a map its names, of a list of maps the ``name`` of each
 ``variables``           a map: of a list of ``NAME=value``, cut at the first ``=``; a map stays
 ``count_args()``        how many arguments the event has; takes no value
