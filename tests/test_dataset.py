@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,14 @@ def costs(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], tup
     """Tell the chunks of which something was decompressed since the last call, and the frames."""
     assert isinstance(capture.source, CaptureReader)
     work = capture.source.work
-    chunk = capture.source.chunk
     seen: set[int] = set()
 
-    def spied(number: int, columns: Any = None) -> Any:
+    def spied(read: Callable[..., Any], number: int, *columns: Any) -> Any:
         seen.add(number)
-        return chunk(number, columns)
+        return read(number, *columns)
 
-    monkeypatch.setattr(capture.source, "chunk", spied)
+    for name in ("chunk", "view"):
+        monkeypatch.setattr(capture.source, name, partial(spied, getattr(capture.source, name)))
     before = [work.frames]
 
     def since() -> tuple[set[int], int]:

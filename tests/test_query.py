@@ -478,13 +478,18 @@ def test_chunks_that_do_not_matter_are_not_read(
 ) -> None:
     """Conditions of a query, on an event type's table too, leave chunks unread."""
     read: Counter[int] = Counter()
-    chunk = CaptureReader.chunk
+    chunk, view = CaptureReader.chunk, CaptureReader.view
 
-    def spied(self: CaptureReader, number: int, columns: Any = None) -> Any:
+    def spied_chunk(self: CaptureReader, number: int, columns: Any = None) -> Any:
         read[number] += 1
         return chunk(self, number, columns)
 
-    monkeypatch.setattr(CaptureReader, "chunk", spied)
+    def spied_view(self: CaptureReader, number: int) -> Any:
+        read[number] += 1
+        return view(self, number)
+
+    monkeypatch.setattr(CaptureReader, "chunk", spied_chunk)
+    monkeypatch.setattr(CaptureReader, "view", spied_view)
 
     assert answers("SELECT count(*) FROM events WHERE pid = 103", mixed_capture) == ["[36]"]
     assert set(read) == {3}

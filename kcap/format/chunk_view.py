@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from kcap.errors import DamagedError
@@ -25,6 +25,7 @@ class ChunkView:
         offset: Of the CHUNK record.
         schema: The columns.
         naming: Made around every reading, to name the place in errors.
+        decoded: Called for every column that was decoded.
 
     Raises:
         DamagedError: The directory does not hold.
@@ -35,11 +36,13 @@ class ChunkView:
         window: FileWindow | StreamWindow,
         offset: int,
         schema: Schema,
-        naming: Callable[[], AbstractContextManager[None]],
+        naming: Callable[[], AbstractContextManager[None]] = nullcontext,
+        decoded: Callable[[], None] | None = None,
     ) -> None:
         self._window = window
         self._start = offset + HEADER_BYTES
         self._naming = naming
+        self._decoded = decoded
         self._read: dict[str, Column | None] = {}
         with naming():
             head = window.read_at(self._start, _FIRST_BYTES)
@@ -55,11 +58,6 @@ class ChunkView:
     def rows(self) -> int:
         """Number of rows."""
         return self._chunk.rows
-
-    @property
-    def frames(self) -> int:
-        """Columns decoded so far."""
-        return sum(column is not None for column in self._read.values())
 
     def columns(self) -> list[str]:
         """The columns that have a value in this chunk."""
@@ -84,4 +82,6 @@ class ChunkView:
                 first, last = self._chunk.frame_range(name)
                 frame = self._window.read_at(self._start + first, last - first)
                 self._read[name] = self._chunk.column(name, frame)
+            if self._decoded is not None:
+                self._decoded()
         return self._read[name]

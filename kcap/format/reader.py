@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, ClassVar
@@ -36,6 +36,10 @@ class Work:
     """Chunks and tails of which something was decoded."""
     frames: int = 0
     """Columns decoded."""
+
+    def note_frame(self) -> None:
+        """Count a column that was decoded."""
+        self.frames += 1
 
     def note(self, batch: Batch) -> None:
         """Count a chunk that was decoded.
@@ -306,7 +310,7 @@ class CaptureReader:
             if not entry["index"] and self._kind_at(offset) == Kind.TAIL:
                 return self.chunk(number)
         self.work.chunks += 1
-        return ChunkView(self.window, offset, self.schema, naming)
+        return ChunkView(self.window, offset, self.schema, naming, self.work.note_frame)
 
     def chunk_index(self, number: int) -> ChunkIndex | None:
         """What a chunk holds, without reading it.
@@ -393,7 +397,7 @@ class CaptureReader:
         return Chunk(payload[: header.length], self.schema).batch()
 
     def _part_of_chunk(self, offset: int, columns: Iterable[str]) -> Batch:
-        view = ChunkView(self.window, offset, self.schema, nullcontext)
+        view = ChunkView(self.window, offset, self.schema)
         made = {name: column for name in columns if (column := view.get(name)) is not None}
         return Batch(view.rows, made)
 
