@@ -50,6 +50,7 @@ _VERBS: Final = {
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
     "filter": _Verb("filter", "Rewrite", "Copy some of a capture's events, and nothing else."),
     "merge": _Verb("merge", "Rewrite", "Make one capture of several, by time."),
+    "split": _Verb("split", "Rewrite", "Divide a capture into parts."),
     "recover": _Verb("recover", "Rewrite", "Save what is intact of a damaged capture."),
     "verify": _Verb("verify", "Check", "Check every byte of a capture."),
     "docs": _Verb("docs", "Help", "Read the documentation."),

@@ -163,7 +163,7 @@ def _copied(
             writer,
             Artifacts([events], unnamed=everything),
             snapshots=() if needed is None else needed.snapshots(),
-            everything=everything,
+            states=everything,
             rows=writing["chunk_rows"] if writing["canonical"] else None,
             ending=lambda: [*lost, *left_out(selecting.dropped, whole=not first.done)],
         )

@@ -24,11 +24,13 @@ class Input:
     Args:
         name: As the user named it; ``-`` for standard input.
         stack: Removes what was kept of a pipe.
+        keep: Keep it; else a pipe can be opened once.
     """
 
-    def __init__(self, name: str, stack: contextlib.ExitStack) -> None:
+    def __init__(self, name: str, stack: contextlib.ExitStack, *, keep: bool = True) -> None:
         self.name = name
-        self._kept = None if _is_file(name) else stack.enter_context(_kept(name))
+        kept = keep and not _is_file(name)
+        self._kept = stack.enter_context(_kept(name)) if kept else None
 
     def open(
         self,

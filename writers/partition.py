@@ -219,7 +219,7 @@ class PartitionedParquet:
             return
         codes, names = [], []
         for key in self._by:
-            found, values = _values(batch, key)
+            found, values = values_of(batch, key)
             codes.append(found)
             names.append([self._segment(key, v, found, i) for i, v in enumerate(values)])
         branches, first, which = np.unique(
@@ -288,8 +288,16 @@ class PartitionedParquet:
             part.stream.close()
 
 
-def _values(batch: Batch, key: str) -> tuple[npt.NDArray[np.int64], list[str | None]]:
-    """The code of each row, and the value of each code; None for no value."""
+def values_of(batch: Batch, key: str) -> tuple[npt.NDArray[np.int64], list[str | None]]:
+    """What the rows of a batch are divided by.
+
+    Args:
+        batch: The batch.
+        key: A partition key.
+
+    Returns:
+        The code of each row, and the value of each code as text; None for no value.
+    """
     column = batch.get("ts" if key == DATE else key)
     codes = np.zeros(batch.rows, np.int64)
     if column is None or not len(column):

@@ -47,6 +47,19 @@ class Artifacts:
             self._wanted[origin] = np.array(sorted(ords), np.int64)
         self._unnamed = unnamed
 
+    def another(self, *, unnamed: bool) -> Artifacts:
+        """The same captures for another copy of theirs.
+
+        Args:
+            unnamed: As for this.
+
+        Returns:
+            Their blobs, of which none goes along yet.
+        """
+        made = Artifacts((), unnamed=unnamed)
+        made._readers, made._wanted = self._readers, self._wanted
+        return made
+
     def follow(self, batch: Batch) -> None:
         """Take note of the events that go along.
 
@@ -70,6 +83,8 @@ class Artifacts:
         Args:
             writer: The capture to write them to; all events are in it.
         """
+        if not self._chosen and not self._unnamed:
+            return
         written: set[_Content] = set()
         for reader in self._readers:
             for manifest in reader.manifests():
@@ -123,13 +138,17 @@ class Carrying:
         self._artifacts.follow(batch)
         self._writer.write(batch)
 
+    def finish(self) -> None:
+        """Write the blobs: all events have come."""
+        self._artifacts.carry(self._writer)
+
     def close(self) -> None:
-        """Write the blobs, close the writer."""
+        """Finish, close the writer."""
         if self._closed:
             return
         self._closed = True
         try:
-            self._artifacts.carry(self._writer)
+            self.finish()
         finally:
             self._writer.close()
         self.losses += [*self._writer.losses, *self._artifacts.losses]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ _ROWS: Final = (1024, 16_384)
 _LEAST_BYTES: Final = 1 << 20
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where an event stands in the merged stream."""
 
     ts: int
@@ -44,13 +44,13 @@ class _Place(NamedTuple):
     ord: int
 
 
-_START: Final = _Place(I64_MIN, "", I64_MIN)
+_START: Final = Place(I64_MIN, "", I64_MIN)
 
 
 class _Limit(NamedTuple):
     """A cut through all inputs: what stands before it can go out."""
 
-    place: _Place
+    place: Place
     rank: int
     inclusive: bool
 
@@ -66,16 +66,16 @@ class _Places:
     names: tuple[str, ...]
     """Ascending."""
 
-    def __getitem__(self, row: int) -> _Place:
+    def __getitem__(self, row: int) -> Place:
         name = self.names[int(self.origin[row])]
-        return _Place(int(self.ts[row]), name, int(self.ord[row]))
+        return Place(int(self.ts[row]), name, int(self.ord[row]))
 
     def slice(self, start: int, stop: int) -> _Places:
         """A range of rows."""
         at = slice(start, stop)
         return _Places(self.ts[at], self.origin[at], self.ord[at], self.names)
 
-    def below(self, place: _Place, *, inclusive: bool) -> int:
+    def below(self, place: Place, *, inclusive: bool) -> int:
         """How many rows stand before a place, or at it too."""
         low, high = (int(np.searchsorted(self.ts, place.ts, side)) for side in ("left", "right"))
         names = np.array([_compared(name, place.origin) for name in self.names], np.int64)
@@ -93,17 +93,17 @@ def _compared(a: str, b: str) -> int:
 class _Input:
     """One source of several: a batch of its rows, of which some have gone out."""
 
-    def __init__(self, batches: Iterator[Batch], file: str, rank: int, *, by_time: bool) -> None:
+    def __init__(self, batches: Iterator[Batch], file: str, rank: int, start: Place | None) -> None:
         self.rank = rank
-        self._by_time = by_time
+        self._by_time = start is None
         self.sides: list[Side] = []
         """What stands before the next row, where it must not go out sooner."""
         self._file = file
         self._batches = batches
         self._batch = EMPTY
         self._at = 0
-        self._places = _places(EMPTY, _START, by_time=by_time)
-        self._last = _START
+        self._last = start or _START
+        self._places = _places(EMPTY, self._last, by_time=self._by_time)
 
     def load(self) -> list[Side]:
         """Have rows at hand if there are more.
@@ -155,7 +155,7 @@ class _Input:
         return side
 
 
-def _places(batch: Batch, least: _Place, *, by_time: bool) -> _Places:
+def _places(batch: Batch, least: Place, *, by_time: bool) -> _Places:
     """Where the rows of a batch stand: at the greatest place so far of their source."""
     column = batch.get("origin")
     texts = [] if column is None else column.values.dictionary.to_pylist()
@@ -235,9 +235,6 @@ class Merged:
         >>> Pipeline(Merged(sources, state), [sink], state=state).run()  # doctest: +SKIP
     """
 
-    by_time: ClassVar[bool] = True
-    """Whether the times of events count; else what stands in order of their number."""
-
     def __init__(self, sources: Sequence[Source], state: State, *, rows: int = _ROWS[1]) -> None:
         self._sources = sorted(sources, key=_by_content)
         self._state = state
@@ -262,7 +259,7 @@ class Merged:
                 Rebatched(source, rows, size).batches(),
                 source.info.file,
                 rank,
-                by_time=self.by_time,
+                self._start(rank),
             )
             for rank, source in enumerate(self._sources)
         ]
@@ -278,6 +275,10 @@ class Merged:
         """Close all sources."""
         for source in self._sources:
             source.close()
+
+    def _start(self, rank: int) -> Place | None:
+        """Where an input begins, if its events stand in order of their number; None for time."""
+        return None
 
     def _merge(self, inputs: Sequence[_Input]) -> Iterator[Batch]:
         while True:

@@ -8,16 +8,22 @@ origins are still placed by time (`kcap.replay.merge`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from kcap.format.reader import CaptureReader
 from kcap.model.batch import EMPTY, Batch, Rows, concat
+from kcap.model.classes import I64_MAX, I64_MIN
 from kcap.model.side import Side, Snapshot, SourceInfo
 from kcap.model.stream import Source, StreamInfo
-from kcap.replay.merge import Merged
+from kcap.replay.merge import Merged, Place
 from kcap.state import State
 from kcap.state.state import PROCESSES
+
+PART: Final = "part"
+"""What the details of a source call the part of a capture that was split."""
 
 
 def joined(
@@ -44,15 +50,16 @@ def joined(
         of = [(source, _origins(source)) for source in members]
         origins = sorted({origin for _, found in of for origin in found})
         for origin in origins:
-            parts: list[Source] = []
+            parts: list[tuple[_Beginning, Source]] = []
             for source, found in of:
                 if origin not in found:
                     continue
                 first = origin == found[0]
                 others = frozenset(found) - {origin}
                 part = wrap(source if first else again(source))
-                parts.append(_OfOrigin(part, others, first=first) if others else part)
-            made.append(ByNumber(parts) if len(parts) > 1 else parts[0])
+                part = _OfOrigin(part, others, first=first) if others else part
+                parts.append((_beginning(source, origin), part))
+            made.append(ByNumber(parts, origin) if len(parts) > 1 else parts[0][1])
     return made
 
 
@@ -74,13 +81,61 @@ def _related(sources: Sequence[Source]) -> list[list[Source]]:
 
 def _origins(source: Source) -> list[str]:
     """The origins that a file says it has; none where it may have others too."""
+    found = {info.origin for info in _described(source)}
+    return sorted(o for o in found if o is not None) if None not in found else []
+
+
+def _described(source: Source) -> list[SourceInfo]:
+    """The sources that a file says it has."""
     if not isinstance(source, CaptureReader) or not source.window.seekable:
         return []
     index = source.index()
-    if index is None:
-        return []
-    found = {SourceInfo.from_json(entry).origin for entry in index.totals["sources"]}
-    return sorted(o for o in found if o is not None) if None not in found else []
+    return [] if index is None else list(map(SourceInfo.from_json, index.totals["sources"]))
+
+
+class _Beginning(NamedTuple):
+    """Where a part of an origin begins."""
+
+    part: int = 0
+    """Its number, 0 where it is not known."""
+    after: int = I64_MIN
+    """Greatest number of an event before it."""
+
+
+def _beginning(source: Source, origin: str) -> _Beginning:
+    """Where a part says it begins; one that was not split off says nothing."""
+    for info in _described(source):
+        said = info.details.get(PART)
+        if info.origin != origin or not isinstance(said, dict):
+            continue
+        part, after = said.get("number"), said.get("after")
+        if type(part) is int and (after is None or type(after) is int):
+            after = I64_MIN if after is None else min(max(after, I64_MIN), I64_MAX)
+            return _Beginning(part, after)
+    return _Beginning()
+
+
+def as_part(info: SourceInfo, number: int, after: int | None) -> SourceInfo:
+    """What a part says of a source, so that it can be put behind the part before.
+
+    A reader may give an event with a lower number behind one with a higher, so the numbers in the
+    parts don't tell.
+
+    Args:
+        info: The source.
+        number: The part's number.
+        after: The greatest number of an event of the source's origin before it, None for none.
+
+    Returns:
+        The source with this in its details.
+    """
+    return replace(info, details={**info.details, PART: {"after": after, "number": number}})
+
+
+def _whole(side: Side) -> Side:
+    if not isinstance(side, SourceInfo) or PART not in side.details:
+        return side
+    return replace(side, details={n: v for n, v in side.details.items() if n != PART})
 
 
 class _OfOrigin:
@@ -129,19 +184,26 @@ class ByNumber(Merged):
     that was split off adds none.
 
     Args:
-        sources: The parts; closed with this one.
+        parts: Where each begins, and the parts; closed with this one.
+        origin: Their origin.
     """
 
-    by_time = False
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        super().__init__(sources, State())
+    def __init__(self, parts: Sequence[tuple[_Beginning, Source]], origin: str) -> None:
+        super().__init__([source for _, source in parts], State())
+        ranks = {id(source): rank for rank, source in enumerate(self._sources)}
+        ordered = sorted(parts, key=lambda p: (p[0], ranks[id(p[1])]))
+        self._sources = [source for _, source in ordered]
+        self._starts = [Place(I64_MIN, origin, beginning.after) for beginning, _ in ordered]
         self._begun: set[int] = set()
 
     def batches(self) -> Iterator[Batch]:
         """See `Source.batches`."""
         for batch in super().batches():
-            yield self._state.update(batch)
+            yield self._state.update(batch.with_before(list(map(_whole, batch.before))))
+
+    def _start(self, rank: int) -> Place:
+        """Where a part begins."""
+        return self._starts[rank]
 
     def _tell(self, sides: list[Side], rank: int) -> Iterator[Batch]:
         """Hand on what a part says between its events."""

@@ -11,12 +11,12 @@ import numpy as np
 from kcap.model.batch import EMPTY, Batch, without_state
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.replay.artifacts import Artifacts, Carrying
 from kcap.replay.needed import ROW, numbered
 from kcap.replay.rebatch import Rebatcher, canonical
 
 if TYPE_CHECKING:
     from kcap.format.writer import CaptureWriter
-    from kcap.replay.artifacts import Artifacts
     from kcap.replay.pipeline import Stage
 
 FILTERED: Final = "filtered"
@@ -87,7 +87,7 @@ def _by_source(batch: Batch) -> dict[str | None, int]:
     return {None: batch.rows - len(column), **dict(zip(texts, counts, strict=True))}
 
 
-class Survivors:
+class Survivors(Carrying):
     """A sink before a writer: nothing passes that no event of those it gets refers to.
 
     Dictionaries keep what is used, columns that no event has go, a source is told when the first
@@ -96,9 +96,8 @@ class Survivors:
     Args:
         writer: The writer; closed with this.
         artifacts: The blobs that go along.
-        snapshots: States to put in, each before the event of that number; those that come with
-            the events do not pass.
-        everything: Snapshots and sources pass as they come.
+        snapshots: States to put in, each before the event of that number.
+        states: The snapshots that come with the events pass.
         rows: Where not None, nothing may show how the events came: rows of the batches that are
             handed on.
         ending: Gives what is to be said when all events have come.
@@ -110,21 +109,17 @@ class Survivors:
         artifacts: Artifacts,
         *,
         snapshots: Iterable[tuple[int, Snapshot]] = (),
-        everything: bool = False,
+        states: bool = False,
         rows: int | None = None,
         ending: Callable[[], Sequence[Loss]] = tuple,
     ) -> None:
-        self.losses: list[Loss] = []
-        """What could not be written."""
-        self._writer = writer
-        self._artifacts = artifacts
-        self._everything = everything
+        super().__init__(writer, artifacts)
+        self._states = states
         self._snapshots = iter(snapshots)
         self._next = next(self._snapshots, None)
         self._sources: dict[str, SourceInfo] = {}
         self._told: set[str] = set()
         self._count = 0
-        self._closed = False
         self._rebatcher = None if rows is None else Rebatcher(rows)
         self._ending = ending
 
@@ -144,19 +139,12 @@ class Survivors:
         self._hand_on(batch.slice(start, batch.rows), before)
         self._count += batch.rows
 
-    def close(self) -> None:
-        """Say what was left out, write the blobs, close the writer."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self._hand_on(EMPTY, self._ending())
-            for batch in self._rebatcher.end() if self._rebatcher else ():
-                self._writer.write(batch)
-            self._artifacts.carry(self._writer)
-        finally:
-            self._writer.close()
-        self.losses += [*self._writer.losses, *self._artifacts.losses]
+    def finish(self) -> None:
+        """Say what was left out, then write the blobs."""
+        self._hand_on(EMPTY, self._ending())
+        for batch in self._rebatcher.end() if self._rebatcher else ():
+            self._writer.write(batch)
+        super().finish()
 
     def _hand_on(self, batch: Batch, before: Sequence[Side]) -> None:
         if not batch.rows and not before:
@@ -173,15 +161,15 @@ class Survivors:
         for side in sides:
             if isinstance(side, SourceInfo):
                 self._sources[side.id] = side
-                if side.id in self._told or self._everything:
+                if side.id in self._told:
                     yield side
-            elif isinstance(side, Loss) or self._everything:
+            elif isinstance(side, Loss) or self._states:
                 yield side
 
     def _referred(self, batch: Batch) -> Iterator[Side]:
         """The sources that the events are the first of."""
         column = batch.get("source")
-        if column is None or column.cls is not TypeClass.STR or self._everything:
+        if column is None or column.cls is not TypeClass.STR:
             return
         for name in column.values.dictionary.to_pylist():
             if name in self._sources and name not in self._told:
