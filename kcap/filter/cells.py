@@ -134,6 +134,7 @@ class Reader:
         self._memo = memo
         self._columns: dict[tuple[str, bool], Cells | None] = {}
         self._fields: dict[FieldRef, list[Cells]] = {}
+        self._conditions: dict[When, npt.NDArray[np.bool_]] = {}
 
     def cells(self, ref: FieldRef, resolved: Resolved) -> list[Cells]:
         """The values of a field.
@@ -170,11 +171,14 @@ class Reader:
 
     def _source(self, source: Source, name: str, resolved: Resolved) -> Cells | None:
         """One alternative."""
+        if source.when is not None and not self._holds(source.when).any():
+            return None  # not even read
         cells = self._column(name, source)
         if cells is None:
             return None
         if source.when is not None:
-            cells = cells.kept(self._holds(source.when, cells.rows), self.rows)
+            holds = self._holds(source.when)
+            cells = cells.kept(holds if cells.rows is None else holds[cells.rows], self.rows)
         if source.function:
             cells = self._through(cells, source.function)
         if resolved.key and not resolved.field.name.endswith("]") and resolved.field.argument:
@@ -226,8 +230,10 @@ class Reader:
             made.append(Named(number, decode.text_of(table, number)) if known else number)
         return Cells(column.rows, codes.reshape(-1), Values(made))
 
-    def _holds(self, when: When, rows: Rows | None) -> npt.NDArray[np.bool_]:
-        """Where a condition on another column holds, for some rows."""
+    def _holds(self, when: When) -> npt.NDArray[np.bool_]:
+        """Where a condition on another column holds."""
+        if when in self._conditions:
+            return self._conditions[when]
         column = self._view.get(when.column)
         holds = np.zeros(self.rows, np.bool_)
         if column is not None:
@@ -236,7 +242,8 @@ class Reader:
             holds[slice(None) if column.rows is None else column.rows] = chosen[column.codes()]
         if when.unless:
             holds = ~holds
-        return holds if rows is None else holds[rows]
+        self._conditions[when] = holds
+        return holds
 
     def _through(self, cells: Cells, name: str) -> Cells:
         """A function of the values."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from kcap.filter import fields
 from kcap.filter.errors import FilterError
 from kcap.filter.fields import Field, Source
-from kcap.filter.functions import FUNCTIONS, REFUSED, network
+from kcap.filter.functions import FUNCTIONS, ITEMS, REFUSED, network
 from kcap.filter.lexer import SHELL
 from kcap.filter.syntax import (
     ORDERED,
@@ -241,7 +241,20 @@ class _Checker:
         inner = self.condition(predicate)
         self._variables.pop()
         rest = [self.operand(part)[0] for part in outer]
+        if isinstance(over, FieldRef):
+            made = self._items(over, variable, inner)
         return replace(node, arguments=(made, variable, inner, *rest))
+
+    def _items(self, over: FieldRef, variable: Bound, predicate: Expr) -> Expr:
+        """What ``foreach`` goes through: the list, or of each item what the predicate asks for."""
+        paths = dict.fromkeys(b.path for b in _bounds(predicate) if b.name == variable.name)
+        named = [path for path in paths if path and fields.lookup(f"{over.name}[].{path}", 3)]
+        parts: list[Expr] = []
+        for path in named:
+            ref = FieldRef(f"{over.name}[].{path}", start=over.start, end=over.end)
+            self._field(ref, right=False)
+            parts += [Literal(path), ref]
+        return Call(ITEMS, tuple(parts), start=over.start, end=over.end) if parts else over
 
     def _patterns(self, node: Call) -> None:
         for part in node.arguments[1:]:
@@ -379,6 +392,13 @@ class _Checker:
         delta = base - _EPOCH
         whole = delta.days * 86_400 + delta.seconds
         return whole * 10**9 + int((match[2] or "").ljust(9, "0"))
+
+
+def _bounds(node: Expr) -> Iterator[Bound]:
+    if isinstance(node, Bound):
+        yield node
+    for part in children(node):
+        yield from _bounds(part)
 
 
 def _argument(name: str, argument: str) -> Field:

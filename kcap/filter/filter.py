@@ -32,9 +32,10 @@ class Filter:
         False
     """
 
-    def __init__(self, checked: Checked, text: str) -> None:
+    def __init__(self, checked: Checked, text: str, macros: Macros | None = None) -> None:
         self.text = text
         """As it was given."""
+        self._macros = macros
         self.checked = checked
         self._engine = engine.Engine(checked)
         self._families: dict[str, str] = {}
@@ -60,11 +61,11 @@ class Filter:
         if isinstance(node, Sequence):
             hint = "a sequence is for rules; a filter looks at one event"
             raise FilterError("this is a sequence", text, node.start, node.start + 8, hint=hint)
-        return cls(check(node, text, era), text)
+        return cls(check(node, text, era), text, macros)
 
     def __str__(self) -> str:
         """The expression in its plainest form."""
-        return text_of(self.checked.expr)
+        return text_of(parse(self.text, self._macros))
 
     @cached_property
     def columns(self) -> frozenset[str]:

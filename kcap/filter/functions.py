@@ -334,6 +334,25 @@ FUNCTIONS: Final[Mapping[str, Function]] = {
 }
 """Every function there is, by name."""
 
+ITEMS: Final = "[]"
+"""Stands in checked expressions for the items of a list of structures; no one can write it."""
+
+
+def items(*pairs: Any) -> tuple[Mapping[str, Any], ...] | None:  # noqa: ANN401 - any values
+    """Lists of which each has one detail of the same items, as these items.
+
+    Args:
+        pairs: The name of a detail, its list, and so on.
+
+    Returns:
+        One mapping an item; None where there are no lists.
+    """
+    lists = {name: found for name, found in zip(pairs[::2], pairs[1::2], strict=True) if found}
+    if not lists:
+        return None
+    return tuple(dict(zip(lists, values, strict=True)) for values in zip(*lists.values()))  # noqa: B905
+
+
 _MACHINE: Final = "it would look at the machine that replays, not at the one that was recorded"
 REFUSED: Final[Mapping[str, str]] = {
     "glob": _MACHINE,

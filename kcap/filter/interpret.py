@@ -75,6 +75,8 @@ def value(node: Expr, lookup: Lookup, variables: Mapping[str, Any] = _NONE) -> A
     if isinstance(node, Call):
         if node.name == "foreach":
             return _foreach(node, lookup, variables)
+        if node.name == functions.ITEMS:
+            return functions.items(*(value(a, lookup, variables) for a in node.arguments))
         arguments = [value(a, lookup, variables) for a in node.arguments]
         return functions.FUNCTIONS[node.name].apply(*arguments)
     return holds(node, lookup, variables)

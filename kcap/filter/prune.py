@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kcap.filter.cells import column_names
 from kcap.filter.engine import Engine
+from kcap.filter.fields import When
 from kcap.filter.leaf import Leaf
 from kcap.filter.syntax import And, Expr, Not, Op, Or
 from kcap.filter.values import Named
@@ -58,6 +59,8 @@ def _leaf_may(
         return True
     resolved = engine.fields[leaf.fields[0]]
     for source in resolved.field.sources:
+        if source.when is not None and not _when_may(source.when, values_of):
+            continue
         for name in column_names(source.column):
             if source.column.startswith("state:"):
                 return True
@@ -70,6 +73,16 @@ def _leaf_may(
             if not plain or _column_may(leaf, found, decoded=source.column.startswith("arg:")):
                 return True
     return False
+
+
+def _when_may(when: When, values_of: Callable[[str], Values]) -> bool:
+    """Whether the condition of a source may hold for some row."""
+    found = values_of(when.column)
+    if not isinstance(found, Texts):
+        return True
+    if when.unless:
+        return True  # of a row without a value, too
+    return not found.values.isdisjoint(when.values)
 
 
 def _column_may(leaf: Leaf, found: Values, *, decoded: bool) -> bool:
