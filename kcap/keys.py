@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
@@ -299,7 +299,7 @@ def key(name: str) -> Key:
     """What a name stands for.
 
     Args:
-        name: A word, or a column; without the suffix of a class, the columns of any class.
+        name: A word, or a column as `column` takes it.
 
     Returns:
         The key.
@@ -311,6 +311,22 @@ def key(name: str) -> Key:
         return Told(name, _WORDS[name])
     if name in INTERVALS_NS:
         return Interval(name, INTERVALS_NS[name])
+    return column(name, WORDS)
+
+
+def column(name: str, words: Sequence[str] = ()) -> InColumn:
+    """A column that events may have.
+
+    Args:
+        name: Its name; without the suffix of a class, the columns of any class.
+        words: What else could have been meant.
+
+    Returns:
+        The key.
+
+    Raises:
+        KcapError: There can't be such a column.
+    """
     base, _ = naming.parts(name)
     known = base in catalogue.envelope() or base.partition("_")[0] in (
         naming.ARGUMENT,
@@ -322,9 +338,9 @@ def key(name: str) -> Key:
     if f"{naming.ARGUMENT}_{name}" in arguments:
         near = [f"{naming.ARGUMENT}_{name}"]
     else:
-        near = difflib.get_close_matches(name, [*WORDS, *catalogue.envelope(), *arguments], 1)
+        near = difflib.get_close_matches(name, [*words, *catalogue.envelope(), *arguments], 1)
     raise KcapError(
         f"no column is called {printable(name)!r}",
-        expected=f"a column, or one of {', '.join(WORDS)}",
+        expected=", ".join(("a column", *words)),
         hint=f"Did you mean {near[0]!r}?" if near else "'kcap docs columns' lists the columns.",
     )

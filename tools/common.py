@@ -103,7 +103,7 @@ class FilterText(click.ParamType["Filter"]):
 
         if isinstance(value, Filter):
             return value
-        era = None if ctx is None else ctx.params.get("era")
+        era = None if ctx is None else ctx.meta.get("kcap.era")
         return filter_of(value, None if era is None else int(era))
 
 
@@ -154,7 +154,7 @@ def where_option(function: _F) -> _F:
 
 def _note_era(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     # Filters are read later than eager options, and look here for it.
-    ctx.params["era"] = value
+    ctx.meta["kcap.era"] = value
     return value
 
 

@@ -17,10 +17,10 @@ from kcap.tools.play import opened_source
 
 if TYPE_CHECKING:
     from kcap.counting import Group, Others
+    from kcap.filter import Filter
     from kcap.keys import Key, Value
     from kcap.model.side import Loss
     from kcap.model.stream import Sink, Source
-    from kcap.replay.pipeline import Stage
 
 REPORT: Final = ("event", "process", "user", "destination")
 """The tables that are shown where none is asked for."""
@@ -39,6 +39,7 @@ class _Asked(NamedTuple):
     keys: list[list[Key]]
     start: int | None
     end: int | None
+    where: Filter | None
     timed: bool
     """First and last times are wanted."""
     lenient: bool
@@ -72,6 +73,7 @@ class _Table(NamedTuple):
     examples=(
         "kcap stats host.kcap",
         "kcap stats --by process,event -n 5 host.kcap",
+        "kcap stats --by path -w \"ps.name = 'sshd'\" host.kcap",
         "kcap stats --by destination --json monday.kcap tuesday.kcap",
         "ssh host kcap record -o - --duration 10 | kcap stats --by path -",
     ),
@@ -95,6 +97,7 @@ class _Table(NamedTuple):
     help="Order of the rows.  [default: count; by an interval of time: name]",
 )
 @click.option("--times", is_flag=True, help="First and last time also with --by event.")
+@common.where_option
 @click.option("--start", type=common.EventTime(), help="Only events at or after this time.")
 @click.option("--end", type=common.EventTime(), help="Only events before this time.")
 @click.option("--json", "as_json", is_flag=True, help="The numbers as JSON.")
@@ -108,6 +111,7 @@ def command(
     top: int | None,
     sort: str | None,
     times: bool,
+    where: Filter | None,
     start: int | None,
     end: int | None,
     as_json: bool,
@@ -134,7 +138,7 @@ def command(
     except KcapError as e:
         raise click.UsageError(f"--by: {e.what}. {e.hint}") from None
     timed = times or chosen != ("event",)
-    asked = _Asked(tables, keys, start, end, timed, lenient, raw_pairs)
+    asked = _Asked(tables, keys, start, end, where, timed, lenient, raw_pairs)
     found = _Found(asked)
     for capture in captures:
         _read(capture, asked, found)
@@ -165,19 +169,23 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _read(capture: str, asked: _Asked, found: _Found) -> None:
     """Count the events of a capture."""
+    from kcap.replay.chosen import chosen
     from kcap.replay.pipeline import Pipeline
-    from kcap.replay.stages import EventsOnly, TimeRange
+    from kcap.replay.stages import EventsOnly
 
     losses = found.losses.setdefault(capture, [])
     with opened_source(capture, lenient=asked.lenient, raw_pairs=asked.raw_pairs) as source:
         if _take_index(source, asked, found, losses):
             return
-        stages: list[Stage] = [EventsOnly()]
-        if asked.start is not None or asked.end is not None:
-            stages.insert(0, TimeRange(asked.start, asked.end))
-        _narrow(source, asked)
+        read, stages = chosen(
+            source,
+            columns=_columns(source, asked),
+            start_ns=asked.start,
+            end_ns=asked.end,
+            where=asked.where,
+        )
         sinks: list[Sink] = [found.total, *found.tables, found.rate]
-        losses += Pipeline(source, sinks, stages=stages).run().losses
+        losses += Pipeline(read, sinks, stages=[*stages, EventsOnly()]).run().losses
 
 
 def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]) -> bool:
@@ -187,7 +195,7 @@ def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]
     """
     from kcap.format.reader import CaptureReader
 
-    restricted = asked.start is not None or asked.end is not None
+    restricted = asked.where or asked.start is not None or asked.end is not None
     if asked.timed or restricted or not isinstance(source, CaptureReader):
         return False
     index = source.index()
@@ -204,14 +212,15 @@ def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]
     return True
 
 
-def _narrow(source: Source, asked: _Asked) -> None:
-    """Let a capture in a file read just the chunks and columns that count."""
-    from kcap.format.reader import CaptureReader, Selection
+def _columns(source: Source, asked: _Asked) -> set[str] | None:
+    """The columns of a capture in a file that count; None where they are not known beforehand."""
+    from kcap.format.reader import CaptureReader
 
-    if isinstance(source, CaptureReader) and source.index() is not None:
-        known = source.columns()
-        needed = {name for keys in asked.keys for key in keys for name in key.columns(known)}
-        source.select(Selection((*sorted(needed | {"ts", "kind"}),), asked.start, asked.end))
+    if not isinstance(source, CaptureReader) or source.index() is None:
+        return None
+    known = source.columns()
+    needed = {name for keys in asked.keys for key in keys for name in key.columns(known)}
+    return needed | {"ts", "kind"}
 
 
 def _as_text(
