@@ -15,11 +15,12 @@ from kcap.tools.progress import Progress
 from kcap.tools.spool import Input
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.format.writer import CaptureWriter
     from kcap.model.stream import Source
     from kcap.replay.needed import Needed
-    from kcap.replay.pipeline import Stage, Summary
-    from kcap.replay.survivors import First, Selecting
+    from kcap.replay.pipeline import Summary
+    from kcap.replay.survivors import Selecting
 
 NEEDED = "needed"
 ALL = "all"
@@ -29,6 +30,7 @@ NONE = "none"
 class Options(TypedDict):
     """Which events are wanted, and how the input is read."""
 
+    where: Filter | None
     start: int | None
     end: int | None
     limit: int | None
@@ -111,14 +113,14 @@ def _needed(source: Input, asked: Options) -> Needed:
     needed = Needed()
     streams: list[BinaryIO] = []
     with contextlib.closing(_opened(source, asked, streams)) as events:
-        selecting, first = _stages(asked)
+        selecting = _selecting(events, asked)
         with Progress(read=lambda: position(streams)) as progress:
             Pipeline(
                 events,
                 [needed],
                 state=needed.state,
                 stages=[needed, selecting],
-                after_batch=lambda summary: progress.update(summary) or first.done,
+                after_batch=lambda summary: progress.update(summary) or selecting.done,
             ).run()
     return needed
 
@@ -153,7 +155,7 @@ def _copied(
     streams: list[BinaryIO] = []
     everything = asked["state"] == ALL
     with contextlib.closing(_opened(source, asked, streams)) as events:
-        selecting, first = _stages(asked)
+        selecting = _selecting(events, asked)
         writer = CaptureWriter(stream, **writing)
         lost = []
         if needed is not None and needed.left_out:
@@ -165,7 +167,7 @@ def _copied(
             snapshots=() if needed is None else needed.snapshots(),
             states=everything,
             rows=writing["chunk_rows"] if writing["canonical"] else None,
-            ending=lambda: [*lost, *left_out(selecting.dropped, whole=not first.done)],
+            ending=lambda: [*lost, *left_out(selecting.dropped, whole=not selecting.done)],
         )
         given = Reproducible(events) if writing["canonical"] else events
         with Progress(read=lambda: position(streams)) as progress:
@@ -174,11 +176,11 @@ def _copied(
                 [sink],
                 stages=[selecting],
                 after_batch=lambda summary: (
-                    progress.update(summary) or (first.done and not everything)
+                    progress.update(summary) or (selecting.done and not everything)
                 ),
             ).run()
     summary.losses += lost
-    return summary, writer, None if first.done else selecting.dropped.total()
+    return summary, writer, None if selecting.done else selecting.dropped.total()
 
 
 def _opened(source: Input, asked: Options, streams: list[BinaryIO]) -> Source:
@@ -188,13 +190,16 @@ def _opened(source: Input, asked: Options, streams: list[BinaryIO]) -> Source:
     )
 
 
-def _stages(asked: Options) -> tuple[Selecting, First]:
+def _selecting(source: Source, asked: Options) -> Selecting:
     """What selects the wanted events."""
-    from kcap.replay.stages import TimeRange
-    from kcap.replay.survivors import First, Selecting
+    from kcap.replay.chosen import chosen
+    from kcap.replay.survivors import Selecting
 
-    stages: list[Stage] = []
-    if asked["start"] is not None or asked["end"] is not None:
-        stages.append(TimeRange(asked["start"], asked["end"]))
-    first = First(asked["limit"])
-    return Selecting([*stages, first], state=asked["state"] == ALL), first
+    _, stages = chosen(
+        source,
+        start_ns=asked["start"],
+        end_ns=asked["end"],
+        where=asked["where"],
+        everything=True,
+    )
+    return Selecting(stages, limit=asked["limit"], state=asked["state"] == ALL)

@@ -23,51 +23,39 @@ FILTERED: Final = "filtered"
 """Kind of loss: events that were left out on purpose."""
 
 
-class First:
-    """Keeps the first events.
-
-    Args:
-        count: How many; None for all.
-    """
-
-    def __init__(self, count: int | None) -> None:
-        self._room = count
-
-    @property
-    def done(self) -> bool:
-        """Nothing more will be kept."""
-        return self._room is not None and self._room <= 0
-
-    def process(self, batch: Batch) -> Batch:
-        """See `kcap.replay.pipeline.Stage`."""
-        if self._room is None:
-            return batch
-        kept = batch.slice(0, self._room)
-        self._room -= kept.rows
-        return kept
-
-
 class Selecting:
     """Stages that choose among events, put together as one.
 
     Args:
-        stages: The stages; they get events alone.
-        state: Let the records that only describe what was there pass by them.
+        stages: The stages.
+        limit: How many events to keep; None for all.
+        state: Keep all records that only describe what was there; else none.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, state: bool) -> None:
+    def __init__(self, stages: Sequence[Stage], *, limit: int | None, state: bool) -> None:
         self._stages = stages
+        self._room = limit
         self._state = state
         self.dropped: Counter[str | None] = Counter()
         """Events that were left out, by source."""
 
+    @property
+    def done(self) -> bool:
+        """No more events will be kept."""
+        return self._room is not None and self._room <= 0
+
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
-        events = without_state(numbered(batch).with_before(()))
-        self.dropped.update(_by_source(events))
-        chosen = events
+        marked = numbered(batch)
+        chosen = marked
         for stage in self._stages:
             chosen = stage.process(chosen)
+        chosen = without_state(chosen)
+        if self._room is not None:
+            chosen = chosen.slice(0, self._room)
+            self._room -= chosen.rows
+        events = without_state(marked)
+        self.dropped.update(_by_source(events))
         self.dropped.subtract(_by_source(chosen))
         rows = chosen.numpy(ROW, 0)
         if self._state:
