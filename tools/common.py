@@ -22,6 +22,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME: Final = re.compile(r"(.*?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _SHOWN: Final = 5
+_ERA: Final = "kcap.era"
 
 TEXT_FORMATS: Final = ("line", "jsonl", "tracee-json")
 FORMATS: Final = (*TEXT_FORMATS, "kcap")
@@ -103,8 +104,7 @@ class FilterText(click.ParamType["Filter"]):
 
         if isinstance(value, Filter):
             return value
-        era = None if ctx is None else ctx.meta.get("kcap.era")
-        return filter_of(value, None if era is None else int(era))
+        return filter_of(value, None if ctx is None else era_of(ctx))
 
 
 def filter_of(text: str, era: int | None = None) -> Filter:
@@ -152,10 +152,22 @@ def where_option(function: _F) -> _F:
     return function
 
 
-def _note_era(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+def era_of(ctx: click.Context) -> int | None:
+    """The era that ``--era`` names.
+
+    Args:
+        ctx: The verb's context.
+
+    Returns:
+        1 or 3, None where the names in a filter are to tell.
+    """
+    era: int | None = ctx.meta.get(_ERA)
+    return era
+
+
+def _note_era(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     # Filters are read later than eager options, and look here for it.
-    ctx.meta["kcap.era"] = value
-    return value
+    ctx.meta[_ERA] = None if value is None else int(value)
 
 
 def input_options(function: _F) -> _F:

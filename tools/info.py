@@ -14,6 +14,7 @@ from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.format.index import Index
     from kcap.format.reader import CaptureReader
     from kcap.model.side import Loss
@@ -28,21 +29,30 @@ _TYPES_SHOWN = 20
     examples=(
         "kcap info host.kcap",
         "kcap info --json --hash host.kcap",
+        "kcap info -w \"ps.name = 'bash'\" host.kcap",
         "ssh host kcap record -o - --duration 10 | kcap info -",
     ),
 )
 @click.argument("capture")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
 @click.option("--hash", "hashed", is_flag=True, help="Also the file's SHA-256: reads all of it.")
+@common.where_option
 @common.lenient_option
 @click.pass_context
-def command(ctx: click.Context, capture: str, as_json: bool, hashed: bool, lenient: bool) -> None:
+def command(
+    ctx: click.Context,
+    capture: str,
+    as_json: bool,
+    hashed: bool,
+    where: Filter | None,
+    lenient: bool,
+) -> None:
     """Say what CAPTURE holds: hosts, times, events by name, losses, columns.
 
     Of a closed .kcap file this reads the FOOTER alone, however large the file is; of one that is
     still written, or was left unfinished, what it noted on its way and what came since: state open
     or torn, exit code 3. 'kcap verify' checks the rest. Any other input is read once from start to
-    end.
+    end. With -w it is about the events for which the filter is true, and those are read.
     """
     from kcap.format.reader import CaptureReader
 
@@ -51,8 +61,8 @@ def command(ctx: click.Context, capture: str, as_json: bool, hashed: bool, lenie
     losses: list[Loss] = []
     with opened_source(capture, lenient=lenient) as source:
         index = source.index() if isinstance(source, CaptureReader) else None
-        if index is None:
-            found, losses = _from_scan(source)
+        if index is None or where is not None:
+            found, losses = _from_scan(source, where)
         else:
             found, losses = _from_index(source, index), list(index.losses)
         if hashed:
@@ -103,15 +113,22 @@ def _header(source: CaptureReader) -> dict[str, Any]:
     }
 
 
-def _from_scan(source: Source) -> tuple[dict[str, Any], list[Loss]]:
-    """Count what a foreign file or a stream holds."""
+def _from_scan(source: Source, where: Filter | None) -> tuple[dict[str, Any], list[Loss]]:
+    """Count what a foreign file or a stream holds, or what a filter leaves of any input."""
     from kcap.format.reader import CaptureReader
+    from kcap.replay.chosen import chosen
     from kcap.replay.pipeline import Pipeline
+    from kcap.replay.stages import EventsOnly
     from kcap.tools.tally import Tally
 
     tally = Tally()
-    summary = Pipeline(source, [tally]).run()
+    read, stages = chosen(source, where=where)
+    if where is not None:
+        stages.append(EventsOnly())
+    summary = Pipeline(read, [tally], stages=stages).run()
     found = {**tally.to_json(), "file": source.info.file, "format": source.info.format}
+    if where is not None:
+        found["where"] = where.text
     if isinstance(source, CaptureReader):
         found |= {**_header(source), "state": source.state}
     return found, summary.losses
@@ -123,6 +140,7 @@ def _as_text(found: dict[str, Any]) -> str:
     rows = [
         ("file", found["file"]),
         ("format", f"{found['format']} {found.get('format_version', '')}".strip()),
+        ("filter", found.get("where")),
         ("state", found.get("state")),
         ("written by", found.get("written_by")),
         ("created", found.get("created")),

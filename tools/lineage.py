@@ -8,14 +8,14 @@ that events name but nothing described.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, Rows
 from kcap.model.classes import I64_MAX, I64_MIN
 from kcap.model.side import Loss, SourceInfo
 from kcap.state import Process, State
@@ -129,6 +129,7 @@ class Lineage:
     Args:
         start_ns: Only events at or after it count.
         end_ns: What comes at or after it did not happen.
+        wanted: The rows of a batch that count; all where None.
 
     Example:
         >>> lineage = Lineage()
@@ -136,7 +137,13 @@ class Lineage:
         >>> Pipeline(source, [lineage], state=state).run()  # doctest: +SKIP
     """
 
-    def __init__(self, start_ns: int | None = None, end_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        wanted: Callable[[Batch], Rows] | None = None,
+    ) -> None:
+        self._wanted = wanted
         self.machines: dict[str, _Machine] = defaultdict(_Machine)
         self.lives: list[Life] = []
         self.losses: list[Loss] = []
@@ -163,8 +170,10 @@ class Lineage:
                 self.machines[machine].add(side)
         changes, self._changes = self._changes, []
         self._follow(batch, changes)
+        # Asked of every batch: a filter may follow what stands beside the rows.
+        wanted = None if self._wanted is None else self._wanted(batch)
         if batch.rows:
-            self._see(batch)
+            self._see(batch, wanted)
         for machine, _, process in changes:
             lives = self._of_pid.get((machine, process.pid), [])
             if lives:
@@ -191,6 +200,8 @@ class Lineage:
         Returns:
             They, in order of number; all where there is no range.
         """
+        if self._wanted is not None:
+            return [life for life in self.lives if life.events]
         if not self._restricted:
             return self.lives
         return [
@@ -302,9 +313,11 @@ class Lineage:
             life.key = key
             self._of_key.setdefault(key, life)
 
-    def _see(self, batch: Batch) -> None:
+    def _see(self, batch: Batch, wanted: Rows | None) -> None:
         """Count the events of each process; enter those that nothing described."""
         rows = self._counted(batch)
+        if wanted is not None:
+            rows = np.intersect1d(rows, wanted, assume_unique=True)
         if not len(rows):
             return
         source, sources = _codes(batch, "source", rows)

@@ -14,6 +14,7 @@ from kcap.tools.cli import Verb
 
 if TYPE_CHECKING:
     from kcap.capture import Capture
+    from kcap.filter import Filter
     from kcap.model.side import Loss
     from kcap.model.stream import Source
 
@@ -27,6 +28,7 @@ _FORMATS = ("table", "csv", "jsonl", "arrow", "parquet")
         'kcap query "SELECT event, count(*) FROM events GROUP BY ALL" host.kcap',
         "kcap query \"SELECT ts, cmdline FROM exec WHERE user = 'root'\" *.kcap",
         'kcap query "DESCRIBE events" host.kcap',
+        'kcap query "SELECT count(*) FROM events" -w "net.dip = 10.0.0.0/8" host.kcap',
         'kcap query "FROM events" --start 2026-11-20T12:00:00Z --format parquet -o noon.parquet f',
     ),
 )
@@ -45,6 +47,7 @@ _FORMATS = ("table", "csv", "jsonl", "arrow", "parquet")
 @click.option("-o", "--output", "target", default="-", help="Output file; - is standard output.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
 @click.option("-n", "--limit", type=click.IntRange(0), help="Stop after N rows of the result.")
+@common.where_option
 @click.option("--start", type=common.EventTime(), help="Only events at or after this time.")
 @click.option("--end", type=common.EventTime(), help="Only events before this time.")
 @click.option(
@@ -66,6 +69,7 @@ def command(
     target: str,
     force: bool,
     limit: int | None,
+    where: Filter | None,
     start: int | None,
     end: int | None,
     memory: int,
@@ -80,7 +84,8 @@ def command(
 
     'ts' is a timestamp in UTC with microseconds, 'ts_ns' the exact time as an integer. Conditions
     on ts, ts_ns, event, pid and on text (=, IN) let whole chunks of a .kcap file be unread. The
-    query sees the captures and nothing else: no files, no network, no extensions.
+    query sees the captures and nothing else: no files, no network, no extensions. With -w the
+    tables hold only the events for which that filter is true.
     """
     if captures.count("-") > 1:
         raise click.UsageError("standard input can be read only once")
@@ -96,7 +101,9 @@ def command(
             source = open_source(path, lenient=lenient, raw_pairs=raw_pairs)
             stack.callback(source.close)
             opened.append(_opened(source, path, stack, losses))
-        session = stack.enter_context(Session(opened, start=start, end=end, memory=memory))
+        session = stack.enter_context(
+            Session(opened, start=start, end=end, where=where, memory=memory)
+        )
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # what was lost is reported below, with the exit code
         rows = Rows(session.run(sql), limit)

@@ -18,9 +18,10 @@ from kcap.tools.play import Options, opened_source, play
         "kcap replay host.kcap",
         "kcap replay --speed 10 host.kcap",
         "kcap replay -k host --format jsonl -o host.jsonl",
+        "kcap replay \"evt.category = 'file' and ps.name = 'bash'\" -k host",
     ),
 )
-@click.argument("capture", required=False)
+@click.argument("words", nargs=-1, metavar="[CAPTURE] [FILTER]...")
 @click.option("-k", "--kcap", "name", help="The capture; 'events' also means events.kcap.")
 @click.option(
     "--speed",
@@ -40,7 +41,7 @@ from kcap.tools.play import Options, opened_source, play
 @click.pass_context
 def command(
     ctx: click.Context,
-    capture: str | None,
+    words: tuple[str, ...],
     name: str | None,
     speed: float | None,
     form: str,
@@ -48,14 +49,20 @@ def command(
 ) -> None:
     """Run the events of CAPTURE through the pipeline, as if they happened now.
 
-    The output depends on the capture and the options alone: no clock, locale or host file is read.
-    A summary goes to standard error.
+    The words behind CAPTURE, with -k all words, are a filter, as with -w: best in one pair of
+    double quotes. The output depends on the capture and the options alone: no clock, locale or
+    host file is read. A summary goes to standard error.
     """
     from kcap.state import State
 
-    if (capture is None) == (name is None):
+    if name is None and not words:
         raise click.UsageError("give one capture: CAPTURE, or -k NAME")
-    path = output.existing_path(name) if name else str(capture)
+    path = output.existing_path(name) if name else words[0]
+    text = " ".join(words if name else words[1:])
+    if text and options["where"] is not None:
+        raise click.UsageError("give the filter once: behind -w, or as words")
+    if text:
+        options["where"] = common.filter_of(text, common.era_of(ctx))
     with opened_source(
         path, lenient=options["lenient"], resolve=False, raw_pairs=options["raw_pairs"]
     ) as opened:

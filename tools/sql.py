@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from kcap.capture import Capture
+    from kcap.filter import Filter
     from kcap.model.stream import Source
 
 EVENTS: Final = "events"
@@ -65,7 +66,13 @@ class Session:
     """
 
     def __init__(
-        self, captures: Sequence[Capture], *, start: int | None, end: int | None, memory: int
+        self,
+        captures: Sequence[Capture],
+        *,
+        start: int | None,
+        end: int | None,
+        memory: int,
+        where: Filter | None = None,
     ) -> None:
         """Set up DuckDB.
 
@@ -74,13 +81,14 @@ class Session:
             start: Only events at or after this time, ns.
             end: Only events before this time, ns.
             memory: Bytes that it may take; beyond that it uses a private temporary folder.
+            where: Only events for which this is true.
 
         Raises:
             MissingExtraError: DuckDB is not installed.
         """
         self._duckdb = _duckdb()
         self._captures, self._start, self._end = tuple(captures), start, end
-        self._dataset = CaptureDataset(captures, start=start, end=end)
+        self._dataset = CaptureDataset(captures, start=start, end=end, chosen=where)
         self._types = {t: None for c in captures for t in sorted(c.info.types or ())}
         self._stack = contextlib.ExitStack()
         spill = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kcap-"))

@@ -15,7 +15,9 @@ from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.model.stream import Source
+    from kcap.replay.pipeline import Stage
     from kcap.tools.histogram import Bins, Histogram
 
 WIDTH: Final = 80
@@ -36,6 +38,7 @@ _LOSSES_SHOWN: Final = 5
     examples=(
         "kcap timeline host.kcap",
         "kcap timeline --by event --top 5 host.kcap",
+        "kcap timeline -w \"evt.category = 'network'\" host.kcap",
         "kcap timeline --start 2026-11-20T12:00:00Z --end 2026-11-20T12:05:00Z --bins 300 --json f",
     ),
 )
@@ -53,6 +56,7 @@ _LOSSES_SHOWN: Final = 5
     type=click.IntRange(1, _BINS_MAX),
     help="Intervals at most; default: what the width has room for.",
 )
+@common.where_option
 @click.option("--start", type=common.EventTime(), help="Only events at or after this time.")
 @click.option("--end", type=common.EventTime(), help="Only events before this time.")
 @click.option("--all", "everything", is_flag=True, help="Draw events of 1970 or 2077 too.")
@@ -66,6 +70,7 @@ def command(
     column: str | None,
     top: int,
     bins: int | None,
+    where: Filter | None,
     start: int | None,
     end: int | None,
     everything: bool,
@@ -90,8 +95,8 @@ def command(
     most = bins or max(10, width - margin)
     histogram = Histogram(column, start, end)
     with opened_source(capture, lenient=lenient) as source:
-        _narrow(source, column, start, end)
-        summary = Pipeline(source, [histogram], stages=[EventsOnly()]).run()
+        read, stages = _narrowed(source, column, start, end, where)
+        summary = Pipeline(read, [histogram], stages=[*stages, EventsOnly()]).run()
     found = histogram.bins(most, None if column is None else top, everything=everything)
     if as_json:
         click.echo(json.dumps(_as_json(capture, histogram, found, column), indent=1))
@@ -112,14 +117,19 @@ def _check(column: str) -> None:
         raise click.UsageError(f"{column} holds lists; give a column of single values")
 
 
-def _narrow(source: Source, column: str | None, start: int | None, end: int | None) -> None:
+def _narrowed(
+    source: Source, column: str | None, start: int | None, end: int | None, where: Filter | None
+) -> tuple[Source, list[Stage]]:
     """Read just the columns and chunks that count, where no loss has to be found between them."""
-    from kcap.format.reader import CaptureReader, Selection
+    from kcap.format.reader import CaptureReader
+    from kcap.replay.chosen import chosen
 
     footer = source.footer if isinstance(source, CaptureReader) else None
-    if isinstance(source, CaptureReader) and footer is not None and not footer.totals["loss"]:
-        wanted = ("ts", "kind") if column is None else ("ts", "kind", column)
-        source.select(Selection(wanted, start, end))
+    whole = footer is None or bool(footer.totals["loss"])
+    columns = ("ts", "kind") if column is None else ("ts", "kind", column)
+    return chosen(
+        source, columns=columns, start_ns=start, end_ns=end, where=where, everything=whole
+    )
 
 
 def _can_show(bars: str) -> bool:

@@ -14,6 +14,7 @@ from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.tools.lineage import Image, Life, Lineage
 
 DEPTH_MAX: Final = 40
@@ -48,11 +49,13 @@ ASCII: Final = Glyphs("|- ", "`- ", "|  ", " -> ", ">= ", "...")
     examples=(
         "kcap tree host.kcap",
         "kcap tree --pid 4711 host.kcap",
+        "kcap tree -w \"file.path startswith '/etc/'\" host.kcap",
         "kcap tree --json host.kcap | jq '.processes[] | select(.exit_code > 0)'",
     ),
 )
 @click.argument("capture")
 @click.option("--pid", type=int, help="Only this process, its ancestors and its descendants.")
+@common.where_option
 @click.option(
     "--start", type=common.EventTime(), help="Only processes there at this time or later."
 )
@@ -73,6 +76,7 @@ def command(
     ctx: click.Context,
     capture: str,
     pid: int | None,
+    where: Filter | None,
     start: int | None,
     end: int | None,
     as_json: bool,
@@ -86,15 +90,17 @@ def command(
     Each line has the process id, what it executed one after the other (a -> b), and in brackets:
     the user, when it started (UTC), how long it ran, and its exit code or the signal that ended
     it; "no exec": it kept the image of its parent. Hosts and boots are apart, and so are processes
-    that had one id at different times.
+    that had one id at different times. With -w: only processes with an event for which the filter
+    is true, and their ancestors.
     """
     from kcap.errors import KcapError
     from kcap.replay.pipeline import Pipeline
     from kcap.replay.resolved import OWN
+    from kcap.replay.stages import Matching
     from kcap.state import State
     from kcap.tools.lineage import Lineage
 
-    lineage = Lineage(start, end)
+    lineage = Lineage(start, end, None if where is None else Matching(where).rows)
     state = State(watch=lineage.watch)
     with opened_source(capture, lenient=lenient, resolve=False) as source:
         foreign = source.info.format not in OWN

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kcap.filter.filter import Filter
-from kcap.model.batch import Batch, state_rows, without_state
+from kcap.model.batch import Batch, Rows, state_rows, without_state
 from kcap.model.classes import I64_MAX, I64_MIN
 from kcap.state.kin import Kin
 
@@ -48,11 +48,21 @@ class Matching:
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
+        rows = self.rows(batch)
+        return batch if len(rows) == batch.rows else batch.take(rows)
+
+    def rows(self, batch: Batch) -> Rows:
+        """The events that are kept.
+
+        Args:
+            batch: The next events of the stream.
+
+        Returns:
+            Their row numbers, ascending.
+        """
         self._filter.note(batch.before)
         rows = self._filter.rows(batch if self._kin is None else self._kin.update(batch))
-        if self._keeps_state:
-            rows = np.union1d(rows, state_rows(batch))
-        return batch if len(rows) == batch.rows else batch.take(rows)
+        return np.union1d(rows, state_rows(batch)) if self._keeps_state else rows
 
 
 class EventsOnly:
