@@ -55,12 +55,10 @@ _DOMAIN: Final = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 _WORD: Final = re.compile(r"\w+")
 _WHOLE_WORD: Final = re.compile(r"(?<![*?\w])\w+(?![*?\w])")
 
-# What Arrow looks for first; each must find every text in which the pattern of its kind finds one.
-_MAY_HOLD: Final = {
-    "hash": "[0-9A-Fa-f]{32}",
-    "ipv4": r"[0-9]\.[0-9]+\.[0-9]",
-    "ipv6": ":[0-9A-Fa-f]*:",
-}
+_PLAIN: Final = re.compile(r"[\w .+@~-]+")
+_PATHS: Final = frozenset({Kind.PATH, Kind.FILENAME})
+_NEEDLES: Final = 256
+"""Words that Arrow looks for at once: it prepares for each look."""
 
 
 class _Pattern(NamedTuple):
@@ -158,6 +156,39 @@ class Matcher:
             return None
         return tuple(sorted(self._spelled if self._exact else self._paths))
 
+    def in_json(self) -> str | None:
+        r"""What JSON must have to hold anything, where no text in it has ``\u`` or ``\/``.
+
+        Returns:
+            A pattern for Arrow; None where there is no such thing.
+        """
+        found = list(self._kinds().values())
+        parts = {_last_part(i.value) for i in self.indicators if i.kind in _PATHS}
+        needles = {_needle(part) for part in parts}
+        if None in needles or len(needles) > _NEEDLES:
+            if not all(i.kind is Kind.PATH for i in self.indicators if i.kind in _PATHS):
+                return None
+            found.append(r"[/\\]")
+        elif needles:
+            found.append(f"(?i:{'|'.join(sorted(map(str, needles)))})")
+        return "|".join(found)
+
+    def _kinds(self) -> dict[str, str]:
+        """What a text must have to hold an indicator of a kind, of the kinds that there are."""
+        made = {}
+        if self._has(*HASH_DIGITS.values()):
+            made["hash"] = "[0-9A-Fa-f]{32}"
+        if self._has(Kind.NETWORK):
+            made["ipv4"] = r"[0-9]\.[0-9]+\.[0-9]"
+            made["ipv6"] = ":[0-9A-Fa-f]*:"
+        if self._domains:
+            last = sorted({name.rpartition(".")[2] for name in self._domains})
+            made["domain"] = rf"(?i:\.(?:{'|'.join(last)}))"
+        return made
+
+    def _has(self, *kinds: Kind) -> bool:
+        return any(indicator.kind in kinds for indicator in self.indicators)
+
     def find(self, texts: Sequence[str]) -> dict[str, tuple[Match, ...]]:
         """Look into texts.
 
@@ -189,15 +220,14 @@ class Matcher:
             if any(bits for tables in self._networks.values() for bits in tables):
                 yield None, self._whole_address
         else:
-            if self._hashes:
-                yield _MAY_HOLD["hash"], self._hashes_in
-            if self._networks[4]:
-                yield _MAY_HOLD["ipv4"], self._ipv4_in
-            if self._networks[4] or self._networks[6]:
-                yield _MAY_HOLD["ipv6"], self._ipv6_in
-            if self._domains:
-                last = sorted({re.escape(name.rpartition(".")[2]) for name in self._domains})
-                yield rf"(?i)\.(?:{'|'.join(last)})", self._domains_in
+            searches = {
+                "hash": self._hashes_in,
+                "ipv4": self._ipv4_in,
+                "ipv6": self._ipv6_in,
+                "domain": self._domains_in,
+            }
+            for kind, may_hold in self._kinds().items():
+                yield may_hold, searches[kind]
             if self._paths or self._windows_paths or self._names or self._windows_names:
                 yield None, self._path_of
         if self._patterns or self._wordless:
@@ -284,6 +314,14 @@ def _folded(path: str) -> str:
 
 def _last_part(path: str) -> str:
     return path[max(path.rfind("/"), path.rfind("\\")) + 1 :]
+
+
+def _needle(part: str) -> str | None:
+    """What a text must have, in any case, to be the last part of a path; None for no such thing."""
+    if is_pattern(part):
+        words = _WHOLE_WORD.findall(part)
+        return max(words, key=len) if words else None
+    return rf"\Q{part}\E" if _PLAIN.fullmatch(part) else None
 
 
 def _both_spellings(domain: str) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap.hunt.matcher import Match, Matcher
@@ -25,6 +27,7 @@ _UNSEARCHED: Final = frozenset(
 )
 """Columns of words that kcap or the source made up: no indicator can mean them."""
 
+_LITERAL: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _KNOWN_TEXTS: Final = 1 << 18
 _KNOWN_CHARACTERS: Final = 1024
 
@@ -63,6 +66,7 @@ class Searcher:
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
+        self._in_json = matcher.in_json()
         self._known: dict[str, tuple[Match, ...]] = {}
 
     def findings(self, batch: Batch) -> list[Finding]:
@@ -74,12 +78,13 @@ class Searcher:
         Returns:
             What was found, by column.
         """
-        found: list[Finding] = []
-        columns = [_texts(n, c) for n, c in sorted(batch.columns.items()) if is_searched(n, c.cls)]
-        held = self._find({text for column in columns for text in column.texts()})
-        for column in columns if held else ():
-            found += column.findings(held)
-        return found
+        columns = [
+            _texts(name, column, self._in_json)
+            for name, column in sorted(batch.columns.items())
+            if is_searched(name, column.cls)
+        ]
+        held = self._find({text for column in columns for text in column.texts})
+        return [found for column in columns for found in column.findings(held)] if held else []
 
     def rows(self, batch: Batch) -> Rows:
         """The rows in which something is found.
@@ -95,17 +100,15 @@ class Searcher:
 
     def _find(self, texts: set[str]) -> dict[str, tuple[Match, ...]]:
         """What texts hold; those that other chunks and captures had, too, are remembered."""
-        fresh = sorted(texts.difference(self._known))
+        known = {text: self._known[text] for text in texts if text in self._known}
+        fresh = sorted(texts.difference(known))
         held = self.matcher.find(fresh)
         if len(self._known) + len(fresh) > _KNOWN_TEXTS:
             self._known.clear()
         for text in fresh[:_KNOWN_TEXTS]:
             if len(text) <= _KNOWN_CHARACTERS:
                 self._known[text] = held.get(text, ())
-        for text in texts:
-            matches = self._known.get(text)
-            if matches:
-                held[text] = matches
+        held.update((text, matches) for text, matches in known.items() if matches)
         return held
 
 
@@ -113,66 +116,100 @@ class _Texts(NamedTuple):
     """The distinct texts of a column, and where they stand."""
 
     name: str
-    entries: Sequence[Sequence[str]]
-    """The texts of each dictionary entry: one, or those within JSON."""
-    codes: Codes
-    """The entry of each value."""
-    rows: Rows
-    """The row of each value."""
-
-    def texts(self) -> Iterator[str]:
-        for entry in self.entries:
-            yield from entry
+    texts: list[str]
+    places: Callable[[npt.NDArray[np.bool_]], tuple[Codes, Rows]]
+    """Gives for some of the texts each place where one stands: which text, and the row."""
 
     def findings(self, held: Mapping[str, tuple[Match, ...]]) -> Iterator[Finding]:
         """Where texts that hold something stand."""
-        hits = np.array([any(text in held for text in e) for e in self.entries], np.bool_)
-        if not hits.any():
+        wanted = np.array([text in held for text in self.texts], np.bool_)
+        if not wanted.any():
             return
-        values = np.flatnonzero(hits[self.codes])
-        order = values[np.argsort(self.codes[values], kind="stable")]
-        starts = np.flatnonzero(np.diff(self.codes[order], prepend=-1))
+        codes, rows = self.places(wanted)
+        order = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
         for part in np.split(order, starts[1:]):
-            for text in dict.fromkeys(self.entries[int(self.codes[part[0]])]):
-                if text in held:
-                    # A list may have an item twice.
-                    yield Finding(self.name, text, held[text], np.unique(self.rows[part]))
+            text = self.texts[int(codes[part[0]])]
+            # A list may have an item twice.
+            yield Finding(self.name, text, held[text], np.unique(rows[part]))
 
 
-def _texts(name: str, column: Column) -> _Texts:
+def _texts(name: str, column: Column, in_json: str | None) -> _Texts:
+    if column.cls is TypeClass.JSON:
+        return _texts_in_json(name, column, in_json)
     if column.cls is TypeClass.LIST:
         coded = column.values.flatten().dictionary_encode()
         rows = np.asarray(pc.list_parent_indices(column.values)).astype(np.int32)
         rows = rows if column.rows is None else column.rows[rows]
     else:
-        column = column.compact()
-        coded = column.values
-        rows = np.arange(len(column), dtype=np.int32) if column.rows is None else column.rows
-    entries: Iterable[Any] = coded.dictionary.to_pylist()
-    split = _leaves if column.cls is TypeClass.JSON else _alone
-    codes = np.asarray(coded.indices).astype(np.int64)
-    return _Texts(name, [split(entry) for entry in entries], codes, rows)
+        coded, rows = column.compact().values, _rows(column)
+    codes = _codes(coded)
+
+    def places(wanted: npt.NDArray[np.bool_]) -> tuple[Codes, Rows]:
+        found = wanted[codes]
+        return codes[found], rows[found]
+
+    return _Texts(name, coded.dictionary.to_pylist(), places)
 
 
-def _alone(text: str) -> Sequence[str]:
-    return (text,)
+def _texts_in_json(name: str, column: Column, in_json: str | None) -> _Texts:
+    """The texts within JSON, names of members among them.
+
+    A column may have another value in every row, and all of them the same few texts: Arrow finds
+    the values that may hold something, and cuts them at their quotes. Only what is escaped is
+    decoded one by one.
+    """
+    values = column.compact().values
+    entries, rows = values.dictionary, _rows(column)
+    if in_json is not None:
+        chosen = np.asarray(pc.match_substring_regex(entries, rf"{in_json}|\\[u/]"))
+    else:
+        chosen = np.ones(len(entries), np.bool_)
+    escaped = chosen & np.asarray(pc.match_substring(entries, "\\"))
+    simple = np.flatnonzero(chosen & ~escaped)
+    cut = pc.split_pattern(entries.take(pa.array(simple)), '"')
+    offsets = np.asarray(cut.offsets)
+    owners = np.asarray(pc.list_parent_indices(cut)).astype(np.int64)
+    between = (np.arange(len(owners)) - (offsets[:-1] - offsets[0])[owners]) % 2 == 1
+    parts, owners = cut.flatten().filter(pa.array(between)), simple[owners[between]]
+    decoded = [
+        (i, text) for i in np.flatnonzero(escaped).tolist() for text in _decoded(entries[i].as_py())
+    ]
+    if decoded:
+        parts = pa.concat_arrays([parts, pa.array([text for _, text in decoded], pa.utf8())])
+        owners = np.concatenate([owners, np.array([i for i, _ in decoded], np.int64)])
+    coded = parts.dictionary_encode()
+    codes, entry_of = _codes(coded), _codes(values)
+
+    def places(wanted: npt.NDArray[np.bool_]) -> tuple[Codes, Rows]:
+        found = wanted[codes]
+        owned = owners[found]
+        order = np.argsort(entry_of, kind="stable")
+        first, last = (np.searchsorted(entry_of[order], owned, side) for side in ("left", "right"))
+        counts = last - first
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(codes[found], counts), rows[order[np.repeat(first, counts) + within]]
+
+    return _Texts(name, coded.dictionary.to_pylist(), places)
 
 
-def _leaves(text: str) -> Sequence[str]:
-    """The texts within JSON; where it is none after all, itself."""
+def _rows(column: Column) -> Rows:
+    return np.arange(len(column), dtype=np.int32) if column.rows is None else column.rows
+
+
+def _codes(values: pa.DictionaryArray) -> Codes:
+    return np.asarray(values.indices).astype(np.int64)
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """The texts within JSON, decoded; of what is none after all, what is between quotes."""
+    for literal in _LITERAL.findall(text):
+        yield _unescaped(literal) if "\\" in literal else literal[1:-1]
+
+
+def _unescaped(literal: str) -> str:
     try:
-        layer = [json.loads(text)]
-    except (ValueError, RecursionError):
-        return (text,)
-    found = []
-    while layer:
-        parts: list[Any] = []
-        for value in layer:
-            if isinstance(value, str):
-                found.append(clean(value)[0])  # JSON may hold a lone surrogate
-            elif isinstance(value, dict):
-                parts += value.values()
-            elif isinstance(value, list):
-                parts += value
-        layer = parts
-    return found
+        # JSON may hold a lone surrogate, which is no text.
+        return clean(json.loads(literal))[0]
+    except ValueError:
+        return literal[1:-1]
