@@ -70,50 +70,77 @@ class Versions(Generic[_T]):
     """
 
     def __init__(self, machines: Sequence[tuple[_Table[_T], Int64s]], count: int) -> None:
-        self._machines = machines
-        self._count = count
         self.found: list[_T] = []
-        """The versions."""
+        """The versions, each once."""
+        self._count = count
+        self._histories = [_History(table, count, self.found) for table, _ in machines]
+        self._history_of = np.zeros(count, np.int64)
+        for number, (_, rows) in enumerate(machines):
+            self._history_of[rows] = number
 
-    def find(self, ids: Int64s) -> Int64s:
+    def find(self, ids: Int64s, rows: Int64s | None = None) -> Int64s:
         """Find the version that each row means.
 
         Args:
-            ids: The id that each row has, the least integer for none.
+            ids: The id that is wanted for each row, the least integer for none.
+            rows: The rows; all of the batch, each once, where None.
 
         Returns:
             Its number in `found`, -1 where there is none.
         """
-        found = np.full(self._count, -1, np.int64)
-        for table, rows in self._machines:
-            rows_with = rows[ids[rows] != _NONE]
-            if len(rows_with):
-                found[rows_with] = self._find(table, ids[rows_with], rows_with)
+        rows = np.arange(self._count) if rows is None else rows
+        found = np.full(len(rows), -1, np.int64)
+        history_of = self._history_of[rows]
+        for number, history in enumerate(self._histories):
+            at = np.flatnonzero((history_of == number) & (ids != _NONE))
+            if len(at):
+                found[at] = history.find(ids[at], rows[at])
         return found
 
-    def _find(self, table: _Table[_T], ids: Int64s, rows: Int64s) -> Int64s:
-        unique, codes = np.unique(ids, return_inverse=True)
-        code_of = {pid: code for code, pid in enumerate(unique.tolist())}
-        width = self._count + 1
-        keys: list[int] = []
-        versions: list[_T | None] = []
-        for pid, code in code_of.items():
-            first = table.before[pid] if pid in table.before else table.get(pid)
-            keys.append(code * width)
-            versions.append(first)
-        for pid, row, version in table.changes or ():
-            if pid in code_of:
-                keys.append(code_of[pid] * width + row + 1)
-                versions.append(version)
-        numbers = np.full(len(versions), -1, np.int64)
-        for at, version in enumerate(versions):
-            if version is not None:
-                numbers[at] = len(self.found)
-                self.found.append(version)
-        order = np.argsort(np.array(keys, np.int64), kind="stable")
-        sorted_keys = np.array(keys, np.int64)[order]
-        at_or_before = np.searchsorted(sorted_keys, codes * width + rows + 1, "right") - 1
-        return numbers[order[at_or_before]]
+
+class _History(Generic[_T]):
+    """The versions of one table's entries in a batch, laid out for the ids that are asked for.
+
+    An id gets a code when it is first asked for, and behind its code's keys no others come: so
+    the keys stay sorted however they are added to.
+    """
+
+    def __init__(self, table: _Table[_T], count: int, found: list[_T]) -> None:
+        self._table = table
+        self._width = count + 1
+        self._found = found
+        self._changes: dict[int, list[tuple[int, _T | None]]] = {}
+        for key, row, version in table.changes or ():
+            self._changes.setdefault(key, []).append((row, version))
+        self._codes: dict[int, int] = {}
+        self._keys: list[int] = []
+        self._numbers: list[int] = []
+
+    def find(self, ids: Int64s, rows: Int64s) -> Int64s:
+        """The number of the version of each id just after each row, -1 for none."""
+        coded = pa.array(ids).dictionary_encode()
+        codes = [self._code(key) for key in coded.dictionary.to_pylist()]
+        wanted = np.array(codes, np.int64)[np.asarray(coded.indices)] * self._width + rows + 1
+        at = np.searchsorted(np.array(self._keys, np.int64), wanted, "right") - 1
+        found: Int64s = np.array(self._numbers, np.int64)[at]
+        return found
+
+    def _code(self, key: int) -> int:
+        code = self._codes.get(key)
+        if code is None:
+            code = self._codes[key] = len(self._codes)
+            before = self._table.before
+            first = before[key] if key in before else self._table.get(key)
+            self._add(code * self._width, first)
+            for row, version in self._changes.get(key, ()):
+                self._add(code * self._width + row + 1, version)
+        return code
+
+    def _add(self, key: int, version: _T | None) -> None:
+        self._keys.append(key)
+        self._numbers.append(-1 if version is None else len(self._found))
+        if version is not None:
+            self._found.append(version)
 
 
 def resolve(batch: Batch, machines: Sequence[Machine]) -> Batch:
@@ -127,8 +154,7 @@ def resolve(batch: Batch, machines: Sequence[Machine]) -> Batch:
         The batch with more values, and their provenance; what the source gave stays.
     """
     versions = Versions[Process](machines, batch.rows)
-    own = versions.find(batch.numpy("pid", _NONE))
-    own = _agreeing(batch, own, versions.found)
+    own = own_versions(batch, versions)
     filled: dict[str, Mask] = {}
     columns: dict[str, Column] = {}
 
@@ -150,7 +176,7 @@ def resolve(batch: Batch, machines: Sequence[Machine]) -> Batch:
     parent = versions.find(ppids)
     processes = versions.found
     own_parent = _matching(ppids, own, [p.ppid for p in processes])
-    parent = _parents(own_parent, parent, processes)
+    parent = np.where(own_parent < 0, -1, Ties(processes).parents(own_parent, parent))
     names = [p.name for p in processes]
     put("parent_name", *_fill_texts(batch, "parent_name", parent, names))
     columns |= _keys(batch, machines, own, processes, filled)
@@ -160,8 +186,19 @@ def resolve(batch: Batch, machines: Sequence[Machine]) -> Batch:
     return batch.adding(columns)
 
 
-def _agreeing(batch: Batch, own: Int64s, processes: Sequence[Process]) -> Int64s:
-    """Drop versions whose start time is not the row's: the pid was used again unseen."""
+def own_versions(batch: Batch, versions: Versions[Process]) -> Int64s:
+    """The process that each row is of.
+
+    Args:
+        batch: The batch.
+        versions: The versions of its tables.
+
+    Returns:
+        Its number; -1 where it is not known, or where its start time is not the row's: the pid
+        was used again unseen.
+    """
+    own = versions.find(batch.numpy("pid", _NONE))
+    processes = versions.found
     if batch.get("process_start_ns") is None or not processes:
         return own
     starts = batch.numpy("process_start_ns", _NONE)
@@ -181,15 +218,73 @@ def _matching(values: Int64s, own: Int64s, known: Sequence[int | None]) -> Int64
     return np.where((own >= 0) & (theirs[own] == values), own, -1)
 
 
-def _parents(own: Int64s, parent: Int64s, processes: Sequence[Process]) -> Int64s:
-    """Keep the parents that are the ones the child was started by, not later users of the pid."""
-    if not processes:
-        return parent
-    key_codes: dict[str | None, int] = {None: -1}
-    keys = np.array([key_codes.setdefault(p.process_key, len(key_codes)) for p in processes])
-    started_by = np.array([key_codes.setdefault(p.parent_key, len(key_codes)) for p in processes])
-    same = (own >= 0) & (keys[parent] >= 0) & (keys[parent] == started_by[own])
-    return np.where((parent >= 0) & same, parent, -1)
+class Ties:
+    """What of some processes tells whether one is the parent of another.
+
+    Args:
+        processes: The processes; there may be more of them at every call.
+    """
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self._processes = processes
+        self._codes: dict[str | None, int] = {None: -1}
+        self._known: list[tuple[int, int, int, int]] = []
+        self._array = np.zeros((0, 4), np.int64)
+
+    def ppids(self, own: Int64s) -> Int64s:
+        """The parents' ids.
+
+        Args:
+            own: Numbers of processes, -1 for none.
+
+        Returns:
+            One each, the least integer where it is not known.
+        """
+        return np.where(own >= 0, self._table()[own, 0], _NONE)
+
+    def parents(self, own: Int64s, parent: Int64s, start_ns: Int64s | None = None) -> Int64s:
+        """Keep the parents that nothing speaks against: no later users of the id.
+
+        Where the child knows its parent's key, that decides; else a parent that started after
+        its child is none. Nobody is his own parent.
+
+        Args:
+            own: Numbers of the children, -1 for unknown ones.
+            parent: Numbers of the processes that have the ids of their parents, -1 for none.
+            start_ns: When the children started, the least integer where it is not known.
+
+        Returns:
+            The parents, -1 in place of those that are not.
+        """
+        _, keys, parent_keys, starts = self._table().T
+        known = own >= 0
+        started_by = np.where(known, parent_keys[own], -1)
+        # Halves, so that times at the two ends of int64 do not wrap.
+        ours = np.where(known, starts[own], _NONE)
+        if start_ns is not None:
+            ours = np.where(ours == _NONE, start_ns, ours)
+        theirs = starts[parent]
+        late = (ours != _NONE) & (theirs != _NONE) & (theirs // 2 - ours // 2 >= SAME_START_NS // 2)
+        right = np.where(started_by >= 0, keys[parent] == started_by, ~late)
+        return np.where((parent >= 0) & (parent != own) & right, parent, -1)
+
+    def _table(self) -> Int64s:
+        """A row a process: its parent's id, its key, its parent's key, its start."""
+        more = self._processes[len(self._known) :]
+        if more or not self._known:
+            code = self._codes
+            self._known += [
+                (
+                    _NONE if p.ppid is None else p.ppid,
+                    code.setdefault(p.process_key, len(code)),
+                    code.setdefault(p.parent_key, len(code)),
+                    _NONE if p.start_ns is None else p.start_ns,
+                )
+                for p in more
+            ]
+            # The last row is that of the number -1, so that there is one even without processes.
+            self._array = np.array([*self._known, (_NONE, -1, -1, _NONE)], np.int64)
+        return self._array
 
 
 def _fill_numbers(

@@ -48,6 +48,9 @@ USERS: Final = "users"
 Watch = Callable[[str, int, Process], None]
 """Is told a machine, the row of the batch that said it (-1 for a snapshot), and the process."""
 
+Look = Callable[[Batch, Sequence[identity.Machine]], Batch]
+"""Is given a batch and its machines while their tables hold what it changed; gives the batch."""
+
 
 class State:
     """What is known of every machine after the last event that was followed.
@@ -91,7 +94,7 @@ class State:
         """
         return info.boot_id or info.host or info.id
 
-    def update(self, batch: Batch, *, resolve: bool = False) -> Batch:
+    def update(self, batch: Batch, *, resolve: bool = False, look: Look | None = None) -> Batch:
         """Follow the events of a batch, in stream order.
 
         Side records come first: a source tells its machine, a snapshot replaces what is known of
@@ -101,10 +104,12 @@ class State:
             batch: The next events of the stream.
             resolve: Fill identity columns that the source left empty, when recording and
                 importing; a replay shows what was recorded.
+            look: Called with the batch, once it has been followed, where it has rows.
 
         Returns:
-            The batch, with more identity columns and their ``provenance`` where asked for; a
-            snapshot that makes no sense is a `Loss` in it, and changes nothing.
+            The batch, with more identity columns and their ``provenance`` where asked for, then
+            as ``look`` gives it; a snapshot that makes no sense is a `Loss` in it, and changes
+            nothing.
         """
         batch = self._take_sides(batch)
         if not batch.rows:
@@ -116,10 +121,23 @@ class State:
         tables = [self._tables_of(machine) for machine in machines]
         found = calls.find(batch, families, of_family)
         rest = _others(batch, follow.ACTIONS, by_calls)
-        if not resolve:
+        if not resolve and look is None:
             self._follow(tables, of_row, batch, found, rest)
             return batch
-        return self._resolve(tables, of_row, batch, found, rest)
+        used = [(mine, np.flatnonzero(of_row == code)) for code, mine in enumerate(tables)]
+        for mine, _ in used:
+            mine.collect()
+        self._follow(tables, of_row, batch, found, rest)
+        seen = [identity.Machine(mine.processes, rows) for mine, rows in used if len(rows)]
+        if resolve:
+            if any(len(mine.threads) for mine, _ in used):
+                batch = named.resolve(batch, [named.Machine(*each) for each in used], found)
+            batch = identity.resolve(batch, seen)
+        if look is not None:
+            batch = look(batch, seen)
+        for mine, _ in used:
+            mine.forget()
+        return batch
 
     def _take_sides(self, batch: Batch) -> Batch:
         """Take in sources and snapshots."""
@@ -298,26 +316,6 @@ class State:
         for table in kept:
             table.changes = None
             table.before = {}
-
-    def _resolve(
-        self,
-        tables: Sequence[Tables],
-        of_row: Int64s,
-        batch: Batch,
-        found: Sequence[CallRows],
-        rest: tuple[Rows, list[str]],
-    ) -> Batch:
-        used = [(mine, np.flatnonzero(of_row == code)) for code, mine in enumerate(tables)]
-        for mine, _ in used:
-            mine.collect()
-        self._follow(tables, of_row, batch, found, rest)
-        if any(len(mine.threads) for mine, _ in used):
-            batch = named.resolve(batch, [named.Machine(*each) for each in used], found)
-        machines = [identity.Machine(mine.processes, rows) for mine, rows in used if len(rows)]
-        resolved = identity.resolve(batch, machines)
-        for mine, _ in used:
-            mine.forget()
-        return resolved
 
     def _follow_handles(self, batch: Batch, by_calls: Mask) -> None:
         wanted = handles.ACTIONS if self._handles else handles.OPENING
