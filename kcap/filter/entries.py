@@ -211,7 +211,8 @@ def of_list(array: pa.ListArray) -> Lists:
     """The lists of a column.
 
     Args:
-        array: Without nulls.
+        array: Without nulls; their items may be null, as facts of ancestors are that the state
+            does not know.
 
     Returns:
         Them.
@@ -219,6 +220,9 @@ def of_list(array: pa.ListArray) -> Lists:
     offsets = np.asarray(array.offsets).astype(np.int64)
     flat = array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
     ends = offsets[1:] - offsets[0]
+    if flat.null_count:
+        coded = pc.dictionary_encode(flat, null_encoding="encode")
+        return Lists(Values(coded.dictionary.to_pylist()), np.asarray(coded.indices), ends)
     if pa.types.is_string(flat.type):
         coded = pc.dictionary_encode(flat)
         return Lists(Texts(coded.dictionary), np.asarray(coded.indices), ends)
