@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -105,11 +105,12 @@ class Wanted:
             return list(logical.schema(self.types).names)
         return sorted(self.where.fields)
 
-    def rows(self, batch: View) -> Rows:
+    def rows(self, batch: View, types: Set[str] | None = None) -> Rows:
         """The rows that are wanted.
 
         Args:
             batch: Events; only columns of `deciding` are asked for, and only while they matter.
+            types: The types of the events, where that is known without reading them.
 
         Returns:
             Their numbers, ascending.
@@ -119,7 +120,7 @@ class Wanted:
         """
         kept = self._in_time(batch)
         if self.filter is not None and (kept is None or len(kept)):
-            found = self.filter.rows(batch)
+            found = self.filter.rows(batch, types)
             kept = found if kept is None else np.intersect1d(kept, found, assume_unique=True)
         if self.where is None:
             return np.arange(batch.rows, dtype=np.int32) if kept is None else kept
@@ -198,6 +199,8 @@ class ChunkScan:
         self._table = index.table
         self._wanted = wanted
         self._columns = reader.columns()
+        self._types: Set[str] | None = None
+        """Of the events in the chunk that `_may_match` was asked of last."""
         self.losses = [*(Loss.from_json(e) for e in index.totals["loss"]), *index.losses]
         """What the capture says was lost, and what is wrong with its end."""
         names = (wanted.where and wanted.where.fields) or frozenset()
@@ -221,12 +224,15 @@ class ChunkScan:
         return found
 
     def _may_match(self, number: int) -> bool:
+        self._types = None
         entry = self._table[number]
         if not self._wanted.may_match(chunk_values(entry, None, self._columns)):
             return False
         if not self._uses_index:
             return True
         found = self._reader.chunk_index(number)
+        if found is not None and _says_all(found):
+            self._types = frozenset(found.types)
         return found is None or self._wanted.may_match(chunk_values(entry, found, self._columns))
 
     def read(self, number: int) -> list[tuple[Batch, Loss | None]]:
@@ -256,7 +262,7 @@ class ChunkScan:
         if wanted.all_rows:
             return self._reader.chunk(number, wanted.columns)
         view = self._reader.view(number)
-        rows = wanted.rows(view)
+        rows = wanted.rows(view, self._types)
         if not len(rows):
             return EMPTY
         names = self._columns if wanted.columns is None else wanted.columns
@@ -369,11 +375,16 @@ def _indexed(name: str, index: ChunkIndex, cls: TypeClass) -> Values:
         return _interval(*index.seq)
     if name == "pid" and index.pids is not None:
         return Integers(index.pids)
-    if name == "event" and all(len(n.encode()) < _CUT_BYTES for n in index.types):
+    if name == "event" and _says_all(index):
         return Texts(frozenset(index.types))
     if cls is TypeClass.STR and is_searched(name, cls) and index.strings is not None:
         return Hashed(index.strings.may_hold)
     return Anything()
+
+
+def _says_all(index: ChunkIndex) -> bool:
+    """Whether the types of events in it are in full."""
+    return all(len(n) < _CUT_BYTES // 4 for n in index.types)
 
 
 def _interval(low: int, high: int) -> Values:

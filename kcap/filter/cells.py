@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, Protocol
@@ -30,6 +30,7 @@ _PREFIXES: Final[Mapping[str, Callable[[str], str]]] = {
     "ext": naming.extension,
 }
 _SHAPE: Final = "shape"
+_EVENT: Final = "event"
 _MEMO_MAX: Final = 1 << 16
 
 
@@ -123,18 +124,24 @@ class Reader:
         view: The events.
         families: The family of each source, by its id.
         memo: What functions gave for values before, kept from view to view.
+        types: The types of the events, where that is known without reading them.
     """
 
     def __init__(
-        self, view: View, families: Mapping[str, str], memo: dict[str, dict[Any, Any]]
+        self,
+        view: View,
+        families: Mapping[str, str],
+        memo: dict[str, dict[Any, Any]],
+        types: Set[str] | None = None,
     ) -> None:
+        self._types = types
         self.rows = view.rows
         self._view = view
         self._kinds = Kinds(view, families)
         self._memo = memo
         self._columns: dict[tuple[str, bool], Cells | None] = {}
         self._fields: dict[FieldRef, list[Cells]] = {}
-        self._conditions: dict[When, npt.NDArray[np.bool_]] = {}
+        self._conditions: dict[When, npt.NDArray[np.bool_] | bool] = {}
 
     def cells(self, ref: FieldRef, resolved: Resolved) -> list[Cells]:
         """The values of a field.
@@ -154,6 +161,8 @@ class Reader:
         found: list[Cells] = []
         taken: npt.NDArray[np.bool_] | None = None
         for source in resolved.field.sources:
+            if source.when is not None and self._holds(source.when) is False:
+                continue  # its column is not even read
             for name in column_names(source.column) or (_SHAPE,):
                 cells = self._source(source, name, resolved)
                 if cells is None or (cells.rows is not None and not len(cells.rows)):
@@ -171,14 +180,13 @@ class Reader:
 
     def _source(self, source: Source, name: str, resolved: Resolved) -> Cells | None:
         """One alternative."""
-        if source.when is not None and not self._holds(source.when).any():
-            return None  # not even read
         cells = self._column(name, source)
         if cells is None:
             return None
         if source.when is not None:
             holds = self._holds(source.when)
-            cells = cells.kept(holds if cells.rows is None else holds[cells.rows], self.rows)
+            if not isinstance(holds, bool):
+                cells = cells.kept(holds if cells.rows is None else holds[cells.rows], self.rows)
         if source.function:
             cells = self._through(cells, source.function)
         if resolved.key and not resolved.field.name.endswith("]") and resolved.field.argument:
@@ -230,20 +238,27 @@ class Reader:
             made.append(Named(number, decode.text_of(table, number)) if known else number)
         return Cells(column.rows, codes.reshape(-1), Values(made))
 
-    def _holds(self, when: When) -> npt.NDArray[np.bool_]:
-        """Where a condition on another column holds."""
-        if when in self._conditions:
-            return self._conditions[when]
+    def _holds(self, when: When) -> npt.NDArray[np.bool_] | bool:
+        """Where a condition on another column holds; False or True where nowhere or anywhere."""
+        if when not in self._conditions:
+            known = self._types if when.column == _EVENT else None
+            if known is not None and known.isdisjoint(when.values):
+                self._conditions[when] = when.unless
+            else:
+                self._conditions[when] = self._held(when)
+        return self._conditions[when]
+
+    def _held(self, when: When) -> npt.NDArray[np.bool_] | bool:
         column = self._view.get(when.column)
+        if column is None:
+            return when.unless
+        entries = column.values.dictionary.to_pylist()
+        chosen = np.array([entry in when.values for entry in entries], np.bool_)
+        if not chosen.any():
+            return when.unless
         holds = np.zeros(self.rows, np.bool_)
-        if column is not None:
-            entries = column.values.dictionary.to_pylist()
-            chosen = np.array([entry in when.values for entry in entries], np.bool_)
-            holds[slice(None) if column.rows is None else column.rows] = chosen[column.codes()]
-        if when.unless:
-            holds = ~holds
-        self._conditions[when] = holds
-        return holds
+        holds[slice(None) if column.rows is None else column.rows] = chosen[column.codes()]
+        return ~holds if when.unless else holds
 
     def _through(self, cells: Cells, name: str) -> Cells:
         """A function of the values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -102,22 +102,20 @@ class Filter:
             if isinstance(side, SourceInfo):
                 self._families[side.id] = side.collector
 
-    def rows(self, view: View) -> Rows:
+    def rows(self, view: View, types: Set[str] | None = None) -> Rows:
         """The events for which the filter is true.
 
         Args:
             view: A batch, or whatever gives columns.
+            types: The types of the events, where that is known without reading them.
 
         Returns:
             Their row numbers, ascending.
         """
         if not view.rows:
             return np.zeros(0, np.int32)
-        return np.flatnonzero(self._engine.mask(self.reader(view))).astype(np.int32)
-
-    def reader(self, view: View) -> Reader:
-        """What reads the fields of events for this filter."""
-        return Reader(view, self._families, self._memo)
+        reader = Reader(view, self._families, self._memo, types)
+        return np.flatnonzero(self._engine.mask(reader)).astype(np.int32)
 
     def matching(self, batch: Batch) -> Batch:
         """The events of a batch for which the filter is true; what stands beside them stays.
