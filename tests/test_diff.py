@@ -107,6 +107,18 @@ def test_every_half_of_a_digest_tells_events_apart() -> None:
     assert 0.2 < bits.mean(axis=0).min() <= bits.mean(axis=0).max() < 0.8
 
 
+def test_every_word_of_a_value_counts() -> None:
+    """A bit in any of the four words of a text's own hash changes every lane."""
+    drawn = np.random.default_rng(1).integers(0, 1 << 63, (4, 5)).astype(np.uint64)
+    words = [np.zeros(128, np.uint64) for _ in range(4)]
+    for i in range(128):
+        words[i // 32][i] = 1 << i % 32
+    lanes = comparison._weighed(words, drawn)
+
+    assert [len(np.unique(lane >> np.uint64(32))) for lane in lanes] == [128] * 4
+    assert not any(((lane >> np.uint64(32)) == drawn[i, 0]).any() for i, lane in enumerate(lanes))
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -123,6 +135,8 @@ def test_every_half_of_a_digest_tells_events_apart() -> None:
         ({"arg_a": ["ab", "c"]}, {"arg_a": ["a", "bc"]}),
         ({"arg_a": ["ab, c"]}, {"arg_a": ["ab", "c"]}),
         ({"arg_a": [1, 2]}, {"arg_a": [2, 1]}),
+        ({"arg_a": [*range(3000)]}, {"arg_a": [*range(2999), 0]}),
+        ({"arg_a": "a" * 60_000}, {"arg_a": "a" * 59_999 + "b"}),
         ({"arg_a": [0.0]}, {"arg_a": [-0.0]}),
         ({"arg_a": [float("nan")]}, {"arg_a": [1.0]}),
         ({"arg_a": 1 << 63}, {"arg_a": -(1 << 63)}),

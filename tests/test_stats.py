@@ -356,11 +356,13 @@ def test_only_needed_columns_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_state_records_do_not_count(tmp_path: Path) -> None:
     """Neither where events are read nor where the index would have counted them."""
     state = make_batch([{"ts": 1, "event": "exec", "kind": "state"}] * 4)
-    path = write(tmp_path / "a.kcap", EVENTS, state)
+    nameless = make_batch([{"ts": 1, "pid": 1}] * 9)
+    path = write(tmp_path / "a.kcap", EVENTS, state, nameless)
 
     for words in (("--by", "event"), ("--by", "event", "--times"), ("--by", "hour")):
-        assert stats(*words, path)["events"] == 30
-    assert counts_of(stats("--by", "event", path)) == {("read",): 20, ("exec",): 10}
+        assert stats(*words, path)["events"] == 39
+    expected = {("read",): 20, ("exec",): 10, (None,): 9}
+    assert counts_of(stats("--by", "event", path)) == expected
 
 
 def test_an_interval_of_time_is_half_open(tmp_path: Path) -> None:
@@ -370,7 +372,16 @@ def test_an_interval_of_time_is_half_open(tmp_path: Path) -> None:
     report = stats("--by", "event", *within, path)
 
     assert report["events"] == 10
-    assert (report["tables"][0]["rows"][0]["first_ns"]) == 10 * S
+    assert report["tables"][0]["rows"][0]["last_ns"] == 19 * S
+
+
+def test_a_filter_says_which_events_count(tmp_path: Path) -> None:
+    """Also by event, though the index has the counts of all."""
+    path = write(tmp_path / "a.kcap", EVENTS, chunk_rows=7)
+    for words in (("--by", "event"), ("--by", "event", "--times"), ("--by", "event,process")):
+        report = stats(*words, "-w", "ps.name = 'p0' and evt.name = 'exec'", path)
+        assert report["events"] == 2
+    assert run("stats", "-w", "evt.name ==", path).exit_code == 2
 
 
 def test_captures_are_counted_together(tmp_path: Path, foreign: Path) -> None:

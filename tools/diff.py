@@ -224,7 +224,7 @@ def _chosen(
 
     columns = None
     if counts is not None and isinstance(source, CaptureReader) and source.index() is not None:
-        columns = {*filter(counts, source.columns()), "ts", "kind"}
+        columns = sorted({*filter(counts, source.columns()), "ts", "kind"})
     read, stages = chosen(
         source, columns=columns, start_ns=asked.start, end_ns=asked.end, where=asked.where
     )

@@ -212,7 +212,7 @@ def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]
     return True
 
 
-def _columns(source: Source, asked: _Asked) -> set[str] | None:
+def _columns(source: Source, asked: _Asked) -> list[str] | None:
     """The columns of a capture in a file that count; None where they are not known beforehand."""
     from kcap.format.reader import CaptureReader
 
@@ -220,7 +220,7 @@ def _columns(source: Source, asked: _Asked) -> set[str] | None:
         return None
     known = source.columns()
     needed = {name for keys in asked.keys for key in keys for name in key.columns(known)}
-    return needed | {"ts", "kind"}
+    return sorted(needed | {"ts", "kind"})
 
 
 def _as_text(
