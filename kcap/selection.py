@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from kcap.errors import KcapError
+from kcap.filter.cells import View
 from kcap.format.bloom import is_searched
 from kcap.format.chunk_index import ChunkIndex
 from kcap.format.index import Index
@@ -18,7 +20,6 @@ from kcap.format.reader import CaptureReader
 from kcap.model import catalogue, logical
 from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.classes import TypeClass
-from kcap.model.kinds import Rows as View
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.replay.stages import Matching
 from kcap.where import Anything, Hashed, Integers, Interval, Nothing, Texts, Values, Where
@@ -105,7 +106,7 @@ class Wanted:
             return list(logical.schema(self.types).names)
         return sorted(self.where.fields)
 
-    def rows(self, batch: View, types: Set[str] | None = None) -> Rows:
+    def rows(self, batch: View, types: AbstractSet[str] | None = None) -> Rows:
         """The rows that are wanted.
 
         Args:
@@ -199,7 +200,7 @@ class ChunkScan:
         self._table = index.table
         self._wanted = wanted
         self._columns = reader.columns()
-        self._types: Set[str] | None = None
+        self._types: AbstractSet[str] | None = None
         """Of the events in the chunk that `_may_match` was asked of last."""
         self.losses = [*(Loss.from_json(e) for e in index.totals["loss"]), *index.losses]
         """What the capture says was lost, and what is wrong with its end."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, Protocol
@@ -40,6 +41,10 @@ class View(Protocol):
     @property
     def rows(self) -> int:
         """How many there are."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The columns there are; those of the state among them."""
 
     def get(self, name: str, /) -> Column | None:
         """A column, None where no event has a value."""
@@ -132,10 +137,11 @@ class Reader:
         view: View,
         families: Mapping[str, str],
         memo: dict[str, dict[Any, Any]],
-        types: Set[str] | None = None,
+        types: AbstractSet[str] | None = None,
     ) -> None:
         self._types = types
         self.rows = view.rows
+        self._names = view.names
         self._view = view
         self._kinds = Kinds(view, families)
         self._memo = memo
@@ -163,7 +169,7 @@ class Reader:
         for source in resolved.field.sources:
             if source.when is not None and self._holds(source.when) is False:
                 continue  # its column is not even read
-            for name in column_names(source.column) or (_SHAPE,):
+            for name in self._present(source.column):
                 cells = self._source(source, name, resolved)
                 if cells is None or (cells.rows is not None and not len(cells.rows)):
                     continue
@@ -177,6 +183,11 @@ class Reader:
                 if cells.rows is None or taken.all():
                     return found
         return found
+
+    def _present(self, column: str) -> list[str]:
+        """The columns that a source may mean and that some event has."""
+        names = column_names(column) or (_SHAPE,)
+        return [name for name in names if name in self._names]
 
     def _source(self, source: Source, name: str, resolved: Resolved) -> Cells | None:
         """One alternative."""

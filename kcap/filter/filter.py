@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Set
+from collections.abc import Callable, Collection, Iterable
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ class Filter:
             if isinstance(side, SourceInfo):
                 self._families[side.id] = side.collector
 
-    def rows(self, view: View, types: Set[str] | None = None) -> Rows:
+    def rows(self, view: View, types: AbstractSet[str] | None = None) -> Rows:
         """The events for which the filter is true.
 
         Args:

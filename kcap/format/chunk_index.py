@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-from construct import Int16ul, Int32ul, Int64sl, Struct
+from construct import Int32ul, Int64sl, Struct
 from construct.core import ConstructError
 
 from kcap import limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -59,9 +59,10 @@ class ChunkView:
         """Number of rows."""
         return self._chunk.rows
 
-    def columns(self) -> list[str]:
+    @property
+    def names(self) -> Collection[str]:
         """The columns that have a value in this chunk."""
-        return self._chunk.columns()
+        return self._names
 
     def get(self, name: str) -> Column | None:
         """A column.

@@ -7,7 +7,7 @@ array, with nulls, is made when somebody asks for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -146,6 +146,11 @@ class Batch:
     def __len__(self) -> int:
         """The number of events."""
         return self.rows
+
+    @property
+    def names(self) -> Collection[str]:
+        """The columns there are."""
+        return self.columns.keys()
 
     def get(self, name: str) -> Column | None:
         """A column, None where no event has a value.

@@ -12,6 +12,10 @@ import numpy.typing as npt
 from kcap.model import catalogue, decode
 from kcap.model.batch import Column
 
+Int64s = npt.NDArray[np.int64]
+
+_FEW: Final = 1 << 12
+
 DECIDING: Final = frozenset({"event", "source"})
 """Columns that tell the kind of an event."""
 
@@ -40,16 +44,16 @@ class Kinds:
         self._families = families
 
     @cached_property
-    def _found(self) -> tuple[list[tuple[str, str]], npt.NDArray[np.int64]]:
+    def _found(self) -> tuple[list[tuple[str, str]], Int64s]:
         """Family and event of each kind, and the kind of each row."""
         sources, source = _codes(self._block, "source")
         events, event = _codes(self._block, "event")
-        kinds, codes = np.unique(source * len(events) + event, return_inverse=True)
-        pairs = [divmod(int(kind), len(events)) for kind in kinds]
+        kinds, codes = distinct(source * len(events) + event, len(sources) * len(events))
+        pairs = [divmod(kind, len(events)) for kind in kinds]
         named = [(self._families.get(sources[s], ""), events[e]) for s, e in pairs]
-        return named, codes.reshape(-1)
+        return named, codes
 
-    def decoders(self, argument: str, column: Column) -> tuple[list[str], npt.NDArray[np.int64]]:
+    def decoders(self, argument: str, column: Column) -> tuple[list[str], Int64s]:
         """The decoders of an argument.
 
         Args:
@@ -68,7 +72,25 @@ class Kinds:
         return different, places[codes if column.rows is None else codes[column.rows]]
 
 
-def _codes(block: Rows, name: str) -> tuple[list[str], npt.NDArray[np.int64]]:
+def distinct(numbers: Int64s, below: int) -> tuple[list[int], Int64s]:
+    """Distinct small numbers, without sorting them all.
+
+    Args:
+        numbers: From 0.
+        below: What they are less than.
+
+    Returns:
+        The distinct ones, ascending, and which of them each is.
+    """
+    if below > _FEW + len(numbers):
+        found, codes = np.unique(numbers, return_inverse=True)
+        return found.tolist(), codes.reshape(-1)
+    used = np.zeros(below, np.bool_)
+    used[numbers] = True
+    return np.flatnonzero(used).tolist(), (np.cumsum(used) - 1)[numbers]
+
+
+def _codes(block: Rows, name: str) -> tuple[list[str], Int64s]:
     """The texts of a column and which of them each row has; the last is none."""
     codes = np.zeros(block.rows, np.int64)
     column = block.get(name)
