@@ -99,8 +99,6 @@ class Needed:
     def __init__(self) -> None:
         self.state = State(watch=self._watch)
         """To be given to the pipeline."""
-        self.left_out = 0
-        """Processes that found no room."""
         self._fresh: list[tuple[_Slot, int, Process]] = []
         self._changes: dict[_Slot, list[tuple[int, Process]]] = {}
         """What the batch changed, by row."""
@@ -109,8 +107,14 @@ class Needed:
         self._held: dict[_Slot, Process] = {}
         """The processes that the copy's own state has at this place."""
         self._noted: list[tuple[int, dict[_Slot, Process]]] = [(0, {})]
+        self._refused: set[_Slot] = set()
         self._bytes = 0
         self._count = 0
+
+    @property
+    def left_out(self) -> int:
+        """Processes that found no room."""
+        return len(self._refused)
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
@@ -232,7 +236,7 @@ class Needed:
         size = processes.size(process)
         full = self._bytes + size > BYTES_MAX or len(self._noted) > SNAPSHOTS_MAX
         if full and (again or self._bytes + size > BYTES_MAX):
-            self.left_out += 1
+            self._refused.add(slot)
             return
         if again and self._noted[-1][0] != position:
             self._noted.append((position, {}))
