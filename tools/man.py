@@ -13,6 +13,7 @@ _EXIT = (
     ("1", "failed or refused"),
     ("2", "wrong usage"),
     ("3", "finished, but something was lost, skipped or damaged"),
+    ("4", "found something, where --exit-code asks for it"),
 )
 
 
