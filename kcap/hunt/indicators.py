@@ -195,16 +195,19 @@ def _guessed(text: str) -> Meaning:
         pass  # then it is something else, and the last attempt names what would have been right
     if _DRIVE.match(text) or text.startswith(("/", "%", "~/")) or "\\" in text:
         return _path(text)
-    host = plain.partition("/")[0]
+    host, _, rest = plain.partition("/")
     is_file = _WINDOWS_FILE.fullmatch(host) or _FILE.fullmatch(host)
     if is_file or is_pattern(host.removeprefix("*.")):
         return _path(text)
     try:
-        return _host(host, plain)
+        found = _host(host, plain)
     except BadInputError:
         raise _bad(
             text, "a hash, an address, a domain, a URL, a path, or type:value as path:NAME"
         ) from None
+    if found.kind is Kind.NETWORK and rest.isdigit():
+        raise _bad(text, "a network with a shorter prefix")
+    return found
 
 
 def _hash(text: str, kind: Kind | None = None) -> Meaning:
