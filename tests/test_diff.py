@@ -456,3 +456,16 @@ def test_two_forms_of_one_dump_are_equal(data: Callable[[str], Path]) -> None:
     """Tracee's gob and its JSON hold the same events."""
     name = "tracee/tracee_event_dump_2022-10"
     assert diff(data(f"{name}.gob"), data(f"{name}.jsonl.gz"))["equal"]
+
+
+def test_no_vector_is_too_much(fixtures: Path) -> None:
+    """A good, damaged or hostile capture has what it has, or is refused."""
+    paths = sorted(fixtures.glob("vectors/*/*.kcap"))
+    codes = Counter[int]()
+    for path in paths:
+        result = run("diff", "--deep", "--strict", "--exit-code", path, path)
+        assert "internal error" not in result.stderr, path
+        codes[result.exit_code] += 1
+
+    assert set(codes) == {0, 1, 3}
+    assert len(paths) > 200

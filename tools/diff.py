@@ -128,8 +128,8 @@ def command(
     standard error.
 
     Closed captures with equal content hashes are not read at all. Else both are read once, and
-    once more as far as they differ; 16 bytes of memory are kept of each event, some 100 of each
-    that stands at another place in the other.
+    once more as far as they differ (a stream is kept in a temporary file for that); 16 bytes of
+    memory are kept of each event, some 100 of each that stands at another place in the other.
     """
     from kcap.comparison import IDENTITY, Compared
 

@@ -237,7 +237,7 @@ def _as_text(
             continue
         yield ""
         if len(tables) > 1 and [row.values for row in table.rows] == [(None,)]:
-            yield f"no event has a {table.names[0]}"
+            yield f"{table.names[0]}: no event has one"
         else:
             yield from _aligned(_cells(table, found.total.events, timed=timed), len(table.names))
     if rate:
