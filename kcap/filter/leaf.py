@@ -7,7 +7,7 @@ same texts costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -100,11 +100,18 @@ class Leaf:
             if isinstance(entries.items, Texts):
                 return entries.any(self.verdicts(entries.items))
             # Numbers in a list are texts to some operators, so each is asked as a list of one.
-            return entries.any(self._each([(v,) for v in entries.items.values()]))
-        return self._each(entries.values())
+            return entries.any(self.each([(v,) for v in entries.items.values()]))
+        return self.each(entries.values())
 
-    def _each(self, values: Any) -> Verdicts:  # noqa: ANN401 - a sequence of any values
-        """One by one, each distinct value once."""
+    def each(self, values: Sequence[Any]) -> Verdicts:
+        """What it says of values, one by one; what it said before is remembered.
+
+        Args:
+            values: The values.
+
+        Returns:
+            One verdict each.
+        """
         memo = self._memo
         if len(memo) > _MEMO_MAX:
             memo.clear()
@@ -135,7 +142,7 @@ class Leaf:
                 if len(known) == len(each):
                     return np.asarray(np.logical_or.reduce(known))
         values, codes = entries.distinct
-        return self._each(values)[codes]
+        return self.each(values)[codes]
 
     # texts
 
@@ -154,7 +161,7 @@ class Leaf:
         found = _text_test(op.base, entries.lowered, [fold(w) for w in words])
         if found is not None and len(entries.odd):
             found = found.copy()
-            found[entries.odd] = self._each(entries.chosen(entries.odd))
+            found[entries.odd] = self.each(entries.chosen(entries.odd))
         return found
 
 

@@ -90,7 +90,7 @@ def _column_may(leaf: Leaf, found: Values, *, decoded: bool) -> bool:
     if isinstance(found, Anything) or leaf.presence:
         return True
     if isinstance(found, Texts):
-        return any(leaf.of(text) for text in found.values)
+        return bool(leaf.each(sorted(found.values)).any())
     op, constants = leaf.op, leaf.constants
     if op is None or constants is None or len(constants) > _LOOKED_UP:
         return True

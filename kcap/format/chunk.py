@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from construct import Const, Int32ul, Int64sl, Int64ul, Struct
 from construct.core import ConstructError
 
@@ -15,7 +16,7 @@ from kcap import limits
 from kcap.errors import DamagedError, LimitError
 from kcap.format import frames, zstd
 from kcap.format.cursor import Cursor
-from kcap.format.schema import EVENTS, Schema
+from kcap.format.schema import EVENTS, WIDTHS, Directory, Schema
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import BY_CODE, I64_MAX, I64_MIN, TypeClass
 
@@ -56,9 +57,6 @@ class Entry(NamedTuple):
 ENTRIES: Final = np.dtype(list(zip(Entry._fields, "IBBBBIQIIIII", strict=True))).newbyteorder("<")
 """Entries as numpy's: a directory can hold 65,536, and construct takes 30 us for one."""
 
-
-_WIDTHS: Final = {TypeClass.I64: 8, TypeClass.U64: 8, TypeClass.F64: 8, TypeClass.BOOL: 1}
-"""Bytes of a value in memory, of classes whose values all have one size."""
 
 _CODE_BYTES: Final = 4
 
@@ -112,11 +110,11 @@ def size_of(entry: Entry, cls: TypeClass) -> int:
     Returns:
         Bytes.
     """
-    if cls in _WIDTHS:
-        return entry.present * _WIDTHS[cls]
+    if cls in WIDTHS:
+        return entry.present * WIDTHS[cls]
     size = entry.present * _CODE_BYTES + entry.decoded
     if cls.child:
-        size += entry.distinct * _WIDTHS.get(cls.child, _CODE_BYTES) + entry.base
+        size += entry.distinct * WIDTHS.get(cls.child, _CODE_BYTES) + entry.base
     return size
 
 
@@ -232,9 +230,34 @@ def encode(
     return payload
 
 
+class Entries(Mapping[str, Entry]):
+    """The entries of a directory by name, in order.
+
+    Args:
+        places: The place of each name.
+        made: The entries.
+    """
+
+    def __init__(self, places: Mapping[str, int], made: npt.NDArray[Any]) -> None:
+        self._places = places
+        self._made = made
+
+    def __getitem__(self, name: str) -> Entry:
+        return Entry._make(self._made[self._places[name]].item())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+
 def read_entries(
     raw: bytes | memoryview, offset: int, schema: Schema, table: str
-) -> tuple[dict[str, Entry], int]:
+) -> tuple[Mapping[str, Entry], int]:
     """Read the entries of a directory.
 
     Args:
@@ -249,10 +272,37 @@ def read_entries(
     Raises:
         DamagedError: They do not fit the columns or each other.
     """
+    made = np.frombuffer(raw, ENTRIES, offset=offset)
+    # Chunk after chunk has the same columns: what is known of them need not be found out again.
+    known = schema.directory(made["id"].tobytes(), made["cls"].tobytes(), table)
+    size = None if known is None else _size(made, known)
+    if known is not None and size is not None:
+        return Entries(known.places, made), size
+    return _read_entries(made, schema, table)
+
+
+def _size(made: npt.NDArray[Any], known: Directory) -> int | None:
+    """What all columns take in memory; None where something is wrong with their entries."""
+    stored = made["stored"].astype(np.int64)
+    wrong = (made["present"] == 0) | (made["zero"] != 0) | ((stored > 0) & (made["decoded"] == 0))
+    wrong |= made["offset"] != np.cumsum(stored) - stored
+    wrong |= (known.item_widths > 0) & (made["base"] > limits.CHUNK_BYTES)
+    if wrong.any():
+        return None
+    present = made["present"].astype(np.int64)
+    lists = known.item_widths * made["distinct"] + made["base"].astype(np.int64)
+    coded = present * _CODE_BYTES + made["decoded"] + np.where(known.item_widths > 0, lists, 0)
+    return int(np.where(known.widths > 0, present * known.widths, coded).sum())
+
+
+def _read_entries(
+    made: npt.NDArray[Any], schema: Schema, table: str
+) -> tuple[dict[str, Entry], int]:
+    """The same one by one: says what is wrong."""
     found: dict[str, Entry] = {}
     last = ""
     at = size = 0
-    for entry in map(Entry._make, np.frombuffer(raw, ENTRIES, offset=offset).tolist()):
+    for entry in map(Entry._make, made.tolist()):
         spec = schema.get(entry.id)
         fits = spec.table == table and spec.cls is BY_CODE.get(entry.cls)
         if not fits or not entry.present or entry.zero:

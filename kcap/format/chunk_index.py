@@ -107,7 +107,7 @@ class ChunkIndex:
         types = {}
         for _ in range(head.types):
             if at + _TYPE.size > len(raw):
-                raise DamagedError("the types of a CHUNK_INDEX are cut")
+                raise DamagedError("a CHUNK_INDEX is not valid: its types are cut")
             count, length = _TYPE.unpack_from(raw, at)
             at += _TYPE.size + length
             types[raw[at - length : at].decode("utf-8", "replace")] = count

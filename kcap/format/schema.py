@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from kcap import limits
 from kcap.errors import DamagedError, KcapError, LimitError
@@ -44,6 +48,24 @@ class ColumnSpec:
         return value
 
 
+WIDTHS: Final = {TypeClass.I64: 8, TypeClass.U64: 8, TypeClass.F64: 8, TypeClass.BOOL: 1}
+"""Bytes of a value in memory, of classes whose values all have one size."""
+
+_CODE_BYTES: Final = 4
+_DIRECTORIES_MAX: Final = 64
+
+
+class Directory(NamedTuple):
+    """What is known of the columns that a chunk's directory lists, whatever their values are."""
+
+    places: Mapping[str, int]
+    """The place of each name, in order."""
+    widths: npt.NDArray[np.int64]
+    """Bytes of a value, 0 where they have not one size."""
+    item_widths: npt.NDArray[np.int64]
+    """Bytes of a list's item, 0 of what is no list."""
+
+
 class Schema:
     """The columns known so far, by id and by name."""
 
@@ -51,6 +73,7 @@ class Schema:
         self._by_id: dict[int, ColumnSpec] = {}
         self._by_name: dict[tuple[str, str], ColumnSpec] = {}
         self._bytes = 0
+        self._directories: dict[tuple[bytes, bytes, str], Directory] = {}
 
     def __len__(self) -> int:
         """The number of columns."""
@@ -84,6 +107,39 @@ class Schema:
         if spec is None:
             raise DamagedError(f"no SCHEMA record describes column {column_id}")
         return spec
+
+    def directory(self, ids: bytes, classes: bytes, table: str) -> Directory | None:
+        """What is known of the columns in a directory.
+
+        Args:
+            ids: Their ids, u32 each.
+            classes: Their classes' codes, u8 each.
+            table: The table that they must belong to.
+
+        Returns:
+            It; None where they are not columns of the table in order, or of another class.
+        """
+        key = ids, classes, table
+        found = self._directories.get(key)
+        if found is not None:
+            return found
+        specs = [self._by_id.get(number) for number in np.frombuffer(ids, "<u4").tolist()]
+        known = [s for s in specs if s is not None and s.table == table]
+        names = [s.name for s in known]
+        if len(known) != len(specs) or bytes(s.cls.code for s in known) != classes:
+            return None
+        if any(a >= b for a, b in pairwise(names)):
+            return None
+        children = [s.cls.child for s in known]
+        found = Directory(
+            {name: place for place, name in enumerate(names)},
+            np.array([WIDTHS.get(s.cls, 0) for s in known], np.int64),
+            np.array([0 if c is None else WIDTHS.get(c, _CODE_BYTES) for c in children], np.int64),
+        )
+        if len(self._directories) >= _DIRECTORIES_MAX:
+            self._directories.clear()
+        self._directories[key] = found
+        return found
 
     def id_of(self, table: str, name: str) -> int:
         """The id of a column that `learn` gave one.

@@ -148,6 +148,11 @@ class CaptureWriter:
         return self._totals.chunks
 
     @property
+    def waiting_rows(self) -> int:
+        """Events that wait for their chunk."""
+        return self._pending.rows
+
+    @property
     def expected_bytes(self) -> int:
         """Length of the file were it closed now, roughly: events still waiting are estimated."""
         return self.bytes_written + self._pending.rows * _WAITING_BYTES
