@@ -43,6 +43,12 @@ _HELD_BYTES: Final = 64 << 20
 _PIECE_ROWS: Final = 1024
 """Rows after which a part's size is looked at."""
 
+_ROW_BYTES: Final = 32
+"""What an event is taken to need before one was written."""
+
+_NEARLY: Final = 0.9
+"""What a part must have of the size asked for."""
+
 _NO_VALUE: Final = "(none)"
 """A part's name for no value; a value never spells a parenthesis."""
 
@@ -181,22 +187,35 @@ class EveryNs:
 
 
 class EveryBytes:
-    """A part is as large as was asked for, or a little larger.
+    """A part is nearly as large as was asked for, or a little larger.
+
+    What events take shows when their chunk is closed; by the ones before, those that wait are
+    estimated. So a part has two chunks or three where one would do, and not one of each piece.
 
     Args:
         size: Bytes.
-        written: Gives the size of the part so far.
+        writer: Gives the writer of the part, None before there is one.
     """
 
     rows_max: ClassVar[int | None] = _PIECE_ROWS
 
-    def __init__(self, size: int, written: Callable[[], int]) -> None:
+    def __init__(self, size: int, writer: Callable[[], CaptureWriter | None]) -> None:
         self._size = size
-        self._written = written
+        self._writer = writer
+        self._row_bytes = 0.0
 
     def starts(self, batch: Batch) -> Sequence[int]:
         """See `Rule.starts`."""
-        return [0] if self._written() >= self._size else []
+        writer = self._writer()
+        if writer is None:
+            return []
+        written, rows = writer.bytes_written, writer.waiting_rows
+        if written < self._size and rows:
+            if written + rows * (self._row_bytes or _ROW_BYTES) < self._size:
+                return []
+            writer.flush()
+            self._row_bytes = (writer.bytes_written - written) / rows
+        return [0] if writer.bytes_written >= self._size * _NEARLY else []
 
 
 class EachValue:
@@ -291,7 +310,7 @@ class Parts:
 
     Args:
         template: Their names.
-        writer: Makes the writer of one: of a stream and its name.
+        make: Makes the writer of one: of a stream and its name.
         artifacts: The blobs of the capture.
         key: The column whose value a part has; None where one part follows another.
         force: Replace existing files.
@@ -300,7 +319,7 @@ class Parts:
     def __init__(
         self,
         template: Template,
-        writer: Callable[[BinaryIO, str], CaptureWriter],
+        make: Callable[[BinaryIO, str], CaptureWriter],
         artifacts: Artifacts,
         *,
         key: str | None,
@@ -311,7 +330,7 @@ class Parts:
         self.names: list[str] = []
         """The parts in order of their number."""
         self._template = template
-        self._writer = writer
+        self._make = make
         self._artifacts = artifacts
         self._key = key
         self._force = force
@@ -344,9 +363,10 @@ class Parts:
                 Path(f"{name}.partial").unlink(missing_ok=True)
 
     @property
-    def size(self) -> int:
-        """Bytes of the part that is being written, what waits for its chunk estimated."""
-        return sum(part.writer.expected_bytes for part in self._open.values())
+    def writer(self) -> CaptureWriter | None:
+        """The writer of the part, where one follows another; None before there is one."""
+        part = self._open.get(None)
+        return None if part is None else part.writer
 
     def begin(self, start: Snapshot) -> None:
         """Say that a part begins with the next event.
@@ -371,9 +391,12 @@ class Parts:
 
     def close(self) -> None:
         """See `kcap.model.stream.Sink.close`."""
-        if self._key is None and not self.names:
+        if not self.names:
             self._add(None)
         for part in self._open.values():
+            if self._early:
+                part.sink.write(EMPTY.with_before(self._early))
+                self._early = []
             part.sink.close()
             self.losses += part.sink.losses
 
@@ -409,7 +432,7 @@ class Parts:
         name = self._template.name(number, self._spelled(value))
         stack = contextlib.ExitStack()
         stream = stack.enter_context(output.opened(name, force=self._force, whole=True))
-        writer = self._writer(stream, name)
+        writer = self._make(stream, name)
         start, self._start = self._start, None
         self._before = dict(self._greatest)
         sink = Survivors(

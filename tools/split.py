@@ -198,7 +198,7 @@ def _rule(asked: _Asked, total: int, parts: Parts) -> Rule:
         ends = {total * i // asked.parts for i in range(1, asked.parts)} - {0, total}
         return EveryEvents(iter(sorted(ends)))
     if asked.size is not None:
-        return EveryBytes(asked.size, lambda: parts.size)
+        return EveryBytes(asked.size, lambda: parts.writer)
     if asked.every is not None:
         return EveryNs(round(asked.every * 1e9))
     assert asked.key is not None
