@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from kcap.errors import LimitError
-from kcap.keys import Coded, Key, Value, typed
+from kcap.keys import Coded, Exact, Key, Value, exact, plain
 from kcap.model.batch import Batch
 from kcap.model.classes import I64_MAX, I64_MIN
 from kcap.model.distinct import Codes, Groups, grouped
@@ -75,7 +76,7 @@ class Counts:
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = tuple(keys)
-        self._numbers: dict[tuple[tuple[type, Value], ...], int] = {}
+        self._numbers: dict[tuple[Exact, ...], int] = {}
         self._sums = np.zeros((3, 16), np.int64)
         self._bytes = 0
 
@@ -152,16 +153,28 @@ class Counts:
         Returns:
             The groups, and the rest of them as one if there is a rest.
         """
-        every = [tuple(value for _, value in values) for values in self._numbers]
-        counts = self._sums[0].tolist()
-        order = sorted(
-            range(len(every)),
-            key=lambda i: (0 if by_value else -counts[i], [_rank(value) for value in every[i]]),
-        )
-        top = len(order) if top is None else top
-        rows = [Group(every[i], counts[i], *self._times(self._sums[1:, [i]])) for i in order[:top]]
-        rest = order[top:]
-        return rows, self._others(np.array(rest, np.int64)) if rest else None
+        count = len(self._numbers)
+        top = count if top is None else min(top, count)
+        counts = self._sums[0, :count]
+        names = list(self._numbers)
+
+        def order(number: int) -> tuple[int, list[tuple[int, float, str]]]:
+            return -int(counts[number]) * (not by_value), [_rank(plain(v)) for v in names[number]]
+
+        likely: Codes = np.arange(count)
+        if not by_value and 0 < top < count:
+            # Of a million groups few are as frequent as the last one that there is a row for.
+            likely = np.flatnonzero(counts >= np.partition(counts, count - top)[count - top])
+        first = heapq.nsmallest(top, likely.tolist(), key=order)
+        rows = [
+            Group(tuple(map(plain, names[i])), int(counts[i]), *self._times(self._sums[1:, [i]]))
+            for i in first
+        ]
+        if top == count:
+            return rows, None
+        rest = np.ones(count, np.bool_)
+        rest[first] = False
+        return rows, self._others(np.flatnonzero(rest))
 
     def _others(self, numbers: Codes) -> Others:
         sums = self._sums[:, numbers]
@@ -182,7 +195,7 @@ class Counts:
         return np.array([self._number(v) for v in zip(*columns, strict=True)], np.int64)
 
     def _number(self, values: tuple[Value, ...]) -> int:
-        name = tuple(typed(value) for value in values)
+        name = tuple(map(exact, values))
         number = self._numbers.get(name)
         if number is not None:
             return number

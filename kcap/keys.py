@@ -21,6 +21,9 @@ from kcap.model.text import printable
 Value = Any
 """None, bool, int, float, str, bytes, or a tuple of them."""
 
+Exact = Any
+"""See `exact`."""
+
 INTERVALS_NS: Final = {
     "second": 10**9,
     "minute": 60 * 10**9,
@@ -142,7 +145,7 @@ def _moment(ns: int) -> str:
 
 def _first(batch: Batch, parts: Iterable[_Part]) -> Coded:
     """What the first part tells that tells something."""
-    found: dict[tuple[type, Value], int] = {(type(None), None): 0}
+    found: dict[Exact, int] = {None: 0}
     codes = np.zeros(batch.rows, np.int64)
     for part in parts:
         missing = codes == 0
@@ -151,10 +154,10 @@ def _first(batch: Batch, parts: Iterable[_Part]) -> Coded:
         rows = np.flatnonzero(missing).astype(np.int32)
         if len(rows):
             codes[rows] = _told(batch.select(part.columns).take(rows), part, found)
-    return Coded([value for _, value in found], codes)
+    return Coded([plain(value) for value in found], codes)
 
 
-def _told(batch: Batch, part: _Part, found: dict[tuple[type, Value], int]) -> Codes:
+def _told(batch: Batch, part: _Part, found: dict[Exact, int]) -> Codes:
     """The codes of what a part tells of rows that have all of its columns."""
     values = [distinct(batch.columns[name]) for name in part.columns]
     groups = grouped([v.codes for v in values], [len(v.entries) for v in values])
@@ -163,7 +166,7 @@ def _told(batch: Batch, part: _Part, found: dict[tuple[type, Value], int]) -> Co
         [entries[code] for code in codes.tolist()]
         for entries, codes in zip(lists, groups.codes, strict=True)
     ]
-    made = [typed(part.value(*row)) for row in zip(*columns, strict=True)]
+    made = [exact(part.value(*row)) for row in zip(*columns, strict=True)]
     numbers = [found.setdefault(value, len(found)) for value in made]
     return np.array(numbers, np.int64)[groups.rows]
 
@@ -171,20 +174,39 @@ def _told(batch: Batch, part: _Part, found: dict[tuple[type, Value], int]) -> Co
 _NAN: Final = (float, float("nan"))
 
 
-def typed(value: Value) -> tuple[type, Value]:
-    """A value with its type, for what Python calls equal is not always one value.
+def exact(value: Value) -> Exact:
+    """What a value is told apart by in a dict, for Python calls 1, 1.0 and True equal.
 
     Args:
-        value: The value.
+        value: The value; a list or tuple for a list.
 
     Returns:
-        Its type and it; a list as a tuple, any NaN as one and the same, -0.0 as 0.0.
+        Text, bytes, integers and None as they are, all else with its type; any NaN is one and
+        the same, -0.0 is 0.0.
     """
-    if isinstance(value, list):
-        return tuple, tuple(typed(item)[1] for item in value)
-    if isinstance(value, float):
-        return _NAN if value != value else (float, value + 0.0)  # noqa: PLR0124
-    return type(value), value
+    kind = type(value)
+    if kind is str or kind is int or value is None or kind is bytes:
+        return value
+    if kind is list or kind is tuple:
+        return tuple, tuple(map(exact, value))
+    if kind is float:
+        return _NAN if value != value else (kind, value + 0.0)  # noqa: PLR0124
+    return kind, value
+
+
+def plain(name: Exact) -> Value:
+    """The value that `exact` made this of.
+
+    Args:
+        name: What it is told apart by.
+
+    Returns:
+        The value.
+    """
+    if not isinstance(name, tuple):
+        return name
+    kind, value = name
+    return tuple(map(plain, value)) if kind is tuple else value
 
 
 def _same(value: Value) -> Value:

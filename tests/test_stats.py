@@ -20,7 +20,7 @@ from kcap import counting
 from kcap.counting import INTERVALS_MAX, Counts, Rate
 from kcap.errors import KcapError, LimitError
 from kcap.format.reader import CaptureReader
-from kcap.keys import key, typed
+from kcap.keys import exact, key, plain
 from kcap.model.batch import Batch
 from kcap.model.side import Loss
 
@@ -101,6 +101,7 @@ def test_rows_and_others_add_up(rows: list[dict[str, Any]], top: int, by_value: 
     assert [(g.values, g.count) for g in shown] == [(g.values, g.count) for g in again]
     assert sum(g.count for g in shown) + (others.count if others else 0) == len(rows)
     assert len(shown) + (others.groups if others else 0) == counts.groups
+    assert shown == counts.ranked(by_value=by_value)[0][:top]
     if not by_value:
         assert [g.count for g in shown] == sorted((g.count for g in shown), reverse=True)
 
@@ -111,9 +112,9 @@ def test_values_of_every_class_are_counted(records: list[Any], cuts: list[int]) 
     batch = batch_of(records)
     for name, column in batch.columns.items():
         groups, _ = counted(batch, [name], cuts).ranked()
-        told = Counter(typed(v) for v in column.values.to_pylist())
-        told[typed(None)] += batch.rows - len(column)
-        assert {typed(g.values[0]): g.count for g in groups} == +told
+        told = Counter(exact(v) for v in column.values.to_pylist())
+        told[None] += batch.rows - len(column)
+        assert {exact(g.values[0]): g.count for g in groups} == +told
 
 
 def test_numbers_that_python_calls_equal_are_apart() -> None:
@@ -124,6 +125,8 @@ def test_numbers_that_python_calls_equal_are_apart() -> None:
 
     assert sorted(g.count for g in groups) == [1] * 6 + [2]
     assert {type(g.values[0]) for g in groups} == {int, float, bool, type(None)}
+    assert exact([1]) != exact([True])
+    assert plain(exact([1, "a", [2.5]])) == (1, "a", (2.5,))
 
 
 def test_too_many_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
