@@ -100,10 +100,10 @@ def addresses(text: str) -> list[Any]:
                 continue
             before, behind = text[:at], text[end:]
             if address.version == 4:
-                alone = not re.search(r"[\w.-]$", before)
+                alone = not re.search(r"[\w.-]\Z", before)
                 alone &= not re.match(r"\w|\.\w|-(?!>)", behind)
             else:
-                alone = not re.search(r"[\w:.%]$", before)
+                alone = not re.search(r"[\w:.%]\Z", before)
                 alone &= not re.match(r"[\w:]|\.[\w:.]", re.sub(r"^:\d{1,5}(?![\w:.])", "", behind))
                 address = address.ipv4_mapped or address
             if alone:

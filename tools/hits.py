@@ -154,18 +154,31 @@ class Report:
         Args:
             manifest: What it is.
         """
+        event = {"ord": manifest.ord, "event": "artifact", "kind": "artifact"}
+        for hit in self._in_artifact(manifest):
+            self._single(hit, event)
+
+    def holds(self, manifest: Manifest) -> bool:
+        """Whether something is found in an artifact.
+
+        Args:
+            manifest: What it is.
+
+        Returns:
+            True where `artifact` would say so.
+        """
+        return bool(self._in_artifact(manifest))
+
+    def _in_artifact(self, manifest: Manifest) -> list[Hit]:
         said = {"sha256": manifest.sha256, "path": manifest.path}
         texts = {name: clean(text)[0] for name, text in said.items() if text}
         held = self._searcher.matcher.find(sorted(set(texts.values())))
-        event = {"ord": manifest.ord, "event": "artifact", "kind": "artifact"}
-        hits = [
+        return sorted(
             Hit(0, match.number, column, text, match.part)
             for column, text in texts.items()
             for match in held.get(text, ())
             if _is_hash(self._indicators[match.number]) == (column == "sha256")
-        ]
-        for hit in sorted(hits):
-            self._single(hit, event)
+        )
 
     def finish(self) -> None:
         """Say what was counted: by indicator, then by capture."""

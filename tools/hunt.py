@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -14,6 +15,7 @@ from kcap.tools.inputs import passed_over
 from kcap.tools.play import naming, opened_source
 
 if TYPE_CHECKING:
+    from kcap.format.blobs import Manifest
     from kcap.hunt.indicators import Indicator
     from kcap.hunt.search import Searcher
     from kcap.model.side import Loss
@@ -191,6 +193,7 @@ class _Hunt:
         self._interval = start_ns, end_ns
         self._lenient = lenient
         self._many = many
+        self._kept: list[Manifest] = []
         self._read = 0
         self._failure: KcapError | None = None
 
@@ -204,6 +207,7 @@ class _Hunt:
             KcapError: It can't be read, and is not to be passed over.
         """
         self._report.capture = name
+        self._kept.clear()
         try:
             with opened_source(name, lenient=self._lenient) as source:
                 losses = self._events(source)
@@ -236,26 +240,27 @@ class _Hunt:
         from kcap.replay.stages import TimeRange
 
         if isinstance(source, CaptureReader):
+            if not source.window.seekable:
+                source.blobs.passing = self._keep
             source = Narrowed(source, self._searcher, *self._interval)
         stages = [TimeRange(*self._interval)] if self._interval != (None, None) else []
         report = self._report
         run = Pipeline(source, [report], stages=stages, after_batch=lambda _: report.full)
         return run.run().losses
 
+    def _keep(self, manifest: Manifest) -> None:
+        """Keep an artifact of a stream in which something is found, for behind the events."""
+        if self._report.holds(manifest):
+            self._kept.append(replace(manifest, table=b""))
+
     def _artifacts(self, source: Source) -> list[Loss]:
         """Look at artifacts, which have no time and are in no interval."""
         from kcap.format.reader import CaptureReader
-        from kcap.format.record import Kind
-        from kcap.model.side import Loss
 
         if not isinstance(source, CaptureReader) or self._interval != (None, None):
             return []
-        if not source.window.seekable:
-            counts = source.footer.totals["records"] if source.footer else {}
-            if Kind.BLOB_MANIFEST.name not in counts:
-                return []
-            return [Loss("skipped", None, "artifacts of a stream were not looked at")]
-        for manifest in source.manifests():
+        manifests = source.manifests() if source.window.seekable else self._kept
+        for manifest in manifests:
             if not self._report.full:
                 self._report.artifact(manifest)
         return source.blobs.losses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +40,9 @@ class BlobReader:
     def __init__(self, reader: CaptureReader) -> None:
         self._reader = reader
         self._known: _Places | None = None
+        self.passing: Callable[[Manifest], object] | None = None
+        """Is given each manifest that a reading of all events in file order comes by: of a stream
+        events and blobs can't be read one after the other."""
         self.losses: list[Loss] = []
         """What is damaged or gone of the blobs, as far as they were read."""
 

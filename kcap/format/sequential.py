@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from kcap import limits
 from kcap.errors import KcapError
 from kcap.format import body, record, scan, schema, tail
+from kcap.format.blobs import Manifest
 from kcap.format.chunk import Chunk, Superseded
 from kcap.format.record import Kind
 from kcap.format.recovery import Recovery
@@ -47,6 +48,8 @@ class Sequential:
             Kind.STATE: self._state,
             Kind.RECOVERY: self._recovery,
         }
+        if reader.blobs.passing is not None:
+            self._handlers[Kind.BLOB_MANIFEST] = self._manifest
 
     def batches(self) -> Iterator[Batch]:
         """See `CaptureReader.batches`."""
@@ -196,6 +199,10 @@ class Sequential:
         loss = Recovery.unpack(item.payload).loss()
         if loss is not None:
             self._before.append(loss)
+
+    def _manifest(self, item: scan.Record) -> None:
+        assert self._reader.blobs.passing is not None
+        self._reader.blobs.passing(Manifest.unpack(item.payload))
 
     def _state(self, item: scan.Record) -> None:
         self._before.append(read_state(item.payload, self._schema))
