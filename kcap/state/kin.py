@@ -50,7 +50,9 @@ class _Wanted(NamedTuple):
 class Kin:
     """Adds to batches what the state knows of the processes in them.
 
-    Measured: see `docs/decisions.md`.
+    Measured (Python 3.11, one core), a sysdig and a Fibratus capture: following the state takes
+    1.4 and 1.8 µs of CPU an event; a fact of the process adds 0.2 and 0.1 µs, one of the parent
+    0.3 and 0.2, of the ancestors 0.5 and 0.3, of command lines of ancestors 0.5 and 0.8.
 
     Args:
         names: The columns wanted: ``state:process.FACT``, ``state:parent.FACT``,

@@ -59,6 +59,10 @@ def _born(
     tables.threads.put(Thread(tid, pid, name, ptid, provenance=name and INHERITED), row)
     if shares or tid != pid:
         return
+    # Whoever has this id for its parent's is the child of one that had it before and has ended:
+    # without start times nothing else would tell the two apart, and its ppid is another one now.
+    for orphan in tables.processes.children(pid):
+        tables.processes.put(_with(orphan, ppid=None), row)
     from_pid = ptid if parent is None else parent.pid
     base = None if from_pid is None else tables.processes.get(from_pid)
     if base is None:

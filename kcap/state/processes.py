@@ -186,6 +186,8 @@ class ProcessTable:
         self._entries_max = entries_max
         self._bytes_max = bytes_max
         self._entries: dict[int, Process] = {}
+        self._children: dict[int, set[int]] = {}
+        """Process ids of the entries with each ``ppid``."""
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -203,6 +205,17 @@ class ProcessTable:
         """
         return self._entries.get(pid)
 
+    def children(self, pid: int) -> list[Process]:
+        """The processes that have a process id for their ``ppid``.
+
+        Args:
+            pid: The id.
+
+        Returns:
+            They, in order of process id.
+        """
+        return [self._entries[child] for child in sorted(self._children.get(pid, ()))]
+
     def put(self, process: Process, row: int) -> None:
         """Enter a process, in place of the one of the same id.
 
@@ -217,6 +230,7 @@ class ProcessTable:
     def clear(self) -> None:
         """Forget all."""
         self._entries.clear()
+        self._children.clear()
         self._bytes = 0
 
     def rows(self) -> list[Process]:
@@ -235,6 +249,19 @@ class ProcessTable:
         else:
             self._entries[pid] = process
             self._bytes += size(process)
+        before, now = (None if p is None else p.ppid for p in (old, process))
+        if before != now:
+            self._move(pid, before, now)
+
+    def _move(self, pid: int, before: int | None, now: int | None) -> None:
+        """Note that a process has another parent."""
+        if before is not None:
+            siblings = self._children[before]
+            siblings.remove(pid)
+            if not siblings:
+                del self._children[before]
+        if now is not None:
+            self._children.setdefault(now, set()).add(pid)
 
     def _evict(self, row: int) -> None:
         """Make room: an eighth at once, so that a full table does not sort at every event."""
