@@ -11,10 +11,14 @@ import numpy.typing as npt
 from kcap.filter import cells as cells_
 from kcap.filter.cells import Cells, Reader
 from kcap.filter.check import Checked, Resolved
+from kcap.filter.entries import Numbers
 from kcap.filter.leaf import Leaf
 from kcap.filter.syntax import And, Call, Expr, FieldRef, Not, Or
 
 Mask = npt.NDArray[np.bool_]
+
+_SPARSE: Final = 8
+"""Of numbers only those that matter are looked at where they are less than one in so many."""
 
 _CHEAP: Final = frozenset({"event", "action", "category", "kind", "source", "host"})
 
@@ -29,8 +33,11 @@ class Engine:
     def __init__(self, checked: Checked) -> None:
         self.fields: Mapping[FieldRef, Resolved] = checked.fields
         self.expr = checked.expr
-        self._leaves: dict[Expr, Leaf] = {}
-        self._costs: dict[Expr, int] = {}
+        self.leaves_known: dict[Expr, Leaf] = {}
+        """Leaves by what they say; engines of one era may share them."""
+        # By identity: the nodes of the expression live as long as this, and hashing walks them.
+        self._leaves: dict[int, Leaf] = {}
+        self._costs: dict[int, int] = {}
 
     def mask(self, reader: Reader) -> Mask:
         """The rows for which the expression is true.
@@ -43,11 +50,29 @@ class Engine:
         """
         return self._mask(self.expr, reader, None)
 
+    def narrowed(self, parts: Iterable[Expr], reader: Reader, alive: Mask) -> Mask:
+        """Of some rows those for which parts of the expression are true.
+
+        Args:
+            parts: The parts; all must be.
+            reader: The events.
+            alive: The rows.
+
+        Returns:
+            One a row.
+        """
+        for part in sorted(parts, key=self.cost):
+            alive = self._mask(part, reader, alive)
+            if not alive.any():
+                break
+        return alive
+
     def leaf(self, node: Expr) -> Leaf:
         """The leaf of a part of the expression."""
-        if node not in self._leaves:
-            self._leaves[node] = Leaf(node)
-        return self._leaves[node]
+        found = self._leaves.get(id(node))
+        if found is None:
+            found = self._leaves[id(node)] = self.leaves_known.setdefault(node, Leaf(node))
+        return found
 
     def leaves(self) -> Iterator[tuple[Expr, Leaf]]:
         """Every leaf, in the order of the text."""
@@ -57,15 +82,12 @@ class Engine:
     def _mask(self, node: Expr, reader: Reader, alive: Mask | None) -> Mask:
         """True at most where ``alive`` is."""
         if isinstance(node, And):
-            for part in sorted(node.parts, key=self._cost):
-                alive = self._mask(part, reader, alive)
-                if not alive.any():
-                    break
-            assert alive is not None
-            return alive
+            first, *rest = sorted(node.parts, key=self.cost)
+            found = self._mask(first, reader, alive)
+            return self.narrowed(rest, reader, found) if found.any() else found
         if isinstance(node, Or):
             found = np.zeros(reader.rows, np.bool_)
-            for part in sorted(node.parts, key=self._cost):
+            for part in sorted(node.parts, key=self.cost):
                 todo = ~found if alive is None else alive & ~found
                 if not todo.any():
                     break
@@ -82,6 +104,13 @@ class Engine:
         ref = leaf.fields[0]
         parts = reader.cells(ref, self.fields[ref])
         if len(parts) == 1 and parts[0].rows is None:
+            numbers = parts[0].entries
+            if alive is not None and isinstance(numbers, Numbers) and parts[0].codes is None:
+                at = np.flatnonzero(alive)
+                if len(at) * _SPARSE < reader.rows:
+                    found = np.zeros(reader.rows, np.bool_)
+                    found[at] = leaf.verdicts(Numbers(numbers.array[at]))
+                    return found
             found = _verdicts(leaf, parts[0])
         else:
             found = np.zeros(reader.rows, np.bool_)
@@ -127,17 +156,25 @@ class Engine:
             values += more
         return codes[at], values
 
-    def _cost(self, node: Expr) -> int:
-        """How dear a part is: by what it reads, and how."""
-        if node not in self._costs:
-            self._costs[node] = self._estimate(node)
-        return self._costs[node]
+    def cost(self, node: Expr) -> int:
+        """How dear a part is: by what it reads, and how.
+
+        Args:
+            node: The part.
+
+        Returns:
+            Points; only their order means something.
+        """
+        found = self._costs.get(id(node))
+        if found is None:
+            found = self._costs[id(node)] = self._estimate(node)
+        return found
 
     def _estimate(self, node: Expr) -> int:
         if isinstance(node, And | Or):
-            return sum(self._cost(part) for part in node.parts)
+            return sum(self.cost(part) for part in node.parts)
         if isinstance(node, Not):
-            return self._cost(node.inner)
+            return self.cost(node.inner)
         leaf = self.leaf(node)
         cost = 10 * max(0, len(leaf.fields) - 1) + (5 if isinstance(node, Call) else 0)
         for ref in leaf.fields:

@@ -9,6 +9,9 @@ from kcap.errors import KcapError
 _SHOWN: Final = 72
 """Characters of a long filter that are shown."""
 
+_SAID: Final = 240
+"""Characters of a message; what it quotes may be as long as the filter."""
+
 
 class FilterError(KcapError):
     """A filter that can't be understood, or asks for what is not possible.
@@ -34,7 +37,7 @@ class FilterError(KcapError):
         expected: str | None = None,
         hint: str | None = None,
     ) -> None:
-        super().__init__(what, expected=expected, hint=hint)
+        super().__init__(_cut(what), expected=expected, hint=hint and _cut(hint))
         self.text = text
         self.start = start
         self.end = max(end, start + 1)
@@ -62,3 +65,7 @@ class FilterError(KcapError):
     def __str__(self) -> str:
         """One line; the notes below it show the place."""
         return f"the filter: {super().__str__()}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SAID else f"{text[: _SAID // 2]} ... {text[-_SAID // 2 :]}"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kcap.filter import engine, prune
+from kcap.filter import prune
 from kcap.filter.cells import STATE, Reader, View
 from kcap.filter.check import Checked, check
+from kcap.filter.engine import Engine, columns
 from kcap.filter.errors import FilterError
 from kcap.filter.parser import Macros, parse
 from kcap.filter.syntax import Sequence, text_of
@@ -38,7 +39,7 @@ class Filter:
         """As it was given."""
         self._macros = macros
         self.checked = checked
-        self._engine = engine.Engine(checked)
+        self.engine = Engine(checked)
         self._families: dict[str, str] = {}
         self._memo: dict[str, dict[Any, Any]] = {}
 
@@ -80,7 +81,7 @@ class Filter:
 
     @cached_property
     def _needed(self) -> set[str]:
-        return engine.columns(self.checked.fields.values())
+        return columns(self.checked.fields.values())
 
     @property
     def needs_state(self) -> bool:
@@ -115,8 +116,19 @@ class Filter:
         """
         if not view.rows:
             return np.zeros(0, np.int32)
-        reader = Reader(view, self._families, self._memo, types)
-        return np.flatnonzero(self._engine.mask(reader)).astype(np.int32)
+        return np.flatnonzero(self.engine.mask(self.reader(view, types))).astype(np.int32)
+
+    def reader(self, view: View, types: AbstractSet[str] | None = None) -> Reader:
+        """What reads the fields of events.
+
+        Args:
+            view: As for `rows`.
+            types: As for `rows`.
+
+        Returns:
+            The reader.
+        """
+        return Reader(view, self._families, self._memo, types)
 
     def matching(self, batch: Batch) -> Batch:
         """The events of a batch for which the filter is true; what stands beside them stays.
@@ -141,7 +153,7 @@ class Filter:
         Returns:
             False where certainly none is.
         """
-        return prune.may_match(self._engine, values_of, known)
+        return prune.may_match(self.engine, values_of, known)
 
 
 __all__ = ["Filter"]

@@ -30,10 +30,14 @@ from kcap.filter.syntax import (
     Or,
     Sequence,
     Step,
+    children,
 )
 
-DEPTH_MAX: Final = 200
-"""Deepest nesting of parentheses, functions and ``not``."""
+DEPTH_MAX: Final = 50
+"""Deepest nesting of parentheses, functions and ``not``; what goes through a tree recurses."""
+
+TREE_MAX: Final = 3 * DEPTH_MAX
+"""Deepest tree: a level of nesting is at most an ``or`` of an ``and`` of a comparison."""
 
 STEPS: Final = (2, 5)
 """Least and most steps of a sequence."""
@@ -49,8 +53,11 @@ _CONSTANTS: Final = frozenset({Kind.TEXT, Kind.NUMBER, Kind.ADDRESS, Kind.DURATI
 class Macros(Protocol):
     """Where names of macros lead."""
 
-    def get(self, name: str, /) -> Expr | None:
-        """What a macro stands for, None where there is none of the name."""
+    def get(self, name: str, depth: int, /) -> Expr | None:
+        """What a macro stands for, None where there is none of the name.
+
+        ``depth`` is how deep the name is nested.
+        """
 
     def names(self) -> list[str]:
         """The names there are."""
@@ -59,7 +66,7 @@ class Macros(Protocol):
 class NoMacros:
     """No macros."""
 
-    def get(self, _: str, /) -> Expr | None:
+    def get(self, _name: str, _depth: int, /) -> Expr | None:
         """See `Macros`."""
         return None
 
@@ -87,7 +94,7 @@ class MacroTable:
         }
         self._open: list[str] = []
 
-    def get(self, name: str, /) -> Expr | None:
+    def get(self, name: str, depth: int, /) -> Expr | None:
         """See `Macros`."""
         if name in self._known:
             return self._known[name]
@@ -99,7 +106,7 @@ class MacroTable:
             raise FilterError(f"the macro {name!r} uses itself: {chain}", text, 0, len(text))
         self._open.append(name)
         try:
-            found = parse(text, self)
+            found = _Parser(text, self, depth=depth).whole()
         finally:
             self._open.pop()
         if isinstance(found, Sequence):
@@ -133,25 +140,40 @@ def parse(text: str, macros: Macros | None = None, *, unopened: bool = False) ->
 class _Parser:
     """One parse."""
 
-    def __init__(self, text: str, macros: Macros, *, unopened: bool) -> None:
+    def __init__(
+        self, text: str, macros: Macros, *, unopened: bool = False, depth: int = 0
+    ) -> None:
         self._text = text
         self._unopened = unopened
         self._macros = macros
         self._tokens = tokens(text)
         self._at = 0
-        self._depth = 0
+        self._depth = depth
 
     def whole(self) -> Expr | Sequence:
         """Everything up to the end."""
         if self._now.kind is Kind.END:
             raise FilterError("it is empty", self._text, 0, 1, expected="a condition")
         if self._is_word("sequence"):
-            return self._sequence()
-        found = self._expression(_OR)
-        while self._unopened and self._accept(")"):
-            pass
-        self._ends()
+            found: Expr | Sequence = self._sequence()
+        else:
+            found = self._expression(_OR)
+            while self._unopened and self._accept(")"):
+                pass
+            self._ends()
+        self._look_down(found)
         return found
+
+    def _look_down(self, found: Expr | Sequence) -> None:
+        """Refuse a tree that is too deep: ``a = b = c ...`` and macros nest without a sign."""
+        level = [step.expr for step in found.steps] if isinstance(found, Sequence) else [found]
+        depth = 0
+        while level:
+            depth += 1
+            if depth > TREE_MAX:
+                what = f"operators are nested more than {TREE_MAX} deep"
+                raise FilterError(what, self._text, level[0].start, level[0].end)
+            level = [part for node in level for part in children(node)]
 
     # tokens
 
@@ -332,10 +354,8 @@ class _Parser:
             return Not(inner, start=now.start, end=inner.end)
         if now.kind is Kind.VARIABLE:
             return self._variable()
-        if now.kind is Kind.QUOTED:
-            self._advance()
-            return FieldRef(str(now.value), start=now.start, end=now.end)
-        if now.kind is Kind.NAME and str(now.value).lower() not in KEYWORDS:
+        named = now.kind is Kind.NAME and str(now.value).lower() not in KEYWORDS
+        if named or now.kind is Kind.QUOTED:
             return self._named()
         what = "a field, a value, a function or '('"
         before = self._tokens[self._at - 1].shown(self._text) if self._at else ""
@@ -362,10 +382,11 @@ class _Parser:
         return Bound(str(token.value), path, start=token.start, end=end)
 
     def _named(self) -> Expr:
-        """A field, a function or a macro."""
+        """A field, a function or a macro; in double quotes a field."""
         token = self._advance()
         name, end = str(token.value), token.end
-        if self._is_sign("("):
+        plain = token.kind is Kind.NAME
+        if plain and self._is_sign("("):
             return self._call(token)
         argument, segment = None, ""
         if self._is(Kind.ARGUMENT):
@@ -374,7 +395,7 @@ class _Parser:
             if self._is_sign(".") and self._now.start == end:
                 last = self._name_after("].")
                 segment, end = str(last.value), last.end
-        elif (macro := self._macros.get(name)) is not None:
+        elif plain and (macro := self._macros.get(name, self._depth)) is not None:
             return relocated(macro, token.start, end)
         return FieldRef(name, argument, segment, start=token.start, end=end)
 

@@ -193,7 +193,7 @@ class Sequence(Node):
     by: tuple[FieldRef, ...] = ()
 
 
-_PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+_PLAIN: Final = re.compile(r"[A-Za-z_](?:[A-Za-z0-9_.]*[A-Za-z0-9_])?")
 _UNITS: Final = (
     ("w", 7 * 86_400 * 10**9),
     ("d", 86_400 * 10**9),
