@@ -33,11 +33,12 @@ from kcap.filter.syntax import (
     children,
 )
 
-DEPTH_MAX: Final = 50
-"""Deepest nesting of parentheses, functions and ``not``; what goes through a tree recurses."""
+DEPTH_MAX: Final = 64
+"""Deepest nesting of parentheses, functions and ``not``, and deepest tree.
 
-TREE_MAX: Final = 3 * DEPTH_MAX
-"""Deepest tree: a level of nesting is at most an ``or`` of an ``and`` of a comparison."""
+Whatever goes through a tree recurses. The text of a tree nests no deeper than the tree.
+"""
+_TOO_DEEP: Final = f"it is nested more than {DEPTH_MAX} deep"
 
 STEPS: Final = (2, 5)
 """Least and most steps of a sequence."""
@@ -170,9 +171,8 @@ class _Parser:
         depth = 0
         while level:
             depth += 1
-            if depth > TREE_MAX:
-                what = f"operators are nested more than {TREE_MAX} deep"
-                raise FilterError(what, self._text, level[0].start, level[0].end)
+            if depth > DEPTH_MAX:
+                raise FilterError(_TOO_DEEP, self._text, level[0].start, level[0].end)
             level = [part for node in level for part in children(node)]
 
     # tokens
@@ -328,7 +328,7 @@ class _Parser:
     def _prefix(self) -> Expr:
         self._depth += 1
         if self._depth > DEPTH_MAX:
-            raise self._error(f"it is nested more than {DEPTH_MAX} deep")
+            raise self._error(_TOO_DEEP)
         try:
             return self._operand()
         finally:
@@ -489,4 +489,7 @@ def relocated(node: Expr, start: int, end: int) -> Expr:
         return replace(node, left=left, right=right, start=start, end=end)
     if isinstance(node, Call):
         return replace(node, arguments=tuple(map(there, node.arguments)), start=start, end=end)
+    if isinstance(node, ListOf):
+        items = tuple(replace(item, start=start, end=end) for item in node.items)
+        return replace(node, items=items, start=start, end=end)
     return replace(node, start=start, end=end)

@@ -247,9 +247,9 @@ def text_of(node: Expr | Sequence) -> str:
         word = " and " if isinstance(node, And) else " or "
         return word.join(_inside(part, And if word == " or " else Not) for part in node.parts)
     if isinstance(node, Not):
-        return f"not {_inside(node.inner, Binary)}"
+        return f"not {_inside(node.inner, Not)}"
     if isinstance(node, Binary):
-        # What binds closer needs no parentheses, but word operators and signs mix badly to read.
+        # Closer ones would need no parentheses, but word operators and signs mix badly to read.
         return f"{_operand(node.left)} {node.op.value} {_operand(node.right)}"
     if isinstance(node, Call):
         return f"{node.name}({', '.join(text_of(a) for a in node.arguments)})"
