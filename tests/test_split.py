@@ -22,7 +22,7 @@ from kcap.model.batch import Batch, Column, concat, constant, without_state
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Snapshot, SourceInfo
 from kcap.state import State
-from kcap.tools import parts
+from kcap.tools import part_files, parts
 from kcap.tools.parts import Template
 
 ORIGINS = ("0a" * 16, "0b" * 16)
@@ -303,6 +303,23 @@ def test_existing_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words", [["--by", "exe", "-o", "{value}.kcap"], ["--events", "9", "-o", "{n}.kcap"]]
+)
+def test_the_input_is_never_replaced(tmp_path: Path, words: list[str]) -> None:
+    """A part that has the input's name is refused, also with --force."""
+    source = saved(tmp_path / "1.kcap", [events([{"n": 1}], exe="1"), events([{"n": 2}], exe="")])
+    before = source.read_bytes()
+    words[-1] = str(tmp_path / words[-1])
+
+    result = run("split", "--force", source, *words)
+
+    assert result.exit_code == 1
+    assert "replace the input" in result.stderr
+    assert source.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize(
     "words", [[], ["--events", "1", "--parts", "2"], ["--bytes", "0"], ["--every", "0"]]
 )
 def test_one_rule(tmp_path: Path, words: list[str]) -> None:
@@ -316,8 +333,8 @@ def test_one_rule(tmp_path: Path, words: list[str]) -> None:
 def test_too_many_values_leave_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A column of more values than files may be open is refused."""
-    monkeypatch.setattr(parts, "OPEN_MAX", 3)
+    """A column of very many values is refused before anything is written."""
+    monkeypatch.setattr(part_files, "VALUES_MAX", 3)
     source = saved(tmp_path / "in.kcap", [stream(list(range(20)), ORIGINS[0])])
 
     result = run("split", "--by", "ord", source, "-o", tmp_path / "p-{n}.kcap")
@@ -327,9 +344,28 @@ def test_too_many_values_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == [source]
 
 
+@given(TIMES, st.integers(1, 9))
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_groups_of_values_make_the_same_parts(
+    tmp_path: Path, times: list[int | None], most: int
+) -> None:
+    """However many parts may be open at a time, they are the same."""
+    source = saved(tmp_path / "in.kcap", [stream(times, ORIGINS[0])])
+    expected = [(p.name, rows(p), state_at_start(p)) for p in split(source, "--by", "ord")]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part_files, "OPEN_MAX", most)
+        found = [(p.name, rows(p), state_at_start(p)) for p in split(source, "--by", "ord")]
+
+    assert found == expected
+    assert len(found) == len(times)
+
+
 def test_too_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of parts is limited."""
-    monkeypatch.setattr(parts, "PARTS_MAX", 3)
+    monkeypatch.setattr(part_files, "PARTS_MAX", 3)
     source = saved(tmp_path / "in.kcap", [make_events(20)])
 
     result = run("split", "--events", "2", source, "-o", tmp_path / "p-{n}.kcap")
@@ -368,3 +404,8 @@ def test_foreign_captures(data: Any, tmp_path: Path) -> None:
     found = sorted(tmp_path.glob("p-*.kcap"))
     assert len(found) == 3
     assert content(merged(found)) == content(tmp_path / "whole.kcap")
+    split_by = run("split", source, "--by", "process_name", "-o", tmp_path / "{value}.kcap")
+    assert split_by.exit_code == 0, split_by.output
+    assert rows(tmp_path / "systemd.kcap")
+    shown = run("cat", "-w", "ps.name = 'systemd'", tmp_path / "whole.kcap").stdout
+    assert run("cat", tmp_path / "systemd.kcap").stdout == shown

@@ -1,28 +1,21 @@
-"""Dividing a capture: where a part begins, and the files that the parts become."""
+"""Dividing a capture: where a part begins, and what it is called."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import click
 import numpy as np
 import numpy.typing as npt
 
-from kcap.errors import LimitError
-from kcap.model.batch import EMPTY, Batch, without_state
+from kcap.model.batch import Batch, without_state
 from kcap.model.classes import I64_MIN
-from kcap.model.side import Loss, Side, Snapshot, SourceInfo
-from kcap.replay.artifacts import Artifacts
+from kcap.model.side import Snapshot
 from kcap.replay.needed import ROW, numbered
-from kcap.replay.origins import as_part
-from kcap.replay.survivors import Survivors
-from kcap.tools import output
 
 if TYPE_CHECKING:
     from kcap.format.writer import CaptureWriter
@@ -30,15 +23,6 @@ if TYPE_CHECKING:
     from kcap.state import State
 
 Int64s = npt.NDArray[np.int64]
-
-PARTS_MAX: Final = 100_000
-"""Parts of one capture."""
-
-OPEN_MAX: Final = 900
-"""Parts that are open at a time: of files a process has 1,024 where nobody asked for more."""
-
-_HELD_BYTES: Final = 64 << 20
-"""What waits for its chunk in all parts together."""
 
 _PIECE_ROWS: Final = 1024
 """Rows after which a part's size is looked at."""
@@ -48,9 +32,6 @@ _ROW_BYTES: Final = 32
 
 _NEARLY: Final = 0.9
 """What a part must have of the size asked for."""
-
-_NO_VALUE: Final = "(none)"
-"""A part's name for no value; a value never spells a parenthesis."""
 
 
 class Template:
@@ -93,13 +74,11 @@ class Template:
         return self.text.format(n=number, value=value)
 
     def existing(self) -> list[Path]:
-        """The files that have a name like that of a part, in order of name."""
+        """The files that have a name like that of a part with a number, in order of name."""
         folder = Path(self.text).parent
         pattern = ""
         for literal, name, _, _ in string.Formatter().parse(Path(self.text).name):
-            pattern += re.escape(literal)
-            if name is not None:
-                pattern += r"\d+" if name == "n" else r"[^/]+"
+            pattern += re.escape(literal) + ("" if name is None else r"\d+")
         if not folder.is_dir():
             return []
         return sorted(p for p in folder.iterdir() if re.fullmatch(pattern, p.name))
@@ -223,12 +202,14 @@ class EachValue:
 
     Args:
         key: The column.
+        values: The values whose parts are written.
     """
 
     rows_max: ClassVar[int | None] = None
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, values: Container[str | None]) -> None:
         self._key = key
+        self._values = values
         self._seen: set[str | None] = set()
 
     def starts(self, batch: Batch) -> Sequence[int]:
@@ -240,7 +221,7 @@ class EachValue:
         new = [
             int(row)
             for code, row in zip(found.tolist(), first, strict=True)
-            if values[code] not in self._seen
+            if values[code] not in self._seen and values[code] in self._values
         ]
         self._seen.update(values[code] for code in found.tolist())
         return sorted(new)
@@ -294,192 +275,3 @@ class Divided:
             self._begin(self._state.snapshot())
             start = row
         yield batch.slice(start, batch.rows)
-
-
-class _Part(NamedTuple):
-    """A part that is being written."""
-
-    name: str
-    stack: contextlib.ExitStack
-    sink: Survivors
-    writer: CaptureWriter
-
-
-class Parts:
-    """A sink that writes the parts; a context manager, which completes their files.
-
-    Args:
-        template: Their names.
-        make: Makes the writer of one: of a stream and its name.
-        artifacts: The blobs of the capture.
-        key: The column whose value a part has; None where one part follows another.
-        force: Replace existing files.
-    """
-
-    def __init__(
-        self,
-        template: Template,
-        make: Callable[[BinaryIO, str], CaptureWriter],
-        artifacts: Artifacts,
-        *,
-        key: str | None,
-        force: bool,
-    ) -> None:
-        self.losses: list[Loss] = []
-        """What could not be written."""
-        self.names: list[str] = []
-        """The parts in order of their number."""
-        self._template = template
-        self._make = make
-        self._artifacts = artifacts
-        self._key = key
-        self._force = force
-        self._start: Snapshot | None = None
-        self._open: dict[str | None, _Part] = {}
-        self._waiting: dict[str | None, int] = {}
-        self._sources: dict[str, SourceInfo] = {}
-        self._early: list[Side] = []
-        self._greatest: dict[str, int] = {}
-        """The greatest number of an event so far, by origin."""
-        self._before: dict[str, int] = {}
-        """The same before the part."""
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Complete the files, or leave them as `output.opened` leaves what is incomplete."""
-        for part in self._open.values():
-            part.stack.__exit__(kind, error, trace)
-        if kind is not None and self._key is not None:
-            # Hundreds of beginnings help nobody; parts that follow one another are kept.
-            for name in self.names:
-                Path(f"{name}.partial").unlink(missing_ok=True)
-
-    @property
-    def writer(self) -> CaptureWriter | None:
-        """The writer of the part, where one follows another; None before there is one."""
-        part = self._open.get(None)
-        return None if part is None else part.writer
-
-    def begin(self, start: Snapshot) -> None:
-        """Say that a part begins with the next event.
-
-        Args:
-            start: The state there.
-        """
-        self._start = start
-
-    def write(self, batch: Batch) -> None:
-        """See `kcap.model.stream.Sink.write`."""
-        self._sources |= {s.id: s for s in batch.before if isinstance(s, SourceInfo)}
-        if self._key is not None:
-            self._write_by(batch, self._key)
-            return
-        if self._start is not None:
-            self._end(None)
-        if None not in self._open:
-            self._add(None)
-        self._open[None].sink.write(batch.with_before(list(map(self._described, batch.before))))
-        self._count(batch)
-
-    def close(self) -> None:
-        """See `kcap.model.stream.Sink.close`."""
-        if not self.names:
-            self._add(None)
-        for part in self._open.values():
-            if self._early:
-                part.sink.write(EMPTY.with_before(self._early))
-                self._early = []
-            part.sink.close()
-            self.losses += part.sink.losses
-
-    def _write_by(self, batch: Batch, key: str) -> None:
-        """Hand each part its events; what was lost is said in the part that goes on."""
-        from kcap.writers.partition import values_of
-
-        self._early += [s for s in batch.before if isinstance(s, Loss)]
-        codes, values = values_of(batch, key)
-        for code in np.unique(codes).tolist():
-            value = values[code]
-            if value not in self._open:
-                self._add(value)
-            rows = np.flatnonzero(codes == code).astype(np.int32)
-            piece = batch.take(rows).compact().with_before(self._early)
-            self._early = []
-            self._open[value].sink.write(piece)
-            self._waiting[value] = self._waiting.get(value, 0) + piece.nbytes
-        while sum(self._waiting.values()) > _HELD_BYTES:
-            # The largest first: not each event that comes may cost a chunk.
-            largest = max(self._waiting, key=lambda v: self._waiting[v])
-            self._open[largest].writer.flush()
-            del self._waiting[largest]
-
-    def _add(self, value: str | None) -> None:
-        """Open the file of a part."""
-        if self._key is not None and len(self._open) >= OPEN_MAX:
-            what = f"{self._key} has more than {OPEN_MAX} values"
-            raise LimitError(what, hint="split by a column with fewer values")
-        if len(self.names) >= PARTS_MAX:
-            raise LimitError(f"more than {PARTS_MAX:,} parts", hint="ask for larger ones")
-        number = len(self.names) + 1
-        name = self._template.name(number, self._spelled(value))
-        stack = contextlib.ExitStack()
-        stream = stack.enter_context(output.opened(name, force=self._force, whole=True))
-        writer = self._make(stream, name)
-        start, self._start = self._start, None
-        self._before = dict(self._greatest)
-        sink = Survivors(
-            writer,
-            self._artifacts.another(unnamed=number == 1),
-            snapshots=() if start is None or not _says(start) else [(0, start)],
-            states=self._key is None,
-        )
-        self.names.append(name)
-        sink.write(EMPTY.with_before(list(map(self._described, self._sources.values()))))
-        self._open[value] = _Part(name, stack, sink, writer)
-
-    def _end(self, value: str | None) -> None:
-        """Complete a part."""
-        part = self._open.pop(value, None)
-        if part is not None:
-            part.sink.close()
-            self.losses += part.sink.losses
-            part.stack.close()
-
-    def _described(self, side: Side) -> Side:
-        """A source says, too, where the part begins."""
-        if self._key is not None or not isinstance(side, SourceInfo):
-            return side
-        return as_part(side, len(self.names), self._before.get(side.origin or ""))
-
-    def _count(self, batch: Batch) -> None:
-        """Take note of the events' numbers."""
-        column = batch.get("origin")
-        if column is None:
-            return
-        ords = batch.numpy("ord", I64_MIN)
-        codes = np.full(batch.rows, -1, np.int64)
-        codes[slice(None) if column.rows is None else column.rows] = column.codes()
-        for code in np.unique(codes[codes >= 0]).tolist():
-            origin = column.values.dictionary[code].as_py()
-            greatest = int(ords[codes == code].max())
-            self._greatest[origin] = max(greatest, self._greatest.get(origin, I64_MIN))
-
-    def _spelled(self, value: str | None) -> str:
-        """A value as a part of a file's name."""
-        from kcap.writers.partition import segment
-
-        if value is None:
-            return _NO_VALUE
-        return segment("", value).removeprefix("=")
-
-
-def _says(snapshot: Snapshot) -> bool:
-    return any(table.rows for table in snapshot.tables.values())

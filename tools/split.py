@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -19,9 +20,13 @@ from kcap.tools.spool import Input
 
 if TYPE_CHECKING:
     from kcap.format.writer import CaptureWriter
+    from kcap.model.side import Snapshot
     from kcap.model.stream import Source
+    from kcap.replay.artifacts import Artifacts
     from kcap.replay.pipeline import Summary
-    from kcap.tools.parts import Parts, Rule, Template
+    from kcap.state import State
+    from kcap.tools.part_files import Parts
+    from kcap.tools.parts import Rule, Template
 
 _SHOWN = 3
 
@@ -92,30 +97,38 @@ def command(
     if by is not None:
         partition.keys([by])
     template = Template(target, by=by is not None)
-    old = template.existing()
-    if old and not force:
-        hint = "give another name, or --force to replace it"
-        raise OutputError("the output exists already", file=str(old[0]), hint=hint)
-    asked = _Asked(events, size, every, count, by)
+    old = [] if by is not None else template.existing()
+    _check_free(capture, old, force=force)
+    asked = _Asked(events, size, every, count)
     writing = {"chunk_rows": chunk_events, "level": level, "created_ns": time.time_ns()}
+    reading = {"lenient": lenient, "raw_pairs": raw_pairs, "resolve": False}
+    common.save_memory()
     with contextlib.ExitStack() as stack:
-        source = Input(capture, stack, keep=count is not None)
-        reading: dict[str, Any] = {"lenient": lenient, "raw_pairs": raw_pairs, "resolve": False}
-        total = _events(source, reading) if count is not None else 0
-        given = stack.enter_context(contextlib.closing(source.open(**reading)))
-        summary, parts = _divided(given, template, asked, total, force=force, writing=writing)
-    _report(summary, parts, old)
+        source = Input(capture, stack, keep=count is not None or by is not None)
+        run = _Run(source, reading, template, force=force, writing=writing)
+        summary = run.in_a_row(asked) if by is None else run.by_value(by)
+    _report(summary, run.names, old)
     common.finish(ctx, summary, capture)
 
 
+def _check_free(capture: str, found: Sequence[Path], *, force: bool) -> None:
+    """Refuse to write over what is there, and over the input in any case."""
+    for path in found:
+        with contextlib.suppress(OSError):  # opening the input says what is wrong
+            if path.samefile(capture):
+                raise OutputError("a part would replace the input", file=str(path))
+    if found and not force:
+        hint = "give another name, or --force to replace it"
+        raise OutputError("the output exists already", file=str(found[0]), hint=hint)
+
+
 class _Asked(NamedTuple):
-    """By what the capture is divided: one of these."""
+    """Where parts begin that follow one another: one of these."""
 
     events: int | None
     size: int | None
     every: float | None
     parts: int | None
-    key: str | None
 
 
 def _events(source: Input, reading: dict[str, Any]) -> int:
@@ -139,58 +152,132 @@ def _events(source: Input, reading: dict[str, Any]) -> int:
         return Pipeline(given, [], stages=[EventsOnly()]).run().events_out
 
 
-def _divided(
-    source: Source,
-    template: Template,
-    asked: _Asked,
-    total: int,
-    *,
-    force: bool,
-    writing: dict[str, Any],
-) -> tuple[Summary, Parts]:
-    """Write the parts.
+class _Run:
+    """Writes the parts of a capture.
 
     Args:
         source: The capture.
-        template: Their names.
-        asked: By what it is divided.
-        total: Events of the capture, where their number counts.
+        reading: How it is read.
+        template: The parts' names.
         force: Replace existing files.
         writing: How the parts are written.
-
-    Returns:
-        What was done, and the parts.
     """
-    from kcap.format.writer import CaptureWriter
-    from kcap.replay.artifacts import Artifacts
-    from kcap.replay.pipeline import Pipeline
-    from kcap.replay.resolved import OWN
-    from kcap.state import State
-    from kcap.tools.parts import Divided, Parts
 
-    state = State()
-    foreign = source.info.format not in OWN
-    # A recording has states between its events; where they are made they are a sequence's.
-    snapshot = state.snapshot if foreign and asked.key is None else None
+    def __init__(
+        self,
+        source: Input,
+        reading: dict[str, Any],
+        template: Template,
+        *,
+        force: bool,
+        writing: dict[str, Any],
+    ) -> None:
+        self.names: list[str] = []
+        """The parts, in order of their number."""
+        self._source = source
+        self._reading = reading
+        self._template = template
+        self._force = force
+        self._writing = writing
 
-    def writer(stream: BinaryIO, name: str) -> CaptureWriter:
-        return CaptureWriter(stream, file=name, snapshot=snapshot, **writing)
+    def in_a_row(self, asked: _Asked) -> Summary:
+        """Write parts that follow one another.
 
-    artifacts = Artifacts([source], unnamed=True)
-    with (
-        Parts(template, writer, artifacts, key=asked.key, force=force) as parts,
-        Progress() as progress,
-    ):
-        divided = Divided(source, state, _rule(asked, total, parts), parts.begin)
-        summary = Pipeline(
-            divided, [parts], state=state, resolve=foreign, after_batch=progress.update
-        ).run()
-    return summary, parts
+        Args:
+            asked: Where each begins.
+
+        Returns:
+            What was done.
+        """
+        from kcap.replay.resolved import OWN
+        from kcap.state import State
+        from kcap.tools.part_files import Parts
+
+        total = _events(self._source, self._reading) if asked.parts else 0
+        state = State()
+        with contextlib.closing(self._source.open(**self._reading)) as source:
+            # A recording has states between its events; of any other input they are made.
+            snapshot = None if source.info.format in OWN else state.snapshot
+            make = functools.partial(self._writer, snapshot=snapshot)
+            with Parts(self._template, make, self._blobs(source), force=self._force) as parts:
+                summary = self._through(source, parts, _rule(asked, total, parts), state)
+        self.names = parts.names
+        return summary
+
+    def by_value(self, key: str) -> Summary:
+        """Write a part for each value of a column.
+
+        What a writer holds until it is closed bounds how many there can be at a time, so the
+        input is read once to see what there is, and then once for each group of values.
+
+        Args:
+            key: The column.
+
+        Returns:
+            What was done.
+        """
+        from kcap.replay.pipeline import Pipeline
+        from kcap.replay.resolved import OWN
+        from kcap.state import State
+        from kcap.tools.part_files import PartsByValue, Survey, spelled
+        from kcap.tools.parts import EachValue
+
+        survey = Survey(key)
+        with contextlib.closing(self._source.open(**self._reading)) as source:
+            foreign = source.info.format not in OWN
+            state = State() if foreign else None
+            summary = Pipeline(source, [survey], state=state, resolve=foreign).run()
+        groups = survey.groups()
+        names = [self._template.name(n, spelled(v)) for g in groups for v, n in g.items()]
+        found = [path for path in map(Path, names) if path.exists()]
+        _check_free(self._source.name, found, force=self._force)
+        for group in groups:
+            with contextlib.closing(self._source.open(**self._reading)) as source:
+                parts = PartsByValue(
+                    self._template,
+                    self._writer,
+                    self._blobs(source),
+                    key=key,
+                    numbers=group,
+                    force=self._force,
+                )
+                with parts:
+                    self._through(source, parts, EachValue(key, group), State())
+            summary.losses += parts.losses
+            self.names += parts.names
+        return summary
+
+    def _through(self, source: Source, parts: Parts, rule: Rule, state: State) -> Summary:
+        """Send the events to their parts."""
+        from kcap.replay.pipeline import Pipeline
+        from kcap.replay.resolved import OWN
+        from kcap.tools.parts import Divided
+
+        with Progress() as progress:
+            return Pipeline(
+                Divided(source, state, rule, parts.begin),
+                [parts],
+                state=state,
+                resolve=source.info.format not in OWN,
+                after_batch=progress.update,
+            ).run()
+
+    def _writer(
+        self, stream: BinaryIO, name: str, snapshot: Callable[[], Snapshot] | None = None
+    ) -> CaptureWriter:
+        from kcap.format.writer import CaptureWriter
+
+        return CaptureWriter(stream, file=name, snapshot=snapshot, **self._writing)
+
+    def _blobs(self, source: Source) -> Artifacts:
+        from kcap.replay.artifacts import Artifacts
+
+        return Artifacts([source], unnamed=True)
 
 
 def _rule(asked: _Asked, total: int, parts: Parts) -> Rule:
     """Where parts begin."""
-    from kcap.tools.parts import EachValue, EveryBytes, EveryEvents, EveryNs
+    from kcap.tools.parts import EveryBytes, EveryEvents, EveryNs
 
     if asked.events is not None:
         return EveryEvents(itertools.count(asked.events, asked.events))
@@ -199,21 +286,19 @@ def _rule(asked: _Asked, total: int, parts: Parts) -> Rule:
         return EveryEvents(iter(sorted(ends)))
     if asked.size is not None:
         return EveryBytes(asked.size, lambda: parts.writer)
-    if asked.every is not None:
-        return EveryNs(round(asked.every * 1e9))
-    assert asked.key is not None
-    return EachValue(asked.key)
+    assert asked.every is not None
+    return EveryNs(max(1, round(asked.every * 1e9)))
 
 
-def _report(summary: Summary, parts: Parts, old: Sequence[Path]) -> None:
+def _report(summary: Summary, parts: Sequence[str], old: Sequence[Path]) -> None:
     """Say which parts there are, and which files of such names are no parts of this capture."""
     from kcap.model.text import printable
 
-    names = [printable(name) for name in parts.names]
+    names = [printable(name) for name in parts]
     shown = names if len(names) <= _SHOWN else [names[0], "…", names[-1]]
     what = f"{common.counted(len(names), 'part')}, {common.counted(summary.events_out, 'event')}"
     click.echo(f"kcap: {what}: {' '.join(shown)}", err=True)
-    stale = [str(path) for path in old if str(path) not in {str(Path(n)) for n in parts.names}]
+    stale = [str(path) for path in old if str(path) not in {str(Path(n)) for n in parts}]
     if stale:
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
         click.echo(f"kcap: warning: from another time: {printable(stale[0])}{more}", err=True)
