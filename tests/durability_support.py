@@ -15,17 +15,17 @@ from random import Random
 import numpy as np
 import pyarrow as pa
 from badinput_support import ROOT
-from support import FILE_ID, make_events, opened, rows_of
+from support import FILE_ID, make_events, opened, rows_of, selected
 
 from kcap.format import scan, tail
 from kcap.format.chunk import Chunk
-from kcap.format.reader import CaptureReader, Selection
+from kcap.format.reader import CaptureReader
 from kcap.format.record import Kind
 from kcap.format.schema import Schema
 from kcap.format.verify import verify
 from kcap.format.writer import CaptureWriter
 from kcap.model.batch import Batch, Column, concat
-from kcap.model.classes import I64_MIN, TypeClass
+from kcap.model.classes import TypeClass
 from kcap.model.side import Loss
 from kcap.state import State
 
@@ -110,8 +110,7 @@ def every_way(data: bytes) -> dict[str, list[int]]:
     """The ords of all events, by each of the ways to read them."""
     found = in_order(data)
     reader = opened(data)
-    reader.select(Selection(start_ns=I64_MIN))
-    found["selection"] = [o for b in reader.batches() for o in ords(b)]
+    found["selection"] = [o for b in selected(reader) for o in ords(b)]
     reader = opened(data)
     index = reader.index()
     assert index is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from kcap.model.batch import Batch, Column, concat
 from kcap.model.builder import Field, RecordBuilder
 from kcap.model.classes import I64_MAX, I64_MIN, U64_MAX, TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.replay.chosen import chosen
 
 FILE_ID = bytes(range(16))
 SOURCE = SourceInfo("test", host="host", boot_id="boot", origin="00" * 16)
@@ -157,6 +158,18 @@ def read(data: bytes, **options: Any) -> tuple[list[Batch], list[Loss]]:
     batches = list(opened(data, **options).batches())
     losses = [s for b in batches for s in b.before if isinstance(s, Loss) and not s.recorded]
     return batches, losses
+
+
+def selected(
+    reader: CaptureReader,
+    columns: Iterable[str] | None = None,
+    start_ns: int = I64_MIN,
+    end_ns: int | None = None,
+) -> list[Batch]:
+    """What a capture holds, read by its index: chunk by chunk, where it says they are."""
+    found, _ = chosen(reader, columns=columns, start_ns=start_ns, end_ns=end_ns)
+    assert found is not reader
+    return list(found.batches())
 
 
 def rows_of(batches: Sequence[Batch]) -> list[str]:

@@ -98,14 +98,11 @@ class Literal(Node):
     """A constant."""
 
     value: Constant
+    kind: str = field(init=False, repr=False)
+    """Its type: True == 1 in Python, and 1 == Decimal(1), but not here."""
 
-    def __eq__(self, other: object) -> bool:
-        # True == 1 in Python, and 1 == Decimal(1): not here.
-        same = isinstance(other, Literal) and type(other.value) is type(self.value)
-        return same and self.value == other.value  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash((type(self.value).__name__, self.value))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", type(self.value).__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from kcap.errors import DamagedError
-from kcap.format.chunk import Chunk, directory_length
+from kcap.format.chunk import ENTRIES, HEAD, Chunk, directory_length
 from kcap.format.record import HEADER_BYTES
 from kcap.format.schema import Schema
 from kcap.format.window import FileWindow, StreamWindow
 from kcap.model.batch import Column
 
 _FIRST_BYTES: Final = 1 << 13
-"""What is read of a chunk at first: most directories fit."""
+"""Most that is read of a chunk at first; a directory with every column of the capture, if less."""
 
 
 class ChunkView:
@@ -45,7 +45,8 @@ class ChunkView:
         self._decoded = decoded
         self._read: dict[str, Column | None] = {}
         with naming():
-            head = window.read_at(self._start, _FIRST_BYTES)
+            likely = 8 + HEAD.sizeof() + len(schema.columns()) * ENTRIES.itemsize
+            head = window.read_at(self._start, min(likely, _FIRST_BYTES))
             if len(head) < 4:  # noqa: PLR2004
                 raise DamagedError("the chunk is not there")
             length = directory_length(head[:4])

@@ -24,7 +24,7 @@ from kcap.format.sequential import Sequential
 from kcap.format.window import FileWindow, StreamWindow
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import TypeClass
-from kcap.model.side import Loss, Side, SourceInfo
+from kcap.model.side import Loss, SourceInfo
 from kcap.model.stream import StreamInfo
 
 
@@ -49,19 +49,6 @@ class Work:
         """
         self.chunks += 1
         self.frames += len(batch.columns)
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What of a capture's events is wanted; lets chunks, columns and all side records be unread.
-
-    For whoever needs events alone: losses and snapshots between the chunks are not delivered.
-    """
-
-    columns: tuple[str, ...] | None = None
-    start_ns: int | None = None
-    end_ns: int | None = None
-    """Half open. Chunks without any event in the interval are left out, rows are not filtered."""
 
 
 class CaptureReader:
@@ -103,7 +90,8 @@ class CaptureReader:
         self.footer_offset: int | None = None
         self.state: str | None = None
         """``closed``, ``open`` or ``torn``; None until an end without a footer was reached."""
-        self.selection = Selection()
+        self.projection: tuple[str, ...] | None = None
+        """The columns that `batches` decodes; all where None. Losses and snapshots come anyway."""
         self.work = Work()
         self._index: Index | None = None
         self.blobs = BlobReader(self)
@@ -148,24 +136,12 @@ class CaptureReader:
         """
         return self.schema.columns()
 
-    def select(self, selection: Selection) -> None:
-        """Limit what `batches` reads, where a FOOTER makes that possible.
-
-        Args:
-            selection: What is wanted.
-        """
-        self.selection = selection
-
     def batches(self) -> Iterator[Batch]:
         """The events in file order.
 
         Yields:
             A batch a chunk; a last empty one where side records follow the last event.
         """
-        if self.selection != Selection():
-            index = self.index()
-            if index is not None:
-                return self._selected(index)
         return Sequential(self).batches()
 
     def index(self) -> Index | None:
@@ -401,25 +377,6 @@ class CaptureReader:
         made = {name: column for name in columns if (column := view.get(name)) is not None}
         return Batch(view.rows, made)
 
-    def _selected(self, index: Index) -> Iterator[Batch]:
-        """The chunks that can hold what is wanted, by the index's table."""
-        before: list[Side] = [*self._sources(index), *index.losses]
-        wanted = self.selection
-        for number, entry in enumerate(index.table):
-            timed = entry["ts_min"] <= entry["ts_max"]
-            if wanted.start_ns is not None and (not timed or entry["ts_max"] < wanted.start_ns):
-                continue
-            if wanted.end_ns is not None and (not timed or entry["ts_min"] >= wanted.end_ns):
-                continue
-            for batch, loss in self.rescued(number, wanted.columns):
-                if loss is not None:
-                    before.append(loss)
-                    continue
-                yield batch.with_before(before)
-                before = []
-        if before:
-            yield EMPTY.with_before(before)
-
     def rescued(
         self, number: int, columns: Iterable[str] | None = None
     ) -> Iterator[tuple[Batch, Loss | None]]:
@@ -464,9 +421,6 @@ class CaptureReader:
                 continue  # its rows are among those that the chunk has lost
             self.work.note(batch)
             yield batch
-
-    def _sources(self, index: Index) -> list[SourceInfo]:
-        return [SourceInfo.from_json(e) for e in index.totals["sources"]]
 
     def _take_footer(self, footer: payloads.Footer, offset: int) -> None:
         # A footer that can't be true is treated as none: the records decide.

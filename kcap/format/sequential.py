@@ -121,7 +121,7 @@ class Sequential:
         found: Chunk | None = None
         try:
             found = Chunk(item.payload, self._schema)
-            batch = found.batch(self._reader.selection.columns)
+            batch = found.batch(self._reader.projection)
         except KcapError as e:
             rows = self._reader.chunk_rows(item.offset, item.offset + 1)
             rows = found.rows if rows is None and found is not None else rows
@@ -166,7 +166,7 @@ class Sequential:
                 self._before.append(Loss("damaged", waiting.rows, reason))
                 self._eager = False
                 continue
-            columns = self._reader.selection.columns
+            columns = self._reader.projection
             yield batch if columns is None else batch.select(columns)
 
     def _without_tails(self, rows: int | None) -> int | None:

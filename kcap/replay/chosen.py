@@ -77,6 +77,8 @@ def chosen(
         if source.index() is not None:
             wanted = Wanted(source.columns(), names, None, start_ns, end_ns, where)
             return cast("Source", Narrowed(source, wanted)), []
+        if names is not None:  # a stream
+            source.projection = (*names, *(where.columns if where else ()), "ts")
     stages: list[Stage] = [TimeRange(start_ns, end_ns)] if timed else []
     if where is not None:
         # A filter that asks for the state has to see all events before it.

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import zstandard
 
 from kcap import limits
-from kcap.format.reader import CaptureReader, Selection
+from kcap.format.reader import CaptureReader
 from kcap.format.writer import CaptureWriter
 from kcap.model import catalogue
 from kcap.model.arrow import from_arrow
 from kcap.model.classes import TypeClass
+from kcap.replay.chosen import chosen
 from kcap.writers.jsonl import JsonLines
 
 LEVEL = 3
@@ -94,9 +95,7 @@ class Kcap:
         rows = 0
         with path.open("rb") as stream:
             reader = CaptureReader(stream, str(path))
-            if columns is not None:
-                reader.select(Selection(tuple(columns)))
-            for batch in reader.batches():
+            for batch in chosen(reader, columns=columns)[0].batches():
                 rows += batch.to_arrow(columns).num_rows
         return rows
 
