@@ -201,20 +201,31 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, str | _Stop]]:
 
 def _listed(lines: Iterator[tuple[int, str | _Stop]]) -> Iterator[tuple[_Item, int]]:
     """An indicator a line; behind a heading, one a row."""
+    begun = False
     for number, line in lines:
         if isinstance(line, _Stop):
             yield line, number
             continue
-        for delimiter in "\t,;":
-            # abuse.ch has its heading in the last line of its comment.
+        delimiter = None if begun else _delimiter(line)
+        if delimiter is not None:
             heading = _cells(line.lstrip("# "), delimiter)
-            if _is_heading(heading, commented=line.startswith("#")):
-                yield from _rows([cell.lower() for cell in heading], delimiter, lines)
-                return
-        comment = _COMMENT.search(line)
+            yield from _rows([cell.lower() for cell in heading], delimiter, lines)
+            return
+        comment = _COMMENT.search(line) if "#" in line else None
         text = line[: comment.start()] if comment else line
         if text.strip():
+            begun = True
             yield _Given(text, label=comment[1] if comment else None), number
+
+
+def _delimiter(line: str) -> str | None:
+    """What separates the cells of a heading; None where a line is none."""
+    for delimiter in "\t,;":
+        # abuse.ch has its heading in the last line of its comment.
+        cells = _cells(line.lstrip("# "), delimiter)
+        if _is_heading(cells, commented=line.startswith("#")):
+            return delimiter
+    return None
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

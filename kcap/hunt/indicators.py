@@ -220,6 +220,8 @@ def _hash(text: str, kind: Kind | None = None) -> Meaning:
 
 def _network(text: str) -> Meaning:
     plain = refanged(text)
+    if not (plain[:1].isdigit() or ":" in plain):  # half of the time of a list of domains
+        raise _bad(text, "an IPv4 or IPv6 address, or a network as 10.0.0.0/8")
     with_port = _PORT.fullmatch(plain)
     address = plain if with_port is None else with_port[1] or with_port[2]
     try:
