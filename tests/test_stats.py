@@ -340,6 +340,23 @@ def test_a_filter_says_which_events_count(tmp_path: Path) -> None:
     assert run("stats", "-w", "evt.name ==", path).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "where",
+    ["evt.name startswith 'e'", "not evt.name = 'exec'", "exists(evt.name)", "event = 'no'"],
+)
+def test_a_filter_on_names_alone_is_answered_by_the_index(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads no chunk, and says what a reading of all chunks says."""
+    path = write(tmp_path / "a.kcap", make_events(500), chunk_rows=100)
+    read = stats("--by", "event", "-w", f"{where} and not seq = -5", path)
+    monkeypatch.setattr(CaptureReader, "view", None)
+
+    assert stats("--by", "event", "-w", where, path) == read
+    result = run("stats", "--by", "event", "-w", "not seq = -5", path)
+    assert result.exit_code == 1, "negative control: a filter on more than names reads chunks"
+
+
 def test_captures_are_counted_together(tmp_path: Path, foreign: Path) -> None:
     """Of any formats; the total is the sum."""
     own = write(tmp_path / "a.kcap", EVENTS)

@@ -6,7 +6,8 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -14,6 +15,8 @@ from kcap.errors import KcapError
 from kcap.tools import common
 from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
+
+_R = TypeVar("_R", "Group", "Others")
 
 if TYPE_CHECKING:
     from kcap.counting import Group, Others
@@ -150,11 +153,16 @@ def command(
         for table, counts in zip(tables, found.tables, strict=True)
     ]
     rate = found.rate.intervals(most or INTERVALS_MAX) if chosen is None else None
+    total = found.total.total()
+    if not timed and start is None and end is None:
+        # The index would not tell: what is said must not depend on how the events were read.
+        shown = [_untimed(table) for table in shown]
+        total = total if where is None else _without_times(total)
     if as_json:
-        report = _as_json(captures, found, shown, rate)
+        report = _as_json(captures, found, total, shown, rate)
         click.echo(json.dumps(report, indent=1, sort_keys=True))
     else:
-        click.echo("\n".join(_as_text(captures, found, shown, rate, timed=timed)))
+        click.echo("\n".join(_as_text(captures, found, total, shown, rate, timed=timed)))
     for capture, losses in found.losses.items():
         common.report_losses(losses, capture)
     ctx.exit(3 if any(found.losses.values()) else 0)
@@ -191,12 +199,16 @@ def _read(capture: str, asked: _Asked, found: _Found) -> None:
 def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]) -> bool:
     """Take the counts by event from the index of a capture, if they are all that is asked for.
 
-    An index counts state records with the events, and has only the most frequent names.
+    An index counts state records with the events, and has only the most frequent names. A filter
+    that looks at the name of the event alone is asked about each name once.
     """
     from kcap.format.reader import CaptureReader
 
-    restricted = asked.where or asked.start is not None or asked.end is not None
-    if asked.timed or restricted or not isinstance(source, CaptureReader):
+    restricted = asked.start is not None or asked.end is not None
+    deeper = asked.where is not None and (
+        asked.where.needs_state or not asked.where.columns <= {"event"}
+    )
+    if asked.timed or restricted or deeper or not isinstance(source, CaptureReader):
         return False
     index = source.index()
     if index is None or index.totals["state_rows"] or "(others)" in index.totals["types"]:
@@ -205,11 +217,31 @@ def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]
     unnamed = events - sum(types.values())
     if unnamed < 0:
         return False  # whoever wrote this counted otherwise
-    found.tables[0].add((((name,), count) for name, count in types.items()))
-    found.tables[0].add([((None,), unnamed)] if unnamed else [])
-    found.total.add([((None,), events)], index.totals["ts"])
+    counts: dict[str | None, int] = dict(types)
+    if unnamed:
+        counts[None] = unnamed
+    times = index.totals["ts"]
+    if asked.where is not None:
+        counts = {name: counts[name] for name in _kept(asked.where, list(counts))}
+        times = None  # those of the others are among them
+    found.tables[0].add((((name,), count) for name, count in counts.items()))
+    found.total.add([((None,), sum(counts.values()))], times)
     losses += index.losses
     return True
+
+
+def _kept(where: Filter, names: list[str | None]) -> list[str | None]:
+    """The names of events for which a filter that looks at nothing else is true."""
+    import numpy as np
+    import pyarrow as pa
+
+    from kcap.model.batch import Batch, Column
+    from kcap.model.classes import TypeClass
+
+    rows = np.array([i for i, name in enumerate(names) if name is not None], np.int32)
+    values = pa.array([name for name in names if name is not None], pa.utf8()).dictionary_encode()
+    found = where.rows(Batch(len(names), {"event": Column(TypeClass.STR, values, rows)}))
+    return [names[row] for row in found.tolist()]
 
 
 def _columns(source: Source, asked: _Asked) -> list[str] | None:
@@ -226,12 +258,13 @@ def _columns(source: Source, asked: _Asked) -> list[str] | None:
 def _as_text(
     captures: Sequence[str],
     found: _Found,
+    total: Others,
     tables: list[_Table],
     rate: dict[int, int] | None,
     *,
     timed: bool,
 ) -> Iterator[str]:
-    yield _heading(captures, found.total.total())
+    yield _heading(captures, total)
     for table in tables:
         if not table.rows:
             continue
@@ -239,10 +272,20 @@ def _as_text(
         if len(tables) > 1 and [row.values for row in table.rows] == [(None,)]:
             yield f"{table.names[0]}: no event has one"
         else:
-            yield from _aligned(_cells(table, found.total.events, timed=timed), len(table.names))
+            yield from _aligned(_cells(table, total.count, timed=timed), len(table.names))
     if rate:
         yield ""
         yield from _aligned(_rates(rate, found), 1)
+
+
+def _untimed(table: _Table) -> _Table:
+    """A table without first and last times."""
+    others = None if table.others is None else _without_times(table.others)
+    return table._replace(rows=[_without_times(row) for row in table.rows], others=others)
+
+
+def _without_times(row: _R) -> _R:
+    return replace(row, first_ns=None, last_ns=None)
 
 
 def _heading(captures: Sequence[str], total: Others) -> str:
@@ -354,10 +397,10 @@ def _plain(value: Value) -> Any:  # noqa: ANN401  (what JSON has)
 def _as_json(
     captures: Sequence[str],
     found: _Found,
+    total: Others,
     tables: list[_Table],
     rate: dict[int, int] | None,
 ) -> dict[str, Any]:
-    total = found.total.total()
     report: dict[str, Any] = {
         "events": total.count,
         "events_per_second": _rate(total),
