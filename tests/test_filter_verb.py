@@ -101,6 +101,7 @@ def test_what_was_left_out_and_lost_is_counted(tmp_path: Path) -> None:
 
     assert shown.exit_code == 0
     assert "lost 3 events: ring full" in shown.stdout
+    assert "filtered" not in run("timeline", tmp_path / "out.kcap").stdout
     assert "filtered 3 events: left out of this copy" in shown.stdout  # of MINE
     assert "filtered 1 event: left out of this copy" in shown.stdout  # of OTHER
     assert "other" not in shown.stdout.split("events name")[0]
@@ -201,12 +202,13 @@ def test_an_existing_copy_stays(tmp_path: Path) -> None:
     [
         ("scap/full_capture.scap", "evt.name = 'open'"),
         ("scap/full_capture.scap", "ps.name contains 's' and not evt.category = 'file'"),
-        ("tracee/tracee_event_dump_2022-10.jsonl.gz", "ps.name contains 's'"),
+        ("scap/full_capture.scap", "ps.ancestor in ('systemd')"),
+        ("tracee/tracee_event_dump_2022-10.jsonl.gz", "ps.ancestor[0] = 'sh'"),
         ("fibratus/v1.6.0-test.kcap", "ps.parent.name = 'go.exe' and evt.category = 'file'"),
     ],
 )
 def test_real_captures(data: Any, tmp_path: Path, name: str, where: str) -> None:
-    """On the copy of a foreign capture a filter finds what it found in the input, with names."""
+    """On the copy a filter finds what it found in a foreign capture: by its processes' kin, too."""
     source, out = data(name), tmp_path / "out.kcap"
 
     result = run("filter", "-w", where, source, "-o", out)
@@ -216,3 +218,7 @@ def test_real_captures(data: Any, tmp_path: Path, name: str, where: str) -> None
     assert shown.count("\n") > 10
     assert run("cat", "-w", where, out).stdout == shown
     assert run("cat", out).stdout == shown
+    if "ancestor" in where:  # what the state is for
+        run("filter", "--force", "--state", "none", "-w", where, source, "-o", out)
+        assert run("cat", out).stdout == shown
+        assert run("cat", "-w", where, out).stdout != shown

@@ -123,3 +123,31 @@ def test_replay_from_a_pipe(captures: Path) -> None:
 
     assert done.result == 0
     assert done.peak_mib < BOUND_MIB
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["filter", "-w", "evt.name = 'open' or not ps.pid > 0"],
+        ["filter", "--state", "none", "-w", "ps.pid < 20000 or not ps.pid > 0"],
+        ["split", "--events", "150000"],
+        ["split", "--bytes", "2M"],
+        ["split", "--by", "exe"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(("events", "count"), [("small", 2_000_000), ("sparse", 1 << 17)])
+def test_copies_and_parts(
+    captures: Path, tmp_path: Path, words: list[str], events: str, count: int
+) -> None:
+    """A long capture is filtered, and divided into many files, within the bound."""
+    path, _ = written(captures, events, count)
+    verb, *rest = words
+    name = "out.kcap" if verb == "filter" else "part-{n}.kcap"
+
+    done = run("kcap", verb, *rest, path, "-o", tmp_path / name)
+
+    assert done.result == 0
+    assert any(tmp_path.iterdir())
+    assert done.peak_mib < BOUND_MIB

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from kcap.model.classes import TypeClass
 from kcap.model.side import Side
 from kcap.replay import needed
 from kcap.replay.needed import Needed
-from kcap.replay.pipeline import Pipeline
+from kcap.replay.pipeline import Pipeline, Stage
 from kcap.state import State, processes
 from kcap.state.processes import Process
 
@@ -123,47 +123,55 @@ STEPS = st.lists(
 
 
 class _Chosen:
-    """A stage that keeps the events of a name."""
+    """A stage that keeps the events of some actions."""
+
+    def __init__(self, actions: Collection[str]) -> None:
+        self._actions = actions
 
     def process(self, batch: Batch) -> Batch:
-        return batch.take(
-            np.array(
-                [i for i, a in enumerate(batch.array("action").to_pylist()) if a == "file_open"],
-                np.int32,
-            )
-        )
+        actions = batch.array("action").to_pylist()
+        return batch.take(np.flatnonzero([a in self._actions for a in actions]).astype(np.int32))
 
 
-def gathered(batches: list[Batch]) -> list[tuple[int, dict[int, Process]]]:
-    """The snapshots for the opened files of a stream."""
+def gathered(batches: list[Batch], *actions: str) -> list[tuple[int, dict[int, Process]]]:
+    """The snapshots for the events of some actions in a stream."""
     found = Needed()
-    source = Given(batches)
-    Pipeline(source, [found], state=found.state, stages=[found, _Chosen()]).run()
-    return [
-        (
-            at,
-            {
-                p.pid: p
-                for all_ in processes.from_batch(s.tables["processes"]).values()
-                for p in all_
-            },
-        )
-        for at, s in found.snapshots()
-    ]
+    stages: list[Stage] = [found, _Chosen(actions)]
+    Pipeline(Given(batches), [found], state=found.state, stages=stages).run()
+    tables = [(at, processes.from_batch(s.tables["processes"])) for at, s in found.snapshots()]
+    return [(at, {p.pid: p for all_ in table.values() for p in all_}) for at, table in tables]
 
 
-@given(STEPS, st.lists(st.integers(0, 25), max_size=5))
+def cut(steps: list[dict[str, Any]], cuts: list[int]) -> tuple[list[Batch], list[Batch]]:
+    """A stream that is cut somewhere, and one event by event."""
+    whole = lives(steps, HOST) if steps else Batch(0, {}, (HOST,))
+    return divided(whole, cuts), divided(whole, list(range(25)))
+
+
+CUTS = st.lists(st.integers(0, 25), max_size=5)
+ACTIONS = st.sets(
+    st.sampled_from(["file_open", "process_rundown", "process_fork", "process_stop"]), min_size=1
+)
+
+
+@given(STEPS, CUTS, ACTIONS)
+@settings(max_examples=100, deadline=None)
+def test_who_is_needed_does_not_depend_on_batches(
+    steps: list[dict[str, Any]], cuts: list[int], actions: set[str]
+) -> None:
+    """However the stream is cut, the snapshots are the same."""
+    batches, singly = cut(steps, cuts)
+
+    assert gathered(batches, *actions) == gathered(singly, *actions)
+
+
+@given(STEPS, CUTS)
 @settings(max_examples=60, deadline=None)
-def test_who_is_needed_depends_on_the_events_alone(
+def test_a_process_is_as_it_was_before_the_first_event_that_means_it(
     steps: list[dict[str, Any]], cuts: list[int]
 ) -> None:
-    """However the stream is cut, the snapshots are what following single events tells."""
-    whole = lives(steps, HOST) if steps else Batch(0, {}, (HOST,))
-    singly = divided(whole, list(range(25)))
-
-    found = gathered(divided(whole, cuts))
-
-    assert found == gathered(singly)
+    """The snapshots are what following single events tells."""
+    batches, singly = cut(steps, cuts)
     state = State()
     held: dict[int, Process] = {}
     expected: dict[int, Process] = {}
@@ -173,9 +181,11 @@ def test_who_is_needed_depends_on_the_events_alone(
             for pid in (row["pid"], row.get("ppid")) if row["action"] == "file_open" else ():
                 for known in _line(state, pid, held):
                     expected.setdefault(known.pid, known)
+
     first: dict[int, Process] = {}
-    for _, table in found:
+    for _, table in gathered(batches, "file_open"):
         first = {**table, **first}
+
     assert first == expected
 
 

@@ -131,7 +131,8 @@ class Histogram:
     def write(self, batch: Batch) -> None:
         """See `Sink.write`."""
         for side in batch.before:
-            if isinstance(side, Loss) and side.kind != "cut":  # a cut value's event is there
+            # A cut value's event is there; one that was filtered was not wanted.
+            if isinstance(side, Loss) and side.kind not in {"cut", "filtered"}:
                 self._lose(side)
         times = batch.get("ts")
         if not self._restricted:

@@ -124,7 +124,8 @@ class Loss:
 
     kind: str
     """``lost`` (by the source), ``cut`` (a value over its limit), ``skipped`` (bad foreign input),
-    ``damaged`` (a record of a capture), ``torn`` (the input ends early)."""
+    ``damaged`` (a record of a capture), ``torn`` (the input ends early), ``filtered`` (left out on
+    purpose of a copy)."""
     count: int | None = None
     """Events, or values for ``cut``; None when the number is not known."""
     reason: str = ""

@@ -183,28 +183,43 @@ class Needed:
         order = np.lexsort((at, pids, of_row[at]))
         at, pids = at[order], pids[order]
         new = np.flatnonzero((np.diff(pids) != 0) | (np.diff(of_row[at]) != 0)) + 1
-        # A turn for each process that the batch names, not for each row.
-        for group in np.split(np.arange(len(at)), new):
-            places = at[group]
-            slot = _Slot(machines[int(of_row[places[0]])], int(pids[group[0]]))
-            yield from self._versions(slot, places, rows)
+        starts = np.concatenate([[0], new])
+        heads = zip(
+            starts.tolist(),
+            [*new.tolist(), len(at)],
+            of_row[at[starts]].tolist(),
+            pids[starts].tolist(),
+            strict=True,
+        )
+        # A turn for each process that the batch names, not for each row: 0.4 us where it is
+        # neither known nor changed.
+        for start, stop, machine, pid in heads:
+            slot = _Slot(machines[machine], pid)
+            if slot in self._changes:
+                yield from self._versions(slot, at[start:stop], rows)
+            elif (process := self._known.get(slot)) is not None:
+                place = int(at[start])
+                where = (self._count + place, int(rows[place]), slot)
+                yield _Reference(*where, process, told=False, ended=False)
 
     def _versions(self, slot: _Slot, places: Int64s, rows: Int64s) -> Iterator[_Reference]:
         """The versions of one process that some rows mean."""
-        changes = self._changes.get(slot, [])
+        changes = self._changes[slot]
         own = dict(changes)
-        which = np.searchsorted([row for row, _ in changes], rows[places], "left")
-        for version, first in zip(*np.unique(which, return_index=True), strict=True):
-            place = int(places[first])
+        at = [row for row, _ in changes]
+        left, right = (np.searchsorted(at, rows[places], side) for side in ("left", "right"))
+        # Rows that change the process stand alone between those before and after.
+        for _, first in zip(*np.unique(left + right, return_index=True), strict=True):
+            place, version = int(places[first]), int(left[first])
             row = int(rows[place])
             before = changes[version - 1][1] if version else self._known.get(slot)
             ended = any(process.exited for _, process in changes[:version])
-            at = (self._count + place, row, slot)
+            where = (self._count + place, row, slot)
             after = own.get(row)
             if after is not None and (before is None or not _same(before, after)):
-                yield _Reference(*at, after, told=True, ended=ended)
+                yield _Reference(*where, after, told=True, ended=ended)
             elif before is not None:
-                yield _Reference(*at, before, told=False, ended=ended)
+                yield _Reference(*where, before, told=False, ended=ended)
 
     def _need(self, reference: _Reference) -> None:
         """Note a process and its ancestors."""
