@@ -356,6 +356,20 @@ def test_foreign(tmp_path: Path, foreign: Path) -> None:
     assert len(hunt("--ioc", ioc, foreign, "--lenient", code=3)) == 4
 
 
+def test_all_vectors(fixtures: Path, ioc: Path) -> None:
+    """Whatever is wrong with a capture, a hunt ends with what could be read or with its error."""
+    ioc.write_text("/tmp/*\nexample.com\n::/0\n0.0.0.0/0\n*a*\n")
+    codes: dict[str, set[int]] = {}
+    for path in sorted(fixtures.glob("vectors/*/*.kcap")):
+        result = run("hunt", "--json", "--ioc", ioc, path)
+        assert "internal error" not in result.output, path
+        codes.setdefault(path.parent.name, set()).add(result.exit_code)
+    assert codes["valid"] == {0}
+    assert codes["recoverable"] <= {0, 3}
+    assert 3 in codes["recoverable"]
+    assert codes["must_reject"] <= {0, 1, 3}
+
+
 def test_real_captures(data: Callable[[str], Path], tmp_path: Path) -> None:
     """In real captures a hunt counts what a query counts."""
     made = tmp_path / "dns.kcap"

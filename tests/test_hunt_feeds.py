@@ -166,7 +166,7 @@ FILES = {
     ),
     "stix": json.dumps(STIX, indent=1),
     "stix in a line": json.dumps(STIX),
-    "stix lines": "\n".join(json.dumps(o) for o in STIX["objects"][1:4]),  # type: ignore[index]
+    "stix lines": "\n".join(json.dumps(o) for o in STIX["objects"][1:4]),
     "misp": json.dumps(MISP),
     "misp response": json.dumps({"response": [MISP]}, indent=2),
 }

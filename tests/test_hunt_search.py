@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import random
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import batch_of, capture, opened
 
+from kcap import limits
 from kcap.format import writer
 from kcap.format.bloom import Bloom, distinct, hashes
 from kcap.format.chunk_index import ChunkIndex
@@ -23,8 +25,9 @@ from kcap.hunt import search
 from kcap.hunt.indicators import Indicator, Kind, is_pattern, is_windows, parse
 from kcap.hunt.matcher import Matcher
 from kcap.hunt.search import Searcher
-from kcap.hunt.source import Narrowed
-from kcap.model.batch import Batch, concat
+from kcap.hunt.source import Searched
+from kcap.model.batch import Batch, Column, concat
+from kcap.model.classes import TypeClass
 
 MD5 = "0123456789abcdef" * 2
 
@@ -301,7 +304,7 @@ def hunted(
 ) -> tuple[list[tuple[int, str, int]], int]:
     """The hits in a capture by the position of their event, and how many chunks were passed by."""
     searcher = Searcher(Matcher(wanted, exact=exact))
-    source = Narrowed(opened(data), searcher, prune=prune)
+    source = Searched(opened(data), searcher, prune=prune)
     hits = []
     for batch in source.batches():
         ords = batch.numpy("ord", -1)
@@ -359,7 +362,7 @@ def test_little_is_read() -> None:
     data = capture([events_of(wide(240, -1))], chunk_rows=20)
     for prune, chunks in ((False, 12), (True, 0)):
         reader = opened(data)
-        source = Narrowed(reader, Searcher(Matcher(indicators("/tmp/x"))), prune=prune)
+        source = Searched(reader, Searcher(Matcher(indicators("/tmp/x"))), prune=prune)
         assert not sum(batch.rows for batch in source.batches())
         assert (reader.work.chunks, reader.work.frames) == (chunks, chunks)
 
@@ -397,6 +400,26 @@ def test_any_of_some_strings(held: list[str], asked: list[str]) -> None:
     empty = Bloom(b"")
     assert not empty.may_hold_any(given_hashes)
     assert empty.may_hold_all(given_hashes) is (not asked)
+
+
+def hostile() -> list[str]:
+    """Long texts that patterns without care take minutes for."""
+    units = ["a", ".", ":", "a.", "a:", "1.", "-", "0", '\\"', '"', "\\", "/", "x.exe", "%", "é."]
+    most = limits.VALUE_BYTES
+    made = [unit * (most // len(unit.encode())) for unit in units]
+    return [*made, *(f"{text[: most - 40]} .example 1.2.3 :: .test {'f' * 9}" for text in made)]
+
+
+def test_long_texts_are_quick() -> None:
+    """What a host can put into a value does not stall a search, in text and in JSON."""
+    texts = hostile()
+    entries = pa.array([*texts, *(f'"{text}' for text in texts)])
+    codes = pa.array(range(len(entries)), pa.int32())
+    raw = pa.DictionaryArray.from_arrays(codes, entries)
+    columns = {n: Column(c, raw) for n, c in (("exe", TypeClass.STR), ("arg_j", TypeClass.JSON))}
+    start = time.process_time()
+    Searcher(Matcher(ALL)).findings(Batch(len(entries), columns))
+    assert time.process_time() - start < 10  # 0.5 s; a careless pattern takes 40 s for one text
 
 
 def test_exact_is_whole_values() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, TypedDict, Unpack
 
 import click
 
@@ -27,6 +27,16 @@ EXIT_FOUND: Final = 4
 _BAD_SHOWN: Final = 5
 
 
+class _Options(TypedDict):
+    """What of the hits is wanted, and how."""
+
+    start: int | None
+    end: int | None
+    limit: int | None
+    summary: bool
+    as_json: bool
+
+
 @click.command(
     "hunt",
     cls=Verb,
@@ -39,7 +49,12 @@ _BAD_SHOWN: Final = 5
 )
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
 @click.option(
-    "--ioc", "files", multiple=True, required=True, help="File of indicators; may be repeated."
+    "--ioc",
+    "files",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="File of indicators; may be repeated.",
 )
 @click.option("--exact", is_flag=True, help="Only values that are an indicator as a whole.")
 @click.option("--start", type=common.EventTime(), help="Only events at or after this time.")
@@ -57,15 +72,11 @@ def command(
     captures: tuple[str, ...],
     files: tuple[str, ...],
     exact: bool,
-    start: int | None,
-    end: int | None,
-    limit: int | None,
-    summary: bool,
-    as_json: bool,
     exit_code: bool,
     target: str,
     force: bool,
     lenient: bool,
+    **options: Unpack[_Options],
 ) -> None:
     """Look for indicators of compromise in CAPTURES.
 
@@ -74,25 +85,30 @@ def command(
     (hxxp://evil[.]example) is understood, and type:value where a value alone is ambiguous. Or it
     is CSV or TSV with a heading, JSON lines, a STIX 2 bundle or a MISP event.
 
-    Looked into are all columns of text, lists and JSON, also of what was there before the first
-    event (processes, descriptors, handles), and artifacts by hash and path; with --start or --end
-    events alone. A hash is found in upper and lower case, also
-    within text (SHA256=...). An address is found as text and within text, as in
-    10.0.0.5:4711->192.0.2.7:443; a network in each address of it. A domain is found as a name or
-    the end of one (evil.example in a.evil.example and https://evil.example/, not in
-    notevil.example). A path is compared with whole values and items of lists, * and ? may stand
-    in it; Windows' paths in any case. A file name is compared with the last part of a path.
+    A hash is found in upper and lower case, also within text (SHA256=...).
 
-    --exact wants whole values, as given or in lower or upper case: of a chunk whose index says
-    that it has none, nothing is read. Where something was found, --exit-code gives 4; 0 means
-    nothing is there, and 3 that some of the input could not be looked into.
+    An address is found as a value and within text, as in 10.0.0.5:4711->192.0.2.7:443; a network
+    where one of its addresses is.
+
+    A domain is found as a name and as the end of one: evil.example in https://a.evil.example/,
+    not in notevil.example.
+
+    A path is a whole value, or an item of a list; * and ? may stand in it, and case means nothing
+    in Windows' paths. A file name (path:run.sh, evil.exe) is the last part of a value.
+
+    Looked into are all columns of text, lists and JSON; what was there before the first event:
+    processes, descriptors, handles; and artifacts, by hash and path. With --start or --end events
+    alone. --exact wants values that are an indicator as a whole, as given or in lower or upper
+    case: of a chunk whose index says that it has none, nothing is read.
+
+    With --exit-code, 4 means that something was found, 0 that nothing is there, and 3 that
+    nothing was found but some of the input could not be looked into.
     """
     from kcap.hunt.matcher import Matcher
     from kcap.hunt.search import Searcher
     from kcap.replay.pipeline import EXIT_DONE, EXIT_LOSSY
-    from kcap.tools.hits import Report
 
-    if summary and limit is not None:
+    if options["summary"] and options["limit"] is not None:
         raise click.UsageError("--summary counts all hits; leave --limit out")
     indicators, lossy = _indicators(files, lenient=lenient)
     searcher = Searcher(Matcher(indicators, exact=exact))
@@ -100,15 +116,9 @@ def command(
         naming(target),
         output.opened(target, force=force, binary=False, whole=True) as stream,
     ):
-        report = Report(
-            searcher,
-            lambda line: stream.write(f"{line}\n".encode()),
-            as_json=as_json,
-            summary=summary,
-            limit=limit,
-            states=start is None and end is None,
-        )
-        hunt = _Hunt(searcher, report, start, end, lenient=lenient, many=len(captures) > 1)
+        report = _report(searcher, stream, options)
+        interval = options["start"], options["end"]
+        hunt = _Hunt(searcher, report, *interval, lenient=lenient, many=len(captures) > 1)
         for name in captures:
             if not report.full:
                 hunt.search(name)
@@ -120,6 +130,19 @@ def command(
     if exit_code and report.hits:
         ctx.exit(EXIT_FOUND)
     ctx.exit(EXIT_LOSSY if lossy or hunt.lossy else EXIT_DONE)
+
+
+def _report(searcher: Searcher, stream: BinaryIO, options: _Options) -> Report:
+    from kcap.tools.hits import Report
+
+    return Report(
+        searcher,
+        lambda line: stream.write(f"{line}\n".encode()),
+        as_json=options["as_json"],
+        summary=options["summary"],
+        limit=options["limit"],
+        states=options["start"] is None and options["end"] is None,
+    )
 
 
 def _say_total(report: Report, indicators: int, captures: int) -> None:
@@ -235,14 +258,14 @@ class _Hunt:
 
     def _events(self, source: Source) -> list[Loss]:
         from kcap.format.reader import CaptureReader
-        from kcap.hunt.source import Narrowed
+        from kcap.hunt.source import Searched
         from kcap.replay.pipeline import Pipeline
         from kcap.replay.stages import TimeRange
 
         if isinstance(source, CaptureReader):
             if not source.window.seekable:
                 source.blobs.passing = self._keep
-            source = Narrowed(source, self._searcher, *self._interval)
+            source = Searched(source, self._searcher, *self._interval)
         stages = [TimeRange(*self._interval)] if self._interval != (None, None) else []
         report = self._report
         run = Pipeline(source, [report], stages=stages, after_batch=lambda _: report.full)

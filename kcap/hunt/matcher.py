@@ -51,7 +51,7 @@ _IPV6: Final = re.compile(
     r"(?<![\w:.%])(?=[0-9A-Fa-f]*:[0-9A-Fa-f]*:)([0-9A-Fa-f:.]{2,60}+)(?![\w:.])"
 )
 _PORT: Final = re.compile(r"(.*[^:]):[0-9]{1,5}")
-_DOMAIN: Final = re.compile(r"[\w-]+(?:\.[\w-]+)+")
+_DOMAIN: Final = re.compile(r"(?<![\w-])[\w-]++(?:\.[\w-]++)+")
 _WORD: Final = re.compile(r"\w+")
 _WHOLE_WORD: Final = re.compile(r"(?<![*?\w])\w+(?![*?\w])")
 

@@ -27,7 +27,7 @@ _UNSEARCHED: Final = frozenset(
 )
 """Columns of words that kcap or the source made up: no indicator can mean them."""
 
-_LITERAL: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_LITERAL: Final = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"|\\?\Z)', re.DOTALL)
 _KNOWN_TEXTS: Final = 1 << 18
 _KNOWN_CHARACTERS: Final = 1024
 
@@ -203,13 +203,13 @@ def _codes(values: pa.DictionaryArray) -> Codes:
 
 def _decoded(text: str) -> Iterator[str]:
     """The texts within JSON, decoded; of what is none after all, what is between quotes."""
-    for literal in _LITERAL.findall(text):
-        yield _unescaped(literal) if "\\" in literal else literal[1:-1]
+    for inner in _LITERAL.findall(text):
+        yield _unescaped(inner) if "\\" in inner else inner
 
 
-def _unescaped(literal: str) -> str:
+def _unescaped(inner: str) -> str:
     try:
         # JSON may hold a lone surrogate, which is no text.
-        return clean(json.loads(literal))[0]
+        return clean(json.loads(f'"{inner}"'))[0]
     except ValueError:
-        return literal[1:-1]
+        return inner

@@ -24,7 +24,7 @@ IDENTITY: Final = ("ts", "ord", "event", "kind", "pid", "process_name", "user")
 """What is said of an event in which something is found."""
 
 
-class Narrowed:
+class Searched:
     """A capture in a file, of which only what can matter is read.
 
     The index tells which chunks have events in the interval and, where whole texts are all that
