@@ -167,6 +167,24 @@ def test_limits_end_a_recording(tmp_path: Path) -> None:
     assert (tmp_path / "r.kcap").stat().st_size < 200 << 10
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("words", [("-w", "evt.name = 'exit'"), ("evt.name", "=", "'exit'")])
+def test_a_filter_keeps_its_events_and_counts_the_others(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Behind -w or as words; what was left out is said, with the filter, and is no failure."""
+    with recording(tmp_path, *words, "-o", "r.kcap") as process:
+        make_processes(20)
+        process.send_signal(signal.SIGINT)
+        assert ended(process)[0] == 0
+    found = check_closed(tmp_path / "r.kcap")
+    assert set(found["types"]) == {"exit"}  # type: ignore[call-overload]
+    (loss,) = found["loss"]  # type: ignore[misc]
+    assert loss["kind"] == "filtered"
+    assert loss["count"] > 20
+    assert "evt.name = 'exit'" in loss["reason"]
+
+
 # Ends out of order
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
@@ -150,6 +150,29 @@ def where_option(function: _F) -> _F:
     ):
         function = option(function)
     return function
+
+
+def filter_given(ctx: click.Context, where: Filter | None, words: Sequence[str]) -> Filter | None:
+    """The filter of a verb that takes it behind -w or as words.
+
+    Args:
+        ctx: The verb's context.
+        where: What stands behind -w.
+        words: The words.
+
+    Returns:
+        The filter, None for none.
+
+    Raises:
+        click.UsageError: It is given both ways.
+        FilterError: It can't be understood.
+    """
+    text = " ".join(words)
+    if not text:
+        return where
+    if where is not None:
+        raise click.UsageError("give the filter once: behind -w, or as words")
+    return filter_of(text, era_of(ctx))
 
 
 def era_of(ctx: click.Context) -> int | None:

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +18,10 @@ from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.format.writer import CaptureWriter
+    from kcap.model.batch import Batch
+    from kcap.model.side import Loss
     from kcap.model.stream import LiveSource
     from kcap.replay.pipeline import Summary
 
@@ -53,6 +56,7 @@ class _Limits:
     examples=(
         "kcap record -o host.kcap",
         "kcap record -o host --duration 60 --max-size 100M --durability 200ms",
+        "kcap record \"evt.name = 'exec' and ps.username = 'root'\" -o execs",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
     ),
 )
@@ -70,9 +74,13 @@ class _Limits:
     help="The most that a crash may cost: what came within INTERVAL, the open chunk, or anything.",
 )
 @common.chunk_options
+@common.where_option
+@click.argument("words", nargs=-1, metavar="[FILTER]...")
 @click.pass_context
 def command(
     ctx: click.Context,
+    words: tuple[str, ...],
+    where: Filter | None,
     target: str | None,
     force: bool,
     duration: float | None,
@@ -91,6 +99,9 @@ def command(
     A chunk is closed when it is full, and after a minute. What came since is on the disk within
     INTERVAL all the same, so that neither a kill nor a power cut costs more; into a pipe it is
     written as often. With 'chunk' the disk gets whole chunks only, with 'none' the system decides.
+
+    With a filter, behind -w or as words, only the events are written for which it is true, and
+    their processes with them; 'kcap info' shows how many were left out.
     """
     from kcap import plugins
     from kcap.format.writer import CaptureWriter
@@ -122,8 +133,15 @@ def command(
                 limits.check()
                 return progress.update(summary)
 
+            kept = _Kept(writer, common.filter_given(ctx, where, words))
             summary = Pipeline(
-                source, [writer], state=state, resolve=True, limit=count, after_batch=after_batch
+                source,
+                [kept],
+                state=state,
+                resolve=True,
+                stages=kept.stages,
+                limit=count,
+                after_batch=after_batch,
             ).run()
     if durable.synced and force and path != "-":
         durability.sync_folder(path)  # a new file has taken the old one's name
@@ -136,6 +154,38 @@ def command(
         err=True,
     )
     common.finish(ctx, summary, source.info.file)
+
+
+class _Kept:
+    """A sink for what a filter keeps: the capture says how many events it has left out."""
+
+    def __init__(self, writer: CaptureWriter, where: Filter | None) -> None:
+        from kcap.replay.stages import Matching
+        from kcap.replay.survivors import Selecting
+
+        self._writer = writer
+        self._where = where
+        self._selecting = (
+            None if where is None else Selecting([Matching(where)], limit=None, state=True)
+        )
+        self.stages = [] if self._selecting is None else [self._selecting]
+        self.losses: list[Loss] = []
+
+    def write(self, batch: Batch) -> None:
+        """See `Sink.write`."""
+        self._writer.write(batch)
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        from kcap.model.batch import EMPTY
+        from kcap.replay.survivors import left_out
+
+        if self._selecting is not None and self._where is not None:
+            why = f"left out while recording, not: {self._where.text}"
+            losses = left_out(self._selecting.dropped, whole=True)
+            self._writer.write(EMPTY.with_before([replace(loss, reason=why) for loss in losses]))
+        self._writer.close()
+        self.losses += self._writer.losses
 
 
 @contextlib.contextmanager

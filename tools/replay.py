@@ -58,11 +58,7 @@ def command(
     if name is None and not words:
         raise click.UsageError("give one capture: CAPTURE, or -k NAME")
     path = output.existing_path(name) if name else words[0]
-    text = " ".join(words if name else words[1:])
-    if text and options["where"] is not None:
-        raise click.UsageError("give the filter once: behind -w, or as words")
-    if text:
-        options["where"] = common.filter_of(text, common.era_of(ctx))
+    options["where"] = common.filter_given(ctx, options["where"], words if name else words[1:])
     with opened_source(
         path, lenient=options["lenient"], resolve=False, raw_pairs=options["raw_pairs"]
     ) as opened:
