@@ -14,7 +14,16 @@ import pyarrow as pa
 
 from kcap.filter import derive
 from kcap.filter.check import Resolved
-from kcap.filter.entries import Entries, Lists, Numbers, Texts, Values, mapped, of_list
+from kcap.filter.entries import (
+    Entries,
+    Lists,
+    Numbers,
+    Texts,
+    Values,
+    mapped,
+    of_list,
+    unsigned_zero,
+)
 from kcap.filter.fields import Source, When
 from kcap.filter.syntax import FieldRef
 from kcap.filter.values import Named
@@ -252,7 +261,9 @@ class Reader:
         if cls.child:
             return Cells(column.rows, None, of_list(values))
         numbers = np.asarray(values)
-        if decoded and cls is not TypeClass.F64:
+        if cls is TypeClass.F64:
+            return Cells(column.rows, None, Numbers(unsigned_zero(numbers)))
+        if decoded:
             found = self._named(column, name, numbers)
             if found is not None:
                 return found

@@ -204,6 +204,32 @@ class Lists:
         return [tuple(each[a:b]) for a, b in zip(starts, self._ends.tolist(), strict=True)]
 
 
+def key_of(value: Any) -> tuple[Any, ...]:  # noqa: ANN401 - any value
+    """What to remember a value by: True == 1 == 1.0 in Python, and so are lists of them.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        What only like values share; not hashable where the value is not.
+    """
+    if type(value) is tuple:
+        return tuple, value, tuple(map(type, value))
+    return type(value), value
+
+
+def unsigned_zero(floats: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Floats without a negative zero: equal values then have one text.
+
+    Args:
+        floats: Any floats.
+
+    Returns:
+        Floats equal to them.
+    """
+    return np.asarray(floats + 0.0)
+
+
 Entries = Values | Numbers | Texts | Lists
 
 
@@ -228,7 +254,10 @@ def of_list(array: pa.ListArray) -> Lists:
         return Lists(Texts(coded.dictionary), np.asarray(coded.indices), ends)
     if pa.types.is_boolean(flat.type):
         return Lists(Values(flat.to_pylist()), None, ends)
-    return Lists(Numbers(np.asarray(flat)), None, ends)
+    numbers = np.asarray(flat)
+    if pa.types.is_floating(flat.type):
+        numbers = unsigned_zero(numbers)
+    return Lists(Numbers(numbers), None, ends)
 
 
 def mapped(entries: Entries, function: Callable[[Any], Any], memo: dict[Any, Any]) -> Values:
@@ -244,7 +273,7 @@ def mapped(entries: Entries, function: Callable[[Any], Any], memo: dict[Any, Any
     """
     found = []
     for value in entries.values():
-        key = type(value), value
+        key = key_of(value)
         try:
             known = key in memo
         except TypeError:  # a mapping
@@ -266,6 +295,6 @@ def structure(text: str) -> Any:  # noqa: ANN401 - whatever stands in it
         Mappings, lists and scalars; None where it is not valid, or nested too deep.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=lambda digits: float(digits) + 0.0)
     except (ValueError, RecursionError):
         return None

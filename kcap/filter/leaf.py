@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kcap.filter.entries import Entries, Lists, Numbers, Texts, Verdicts
+from kcap.filter.entries import Entries, Lists, Numbers, Texts, Verdicts, key_of
 from kcap.filter.interpret import holds
 from kcap.filter.syntax import (
     ORDERED,
@@ -118,12 +118,13 @@ class Leaf:
         found = np.empty(len(values), np.bool_)
         for i, value in enumerate(values):
             try:
-                known = memo.get((type(value), value))
+                key = key_of(value)
+                known = memo.get(key)
             except TypeError:  # a mapping
                 found[i] = self.of(value)
                 continue
             if known is None:
-                known = memo[type(value), value] = self.of(value)
+                known = memo[key] = self.of(value)
             found[i] = known
         return found
 
@@ -137,7 +138,9 @@ class Leaf:
                 if found is not None:
                     return found
             if self.op.base is Op.IN:
-                each = [_compared(entries.array, Op.EQ, c) for c in map(_digits, constants)]
+                if entries.array.dtype.kind != "f":
+                    constants = [_digits(c) for c in constants]
+                each = [_compared(entries.array, Op.EQ, c) for c in constants]
                 known = [e for e in each if e is not None]
                 if len(known) == len(each):
                     return np.asarray(np.logical_or.reduce(known))
@@ -196,7 +199,7 @@ def _patterns(node: Expr) -> list[str] | None:
 
 
 def _digits(value: Any) -> Any:  # noqa: ANN401 - a constant
-    """A member of a list as the number that it stands for among numbers."""
+    """A member of a list as the number that it stands for among integers."""
     if isinstance(value, str) and value.lstrip("-").isdecimal() and str(int(value)) == value:
         return int(value)
     return value
