@@ -41,10 +41,10 @@ _VERBS: Final = {
     "cat": _Verb("cat", "Look", "Print events."),
     "tree": _Verb("tree", "Look", "The process tree: who started whom, when, and how it ended."),
     "timeline": _Verb("timeline", "Look", "How many events over time, and when some were lost."),
+    "stats": _Verb("stats", "Look", "Count events: by event, process, user, destination …"),
     "fields": _Verb("fields", "Look", "What a filter can ask for, and where it comes from."),
     "list": _Verb("list_", "Look", "Fields, events and columns that kcap knows."),
     "hunt": _Verb("hunt", "Look", "Look for indicators of compromise: hashes, addresses, names."),
-    "stats": _Verb("stats", "Look", "Count events: by event, process, user, destination …"),
     "diff": _Verb("diff", "Look", "Events that only one of two captures has."),
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
@@ -192,6 +192,8 @@ def report(error: KcapError) -> None:
     from kcap.model.text import printable
 
     click.echo(f"kcap: {printable(str(error))}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(printable(note), err=True)
     if error.hint:
         click.echo(f"hint: {printable(error.hint)}", err=True)
 
@@ -236,7 +238,8 @@ def main(ctx: click.Context) -> None:
     """Capture and replay of host telemetry: what pcap and its tools are to packets.
 
     Every verb takes every format that kcap can read, and '-' for a stream. Exit codes: 0 done,
-    1 failed, 2 wrong usage, 3 finished but something was lost, skipped or damaged.
+    1 failed, 2 wrong usage, 3 finished but something was lost, skipped or damaged, 4 found
+    something, where --exit-code asks for it.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
