@@ -201,6 +201,19 @@ def test_the_comparison_notices(monkeypatch: pytest.MonkeyPatch) -> None:
             assert given_by(Matcher(ALL), texts) != whole, needed
 
 
+def test_any_number_of_words() -> None:
+    """Lists too long for one pattern, and names beyond ASCII, are found all the same."""
+    names = [f"x{i}.tld{i}" for i in range(3000)] + ["ЛЕС.рф", "домен.рф"]
+    files = [f"/opt/{i}/{'é' * (i % 3)}{i}.sh" for i in range(3000)] + ["path:ДЖ*.Лс?", "É.exe"]
+    texts = ["a.X7.tld7", "http://лес.рф/", "ДОМЕН.РФ.", "/opt/1/é1.sh", "/a/ДЖ1.Лсю", "é.EXE"]
+    batch = events_of([{"nested": {"k": text}} for text in texts])
+    for wanted, held in ((names, texts[:3]), (files, texts[3:]), (names + files, texts)):
+        searcher = Searcher(Matcher(indicators(*wanted)))
+        plain = given_by(searcher.matcher, texts)
+        assert sorted(plain) == sorted(held)
+        assert {f.value: [m.number for m in f.matches] for f in searcher.findings(batch)} == plain
+
+
 RECORDS = st.lists(
     st.fixed_dictionaries(
         {},

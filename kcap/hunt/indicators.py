@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from kcap.errors import BadInputError
+from kcap.filter.values import fold
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -233,7 +234,7 @@ def _network(text: str) -> Meaning:
 
 def _domain(text: str, given: str | None = None) -> Meaning:
     plain = refanged(text)
-    name = plain.removeprefix("*.").strip(".").lower()
+    name = fold(plain.removeprefix("*.").strip("."))
     labels = name.split(".")
     if (
         len(labels) < _LEAST_LABELS

@@ -10,13 +10,14 @@ from __future__ import annotations
 import fnmatch
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kcap.filter.values import fold
 from kcap.hunt.indicators import (
     DOMAIN_LABELS,
     HASH_DIGITS,
@@ -57,8 +58,8 @@ _WHOLE_WORD: Final = re.compile(r"(?<![*?\w])\w+(?![*?\w])")
 
 _PLAIN: Final = re.compile(r"[\w .+@~-]+")
 _PATHS: Final = frozenset({Kind.PATH, Kind.FILENAME})
-_NEEDLES: Final = 256
-"""Words that Arrow looks for at once: it prepares for each look."""
+_WORDS_CHARACTERS: Final = 1 << 12
+"""Length of all words that Arrow looks for at once: it prepares for each look."""
 
 
 class _Pattern(NamedTuple):
@@ -139,7 +140,7 @@ class Matcher:
         value = _folded(indicator.value) if windows else indicator.value
         regex = re.compile(fnmatch.translate(value.replace("[", "[[]")))
         pattern = _Pattern(number, regex, windows, indicator.kind is Kind.FILENAME)
-        words = sorted(_WHOLE_WORD.findall(value.lower()), key=lambda word: (-len(word), word))
+        words = sorted(_WHOLE_WORD.findall(fold(value)), key=lambda word: (-len(word), word))
         if words:
             self._patterns.setdefault(words[0], []).append(pattern)
         else:
@@ -163,14 +164,12 @@ class Matcher:
             A pattern for Arrow; None where there is no such thing.
         """
         found = list(self._kinds().values())
-        parts = {_last_part(i.value) for i in self.indicators if i.kind in _PATHS}
-        needles = {_needle(part) for part in parts}
-        if None in needles or len(needles) > _NEEDLES:
-            if not all(i.kind is Kind.PATH for i in self.indicators if i.kind in _PATHS):
+        if self._has(*_PATHS):
+            parts = {_last_part(i.value) for i in self.indicators if i.kind in _PATHS}
+            needles = _any_of({_needle(part) for part in parts})
+            if needles is None and self._has(Kind.FILENAME):
                 return None
-            found.append(r"[/\\]")
-        elif needles:
-            found.append(f"(?i:{'|'.join(sorted(map(str, needles)))})")
+            found.append(needles or r"[/\\]")
         return "|".join(found)
 
     def _kinds(self) -> dict[str, str]:
@@ -182,8 +181,8 @@ class Matcher:
             made["ipv4"] = r"[0-9]\.[0-9]+\.[0-9]"
             made["ipv6"] = ":[0-9A-Fa-f]*:"
         if self._domains:
-            last = sorted({name.rpartition(".")[2] for name in self._domains})
-            made["domain"] = rf"(?i:\.(?:{'|'.join(last)}))"
+            last = _any_of({name.rpartition(".")[2] for name in self._domains})
+            made["domain"] = rf"\.{last or ''}"
         return made
 
     def _has(self, *kinds: Kind) -> bool:
@@ -276,7 +275,7 @@ class Matcher:
 
     def _domains_in(self, text: str) -> Spotted:
         for name in _DOMAIN.findall(text):
-            rest = ".".join(name.lower().split(".")[-DOMAIN_LABELS:])
+            rest = ".".join(fold(name).split(".")[-DOMAIN_LABELS:])
             while "." in rest:
                 number = self._domains.get(rest)
                 if number is not None:
@@ -290,7 +289,7 @@ class Matcher:
             (self._paths, text, text),
             (self._windows_paths, folded, text),
             (self._names, name, name),
-            (self._windows_names, name.lower(), name),
+            (self._windows_names, fold(name), name),
         ):
             number = table.get(key)
             if number is not None:
@@ -299,7 +298,7 @@ class Matcher:
     def _patterns_of(self, text: str) -> Spotted:
         folded = _folded(text)
         tried = list(self._wordless)
-        for word in dict.fromkeys(_WORD.findall(text.lower())):
+        for word in dict.fromkeys(_WORD.findall(fold(text))):
             tried += self._patterns.get(word, ())
         for pattern in tried:
             subject = folded if pattern.windows else text
@@ -309,7 +308,7 @@ class Matcher:
 
 def _folded(path: str) -> str:
     """A path as Windows compares it."""
-    return path.lower().replace("/", "\\")
+    return fold(path).replace("/", "\\")
 
 
 def _last_part(path: str) -> str:
@@ -319,9 +318,20 @@ def _last_part(path: str) -> str:
 def _needle(part: str) -> str | None:
     """What a text must have, in any case, to be the last part of a path; None for no such thing."""
     if is_pattern(part):
-        words = _WHOLE_WORD.findall(part)
-        return max(words, key=len) if words else None
-    return rf"\Q{part}\E" if _PLAIN.fullmatch(part) else None
+        return max(_WHOLE_WORD.findall(part), key=len, default=None)
+    return part if _PLAIN.fullmatch(part) else None
+
+
+def _any_of(words: Collection[str | None]) -> str | None:
+    """A pattern of words in any case; None where they are too many, or not of ASCII."""
+    known = sorted(word for word in words if word is not None and word.isascii())
+    if len(known) < len(words) or sum(map(len, known)) > _WORDS_CHARACTERS:
+        return None
+    return rf"(?i:{'|'.join(map(_quoted, known))})"
+
+
+def _quoted(word: str) -> str:
+    return rf"\Q{word}\E"
 
 
 def _both_spellings(domain: str) -> tuple[str, ...]:
