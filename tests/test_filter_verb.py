@@ -172,6 +172,24 @@ def test_damage_in_the_input_is_said(tmp_path: Path) -> None:
     assert "damaged" in run("info", tmp_path / "out.kcap").stdout
 
 
+@pytest.mark.parametrize("state", ["needed", "none"])
+def test_a_bad_line_ends_the_copy(tmp_path: Path, state: str) -> None:
+    """What came before it is in the copy, which says where it ends; with --lenient it goes on."""
+    good = '{"timestamp":1,"processId":1,"eventName":"open","args":[]}\n'
+    (tmp_path / "in.jsonl").write_text(good * 3 + "{nothing\n" + good)
+    words = ["--state", state, "-w", "evt.name = 'open'", str(tmp_path / "in.jsonl"), "-o"]
+
+    result = run("filter", *words, tmp_path / "out.kcap")
+
+    assert result.exit_code == 1
+    assert "line 4" in result.stderr
+    assert run("cat", tmp_path / "out.kcap").stdout.count("\n") == 3
+    assert "torn" in run("info", tmp_path / "out.kcap").stdout
+    lenient = run("filter", "--lenient", *words, tmp_path / "more.kcap")
+    assert lenient.exit_code == 3
+    assert run("cat", tmp_path / "more.kcap").stdout.count("\n") == 4
+
+
 @pytest.mark.parametrize("words", [["-w", "ps.nme = 'x'"], ["-w", "ps.name ="], []])
 def test_bad_usage_writes_nothing(tmp_path: Path, words: list[str]) -> None:
     """A filter that is none, or no output, is a usage error."""

@@ -154,3 +154,13 @@ def test_pipes_and_foreign_captures(data: Any, tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["events"] == alone + 2
+
+
+def test_blobs_of_a_pipe_are_counted(tmp_path: Path) -> None:
+    """What can't be taken along from a pipe is said, and leads to exit code 3."""
+    planted(tmp_path / "in.kcap")
+
+    for verb in ("merge -", "split - --events 40", "import -"):
+        done = shell(f"cat in.kcap | kcap {verb} -o '{verb[:3]}-{{n}}.kcap'", tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert b"2 blobs of a pipe stayed behind" in done.stderr

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 
 import click
 
+from kcap.errors import KcapError
 from kcap.tools import common, output
 from kcap.tools.cli import Verb
 from kcap.tools.inputs import position
@@ -42,7 +43,11 @@ class Options(TypedDict):
 @click.command(
     "filter",
     cls=Verb,
-    examples=("kcap filter --start 2026-11-20T12:00:00Z -n 1000 host.kcap -o noon.kcap",),
+    examples=(
+        "kcap filter -w \"ps.name = 'curl'\" host.kcap -o curl.kcap",
+        "kcap filter -w \"not file.path startswith '/home/'\" --state none host.kcap -o out.kcap",
+        "kcap filter --start 2026-11-20T12:00:00Z -n 1000 host.kcap -o noon.kcap",
+    ),
 )
 @click.argument("capture")
 @click.option("-o", "--output", "target", required=True, help="The copy; - is standard output.")
@@ -82,6 +87,7 @@ def command(
     from kcap.model.text import printable
 
     path = output.capture_path(target)
+    common.save_memory()
     with contextlib.ExitStack() as stack:
         source = Input(capture, stack)
         needed = _needed(source, asked) if asked["state"] == NEEDED else None
@@ -114,7 +120,8 @@ def _needed(source: Input, asked: Options) -> Needed:
     streams: list[BinaryIO] = []
     with contextlib.closing(_opened(source, asked, streams)) as events:
         selecting = _selecting(events, asked)
-        with Progress(read=lambda: position(streams)) as progress:
+        # What ends this pass ends the next one at the same place, with all before it in the copy.
+        with Progress(read=lambda: position(streams)) as progress, contextlib.suppress(KcapError):
             Pipeline(
                 events,
                 [needed],

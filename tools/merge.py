@@ -50,9 +50,10 @@ def command(
     Each keeps its own order: an event that is earlier than the one before it stays behind that
     one. Times are never adjusted. Hosts, losses, states and blobs are those of all.
 
-    The parts of what was split or filtered become what it was: events of one recording or import
-    stand in their order there, whatever their times say, so the content hash of the parts merged
-    is that of the whole. For that kcap has to see the parts as files.
+    Parts of one recording or import are put together as it was, whatever the times of its events
+    say: the content hash of what was split is that of its parts merged. Only where parts of
+    values, or filtered copies, have events that came late may those end up elsewhere. A part from
+    a pipe is placed by time. Blobs of a pipe stay behind, and are counted.
 
     Every format that kcap reads can be merged. A capture that can't be read ends the merge before
     anything is written; with --lenient it is passed over and named, exit code 3.

@@ -82,10 +82,12 @@ def command(
 
     A part begins with the state at its start: which processes there are, and what they have open.
     Events keep their values and identity, so 'kcap merge' makes the whole again, with the same
-    content hash.
+    content hash; of parts --by a value where no event came late.
 
     Time is that of the events: the greatest so far counts, and a part without events has no file.
-    Blobs go along with their event, those of no event with the first part; of a pipe none do.
+    Blobs go along with their event, those of no event with the first part. Those of a pipe stay
+    behind and are counted, exit code 3, but for --by and --parts, which keep a pipe in a temporary
+    file first.
     """
     from kcap.tools.parts import Template
     from kcap.writers import partition

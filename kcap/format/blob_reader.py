@@ -45,6 +45,8 @@ class BlobReader:
         events and blobs can't be read one after the other."""
         self.losses: list[Loss] = []
         """What is damaged or gone of the blobs, as far as they were read."""
+        self.passed = 0
+        """Blobs of a stream that went by while its events were read."""
 
     def records(self) -> Iterator[Block | Manifest]:
         """Blocks and manifests in file order; also of a stream, as it comes.

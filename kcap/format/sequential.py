@@ -45,6 +45,7 @@ class Sequential:
             Kind.SOURCE: self._source,
             Kind.SCHEMA: self._read_schema,
             Kind.LOSS: self._loss,
+            Kind.BLOB_MANIFEST: self._blob,
             Kind.STATE: self._state,
             Kind.RECOVERY: self._recovery,
         }
@@ -116,6 +117,10 @@ class Sequential:
             handler(item)
         except KcapError as e:
             self._lose(0, _as_damage(item, e))
+
+    def _blob(self, _: scan.Record) -> None:
+        """A blob is read by itself; of a stream it has passed by then."""
+        self._reader.blobs.passed += self._eager
 
     def _chunk(self, item: scan.Record) -> Iterator[Batch]:
         found: Chunk | None = None

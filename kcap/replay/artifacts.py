@@ -27,15 +27,17 @@ class Artifacts:
     """The blobs of some captures, and which of them go along.
 
     Args:
-        sources: The captures. Others have no blobs; nor has, for this, a pipe, in which they
-            stand among the events.
+        sources: The captures. Others have no blobs; those of a pipe, which stand among its
+            events, are counted.
         unnamed: Take the blobs too that belong to no event.
     """
 
     def __init__(self, sources: Iterable[Source], *, unnamed: bool) -> None:
         self.losses: list[Loss] = []
         """What is damaged or gone of the blobs that went along."""
-        self._readers = [s for s in sources if isinstance(s, CaptureReader) and s.window.seekable]
+        captures = [s for s in sources if isinstance(s, CaptureReader)]
+        self._readers = [s for s in captures if s.window.seekable]
+        self._pipes = [s for s in captures if not s.window.seekable]
         self._wanted: dict[str, npt.NDArray[np.int64]] = {}
         self._chosen: set[tuple[str, int]] = set()
         found: dict[str, set[int]] = {}
@@ -57,7 +59,8 @@ class Artifacts:
             Their blobs, of which none goes along yet.
         """
         made = Artifacts((), unnamed=unnamed)
-        made._readers, made._wanted = self._readers, self._wanted
+        made._readers, made._pipes = self._readers, self._pipes
+        made._wanted = self._wanted
         return made
 
     def follow(self, batch: Batch) -> None:
@@ -83,6 +86,11 @@ class Artifacts:
         Args:
             writer: The capture to write them to; all events are in it.
         """
+        for pipe in self._pipes:
+            if pipe.blobs.passed:
+                what = f"{pipe.blobs.passed:,} blobs of a pipe stayed behind"
+                self.losses.append(Loss("skipped", None, f"{what}; save it to a file first"))
+                pipe.blobs.passed = 0
         if not self._chosen and not self._unnamed:
             return
         written: set[_Content] = set()
