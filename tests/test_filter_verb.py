@@ -222,7 +222,11 @@ def test_an_existing_copy_stays(tmp_path: Path) -> None:
         ("scap/full_capture.scap", "ps.name contains 's' and not evt.category = 'file'"),
         ("scap/full_capture.scap", "ps.ancestor in ('systemd')"),
         ("tracee/tracee_event_dump_2022-10.jsonl.gz", "ps.ancestor[0] = 'sh'"),
-        ("fibratus/v1.6.0-test.kcap", "ps.parent.name = 'go.exe' and evt.category = 'file'"),
+        pytest.param(
+            "fibratus/v1.6.0-test.kcap",
+            "ps.parent.name = 'go.exe' and evt.category = 'file'",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_real_captures(data: Any, tmp_path: Path, name: str, where: str) -> None:
