@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Final, Protocol
 
@@ -30,6 +30,7 @@ from kcap.filter.values import Named
 from kcap.model import catalogue, decode, naming
 from kcap.model.batch import Column, Rows
 from kcap.model.classes import TypeClass
+from kcap.model.distinct import grouped
 from kcap.model.kinds import DECIDING, Kinds
 
 STATE: Final = "state:"
@@ -41,6 +42,7 @@ _PREFIXES: Final[Mapping[str, Callable[[str], str]]] = {
 }
 _SHAPE: Final = "shape"
 _EVENT: Final = "event"
+_NUMBERS: Final = frozenset({TypeClass.I64, TypeClass.U64, TypeClass.F64, TypeClass.BOOL})
 _MEMO_MAX: Final = 1 << 16
 _LOOKED_AT: Final = 1 << 16
 """In so many verdicts true ones are counted before they are spread."""
@@ -80,6 +82,22 @@ def column_names(column: str) -> tuple[str, ...]:
     return tuple(naming.column_name(base, cls, home) for cls in classes)
 
 
+@lru_cache(maxsize=1 << 12)
+def useful_columns(source: Source) -> tuple[str, ...]:
+    """The columns in which a source may have a value.
+
+    Args:
+        source: The source.
+
+    Returns:
+        Their names; columns of numbers are not among them where its function is one of text.
+    """
+    names = column_names(source.column) or (_SHAPE,)
+    if source.function not in derive.OF_TEXT:
+        return names
+    return tuple(name for name in names if catalogue.class_of(name) not in _NUMBERS)
+
+
 def needed(resolved: Resolved) -> set[str]:
     """The columns that the value of a field may depend on.
 
@@ -91,13 +109,11 @@ def needed(resolved: Resolved) -> set[str]:
     """
     found: set[str] = set()
     for source in resolved.field.sources:
-        found.update(column_names(source.column))
+        found.update(useful_columns(source))
         if source.when is not None:
             found.add(source.when.column)
         if source.column.startswith(tuple(_PREFIXES)):
             found |= DECIDING
-        if source.function == derive.COUNT_ARGS:
-            found.add(_SHAPE)
     return found
 
 
@@ -116,6 +132,8 @@ def spread(verdicts: npt.NDArray[np.bool_], codes: npt.NDArray[Any]) -> npt.NDAr
         if len(true) == 1:
             # A tenth of the time.
             return np.asarray(np.equal(codes, codes.dtype.type(true[0])))
+        if len(true) == len(verdicts) - 1:
+            return np.asarray(np.not_equal(codes, codes.dtype.type(verdicts.argmin())))
         if len(true) in (0, len(verdicts)):
             return np.full(len(codes), bool(len(true)), np.bool_)
     return verdicts.take(codes)
@@ -198,29 +216,34 @@ class Reader:
 
     def _read(self, resolved: Resolved) -> list[Cells]:
         found: list[Cells] = []
-        taken: npt.NDArray[np.bool_] | None = None
+        free: npt.NDArray[np.bool_] | None = None
         for source in resolved.field.sources:
             if source.when is not None and self._holds(source.when) is False:
                 continue  # its column is not even read
-            for name in self._present(source.column):
+            for name in self._present(source):
+                if found:
+                    free = self._free(free, found[-1])
+                    if not free.any():
+                        return found
                 cells = self._source(source, name, resolved)
+                if cells is not None and free is not None:
+                    cells = cells.kept(free if cells.rows is None else free[cells.rows], self.rows)
                 if cells is None or (cells.rows is not None and not len(cells.rows)):
                     continue
-                if taken is None:
-                    taken = np.zeros(self.rows, np.bool_)
-                else:
-                    at = slice(None) if cells.rows is None else cells.rows
-                    cells = cells.kept(~taken[at], self.rows)
-                taken[slice(None) if cells.rows is None else cells.rows] = True
                 found.append(cells)
-                if cells.rows is None or taken.all():
+                if cells.rows is None:
                     return found
         return found
 
-    def _present(self, column: str) -> list[str]:
+    def _free(self, free: npt.NDArray[np.bool_] | None, cells: Cells) -> npt.NDArray[np.bool_]:
+        """The rows that have no value yet."""
+        left = np.ones(self.rows, np.bool_) if free is None else free.copy()
+        left[slice(None) if cells.rows is None else cells.rows] = False
+        return left
+
+    def _present(self, source: Source) -> list[str]:
         """The columns that a source may mean and that some event has."""
-        names = column_names(column) or (_SHAPE,)
-        return [name for name in names if name in self._names]
+        return [name for name in useful_columns(source) if name in self._names]
 
     def _source(self, source: Source, name: str, resolved: Resolved) -> Cells | None:
         """One alternative."""
@@ -241,7 +264,7 @@ class Reader:
         return cells
 
     def _column(self, name: str, source: Source) -> Cells | None:
-        decoded = source.column.startswith("arg:") and source.function not in derive.OF_NUMBERS
+        decoded = source.column.startswith("arg:") and source.function in derive.OF_NAMED
         key = name, decoded
         if key not in self._columns:
             column = self._view.get(name)
@@ -275,14 +298,14 @@ class Reader:
         tables, places = self._kinds.decoders(argument, column)
         if not any(decode.known(table) for table in tables):
             return None
-        found, codes = np.unique(numbers, return_inverse=True)
-        pairs, codes = np.unique(places * len(found) + codes.reshape(-1), return_inverse=True)
+        values, codes = Numbers(numbers).distinct
+        kinds = grouped([places, codes], [len(tables), len(values)])
         made: list[Any] = []
-        for place, code in (divmod(int(pair), len(found)) for pair in pairs):
-            number, table = int(found[code]), tables[place]
+        for place, code in zip(*(each.tolist() for each in kinds.codes), strict=True):
+            number, table = values[code], tables[place]
             known = decode.known(table)
             made.append(Named(number, decode.text_of(table, number)) if known else number)
-        return Cells(column.rows, codes.reshape(-1), Values(made))
+        return Cells(column.rows, kinds.rows, Values(made))
 
     def _holds(self, when: When) -> npt.NDArray[np.bool_] | bool:
         """Where a condition on another column holds; False or True where nowhere or anywhere."""
@@ -315,6 +338,10 @@ class Reader:
         if many is not None and isinstance(cells.entries, Numbers):
             array = cells.entries.array if cells.codes is None else cells.entries.array[cells.codes]
             return Cells(cells.rows, None, Numbers(many(array)))
+        if name in derive.COARSE and isinstance(cells.entries, Numbers):
+            array = cells.entries.array
+            floors = array - array % array.dtype.type(derive.COARSE[name])
+            cells = replace(cells, entries=Numbers(floors))
         return self._mapped(cells, name, derive.function(name))
 
     def _mapped(self, cells: Cells, name: str, function: Callable[[Any], Any]) -> Cells:

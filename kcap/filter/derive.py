@@ -398,8 +398,27 @@ _OTHERS: Final[dict[str, Callable[[Any], Any]]] = {
     **{name: _time(unit, of) for name, (unit, of) in _UNITS.items()},
 }
 
-OF_NUMBERS: Final = frozenset({*_PARTS, *_UNITS, "weekday", "date", "clock", "zone", "hex", "text"})
-"""Functions to which the text of a number says nothing."""
+COARSE: Final[Mapping[str, int]] = {"clock": _SECOND, "date": _DAY, "weekday": _DAY, "zone": _DAY}
+"""Functions of times that are the same for all times within so many ns: times seldom repeat."""
+
+OF_NAMED: Final = frozenset({"", "decoded", "decoded_list", *_TEXTS})
+"""Functions to which the text of a number says something; the empty name is no function."""
+
+OF_TEXT: Final = frozenset(
+    {
+        *_TEXTS,
+        "answers",
+        "names",
+        "query_name",
+        "query_type",
+        "response_code",
+        "socket_ip",
+        "socket_path",
+        "socket_port",
+        "variables",
+    }
+) - {COUNT_ARGS}
+"""Functions that give nothing of a number."""
 
 
 @lru_cache(maxsize=256)

@@ -59,8 +59,8 @@ class Numbers:
     @cached_property
     def distinct(self) -> tuple[Sequence[Any], npt.NDArray[np.intp]]:
         """The distinct ones, as Python's, and which of them each value is."""
-        found, codes = np.unique(self.array, return_inverse=True)
-        return found.tolist(), codes.reshape(-1)
+        found = pc.dictionary_encode(pa.array(self.array))  # half the time of sorting
+        return found.dictionary.to_pylist(), np.asarray(found.indices)
 
     def values(self) -> Sequence[Any]:
         """The values, as Python's."""

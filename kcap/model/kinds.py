@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from kcap.model import catalogue, decode
 from kcap.model.batch import Column
+from kcap.model.distinct import grouped
 
 Int64s = npt.NDArray[np.int64]
-
-_FEW: Final = 1 << 12
 
 DECIDING: Final = frozenset({"event", "source"})
 """Columns that tell the kind of an event."""
@@ -48,10 +47,10 @@ class Kinds:
         """Family and event of each kind, and the kind of each row."""
         sources, source = _codes(self._block, "source")
         events, event = _codes(self._block, "event")
-        kinds, codes = distinct(source * len(events) + event, len(sources) * len(events))
-        pairs = [divmod(kind, len(events)) for kind in kinds]
+        found = grouped([source, event], [len(sources), len(events)])
+        pairs = zip(*(codes.tolist() for codes in found.codes), strict=True)
         named = [(self._families.get(sources[s], ""), events[e]) for s, e in pairs]
-        return named, codes
+        return named, found.rows
 
     def decoders(self, argument: str, column: Column) -> tuple[list[str], Int64s]:
         """The decoders of an argument.
@@ -70,24 +69,6 @@ class Kinds:
         different = sorted(set(tables))
         places = np.array([different.index(table) for table in tables], np.int64)
         return different, places[codes if column.rows is None else codes[column.rows]]
-
-
-def distinct(numbers: Int64s, below: int) -> tuple[list[int], Int64s]:
-    """Distinct small numbers, without sorting them all.
-
-    Args:
-        numbers: From 0.
-        below: What they are less than.
-
-    Returns:
-        The distinct ones, ascending, and which of them each is.
-    """
-    if below > _FEW + len(numbers):
-        found, codes = np.unique(numbers, return_inverse=True)
-        return found.tolist(), codes.reshape(-1)
-    used = np.zeros(below, np.bool_)
-    used[numbers] = True
-    return np.flatnonzero(used).tolist(), (np.cumsum(used) - 1)[numbers]
 
 
 def _codes(block: Rows, name: str) -> tuple[list[str], Int64s]:
