@@ -6,7 +6,7 @@ The blocks are Parquet's; the hash is one that numpy computes over many strings 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 import numpy as np
@@ -138,6 +138,17 @@ def distinct(entries: Sequence[pa.Array]) -> Hashes:
     return values[fresh]
 
 
+@lru_cache(maxsize=1024)
+def _hash(text: str) -> Hashes | None:
+    """The hash of a string that chunk after chunk is asked for; None of what no value can be."""
+    if len(text.encode("utf-8", "surrogatepass")) > limits.VALUE_BYTES:
+        return None
+    try:
+        return hashes(pa.array([text], pa.utf8()))
+    except UnicodeEncodeError:
+        return None  # a lone surrogate
+
+
 class Bloom:
     """Tells which strings are not among some; of one that is, it never says so."""
 
@@ -181,13 +192,8 @@ class Bloom:
         Returns:
             False where it certainly is not.
         """
-        if len(text.encode("utf-8", "surrogatepass")) > limits.VALUE_BYTES:
-            return False
-        try:
-            found = hashes(pa.array([text], pa.utf8()))
-        except UnicodeEncodeError:
-            return False  # a lone surrogate is no value of a text column
-        return self.may_hold_all(found)
+        found = _hash(text)
+        return found is not None and self.may_hold_all(found)
 
     def may_hold_all(self, strings: Hashes) -> bool:
         """Whether all of some strings may be among those of the chunk.

@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from kcap.errors import DamagedError
+from kcap.format import record
 from kcap.format.chunk import ENTRIES, HEAD, Chunk, directory_length
-from kcap.format.record import HEADER_BYTES
+from kcap.format.record import HEADER_BYTES, Kind
 from kcap.format.schema import Schema
 from kcap.format.window import FileWindow, StreamWindow
 from kcap.model.batch import Column
@@ -23,18 +24,20 @@ class ChunkView:
     Args:
         window: The file.
         offset: Of the CHUNK record.
+        file_id: Of the file.
         schema: The columns.
         naming: Made around every reading, to name the place in errors.
         decoded: Called for every column that was decoded.
 
     Raises:
-        DamagedError: The directory does not hold.
+        DamagedError: The record's header or the directory does not hold.
     """
 
     def __init__(
         self,
         window: FileWindow | StreamWindow,
         offset: int,
+        file_id: bytes,
         schema: Schema,
         naming: Callable[[], AbstractContextManager[None]] = nullcontext,
         decoded: Callable[[], None] | None = None,
@@ -45,10 +48,12 @@ class ChunkView:
         self._decoded = decoded
         self._read: dict[str, Column | None] = {}
         with naming():
-            likely = 8 + HEAD.sizeof() + len(schema.columns()) * ENTRIES.itemsize
-            head = window.read_at(self._start, min(likely, _FIRST_BYTES))
-            if len(head) < 4:  # noqa: PLR2004
-                raise DamagedError("the chunk is not there")
+            likely = HEADER_BYTES + 8 + HEAD.sizeof() + len(schema.columns()) * ENTRIES.itemsize
+            raw = window.read_at(offset, min(likely, _FIRST_BYTES))
+            header = record.unpack(raw[:HEADER_BYTES], file_id)
+            head = raw[HEADER_BYTES:]
+            if header is None or header.kind != Kind.CHUNK or len(head) < 4:  # noqa: PLR2004
+                raise DamagedError("the CHUNK record's header is damaged")
             length = directory_length(head[:4])
             if length > len(head):
                 head = window.read_at(self._start, length)

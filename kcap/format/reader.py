@@ -286,7 +286,9 @@ class CaptureReader:
             if not entry["index"] and self._kind_at(offset) == Kind.TAIL:
                 return self.chunk(number)
         self.work.chunks += 1
-        return ChunkView(self.window, offset, self.schema, naming, self.work.note_frame)
+        return ChunkView(
+            self.window, offset, self.header.file_id, self.schema, naming, self.work.note_frame
+        )
 
     def chunk_index(self, number: int) -> ChunkIndex | None:
         """What a chunk holds, without reading it.
@@ -373,7 +375,7 @@ class CaptureReader:
         return Chunk(payload[: header.length], self.schema).batch()
 
     def _part_of_chunk(self, offset: int, columns: Iterable[str]) -> Batch:
-        view = ChunkView(self.window, offset, self.schema)
+        view = ChunkView(self.window, offset, self.header.file_id, self.schema)
         made = {name: column for name in columns if (column := view.get(name)) is not None}
         return Batch(view.rows, made)
 
