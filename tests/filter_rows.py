@@ -58,7 +58,7 @@ def field(row: Row, resolved: Resolved, families: Mapping[str, str]) -> Any:
         value = _through(_value(row, source, families), source, row)
         if value is None:
             continue
-        if resolved.key and resolved.field.argument:
+        if resolved.key:
             value = derive.picked(resolved.key, resolved.field.name, resolved.field.era, value)
         elif resolved.field.type == "map":
             value = derive.listed(value)

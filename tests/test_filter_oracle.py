@@ -118,11 +118,16 @@ BROKEN = {
 }
 
 
+def agree_on_many(seeds: int) -> None:
+    """Simple filters over many made batches."""
+    for seed in range(seeds):
+        agree_on(seed, each=30, depth=0, cuts=0)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a short cut of the engine is wrong, the oracle disagrees soon."""
     where, attribute, wrong = BROKEN[name]
     monkeypatch.setattr(where, attribute, wrong)
     with pytest.raises(AssertionError):
-        for seed in range(200):
-            agree_on(seed, each=30, depth=0, cuts=0)
+        agree_on_many(200)

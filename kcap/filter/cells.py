@@ -256,7 +256,7 @@ class Reader:
                 cells = cells.kept(holds if cells.rows is None else holds[cells.rows], self.rows)
         if source.function:
             cells = self._through(cells, source.function)
-        if resolved.key and not resolved.field.name.endswith("]") and resolved.field.argument:
+        if resolved.key:
             pick = partial(derive.picked, resolved.key, resolved.field.name, resolved.field.era)
             cells = self._mapped(cells, f"[{resolved.field.name}.{resolved.key}", pick)
         elif resolved.field.type == "map":

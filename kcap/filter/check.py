@@ -261,7 +261,7 @@ class _Checker:
             if not isinstance(part, Literal) or not isinstance(part.value, str):
                 raise self._error("a pattern is text in quotes", part)
             try:
-                pc.match_substring_regex(pa.array([], pa.utf8()), part.value)
+                pc.match_substring_regex(pa.array([""]), part.value)
             except pa.ArrowInvalid as e:
                 hint = "the dialect is RE2: no look-around, no back-references"
                 why = str(e).partition(": ")[2] or str(e)
