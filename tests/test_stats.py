@@ -306,7 +306,7 @@ def test_only_needed_columns_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(CaptureReader, "chunk", noted)
     stats("--by", "process", path)
 
-    assert asked == [("kind", "process_name", "ts")]
+    assert asked == [("process_name", "ts")]
 
 
 def test_state_records_do_not_count(tmp_path: Path) -> None:

@@ -248,11 +248,16 @@ def _columns(source: Source, asked: _Asked) -> list[str] | None:
     """The columns of a capture in a file that count; None where they are not known beforehand."""
     from kcap.format.reader import CaptureReader
 
-    if not isinstance(source, CaptureReader) or source.index() is None:
+    index = source.index() if isinstance(source, CaptureReader) else None
+    if index is None or not isinstance(source, CaptureReader):
         return None
     known = source.columns()
     needed = {name for keys in asked.keys for key in keys for name in key.columns(known)}
-    return sorted(needed | {"ts", "kind"})
+    if asked.timed or asked.where is None or asked.start is not None or asked.end is not None:
+        needed.add("ts")
+    if index.totals["state_rows"]:
+        needed.add("kind")
+    return sorted(needed)
 
 
 def _as_text(
