@@ -22,6 +22,7 @@ def command(topic: str | None) -> None:
         "arguments": ("the arguments with a known class", _arguments),
         "events": ("the events that kcap knows, with action and category", _events),
         "actions": ("kcap's taxonomy: what can happen", _actions),
+        "functions": ("the functions of filters, and those that are refused", _functions),
         "format": ("the .kcap format, normative", _format),
     }
     if topic is None:
@@ -80,6 +81,13 @@ def _actions() -> str:
     from kcap.model import catalogue
 
     return table(list(catalogue.actions().items()))
+
+
+def _functions() -> str:
+    from kcap.filter.functions import FUNCTIONS, REFUSED
+
+    known = [(f.usage, f.result, f.meaning) for f in FUNCTIONS.values()]
+    return table([*known, *((f"{name}()", "refused", why) for name, why in REFUSED.items())])
 
 
 def _format() -> str:
