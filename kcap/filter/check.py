@@ -357,7 +357,7 @@ class _Checker:
         if not isinstance(node, FieldRef):
             return False
         sources = self.fields[node].field.sources
-        return not sources or any(":" in s.column or "arg" in s.column for s in sources)
+        return not sources or any(s.column.startswith(("arg", "ext")) for s in sources)
 
     def _fields(self, node: Binary, kind: str, other: str) -> None:
         """Two things that are no constants."""

@@ -48,6 +48,9 @@ SPAN_MAX_NS: Final = 4 * 3_600 * 10**9
 
 _OR, _AND, _NOT, _COMPARISON, _WORD = range(5)
 _OPS: Final = {op.value: op for op in Op}
+_BETWEEN: Final = ("and", "or", "not", "exists", *(op.value for op in Op if op.is_word))
+"""Words that may follow an operand."""
+
 _CONSTANTS: Final = frozenset({Kind.TEXT, Kind.NUMBER, Kind.ADDRESS, Kind.DURATION})
 
 
@@ -228,7 +231,7 @@ class _Parser:
             raise self._error("'|' stands between the steps of a sequence", hint="write 'or'")
         hint = None
         if now.kind in (Kind.NAME, Kind.NUMBER):
-            near = difflib.get_close_matches(str(now.value).lower(), KEYWORDS, 1, 0.7)
+            near = difflib.get_close_matches(str(now.value).lower(), _BETWEEN, 1, 0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"text stands in quotes; {SHELL}"
         raise self._error(f"expected an operator, 'and', 'or' or the end, not {shown}", hint=hint)
 
@@ -346,6 +349,10 @@ class _Parser:
                 return replace(found.items[0], start=found.start, end=found.end)
             self._advance()
             inner = self._expression(_OR)
+            if self._is_sign(","):
+                what = f"{self._text[inner.start : inner.end]!r} is no constant, as a list has"
+                hint = f"text stands in quotes; {SHELL}"
+                raise FilterError(what, self._text, inner.start, inner.end, hint=hint)
             end = self._expect(")", "to close '('").end
             return replace(inner, start=now.start, end=end)
         if self._is_word("not"):
