@@ -1,10 +1,9 @@
-"""kcap beside sysdig on the same captures: import, JSON lines, Parquet, filter scans.
+"""kcap beside sysdig on the same captures: import, JSON lines, Parquet.
 
 ``python tests/bench/sysdig.py`` prints the tables, with ``--write`` they go into
-docs/benchmarks.md. Whole commands are timed, in turns; the best of
-all turns counts. The capture is a real one, and the same repeated with other times, so that what a
-command costs before its first event can be told from what each event costs. Hits are compared, so
-both sides answered the same question.
+docs/benchmarks.md. Whole commands are timed, in turns; the best of all turns counts. The capture is
+a real one, and copies of it with other times, processes and paths, so that what a command costs
+before its first event can be told from what each event costs. Filters are in filters.py.
 """
 
 from __future__ import annotations
@@ -20,24 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import duckdb
-import numpy as np
 import page
+from scapcopies import Copies
 from workloads import DATA, ROOT
-
-import kcap as api
-from kcap.readers.scap_blocks import Blocks, Events
 
 SAMPLE = DATA / "scap" / "full_capture.scap"
 MANY = 28
-"""Copies of the sample in the capture that is converted, and in the smaller one that is scanned."""
-MOST = 112
-"""Copies in the larger one that is scanned."""
+"""Copies of the sample in the capture that is converted."""
 
 TURNS = 3
-_TS_AT = 10
-"""Where in an event block its time stands."""
-
 _FIELDS = "seq,ts,cpu,process_name,tid,direction,event,retval"
 """About what ``sysdig -j`` prints, which puts all arguments into one text."""
 
@@ -57,17 +47,6 @@ duckdb.sql("COPY (FROM read_json('/dev/stdin', format = 'newline_delimited'))"
 
 WHOLE = "Whole commands, Python's start included; the best of three turns."
 
-FILTERS = {
-    "one type of event": ("evt.type=execve", "event = 'execve'"),
-    "a process and a type": (
-        "proc.name=httpd and evt.type=open",
-        "process_name = 'httpd' AND event = 'open'",
-    ),
-    "text in a file's name": ("fd.name contains urandom", "contains(fd_name, 'urandom')"),
-    "nothing": ("evt.type=quotactl and proc.name=httpd", "event = 'quotactl'"),
-}
-"""Name to sysdig's filter and the condition in SQL."""
-
 
 class Capture(NamedTuple):
     """One capture in all its forms."""
@@ -82,36 +61,6 @@ class Capture(NamedTuple):
     def kcap(self) -> Path:
         """As a capture with enter and exit joined, which the conversions make."""
         return self.scap.with_suffix(".kcap")
-
-
-def repeated(source: Path, target: Path, copies: int) -> int:
-    """Write a capture several times behind itself, each copy later than the one before.
-
-    Args:
-        source: A capture of event blocks of the second version.
-        target: The file to write.
-        copies: How many.
-
-    Returns:
-        Its events.
-    """
-    with source.open("rb") as stream:
-        runs = [item for item in Blocks(stream, str(source)).read() if isinstance(item, Events)]
-    raw = source.read_bytes()
-    end = runs[0].offset
-    starts = np.concatenate([run.starts + run.offset - end for run in runs])
-    body = np.frombuffer(raw[end:], np.uint8).copy()
-    place = starts[:, None] + _TS_AT + np.arange(8)
-    times = body[place].copy().view("<u8")[:, 0]
-    timed = times > 0
-    span = int(times.max() - times[timed].min()) + 1
-    with target.open("wb") as out:
-        out.write(raw[:end])
-        for turn in range(copies):
-            moved = np.where(timed, times + np.uint64(turn * span), times).astype("<u8")
-            body[place] = moved[:, None].view(np.uint8)
-            out.write(body.tobytes())
-    return len(starts) * copies
 
 
 def run(*words: object, into: Path | None = None) -> None:
@@ -154,7 +103,7 @@ def best(works: dict[str, Callable[[], object]], turns: int = TURNS) -> dict[str
 
 
 def captures(folder: Path) -> list[Capture]:
-    """The sample itself and both repeated captures.
+    """The sample itself and its copies.
 
     Args:
         folder: Where they go.
@@ -163,9 +112,9 @@ def captures(folder: Path) -> list[Capture]:
         The captures, the smallest first.
     """
     found = []
-    for copies in (1, MANY, MOST):
+    for copies in (1, MANY):
         scap = folder / f"x{copies}.scap"
-        count = repeated(SAMPLE, scap, copies)
+        count = Copies(SAMPLE).write(scap, copies)
         pairs = scap.with_suffix(".pairs.kcap")
         kcap("import", scap, "--raw-pairs", "-o", pairs)
         found.append(Capture(scap, pairs, count))
@@ -248,61 +197,17 @@ def sizes(capture: Capture, folder: Path) -> str:
     return "\n".join(found) + "\n"
 
 
-def scan_table(small: Capture, large: Capture) -> str:
-    """Filter scans: whole commands, and the slope between two sizes."""
-    lines = [
-        f"### Filter scans beside sysdig: {small.events:,} and {large.events:,} events\n",
-        "| question | hits | sysdig | kcap query | whole command | sysdig, slope | kcap, slope | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, (theirs, ours) in FILTERS.items():
-        works: dict[str, Callable[[], object]] = {}
-        for size, capture in (("small", small), ("large", large)):
-            works[f"sysdig {size}"] = partial(run, "sysdig", "-r", capture.scap, theirs)
-            count = f"SELECT count(*) FROM events WHERE {ours}"
-            works[f"kcap {size}"] = partial(kcap, "query", count, capture.pairs)
-        seconds = best(works)
-        slopes = [
-            (large.events - small.events) / max(seconds[f"{w} large"] - seconds[f"{w} small"], 1e-3)
-            for w in ("sysdig", "kcap")
-        ]
-        whole = seconds["sysdig large"] / seconds["kcap large"]
-        lines.append(
-            f"| {name} | {hits(large, theirs, ours):,} | {seconds['sysdig large']:.2f} s | "
-            f"{seconds['kcap large']:.2f} s | {whole:.1f} x | {slopes[0] / 1e6:.1f} M/s | "
-            f"{slopes[1] / 1e6:.1f} M/s | {slopes[1] / slopes[0]:.1f} x |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def hits(capture: Capture, theirs: str, ours: str) -> int:
-    """How many events both sides find.
-
-    Raises:
-        AssertionError: They do not find as many.
-    """
-    # With -D events about events come whatever the filter says.
-    command = ["sysdig", "-r", str(capture.scap), "-p", "*%evt.num", theirs]
-    found = subprocess.run(command, capture_output=True, check=True).stdout.count(b"\n")
-    with api.open(capture.pairs) as opened:
-        events = opened.dataset()  # DuckDB finds it by its name
-        own = duckdb.sql(f"SELECT count(*) FROM events WHERE {ours}").fetchall()[0][0]
-        del events
-    assert own == found, (theirs, found, own)
-    return int(found)
-
-
 def report(folder: Path) -> str:
     """All tables; empty where sysdig or the sample is not at hand."""
     if shutil.which("sysdig") is None or not SAMPLE.exists():
         print("no sysdig, or no sample: kcap is not measured beside it", file=sys.stderr)
         return ""
-    single, many, most = captures(folder)
+    single, many = captures(folder)
     parts = [f"{WHOLE}\n"]
     parts += [
         conversion_table(capture, best(conversions(capture, folder))) for capture in (single, many)
     ]
-    parts += [sizes(single, folder), scan_table(many, most)]
+    parts.append(sizes(single, folder))
     return "\n".join(parts)
 
 
