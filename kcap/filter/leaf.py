@@ -236,7 +236,9 @@ _OPERATORS: Final[dict[Op, Callable[[Any, Any], Verdicts]]] = {
 
 def _text_test(op: Op, entries: Texts, words: list[str]) -> Verdicts | None:
     """Texts against constants, case by case of an operator; None where there is no quick way."""
-    if op is Op.IN or op is Op.EQ:
+    if len(words) == 1 and op in (Op.EQ, Op.IN):
+        return np.asarray(pc.equal(entries.array, words[0]))
+    if op is Op.IN:
         return np.asarray(pc.is_in(entries.array, value_set=pa.array(words, pa.utf8())))
     if op is Op.NE:
         return np.asarray(pc.not_equal(entries.array, words[0]))

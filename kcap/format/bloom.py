@@ -141,12 +141,14 @@ def distinct(entries: Sequence[pa.Array]) -> Hashes:
 @lru_cache(maxsize=1024)
 def _hash(text: str) -> Hashes | None:
     """The hash of a string that chunk after chunk is asked for; None of what no value can be."""
-    if len(text.encode("utf-8", "surrogatepass")) > limits.VALUE_BYTES:
-        return None
     try:
-        return hashes(pa.array([text], pa.utf8()))
+        raw = text.encode()
     except UnicodeEncodeError:
         return None  # a lone surrogate
+    if len(raw) > limits.VALUE_BYTES:
+        return None
+    # Not `hashes(pa.array([text]))`: given a list, pyarrow imports pandas where it is installed.
+    return _mixed(_sums(np.frombuffer(raw, np.uint8), np.array([0, len(raw)])))
 
 
 class Bloom:
