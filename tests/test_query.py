@@ -478,18 +478,13 @@ def test_chunks_that_do_not_matter_are_not_read(
 ) -> None:
     """Conditions of a query, on an event type's table too, leave chunks unread."""
     read: Counter[int] = Counter()
-    chunk, view = CaptureReader.chunk, CaptureReader.view
+    view = CaptureReader.view
 
-    def spied_chunk(self: CaptureReader, number: int, columns: Any = None) -> Any:
-        read[number] += 1
-        return chunk(self, number, columns)
-
-    def spied_view(self: CaptureReader, number: int) -> Any:
+    def spied(self: CaptureReader, number: int) -> Any:
         read[number] += 1
         return view(self, number)
 
-    monkeypatch.setattr(CaptureReader, "chunk", spied_chunk)
-    monkeypatch.setattr(CaptureReader, "view", spied_view)
+    monkeypatch.setattr(CaptureReader, "view", spied)
 
     assert answers("SELECT count(*) FROM events WHERE pid = 103", mixed_capture) == ["[36]"]
     assert set(read) == {3}

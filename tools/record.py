@@ -105,10 +105,10 @@ def command(
     """
     from kcap import plugins
     from kcap.format.writer import CaptureWriter
-    from kcap.model.text import printable
     from kcap.replay.pipeline import Pipeline
     from kcap.state import State
 
+    where = common.filter_given(ctx, where, words)
     source: LiveSource = plugins.load(plugins.LIVE, "proc")(interval_s=durable.tick_s)
     path = output.capture_path(target) if target else _default_name()
     state = State()
@@ -133,7 +133,7 @@ def command(
                 limits.check()
                 return progress.update(summary)
 
-            kept = _Kept(writer, common.filter_given(ctx, where, words))
+            kept = _Kept(writer, where)
             summary = Pipeline(
                 source,
                 [kept],
@@ -145,6 +145,14 @@ def command(
             ).run()
     if durable.synced and force and path != "-":
         durability.sync_folder(path)  # a new file has taken the old one's name
+    _report(summary, writer, path)
+    common.finish(ctx, summary, source.info.file)
+
+
+def _report(summary: Summary, writer: CaptureWriter, path: str) -> None:
+    """Say what was recorded."""
+    from kcap.model.text import printable
+
     lost = sum(summary.lost().values())
     size = common.size_text(writer.bytes_written)
     click.echo(f"kcap: sha256 {writer.file_hash}", err=True)
@@ -153,7 +161,6 @@ def command(
         f"exit code {summary.exit_code}: {printable(path)}",
         err=True,
     )
-    common.finish(ctx, summary, source.info.file)
 
 
 class _Kept:
