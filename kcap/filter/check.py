@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -85,13 +85,16 @@ def era_of(node: Expr) -> int:
     return min((era_of(part) for part in children(node)), default=3)
 
 
-def check(node: Expr, text: str, era: int | None = None) -> Checked:
+def check(
+    node: Expr, text: str, era: int | None = None, variables: Iterable[str] = ()
+) -> Checked:
     """Check an expression.
 
     Args:
         node: The expression.
         text: What it was parsed from, to be shown in errors.
         era: Its era; None for that which its names tell.
+        variables: Names of earlier steps, where it is one of a sequence.
 
     Returns:
         It, with what its fields are.
@@ -99,18 +102,18 @@ def check(node: Expr, text: str, era: int | None = None) -> Checked:
     Raises:
         FilterError: It makes no sense.
     """
-    checker = _Checker(text, era or era_of(node))
+    checker = _Checker(text, era or era_of(node), variables)
     return Checked(checker.condition(node), checker.fields, checker.era)
 
 
 class _Checker:
     """One check."""
 
-    def __init__(self, text: str, era: int) -> None:
+    def __init__(self, text: str, era: int, variables: Iterable[str]) -> None:
         self.era = era
         self.fields: dict[FieldRef, Resolved] = {}
         self._text = text
-        self._variables: list[str] = []
+        self._variables = list(variables)
 
     def _error(
         self, what: str, node: Node, *, expected: str | None = None, hint: str | None = None
