@@ -167,22 +167,22 @@ class Copies:
     def _distinct(self, paths: _Parameters) -> _Paths:
         """The distinct paths, and where they stand."""
         raw = self._body.tobytes()
+        # Some end with a NUL, others do not.
         texts = [
-            raw[start : start + size]
+            raw[start : start + size].rstrip(b"\0")
             for start, size in zip(paths.starts.tolist(), paths.sizes.tolist(), strict=True)
         ]
         number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         lengths = np.array([len(text) for text in number], np.int64)
         begins = np.cumsum(lengths) - lengths
         codes = np.array([number[text] for text in texts], np.int64)
-        within = np.arange(paths.sizes.sum()) - np.repeat(
-            np.cumsum(paths.sizes) - paths.sizes, paths.sizes
-        )
+        sizes = lengths[codes]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return _Paths(
             np.frombuffer(b"".join(number), np.uint8),
             np.repeat(np.arange(len(lengths)), lengths),
-            np.repeat(paths.starts, paths.sizes) + within,
-            np.repeat(begins[codes], paths.sizes) + within,
+            np.repeat(paths.starts, sizes) + within,
+            np.repeat(begins[codes], sizes) + within,
             len(number),
         )
 
