@@ -14,7 +14,7 @@ from support import make_events
 
 from kcap.filter import Filter, FilterError
 from kcap.filter.lexer import TEXT_MAX
-from kcap.filter.parser import DEPTH_MAX, MacroTable, parse, relocated
+from kcap.filter.parser import DEPTH_MAX, MacroTable, parse
 from kcap.filter.syntax import (
     UNITS,
     And,
@@ -32,6 +32,7 @@ from kcap.filter.syntax import (
     Sequence,
     Step,
     children,
+    relocated,
     text_of,
 )
 

@@ -7,7 +7,7 @@ does not count. ``parse(text_of(node)) == node``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -227,6 +227,36 @@ def children(node: Expr) -> tuple[Expr, ...]:
     if isinstance(node, ListOf):
         return node.items
     return ()
+
+
+def relocated(node: Expr, start: int, end: int) -> Expr:
+    """An expression as if all of it stood in one place.
+
+    Args:
+        node: Any expression, as a macro's.
+        start: First character of the place.
+        end: Character behind it.
+
+    Returns:
+        An equal expression.
+    """
+
+    def there(part: Expr) -> Expr:
+        return relocated(part, start, end)
+
+    if isinstance(node, And | Or):
+        return replace(node, parts=tuple(map(there, node.parts)), start=start, end=end)
+    if isinstance(node, Not):
+        return replace(node, inner=there(node.inner), start=start, end=end)
+    if isinstance(node, Binary):
+        left, right = there(node.left), there(node.right)
+        return replace(node, left=left, right=right, start=start, end=end)
+    if isinstance(node, Call):
+        return replace(node, arguments=tuple(map(there, node.arguments)), start=start, end=end)
+    if isinstance(node, ListOf):
+        items = tuple(replace(item, start=start, end=end) for item in node.items)
+        return replace(node, items=items, start=start, end=end)
+    return replace(node, start=start, end=end)
 
 
 def text_of(node: Expr | Sequence) -> str:
