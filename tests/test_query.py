@@ -478,13 +478,14 @@ def test_chunks_that_do_not_matter_are_not_read(
 ) -> None:
     """Conditions of a query, on an event type's table too, leave chunks unread."""
     read: Counter[int] = Counter()
-    view = CaptureReader.view
+    for name in ("chunk", "view"):
+        real = getattr(CaptureReader, name)
 
-    def spied(self: CaptureReader, number: int) -> Any:
-        read[number] += 1
-        return view(self, number)
+        def spied(reader: Any, number: int, *rest: Any, real: Any = real) -> Any:
+            read[number] += 1
+            return real(reader, number, *rest)
 
-    monkeypatch.setattr(CaptureReader, "view", spied)
+        monkeypatch.setattr(CaptureReader, name, spied)
 
     assert answers("SELECT count(*) FROM events WHERE pid = 103", mixed_capture) == ["[36]"]
     assert set(read) == {3}

@@ -100,18 +100,17 @@ def command(
     INTERVAL all the same, so that neither a kill nor a power cut costs more; into a pipe it is
     written as often. With 'chunk' the disk gets whole chunks only, with 'none' the system decides.
 
-    With a filter, behind -w or as words, only the events are written for which it is true, and
-    their processes with them; 'kcap info' shows how many were left out.
+    With a filter, behind -w or as words, only events are written for which it is true; 'kcap info'
+    shows how many were left out.
     """
     from kcap import plugins
     from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Pipeline
     from kcap.state import State
 
-    where = common.filter_given(ctx, where, words)
+    where, state = common.filter_given(ctx, where, words), State()
     source: LiveSource = plugins.load(plugins.LIVE, "proc")(interval_s=durable.tick_s)
     path = output.capture_path(target) if target else _default_name()
-    state = State()
     with (
         contextlib.closing(source),
         _stopping(source),

@@ -31,6 +31,7 @@ from kcap.filter.syntax import (
     Sequence,
     Step,
     children,
+    relocated,
 )
 
 DEPTH_MAX: Final = 64
