@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 from cli_support import run
-from filter_rows import batch, column
+from filter_made import Maker
+from filter_rows import batch, column, rows
 from hypothesis import given
 from hypothesis import strategies as st
+from test_filter_parser import mutated, understandable
 
 from kcap.filter import Filter, FilterError, fields
 from kcap.filter.check import check, era_of
 from kcap.filter.functions import REFUSED
-from kcap.filter.parser import parse
+from kcap.filter.parser import DEPTH_MAX, parse
 from kcap.filter.syntax import And, Binary, FieldRef, Op, Sequence
 from kcap.model.classes import TypeClass
 
+EVENTS = Maker(1).events(30)
 DEEP = "(" * 20_000 + "pid = 1" + ")" * 20_000
 REFUSALS = [
     # the filter, the place, a part of the message, a part of the hint
@@ -64,6 +67,7 @@ REFUSALS = [
     ("pid = 12ab", "12ab", "is no number", "single quotes"),
     (DEEP, "(", "nested more than 64 deep", ""),
     ("", " ", "it is empty", ""),
+    ("ps.name = '\udcff'", "?", "it is not valid UTF-8", ""),
     ("not ps.name", "ps.name", "is text, not a condition", "exists"),
     ("pid", "pid", "is a number, not a condition", ""),
     ("pid = 1 and 'a'", "'a'", "is text, not a condition", ""),
@@ -100,7 +104,7 @@ def test_refusals(text: str, place: str, message: str, hint: str) -> None:
     error = found.value
     assert message in str(error)
     assert hint in (error.hint or "")
-    assert (text + " ")[error.start : error.end] == place
+    assert (text + " ")[error.start : error.end].replace("\udcff", "?") == place
     line, carets = error.caret()
     shown = (line + " ")[len(carets) - carets.count("^") : len(carets)]
     assert shown == place
@@ -161,6 +165,27 @@ def test_places_in_long_filters() -> None:
     assert len(line) < 80
     assert line[carets.index("^") :][:4] == "nope"
     assert "\n" not in line
+
+
+@given(mutated())
+def test_mutated(text: str) -> None:
+    """What is left of a real filter after some mistakes is refused, or can be asked of events."""
+    try:
+        chosen = Filter.of(text)
+    except FilterError as error:
+        understandable(error)
+        return
+    assert len(chosen.rows(EVENTS)) <= EVENTS.rows
+
+
+def test_deepest() -> None:
+    """What nests as deep as is allowed goes through all that recurses."""
+    text = "pid = 1"
+    for _ in range((DEPTH_MAX - 2) // 2):
+        text = f"pid = 2 or ps.name = 'a' and ({text})"
+    chosen = Filter.of(text)
+    assert Filter.of(str(chosen)).checked.expr == chosen.checked.expr
+    assert chosen.rows(EVENTS).tolist() == rows(chosen, EVENTS)
 
 
 # eras, synonyms, times

@@ -47,6 +47,7 @@ class Token(NamedTuple):
         return "the end" if self.kind is Kind.END else repr(text[self.start : self.end])
 
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]+")
 _SPACE: Final = re.compile(r"[ \t\r\n]+")
 _V4: Final = re.compile(r"\d+\.\d+\.\d+\.\d+(?:/\d+)?(?![\w.])")
 _V6: Final = re.compile(
@@ -59,6 +60,7 @@ _NAME: Final = re.compile(r"[^\W\d][\w.]*")
 _VARIABLE: Final = re.compile(r"\$([^\W\d]\w*)")
 _BRACKETS: Final = re.compile(r"\[([^\[\]\n]*)\]")
 _SIGN: Final = re.compile(r"!=|~=|<=|>=|<>|==|&&|\|\||[=<>(),|.]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _WORD: Final = re.compile(r"\S+?(?=[\s(),|]|$)")
 _ESCAPED: Final = {"\\": "\\", "n": "\n", "'": "'", '"': '"'}
 _OTHERS: Final = {"==": "=", "&&": "and"}
@@ -80,6 +82,13 @@ def tokens(text: str) -> list[Token]:
         raise FilterError(
             f"it has {len(text):,} characters", text, TEXT_MAX, TEXT_MAX + 1, expected="1,048,576"
         )
+    bad = _SURROGATE.search(text)
+    if bad:
+        raise FilterError("it is not valid UTF-8", text, bad.start(), bad.end())
+    lone = _SURROGATE.search(text)
+    if lone is not None:
+        hint = "text in captures is UTF-8; what is not stands there as \\xNN"
+        raise FilterError("it is no valid UTF-8", text, lone.start(), lone.end(), hint=hint)
     found: list[Token] = []
     at = 0
     while at < len(text):
@@ -198,11 +207,13 @@ def _number(text: str, match: re.Match[str]) -> Token:
         what = f"{text[match.start() : end]!r} is no number"
         hint = f"text stands in single quotes: '{text[match.start() : end]}'"
         raise FilterError(what, text, match.start(), end, hint=hint)
-    if "." in word:
-        return Token(Kind.NUMBER, Decimal(word), match.start(), end)
-    if len(word) > 25:  # noqa: PLR2004 - no 64-bit number is longer
+    if len(word.partition(".")[0]) > 25:  # noqa: PLR2004 - no 64-bit number is longer
         raise FilterError("a number of more than 64 bits", text, match.start(), end)
-    value = int(word, 16) if "x" in word.lower() else int(word)
+    value: int | Decimal
+    if "." in word:
+        value = Decimal(word)
+    else:
+        value = int(word, 16) if "x" in word.lower() else int(word)
     if not I64_MIN <= value <= U64_MAX:
         raise FilterError("a number of more than 64 bits", text, match.start(), end)
     return Token(Kind.NUMBER, value, match.start(), end)
