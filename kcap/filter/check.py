@@ -49,7 +49,7 @@ _ARGUMENT: Final = ("evt.arg", "kevt.arg")
 _ARGS: Final = "args."
 _TEXTUAL: Final = frozenset({"text", "ip", "list", "any", "time"})
 _COMPARABLE: Final = frozenset({"any"})
-_TIME: Final = re.compile(r"(.*?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?")
+_TIME: Final = re.compile(r"(.*?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.DOTALL)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -85,9 +85,7 @@ def era_of(node: Expr) -> int:
     return min((era_of(part) for part in children(node)), default=3)
 
 
-def check(
-    node: Expr, text: str, era: int | None = None, variables: Iterable[str] = ()
-) -> Checked:
+def check(node: Expr, text: str, era: int | None = None, variables: Iterable[str] = ()) -> Checked:
     """Check an expression.
 
     Args:
@@ -286,6 +284,11 @@ class _Checker:
     def _binary(self, node: Binary) -> Expr:
         left, kind = self.operand(node.left)
         right, other = self.operand(node.right, right=True)
+        alike = node.op in (Op.EQ, Op.NE, Op.IEQ)
+        if isinstance(left, Literal) and alike and not isinstance(right, ListOf):
+            # Constants stand on the right, where one may stand for several.
+            node = replace(node, left=node.right, right=node.left)
+            left, right, kind, other = right, left, other, kind
         if isinstance(right, ListOf):
             if not node.op.is_word:
                 what = f"{node.op.value!r} takes one value, not a list"
@@ -301,7 +304,7 @@ class _Checker:
             left = self._fitted(left, node.right, other, node.op)[0]
         else:
             self._fields(node, kind, other)
-        if kind == "list" and (node.op in ORDERED or node.op in (Op.EQ, Op.NE, Op.IEQ)):
+        if kind == "list" and (node.op in ORDERED or alike):
             what = f"{self._shown(node.left)} is a list"
             raise self._error(what, node, expected="'in', 'contains', 'matches' or 'intersects'")
         if node.op.base is Op.INTERSECTS and kind not in ("list", "any"):

@@ -446,6 +446,7 @@ def _of_texts(one: Callable[[str], Any], value: Any) -> Any:  # noqa: ANN401 - a
     if isinstance(value, Named):
         return one(value.text)
     if _is_list(value):
-        found = (one(item) for item in value if isinstance(item, str))
-        return tuple(item for item in found if item is not None) or None
+        # Items keep their places: those tell which ancestor one is.
+        found = tuple(one(item) if isinstance(item, str) else None for item in value)
+        return found if any(item is not None for item in found) else None
     return None

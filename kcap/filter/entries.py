@@ -25,6 +25,9 @@ _FREQUENT: Final = 4
 """A part that is in more than one text of so many is left to Arrow."""
 
 
+_UNKNOWN: Final = object()
+
+
 class Values:
     """Values as Python has them.
 
@@ -275,13 +278,13 @@ def mapped(entries: Entries, function: Callable[[Any], Any], memo: dict[Any, Any
     for value in entries.values():
         key = key_of(value)
         try:
-            known = key in memo
+            result = memo.get(key, _UNKNOWN)
         except TypeError:  # a mapping
             found.append(function(value))
             continue
-        if not known:
-            memo[key] = function(value)
-        found.append(memo[key])
+        if result is _UNKNOWN:
+            result = memo[key] = function(value)
+        found.append(result)
     return Values(found)
 
 

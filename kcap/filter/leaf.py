@@ -7,6 +7,7 @@ same texts costs nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -34,6 +35,9 @@ _MEMO_MAX: Final = 1 << 17
 
 _FEW: Final = 48
 """Fewer texts than this are asked for one by one: Arrow takes longer to start."""
+
+_INTEGER: Final = re.compile("0|-?[1-9][0-9]{0,19}")
+"""The digits of integers that fit 64 bits, and of some more."""
 
 _EXACT: Final = 1 << 53
 """Integers up to here are exact as floats."""
@@ -200,9 +204,7 @@ def _patterns(node: Expr) -> list[str] | None:
 
 def _digits(value: Any) -> Any:  # noqa: ANN401 - a constant
     """A member of a list as the number that it stands for among integers."""
-    if isinstance(value, str) and value.lstrip("-").isdecimal() and str(int(value)) == value:
-        return int(value)
-    return value
+    return int(value) if isinstance(value, str) and _INTEGER.fullmatch(value) else value
 
 
 def _compared(array: Any, op: Op, value: Any) -> Verdicts | None:  # noqa: ANN401 - numpy arrays

@@ -60,7 +60,6 @@ _NAME: Final = re.compile(r"[^\W\d][\w.]*")
 _VARIABLE: Final = re.compile(r"\$([^\W\d]\w*)")
 _BRACKETS: Final = re.compile(r"\[([^\[\]\n]*)\]")
 _SIGN: Final = re.compile(r"!=|~=|<=|>=|<>|==|&&|\|\||[=<>(),|.]")
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _WORD: Final = re.compile(r"\S+?(?=[\s(),|]|$)")
 _ESCAPED: Final = {"\\": "\\", "n": "\n", "'": "'", '"': '"'}
 _OTHERS: Final = {"==": "=", "&&": "and"}
@@ -85,10 +84,6 @@ def tokens(text: str) -> list[Token]:
     bad = _SURROGATE.search(text)
     if bad:
         raise FilterError("it is not valid UTF-8", text, bad.start(), bad.end())
-    lone = _SURROGATE.search(text)
-    if lone is not None:
-        hint = "text in captures is UTF-8; what is not stands there as \\xNN"
-        raise FilterError("it is no valid UTF-8", text, lone.start(), lone.end(), hint=hint)
     found: list[Token] = []
     at = 0
     while at < len(text):
@@ -210,10 +205,7 @@ def _number(text: str, match: re.Match[str]) -> Token:
     if len(word.partition(".")[0]) > 25:  # noqa: PLR2004 - no 64-bit number is longer
         raise FilterError("a number of more than 64 bits", text, match.start(), end)
     value: int | Decimal
-    if "." in word:
-        value = Decimal(word)
-    else:
-        value = int(word, 16) if "x" in word.lower() else int(word)
+    value = int(word, 16) if "x" in word.lower() else Decimal(word) if "." in word else int(word)
     if not I64_MIN <= value <= U64_MAX:
         raise FilterError("a number of more than 64 bits", text, match.start(), end)
     return Token(Kind.NUMBER, value, match.start(), end)

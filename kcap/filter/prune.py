@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
-from kcap.filter.cells import column_names
+from kcap.filter.cells import useful_columns
 from kcap.filter.engine import Engine
 from kcap.filter.fields import When
 from kcap.filter.leaf import Leaf
 from kcap.filter.syntax import And, Expr, Not, Op, Or
 from kcap.filter.values import Named
+from kcap.model import logical
 from kcap.where import Anything, Integers, Interval, Nothing, Texts
 
 if TYPE_CHECKING:
@@ -61,15 +62,16 @@ def _leaf_may(
     for source in resolved.field.sources:
         if source.when is not None and not _when_may(source.when, values_of):
             continue
-        for name in column_names(source.column):
+        for name in useful_columns(source):
             if source.column.startswith("state:"):
                 return True
             if name not in known:
                 continue
-            found = values_of(name)
+            # Filters look at ns; Arrow's expressions at what is left of them in microseconds.
+            found = values_of(logical.TIME_NS if name == logical.TIME else name)
             if isinstance(found, Nothing):
                 continue
-            plain = not source.function and not resolved.key
+            plain = not (source.function or resolved.key or resolved.field.type == "map")
             if not plain or _column_may(leaf, found, decoded=source.column.startswith("arg:")):
                 return True
     return False
