@@ -19,11 +19,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
+from unittest import mock
 
 import manyfilters
 import page
+from click.testing import CliRunner
 from scapcopies import Copies
 from workloads import DATA, ROOT
+
+from kcap.format.reader import CaptureReader
+from kcap.tools.cli import main as main_command
 
 SAMPLE = DATA / "scap" / "full_capture.scap"
 SMALL: Final = 1_000_000
@@ -42,10 +47,15 @@ class Question(NamedTuple):
     name: str
     sysdig: str
     kcap: str
+    counting: tuple[str, ...] = ()
+    """More words for kcap's count."""
 
+
+BY_TYPE: Final = Question("event type", "evt.type=open", "evt.name = 'open'", ("--times",))
+"""How many events of a type there are the index knows; with ``--times`` they have to be read."""
 
 QUESTIONS: Final = (
-    Question("event type", "evt.type=open", "evt.name = 'open'"),
+    BY_TYPE,
     # sysdig never shows its own events (procinfo), kcap has to leave them out.
     Question("process name", "proc.name=httpd", "ps.name = 'httpd' and evt.name != 'procinfo'"),
     Question("path substring", "fd.name contains urandom", "fd_name contains 'urandom'"),
@@ -89,9 +99,10 @@ def kcap(*words: object) -> list[str]:
     return [sys.executable, "-m", "kcap.tools", *map(str, words)]
 
 
-def counting(capture: Capture, filter_: str) -> list[str]:
+def counting(capture: Capture, question: Question) -> list[str]:
     """The command that counts the hits with kcap, by event."""
-    return kcap("stats", "--by", "event", "-w", filter_, "--json", capture.kcap)
+    words = ("stats", "--by", "event", *question.counting, "-w", question.kcap, "--json")
+    return kcap(*words, capture.kcap)
 
 
 def printing(capture: Capture, filter_: str) -> list[str]:
@@ -183,7 +194,21 @@ def check_hits(small: Capture, large: Capture, question: Question) -> int:
     found = _output(sysdig(large, question.sysdig)).count(b"\n")
     own = _output(printing(large, question.kcap)).count(b"\n")
     assert found == own > 0, (question, found, own)
+    for command in (counting(small, question), printing(small, question.kcap)):
+        _check_scan(small, command[3:])
     return found
+
+
+def _check_scan(capture: Capture, words: Sequence[str]) -> None:
+    """See that a command looks at the events of every chunk; an answer of the index is no scan."""
+    with capture.kcap.open("rb") as stream:
+        index = CaptureReader(stream, str(capture.kcap)).index()
+    assert index is not None
+    view = CaptureReader.view
+    with mock.patch.object(CaptureReader, "view", autospec=True, side_effect=view) as seen:
+        done = CliRunner().invoke(main_command, list(words))
+    assert done.exit_code == 0, done.output
+    assert seen.call_count == len(index.table), (words, seen.call_count, len(index.table))
 
 
 def _seq(line: bytes) -> int:
@@ -191,24 +216,35 @@ def _seq(line: bytes) -> int:
 
 
 _HEADING = (
-    "| filter | hits | sysdig prints | kcap prints | | sysdig, silent | kcap counts | |"
-    " CPU, sysdig / kcap | slope, sysdig | kcap | |"
+    "| filter | hits | sysdig | kcap | | CPU, sysdig / kcap | slope, sysdig | kcap | |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
-def table(small: Capture, large: Capture, turns: int) -> str:
-    """All questions as a Markdown table; rows are printed to standard error as they come."""
-    lines = [
-        f"### Filters beside sysdig: {small.events:,} and {large.events:,} events\n",
-        _HEADING,
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def tables(small: Capture, large: Capture, turns: int) -> str:
+    """All questions as Markdown: counting, then printing.
+
+    Args:
+        small: The smaller capture.
+        large: The larger one.
+        turns: How often each command is run; two times more on the smaller one.
+
+    Returns:
+        Two tables; their rows go to standard error as they come.
+    """
+    events = f"{small.events:,} and {large.events:,} events"
+    counted = [f"### Filters beside sysdig, counting: {events}\n", _HEADING]
+    printed = [f"### Filters beside sysdig, printing: {events}\n", _HEADING]
     for question in QUESTIONS:
         hits = check_hits(small, large, question)
-        costs = [best(_commands(c, question), turns) for c in (small, large)]
-        lines.append(_row(question, hits, large.events - small.events, *costs))
-        print(lines[-1], file=sys.stderr, flush=True)
-    return "\n".join(lines) + "\n"
+        few = best(_commands(small, question), turns + 2)
+        many = best(_commands(large, question), turns)
+        more = large.events - small.events
+        for lines, pair in ((counted, ("silent", "counts")), (printed, ("sysdig", "prints"))):
+            costs = [(few[name], many[name]) for name in pair]
+            lines.append(_row(question.name, hits, more, *costs))
+            print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join([*counted, "", _indexed(large, turns), "", *printed, ""])
 
 
 def _commands(capture: Capture, question: Question) -> dict[str, list[str]]:
@@ -216,31 +252,35 @@ def _commands(capture: Capture, question: Question) -> dict[str, list[str]]:
         "sysdig": sysdig(capture, question.sysdig),
         "prints": printing(capture, question.kcap),
         "silent": sysdig(capture, NOTHING.format(question.sysdig)),
-        "counts": counting(capture, question.kcap),
+        "counts": counting(capture, question),
     }
 
 
 def _row(
-    question: Question, hits: int, more: int, small: dict[str, Cost], large: dict[str, Cost]
+    name: str, hits: int, more: int, theirs: tuple[Cost, Cost], ours: tuple[Cost, Cost]
 ) -> str:
     """One question; every ratio is sysdig's time over kcap's."""
-    wall = {name: cost.wall_s for name, cost in large.items()}
-    slope = {n: more / max(wall[n] - small[n].wall_s, 1e-3) for n in ("silent", "counts")}
+    slopes = [more / max(many.wall_s - few.wall_s, 1e-3) for few, many in (theirs, ours)]
+    sysdig_s, kcap_s = theirs[1], ours[1]
     cells = [
-        question.name,
+        name,
         f"{hits:,}",
-        f"{wall['sysdig']:.2f} s",
-        f"{wall['prints']:.2f} s",
-        f"{wall['sysdig'] / wall['prints']:.1f} x",
-        f"{wall['silent']:.2f} s",
-        f"{wall['counts']:.2f} s",
-        f"{wall['silent'] / wall['counts']:.1f} x",
-        f"{large['silent'].cpu_s:.2f} / {large['counts'].cpu_s:.2f} s",
-        f"{slope['silent'] / 1e6:.1f} M/s",
-        f"{slope['counts'] / 1e6:.0f} M/s",
-        f"{slope['counts'] / slope['silent']:.0f} x",
+        f"{sysdig_s.wall_s:.2f} s",
+        f"{kcap_s.wall_s:.2f} s",
+        f"{sysdig_s.wall_s / kcap_s.wall_s:.1f} x",
+        f"{sysdig_s.cpu_s:.2f} / {kcap_s.cpu_s:.2f} s",
+        f"{slopes[0] / 1e6:.1f} M/s",
+        f"{slopes[1] / 1e6:.0f} M/s",
+        f"{slopes[1] / slopes[0]:.1f} x",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _indexed(large: Capture, turns: int) -> str:
+    """What the count of one type takes where the index may answer: no scan, and no slope."""
+    command = counting(large, BY_TYPE._replace(counting=()))
+    cost = best({"index": command}, turns)["index"]
+    return f"The count of one event type out of the index, no event read: {cost.wall_s:.2f} s."
 
 
 def version() -> str:
@@ -270,7 +310,7 @@ def report(
     first = made(folder, small)
     if beside:
         parts.append(f"{version()}; the best of {turns} turns, Python's start included.\n")
-        parts.append(table(first, made(folder, large), turns))
+        parts.append(tables(first, made(folder, large), turns))
     parts.append(manyfilters.report(first.kcap, turns))
     return "\n".join(parts)
 

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import export
+import filters
 import page
 import sysdig
 from formats import Format, Kcap, all_formats
@@ -189,14 +190,18 @@ def main() -> None:
                 parts.append(last_percent(workload, folder, best_of_turn))
         print("measuring beside sysdig …", file=sys.stderr)
         beside = sysdig.report(folder)
+        print("measuring filters beside sysdig …", file=sys.stderr)
+        filtered = filters.report(folder)
     parts.insert(1, goals(measured))
     parts.append("\n".join([export.HEADING, *exports]) + "\n")
     text = "\n".join(parts)
-    print(text, beside, sep="\n")
+    print(text, beside, filtered, sep="\n")
     if options.write:
         page.put("run.py", text)
         if beside:
             page.put("sysdig.py", beside)
+        if filtered:
+            page.put("filters.py", filtered)
 
 
 if __name__ == "__main__":
