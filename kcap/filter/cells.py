@@ -341,6 +341,8 @@ class Reader:
         if name in derive.COARSE and isinstance(cells.entries, Numbers):
             array = cells.entries.array
             floors = array - array % array.dtype.type(derive.COARSE[name])
+            # The first day that 64 bits can hold began before it: its floor has wrapped around.
+            floors = np.minimum(floors, array)
             cells = replace(cells, entries=Numbers(floors))
         return self._mapped(cells, name, derive.function(name))
 
