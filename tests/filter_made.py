@@ -148,7 +148,9 @@ CALLS = """exists({text}) | {any} exists | regex({text}, '^a', 'b$', '(?i)SH') |
 | entropy({text}) > 1.5 | md5({text}) = md5({a}) | cidr_contains({any}, '10.0.0.0/8', fe80::/10)
 | foreach({any}, $x, $x = {a} or $x icontains {b}) | ltrim({text}, {a}) = rtrim({text}, {b})
 | foreach(ps._ancestors, $x, $x.name = {a} and $x.pid > {n}) | ps.ancestor[{n}] = {a}
-| ps.envs[k] = {a} | ps.ancestor[any] = {a} | ps.ancestor[root] = {a} | ps.args[{n}] = {a} | arg_v[k] = {a} | {any}[{n}] = {a} | pid = ppid | pid < retval
+| ps.envs[k] = {a} | ps.ancestor[any] = {a}
+| ps.ancestor[root] = {a} | ps.args[{n}] = {a} | arg_v[k] = {a}
+| {any}[{n}] = {a} | pid = ppid | pid < retval
 | {a} = {text} | {n} <= pid | ps.ancestor[0].name ~= {a} | ps._ancestors[].pid in ({n})"""
 FORMS = [form.strip() for form in CALLS.split("|")]
 

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filter_made import Maker
-from filter_rows import SOURCE, cut, in_pieces, rows
+from filter_made import Maker, quoted
+from filter_rows import SOURCE, batch, column, cut, field, in_pieces, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcap.filter import Filter, leaf
 from kcap.filter.cells import Cells, Reader
 from kcap.filter.entries import Lists, Texts
+from kcap.filter.fields import all_fields
 from kcap.filter.many import Filters
 from kcap.filter.syntax import Op
 from kcap.model.batch import Batch
+from kcap.model.classes import I64_MAX, I64_MIN, TypeClass
 
 SEEDS = st.integers(0, 2**63)
 
@@ -79,6 +81,22 @@ def test_many(seed: int) -> None:
     chosen = [compiled(text, era) for text, era in maker.filters(70)]
     found = Filters(chosen).rows(whole)
     assert [f.tolist() for f in found] == [rows(one, whole) for one in chosen]
+
+
+OF_TIME = [f.name for f in all_fields() if any(s.column == "ts" for s in f.sources)]
+TIMES = [I64_MIN, I64_MIN + 86_400 * 10**9, -(10**9) - 1, -1, 0, 86_400 * 10**9 - 1, I64_MAX]
+
+
+@pytest.mark.parametrize("name", OF_TIME)
+def test_parts_of_time(name: str) -> None:
+    """Parts of a time are right for many at once, those at the limits of 64 bits among them."""
+    whole = batch({"ts": column(TypeClass.I64, TIMES)}, len(TIMES))
+    ((_, resolved),) = Filter.of(f"{name} exists").checked.fields.items()
+    values = [field(row, resolved, {}) for row in whole.to_pylist()]
+    for value in values:
+        constant = quoted(value) if isinstance(value, str) else value
+        expected = [number for number, other in enumerate(values) if other == value]
+        assert agree(f"{name} = {constant}", None, whole, [2, 4]) == expected
 
 
 # what the oracle notices

@@ -65,10 +65,10 @@ def test_text_parses_back(tree: Expr) -> None:
     """parse(text_of(tree)) is the tree, and each node knows where it stands."""
     text = text_of(tree)
     found = parse(text)
+    assert not isinstance(found, Sequence)
     assert found == tree
     assert hash(found) == hash(tree)
     assert text_of(found) == text
-    assert not isinstance(found, Sequence)
     same_places(found, text)
 
 
