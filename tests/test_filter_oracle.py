@@ -59,7 +59,7 @@ def test_oracle(seed: int) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=4000)
+@settings(max_examples=1200)
 @given(SEEDS)
 def test_oracle_long(seed: int) -> None:
     """So it does for many more."""

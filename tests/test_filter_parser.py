@@ -79,7 +79,7 @@ def test_sequence_parses_back(tree: Sequence) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=20_000)
+@settings(max_examples=4000)
 @given(expressions | sequences())
 def test_text_parses_back_long(tree: Expr | Sequence) -> None:
     """So it is with many more."""
@@ -242,7 +242,7 @@ def test_mutated(text: str) -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=50_000)
+@settings(max_examples=20_000)
 @given(mutated() | st.text() | st.lists(PIECES).map(" ".join))
 def test_mutated_long(text: str) -> None:
     """So are many more."""
