@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from kcap.filter.entries import Entries, Lists, Numbers, Texts, Verdicts, key_of
 from kcap.filter.interpret import holds
+from kcap.filter.members import Members
 from kcap.filter.syntax import (
     ORDERED,
     Binary,
@@ -34,7 +35,8 @@ _MEMO_MAX: Final = 1 << 17
 """Values whose verdict a leaf remembers."""
 
 _FEW: Final = 48
-"""Fewer texts than this are asked for one by one: Arrow takes longer to start."""
+"""Fewer texts than this are asked for one by one: Arrow takes longer to start. Among more constants
+numbers are looked up: to compare all numbers with each takes longer."""
 
 _INTEGER: Final = re.compile("0|-?[1-9][0-9]{0,19}")
 """The digits of integers that fit 64 bits, and of some more."""
@@ -69,6 +71,9 @@ class Leaf:
         """The fields that it needs, each once."""
         self._memo: dict[Any, bool] = {}
         self.op, self.constants = _constants(node)
+        self._members: Members | None = None
+        if self.op is not None and self.op.base is Op.IN and self.constants is not None:
+            self._members = Members(self.op, self.constants)
         self._regex = _patterns(node)
         self.presence = isinstance(node, Call) and node.name == "exists"
         """Whether just the presence of a value counts."""
@@ -82,6 +87,8 @@ class Leaf:
         Returns:
             Whether it holds.
         """
+        if self._members is not None:
+            return self._members.has(*values)
         by_field = dict(zip(self.fields, values, strict=True))
         return holds(self.node, by_field.__getitem__)
 
@@ -141,7 +148,7 @@ class Leaf:
                 found = _compared(entries.array, self.op, constants[0])
                 if found is not None:
                     return found
-            if self.op.base is Op.IN:
+            if self.op.base is Op.IN and len(constants) <= _FEW:
                 if entries.array.dtype.kind != "f":
                     constants = [_digits(c) for c in constants]
                 each = [_compared(entries.array, Op.EQ, c) for c in constants]
