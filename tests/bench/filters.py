@@ -35,7 +35,8 @@ SMALL: Final = 1_000_000
 LARGE: Final = 10_000_000
 HOSTS: Final = 28
 """Copies after which the same process ids come again: both captures begin with equal lists of
-processes, so that the slope between them has no share in reading those."""
+processes, so that the slope between them has no share in reading those. sysdig's rate depends on it
+(docs/benchmarks.md)."""
 
 NOTHING: Final = "({}) and evt.num=0"
 """Around one of sysdig's filters: evaluated like it, and nothing is printed."""
@@ -144,12 +145,13 @@ def best(commands: dict[str, list[str]], turns: int) -> dict[str, Cost]:
     return {name: min(costs) for name, costs in found.items()}
 
 
-def made(folder: Path, events: int) -> Capture:
+def made(folder: Path, events: int, hosts: int = HOSTS) -> Capture:
     """Copies of the sample in both formats; what it took is said on standard error.
 
     Args:
         folder: Where they go.
         events: About how many are wanted.
+        hosts: Copies after which the same process ids come again.
 
     Returns:
         The capture, enter and exit apart, as sysdig counts.
@@ -158,7 +160,7 @@ def made(folder: Path, events: int) -> Capture:
     begun = time.perf_counter()
     turns = -(-events // copies.events)
     scap, own = folder / f"x{turns}.scap", folder / f"x{turns}.kcap"
-    written = copies.write(scap, turns, HOSTS)
+    written = copies.write(scap, turns, hosts)
     took = run(kcap("import", scap, "--raw-pairs", "-o", own))
     whole = time.perf_counter() - begun
     print(
@@ -289,7 +291,13 @@ def version() -> str:
 
 
 def report(
-    folder: Path, small: int = SMALL, large: int = LARGE, turns: int = 3, *, beside: bool = True
+    folder: Path,
+    small: int = SMALL,
+    large: int = LARGE,
+    turns: int = 3,
+    hosts: int = HOSTS,
+    *,
+    beside: bool = True,
 ) -> str:
     """All tables; empty where sysdig or the sample is not at hand.
 
@@ -298,6 +306,7 @@ def report(
         small: Events of the smaller capture.
         large: Events of the larger one.
         turns: How often each command is run.
+        hosts: Copies after which the same process ids come again.
         beside: Whether to measure beside sysdig, too.
 
     Returns:
@@ -307,10 +316,11 @@ def report(
         print("no sysdig, or no sample: filters are not measured", file=sys.stderr)
         return ""
     parts = []
-    first = made(folder, small)
+    first = made(folder, small, hosts)
     if beside:
-        parts.append(f"{version()}; the best of {turns} turns, Python's start included.\n")
-        parts.append(tables(first, made(folder, large), turns))
+        best_of = f"the best of {turns} turns, Python's start included"
+        parts.append(f"{version()}; processes of {hosts} hosts; {best_of}.\n")
+        parts.append(tables(first, made(folder, large, hosts), turns))
     parts.append(manyfilters.report(first.kcap, turns))
     return "\n".join(parts)
 
@@ -322,6 +332,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=SMALL, help="events of the smaller capture")
     parser.add_argument("--large", type=int, default=LARGE, help="events of the larger capture")
     parser.add_argument("--turns", type=int, default=3, help="runs of each command")
+    parser.add_argument("--hosts", type=int, default=HOSTS, help="after so many copies ids recur")
     parser.add_argument("--many-only", action="store_true", help="only the 100 filters")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -330,6 +341,7 @@ def main() -> None:
             options.small,
             options.large,
             options.turns,
+            options.hosts,
             beside=not options.many_only,
         )
     print(text)
