@@ -18,7 +18,7 @@ from support import opened
 
 from kcap.filter import Filter
 from kcap.filter.derive import function
-from kcap.filter.entries import Values, mapped
+from kcap.filter.entries import Memo, Values, key_of, mapped
 from kcap.filter.errors import FilterError
 from kcap.filter.members import Members
 from kcap.filter.syntax import Op
@@ -108,7 +108,7 @@ def test_items_of_a_list_keep_their_places() -> None:
 def test_another_thread_may_forget() -> None:
     """Results do not depend on what is remembered staying so while they are made."""
 
-    class Forgetful(dict[Any, Any]):
+    class Forgetful(Memo):
         def __setitem__(self, key: Any, value: Any) -> None:
             """As if another thread had cleared it at once."""
 
@@ -151,3 +151,17 @@ def test_long_lists_take_no_longer() -> None:
     assert len(Filter.of(f"net.dip in ({', '.join(several)})").rows(batch)) == 40
     assert len(Filter.of(f"pid in ({', '.join(map(str, range(10_000)))})").rows(batch)) == 10_000
     assert time.process_time() - start < 5  # comparing each with each took minutes
+
+
+@pytest.mark.parametrize("value", ["a" * 1000, ("a" * 999, "b", None)])
+def test_no_more_is_remembered_than_fits(value: Any) -> None:
+    """Long values are forgotten long before their number is the limit, short ones are not."""
+    long, short = Memo(), Memo()
+    for n in range(40_000):
+        longer = f"{n}{value}" if isinstance(value, str) else (str(n), *value)
+        long[key_of(longer)] = True
+        short[key_of(n)] = True
+    long.trim()
+    short.trim()
+    assert len(long) == 0
+    assert len(short) == 40_000

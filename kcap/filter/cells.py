@@ -17,6 +17,7 @@ from kcap.filter.check import Resolved
 from kcap.filter.entries import (
     Entries,
     Lists,
+    Memo,
     Numbers,
     Texts,
     Values,
@@ -43,7 +44,6 @@ _PREFIXES: Final[Mapping[str, Callable[[str], str]]] = {
 _SHAPE: Final = "shape"
 _EVENT: Final = "event"
 _NUMBERS: Final = frozenset({TypeClass.I64, TypeClass.U64, TypeClass.F64, TypeClass.BOOL})
-_MEMO_MAX: Final = 1 << 16
 _LOOKED_AT: Final = 1 << 16
 """In so many verdicts true ones are counted before they are spread."""
 
@@ -187,7 +187,7 @@ class Reader:
         self,
         view: View,
         families: Mapping[str, str],
-        memo: dict[str, dict[Any, Any]],
+        memo: dict[str, Memo],
         types: AbstractSet[str] | None = None,
     ) -> None:
         self._types = types
@@ -347,9 +347,8 @@ class Reader:
         return self._mapped(cells, name, derive.function(name))
 
     def _mapped(self, cells: Cells, name: str, function: Callable[[Any], Any]) -> Cells:
-        memo = self._memo.setdefault(name, {})
-        if len(memo) > _MEMO_MAX:
-            memo.clear()
+        memo = self._memo.setdefault(name, Memo())
+        memo.trim()
         entries, codes = cells.entries, cells.codes
         if isinstance(entries, Numbers):
             values, at = entries.distinct

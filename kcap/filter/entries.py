@@ -27,6 +27,33 @@ _FREQUENT: Final = 4
 
 _UNKNOWN: Final = object()
 
+_REMEMBERED: Final = 1 << 17
+"""Values whose results are remembered."""
+
+_REMEMBERED_CHARS: Final = 1 << 25
+"""Characters of such values: command lines and environments are long."""
+
+
+class Memo(dict[tuple[Any, ...], Any]):
+    """Results by the keys of values (`key_of`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chars = 0
+
+    def __setitem__(self, key: tuple[Any, ...], result: Any) -> None:  # noqa: ANN401 - any value
+        """Remember a result."""
+        super().__setitem__(key, result)
+        for part in key:
+            for text in part if type(part) is tuple else (part,):
+                self._chars += len(text) if isinstance(text, str) else 0
+
+    def trim(self) -> None:
+        """Forget everything once it has become too much."""
+        if len(self) > _REMEMBERED or self._chars > _REMEMBERED_CHARS:
+            self.clear()
+            self._chars = 0
+
 
 class Values:
     """Values as Python has them.
@@ -263,7 +290,7 @@ def of_list(array: pa.ListArray) -> Lists:
     return Lists(Numbers(numbers), None, ends)
 
 
-def mapped(entries: Entries, function: Callable[[Any], Any], memo: dict[Any, Any]) -> Values:
+def mapped(entries: Entries, function: Callable[[Any], Any], memo: Memo) -> Values:
     """The results of a function of one value.
 
     Args:

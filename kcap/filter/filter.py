@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from collections.abc import Set as AbstractSet
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from kcap.filter import prune
 from kcap.filter.cells import STATE, Reader, View
 from kcap.filter.check import Checked, check
 from kcap.filter.engine import Engine, columns
+from kcap.filter.entries import Memo
 from kcap.filter.errors import FilterError
 from kcap.filter.parser import Macros, parse
 from kcap.filter.syntax import Sequence, text_of
@@ -41,7 +42,7 @@ class Filter:
         self.checked = checked
         self.engine = Engine(checked)
         self._families: dict[str, str] = {}
-        self._memo: dict[str, dict[Any, Any]] = {}
+        self._memo: dict[str, Memo] = {}
 
     @classmethod
     def of(cls, text: str, era: int | None = None, macros: Macros | None = None) -> Filter:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kcap.filter.entries import Entries, Lists, Numbers, Texts, Verdicts, key_of
+from kcap.filter.entries import Entries, Lists, Memo, Numbers, Texts, Verdicts, key_of
 from kcap.filter.interpret import holds
 from kcap.filter.members import Members
 from kcap.filter.syntax import (
@@ -30,9 +30,6 @@ from kcap.filter.syntax import (
     children,
 )
 from kcap.filter.values import Named, constant, fold, wildcard
-
-_MEMO_MAX: Final = 1 << 17
-"""Values whose verdict a leaf remembers."""
 
 _FEW: Final = 48
 """Fewer texts than this are asked for one by one: Arrow takes longer to start. Among more constants
@@ -69,7 +66,7 @@ class Leaf:
         self.node = node
         self.fields = tuple(dict.fromkeys(_fields(node)))
         """The fields that it needs, each once."""
-        self._memo: dict[Any, bool] = {}
+        self._memo = Memo()
         self.op, self.constants = _constants(node)
         self._members: Members | None = None
         if self.op is not None and self.op.base is Op.IN and self.constants is not None:
@@ -124,8 +121,7 @@ class Leaf:
             One verdict each.
         """
         memo = self._memo
-        if len(memo) > _MEMO_MAX:
-            memo.clear()
+        memo.trim()
         found = np.empty(len(values), np.bool_)
         for i, value in enumerate(values):
             try:
