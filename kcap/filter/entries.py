@@ -34,17 +34,17 @@ _REMEMBERED_CHARS: Final = 1 << 25
 """Characters of such values: command lines and environments are long."""
 
 
-class Memo(dict[tuple[Any, ...], Any]):
+class Memo(dict[Any, Any]):
     """Results by the keys of values (`key_of`)."""
 
     def __init__(self) -> None:
         super().__init__()
         self._chars = 0
 
-    def __setitem__(self, key: tuple[Any, ...], result: Any) -> None:  # noqa: ANN401 - any value
+    def __setitem__(self, key: Any, result: Any) -> None:  # noqa: ANN401 - any value
         """Remember a result."""
         super().__setitem__(key, result)
-        for part in key:
+        for part in key if type(key) is tuple else (key,):
             for text in part if type(part) is tuple else (part,):
                 self._chars += len(text) if isinstance(text, str) else 0
 
