@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -165,3 +167,29 @@ def test_no_more_is_remembered_than_fits(value: Any) -> None:
     short.trim()
     assert len(long) == 0
     assert len(short) == 40_000
+
+
+_THREADS = """
+import threading
+from kcap.format import zstd
+
+raw = bytes(range(256)) * 4096
+
+def work():
+    for _ in range(60):
+        assert zstd.decompress(zstd.compress(raw), len(raw)) == raw
+
+threads = [threading.Thread(target=work) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_captures_in_several_threads() -> None:
+    """Captures read and written by several threads at once neither crash nor differ."""
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

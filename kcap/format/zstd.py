@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+import threading
 from typing import Final
 
 import zstandard
@@ -11,7 +11,16 @@ from kcap.errors import DamagedError
 
 LEVEL: Final = 3
 
-_DECOMPRESSOR: Final = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+
+class _Contexts(threading.local):
+    """zstd's working memory, of each thread its own: used by two at once it crashes Python."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+
+
+_CONTEXTS: Final = _Contexts()
 
 
 def compress(raw: bytes | memoryview, level: int = LEVEL) -> bytes:
@@ -27,11 +36,13 @@ def compress(raw: bytes | memoryview, level: int = LEVEL) -> bytes:
     return _compressor(level).compress(raw)
 
 
-@cache
 def _compressor(level: int) -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(
-        level=level, write_checksum=False, write_content_size=True, write_dict_id=False
-    )
+    known = _CONTEXTS.compressors
+    if level not in known:
+        known[level] = zstandard.ZstdCompressor(
+            level=level, write_checksum=False, write_content_size=True, write_dict_id=False
+        )
+    return known[level]
 
 
 def decompress(frame: bytes | memoryview, length: int) -> bytes:
@@ -52,6 +63,8 @@ def decompress(frame: bytes | memoryview, length: int) -> bytes:
         size = zstandard.frame_content_size(frame)
         if size != length:
             raise DamagedError(f"a zstd frame announces {size} bytes", expected=str(length))
-        return _DECOMPRESSOR.decompress(frame, max_output_size=length, allow_extra_data=False)
+        return _CONTEXTS.decompressor.decompress(
+            frame, max_output_size=length, allow_extra_data=False
+        )
     except zstandard.ZstdError as e:
         raise DamagedError(f"a zstd frame is damaged: {e}") from e
