@@ -91,7 +91,13 @@ class Counts:
         """
         if not batch.rows:
             return
-        parts = [key.of(batch) for key in self._keys] or [_all(batch)]
+        if not self._keys:
+            self._count_all(batch)
+            return
+        parts = [key.of(batch) for key in self._keys]
+        if len(parts) == 1 and batch.get("ts") is None:
+            self._count_one(parts[0])
+            return
         groups = grouped([p.codes for p in parts], [len(p.values) for p in parts])
         numbers = self._numbered(parts, groups)
         counts = np.bincount(groups.rows, minlength=groups.number)
@@ -102,6 +108,19 @@ class Counts:
             stamps = np.asarray(times.values)
             np.minimum.at(self._sums[1], numbers[rows], stamps)
             np.maximum.at(self._sums[2], numbers[rows], stamps)
+
+    def _count_one(self, part: Coded) -> None:
+        """Count by one key, without times."""
+        counts = np.bincount(part.codes, minlength=len(part.values))
+        used = np.flatnonzero(counts).tolist()
+        self.add(((part.values[code],), int(counts[code])) for code in used)
+
+    def _count_all(self, batch: Batch) -> None:
+        """Count all events together."""
+        times = batch.get("ts")
+        stamps = None if times is None else np.asarray(times.values)
+        span = None if stamps is None else (int(stamps.min()), int(stamps.max()))
+        self.add([((None,), batch.rows)], span)
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -213,10 +232,6 @@ class Counts:
             self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)], axis=1)
         self._sums[1:, number] = _NO_TIME
         return number
-
-
-def _all(batch: Batch) -> Coded:
-    return Coded([None], np.zeros(batch.rows, np.int64))
 
 
 def _size(value: Value) -> int:

@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from kcap.errors import KcapError
 from kcap.model import catalogue, naming
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
 from kcap.model.distinct import Codes, distinct, grouped
 from kcap.model.text import printable
@@ -151,14 +152,21 @@ def _first(batch: Batch, parts: Iterable[_Part]) -> Coded:
         missing = codes == 0
         for name in part.columns:
             missing &= batch.mask(name)
-        rows = np.flatnonzero(missing).astype(np.int32)
-        if len(rows):
-            codes[rows] = _told(batch.select(part.columns).take(rows), part, found)
+        chosen = batch.select(part.columns)
+        if missing.all():
+            codes = _told(chosen, part, found)
+        elif missing.any():
+            codes[missing] = _told(
+                chosen.take(np.flatnonzero(missing).astype(np.int32)), part, found
+            )
     return Coded([plain(value) for value in found], codes)
 
 
 def _told(batch: Batch, part: _Part, found: dict[Exact, int]) -> Codes:
     """The codes of what a part tells of rows that have all of its columns."""
+    first = batch.columns[part.columns[0]]
+    if len(part.columns) == 1 and first.cls is TypeClass.STR:
+        return _coded(first, part, found)
     values = [distinct(batch.columns[name]) for name in part.columns]
     groups = grouped([v.codes for v in values], [len(v.entries) for v in values])
     lists = [v.entries.to_pylist() for v in values]
@@ -169,6 +177,17 @@ def _told(batch: Batch, part: _Part, found: dict[Exact, int]) -> Codes:
     made = [exact(part.value(*row)) for row in zip(*columns, strict=True)]
     numbers = [found.setdefault(value, len(found)) for value in made]
     return np.array(numbers, np.int64)[groups.rows]
+
+
+def _coded(column: Column, part: _Part, found: dict[Exact, int]) -> Codes:
+    """The same of one column of text: its dictionary has the different ones."""
+    codes = column.codes()
+    used = np.flatnonzero(np.bincount(codes, minlength=len(column.values.dictionary)))
+    entries = column.values.dictionary.take(pa.array(used)).to_pylist()
+    numbers = np.zeros(len(column.values.dictionary), np.int64)
+    made = [exact(part.value(entry)) for entry in entries]
+    numbers[used] = [found.setdefault(value, len(found)) for value in made]
+    return np.asarray(numbers[codes])
 
 
 _NAN: Final = (float, float("nan"))

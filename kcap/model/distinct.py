@@ -112,7 +112,7 @@ def grouped(codes: Sequence[Codes], sizes: Sequence[int]) -> Groups:
         if count * size <= _DENSE * len(pairs) + 1024:
             present = np.bincount(pairs, minlength=count * size) > 0
             used = np.flatnonzero(present)
-            rows = (np.cumsum(present) - 1)[pairs]
+            rows = pairs if len(used) == len(present) else (np.cumsum(present) - 1)[pairs]
         else:
             used, rows = np.unique(pairs, return_inverse=True)
         tables = [table[used // size] for table in tables] + [used % size]
