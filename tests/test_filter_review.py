@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from cli_support import run
 from filter_support import NS, events, written
 from hypothesis import given
 from hypothesis import strategies as st
-from support import opened
+from support import batch_of, opened
 
 from kcap.filter import Filter
 from kcap.filter.derive import function
@@ -196,3 +197,32 @@ def test_captures_in_several_threads() -> None:
         [sys.executable, "-c", _THREADS], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{} in (::ffff:10.0.0.0/104)",
+        "{} = ::ffff:10.1.2.3/128",
+        "cidr_contains({}, '::ffff:0:0/96')",
+        "{} in (10.0.0.0/8)",
+    ],
+)
+def test_networks_inside_ipv6_are_those_of_ipv4(text: str) -> None:
+    """As addresses are: ::ffff:10.1.2.3 is 10.1.2.3."""
+    batch = batch_of([(1, {"ip": "10.1.2.3"}), (2, {"ip": "::ffff:10.1.2.3"}), (3, {"ip": "::1"})])
+    assert Filter.of(text.format("arg_ip")).rows(batch).tolist() == [0, 1]
+
+
+def test_foreach_takes_items_or_their_parts() -> None:
+    """Both at once would mean two things by one name."""
+    with pytest.raises(FilterError, match="both alone and with a part"):
+        Filter.of("foreach(ps._ancestors, $p, $p = 'sh' or $p.name = 'sh')")
+    Filter.of("foreach(ps._ancestors, $p, $p.pid = 1 or $p.name = 'sh')")  # negative control
+
+
+def test_an_option_of_time_over_two_lines_is_no_time() -> None:
+    """Wrong usage, not an error of ours."""
+    result = run("cat", "--start", "2026-11-20T10:00:00Z\nx", "x.kcap")
+    assert result.exit_code == 2
+    assert "is no time" in result.stderr

@@ -249,6 +249,9 @@ class _Checker:
     def _items(self, over: FieldRef, variable: Bound, predicate: Expr) -> Expr:
         """What ``foreach`` goes through: the list, or of each item what the predicate asks for."""
         paths = dict.fromkeys(b.path for b in _bounds(predicate) if b.name == variable.name)
+        if paths.keys() > {""}:
+            what = f"${variable.name} stands here both alone and with a part of it"
+            raise self._error(what, variable, expected=f"${variable.name} or ${variable.name}.NAME")
         named = [path for path in paths if path and fields.lookup(f"{over.name}[].{path}", 3)]
         parts: list[Expr] = []
         for path in named:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap.filter.syntax import Network
-from kcap.filter.values import Named, fold, texts, wildcard, within
+from kcap.filter.values import Named, fold, texts, unmapped, wildcard, within
 
 _TEXT_MAX: Final = 1 << 20
 """Longest text that a function makes."""
@@ -145,7 +145,7 @@ def network(word: str) -> Network | None:
         None for other text.
     """
     try:
-        return ip_network(word, strict=False)
+        return unmapped(ip_network(word, strict=False))
     except ValueError:
         return None
 

@@ -19,6 +19,7 @@ from kcap.filter.syntax import ORDERED, Address, Constant, Duration, Network, Op
 
 _ADDRESSES: Final = (IPv4Address, IPv6Address)
 _NETWORKS: Final = (IPv4Network, IPv6Network)
+_MAPPED_BITS: Final = 96
 
 
 class Named(NamedTuple):
@@ -35,11 +36,29 @@ def constant(value: Constant) -> Any:  # noqa: ANN401 - any value
         value: What stands in the tree.
 
     Returns:
-        A fraction as the nearest float, a duration as nanoseconds, others as they are.
+        A fraction as the nearest float, a duration as nanoseconds, a network of IPv4 inside IPv6
+        as that of IPv4, as addresses are; others as they are.
     """
+    if isinstance(value, IPv6Network):
+        return unmapped(value)
     if isinstance(value, Decimal):
         return float(value)
     return value.ns if isinstance(value, Duration) else value
+
+
+def unmapped(network: Network) -> Network:
+    """A network of IPv4 inside IPv6 (``::ffff:10.0.0.0/104``) as that of IPv4.
+
+    Args:
+        network: Any network.
+
+    Returns:
+        The IPv4 one, others as they are.
+    """
+    if network.version == 4 or network.prefixlen < _MAPPED_BITS:  # noqa: PLR2004
+        return network
+    inner = getattr(network.network_address, "ipv4_mapped", None)
+    return network if inner is None else IPv4Network((inner, network.prefixlen - _MAPPED_BITS))
 
 
 @lru_cache(maxsize=1 << 14)
