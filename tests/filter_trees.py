@@ -72,9 +72,9 @@ plain = st.from_regex(r"[a-z_]([a-z0-9_.]*[a-z0-9_])?", fullmatch=True).filter(
     lambda name: name not in KEYWORDS and name != "exists"
 )
 words = st.from_regex(r"[a-zA-Z_]\w{0,5}", fullmatch=True)
-arguments = st.text(st.characters(exclude_characters="[]\n"), min_size=1, max_size=5).filter(
-    lambda text: text == text.strip() != ""
-)
+arguments = st.text(
+    st.characters(codec="utf-8", exclude_characters="[]\n"), min_size=1, max_size=5
+).filter(lambda text: text == text.strip() != "")
 
 
 def _network(version: int) -> st.SearchStrategy[object]:
