@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from kcap.tools import common, durability, output
+from kcap.tools import common, durability, live, output
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
@@ -37,15 +35,14 @@ class _Limits:
     durable: durability.Durability
 
     def __post_init__(self) -> None:
-        self._begun = time.monotonic()
-        self._committer = durability.Committer(self.writer, self.durable, self._begun)
+        self._deadline = live.Deadline(self.source, self.duration_s)
+        self._committer = durability.Committer(self.writer, self.durable, self._deadline.begun_s)
 
     def check(self) -> None:
         """After each batch: commit in time, stop at a limit."""
         now = time.monotonic()
         self._committer.check(now)
-        if self.duration_s is not None and now - self._begun >= self.duration_s:
-            self.source.stop()
+        self._deadline.check(now)
         if self.max_size is not None and self.writer.expected_bytes >= self.max_size:
             self.source.stop()
 
@@ -62,8 +59,7 @@ class _Limits:
 )
 @click.option("-o", "--output", "target", help="The capture; default HOST-TIME.kcap; - is stdout.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-@click.option("--duration", type=common.Duration(), help="Stop after this time: 30, 5m, 2h.")
-@click.option("--count", type=click.IntRange(0), help="Stop after N events.")
+@live.live_options
 @click.option("--max-size", type=common.Size(), help="Stop when the file is about this large.")
 @click.option(
     "--durability",
@@ -83,12 +79,11 @@ def command(
     where: Filter | None,
     target: str | None,
     force: bool,
-    duration: float | None,
-    count: int | None,
     max_size: int | None,
     durable: durability.Durability,
     chunk_events: int,
     level: int,
+    **options: Unpack[live.LiveOptions],
 ) -> None:
     """Record the processes of this host until Ctrl-C, a signal or a limit.
 
@@ -103,17 +98,16 @@ def command(
     With a filter, behind -w or as words, only events are written for which it is true; 'kcap info'
     shows how many were left out.
     """
-    from kcap import plugins
     from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Pipeline
     from kcap.state import State
 
     where, state = common.filter_given(ctx, where, words), State()
-    source: LiveSource = plugins.load(plugins.LIVE, "proc")(interval_s=durable.tick_s)
+    source = live.opened(options, interval_s=durable.tick_s)
     path = output.capture_path(target) if target else _default_name()
     with (
         contextlib.closing(source),
-        _stopping(source),
+        live.stopping(source),
         output.opened(path, force=force) as stream,
     ):
         writer = CaptureWriter(
@@ -125,7 +119,7 @@ def command(
             level=level,
             sync=durability.syncing(stream, durable, path),
         )
-        limits = _Limits(source, writer, duration, max_size, durable)
+        limits = _Limits(source, writer, options["duration"], max_size, durable)
         with Progress(lambda: writer.bytes_written) as progress:
 
             def after_batch(summary: Summary) -> bool:
@@ -139,7 +133,7 @@ def command(
                 state=state,
                 resolve=True,
                 stages=kept.stages,
-                limit=count,
+                limit=options["count"],
                 after_batch=after_batch,
             ).run()
     if durable.synced and force and path != "-":
@@ -192,18 +186,6 @@ class _Kept:
             self._writer.write(EMPTY.with_before([replace(loss, reason=why) for loss in losses]))
         self._writer.close()
         self.losses += self._writer.losses
-
-
-@contextlib.contextmanager
-def _stopping(source: LiveSource) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal end it in order: drain, last chunk, footer."""
-    wanted = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-    before = {number: signal.signal(number, lambda *_: source.stop()) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _default_name() -> str:

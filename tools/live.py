@@ -1,0 +1,141 @@
+"""What record and run share: which source, when it ends, and how it is asked to."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
+
+import click
+
+from kcap.errors import KcapError
+from kcap.tools import common
+
+if TYPE_CHECKING:
+    from kcap.model.stream import LiveSource
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+AUTO: Final = "auto"
+
+ORDER: Final = ("bpf", "proc")
+"""Live sources, the one that sees most first."""
+
+
+class LiveOptions(TypedDict):
+    """The options that `live_options` declares."""
+
+    source: str
+    duration: float | None
+    count: int | None
+
+
+def live_options(function: _F) -> _F:
+    """``--source``, ``--duration``, ``-n/--count``."""
+    for option in (
+        click.option(
+            "-n", "--count", "--limit", "count", type=click.IntRange(0), help="Stop after N events."
+        ),
+        click.option(
+            "--duration", type=common.Duration(), help="Stop after this time: 30, 5m, 2h."
+        ),
+        click.option(
+            "--source",
+            type=click.Choice([AUTO, *ORDER]),
+            default=AUTO,
+            show_default=True,
+            help="What tells the events: bpf, a program in the kernel; proc, the kernel's process"
+            " connector; auto, the first of them that works here.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def opened(options: LiveOptions, *, interval_s: float) -> LiveSource:
+    """Start listening to this host.
+
+    Args:
+        options: The verb's options.
+        interval_s: Seconds between batches at most.
+
+    Returns:
+        The source; whoever gets it closes it.
+
+    Raises:
+        KcapError: None of the sources works here, or the one that was asked for doesn't.
+    """
+    from kcap import plugins
+
+    known = plugins.found(plugins.LIVE)
+    wanted = [name for name in ORDER if options["source"] in {AUTO, name}]
+    built = [name for name in wanted if name in known]
+    if not built:
+        raise KcapError(
+            f"this kcap has no live source called {options['source']}",
+            expected=f"one of {', '.join(sorted(known))}",
+        )
+    for name, after in zip(built, [*built[1:], None], strict=True):
+        try:
+            source: LiveSource = plugins.load(plugins.LIVE, name)(interval_s=interval_s)
+        except KcapError as error:
+            if after is None:
+                raise
+            click.echo(f"kcap: {name}: {error.what}; trying {after} instead", err=True)
+        else:
+            return source
+    raise AssertionError(built)
+
+
+class Deadline:
+    """Stops a source after some time.
+
+    Args:
+        source: The source.
+        duration_s: Seconds from now on, None for ever.
+    """
+
+    def __init__(self, source: LiveSource, duration_s: float | None) -> None:
+        self._source = source
+        self._duration_s = duration_s
+        self.begun_s = time.monotonic()
+
+    def check(self, now_s: float) -> None:
+        """After each batch: stop when it is time.
+
+        Args:
+            now_s: The monotonic clock.
+        """
+        if self._duration_s is not None and now_s - self.begun_s >= self._duration_s:
+            self._source.stop()
+
+
+@contextlib.contextmanager
+def stopping(source: LiveSource, *, twice: bool = False) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal end it in order: what was seen goes out first.
+
+    Args:
+        source: What to stop.
+        twice: A second signal ends it at once, as where a terminal takes no more output.
+
+    Yields:
+        Nothing.
+    """
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked and twice:
+            raise KeyboardInterrupt
+        asked = True
+        source.stop()
+
+    wanted = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    before = {number: signal.signal(number, ask) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
