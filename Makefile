@@ -9,7 +9,7 @@ PIP    := $(RUN) -m pip --disable-pip-version-check install -qq
 ORACLES := forkstat sysdig zstd
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long bench lint oracles
+.PHONY: help bpf demo test test-long bench lint oracles
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -27,6 +27,12 @@ test-long: $(VENV)/.dev oracles ## run all tests, the slow ones too, with many m
 bench: $(VENV)/.dev ## measure size and speed beside other formats
 	@$(PIP) --group bench
 	@$(RUN) tests/bench/run.py
+
+bpf: ## build the recorder's kernel program anew (clang 14; the object is committed beside its source)
+	@cd readers/live/bpf && \
+	clang -O2 -g -target bpf -mcpu=v3 -Wall -Werror -fdebug-compilation-dir=. -c recorder.bpf.c -o recorder.bpf.o && \
+	llvm-strip -g recorder.bpf.o && \
+	llvm-objcopy -R .BTF.ext -R .rel.BTF.ext -R .rel.BTF --strip-unneeded recorder.bpf.o
 
 lint: $(VENV)/.dev ## check style and types
 	@$(RUN) -m ruff check --quiet .

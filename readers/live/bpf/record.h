@@ -56,7 +56,7 @@ struct kcap_call {
     u8 at[2];    /* descriptor of the directory that string 0, 1 begins in; 255: working directory */
     u8 fd;       /* a descriptor: its file or socket is looked up */
     u8 address;  /* a socket address */
-    u8 length;   /* its length, or that of a block */
+    u8 length;   /* its length, or that of a block; of a call that opens a file, its flags */
     u8 flags;    /* enum kcap_call_flag */
     u8 pad[3];
 };
@@ -69,6 +69,7 @@ enum kcap_call_flag {
     KCAP_VECTOR = 16,       /* the block is a vector of blocks */
     KCAP_POSITION = 32,     /* a call with a position of its own: pread, pwritev */
     KCAP_WRITES = 64,       /* what goes into a file */
+    KCAP_CREDENTIALS = 128, /* the credentials afterwards are of interest */
 };
 
 enum kcap_handler {
@@ -82,6 +83,7 @@ enum kcap_handler {
     KCAP_BPF,       /* what bpf(2) is asked for */
     KCAP_REMOTE,    /* process_vm_readv and process_vm_writev */
     KCAP_CLOSE,     /* what a descriptor stood for */
+    KCAP_EXECUTED,  /* the rest of an execution; of no call */
     KCAP_HANDLERS,
 };
 

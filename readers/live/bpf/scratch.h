@@ -1,0 +1,315 @@
+/* How an event is put together: whose it is, its pieces, and its way into a ring. */
+#ifndef KCAP_SCRATCH_H
+#define KCAP_SCRATCH_H
+
+#include "kernel.h"
+#include "record.h"
+
+#define OFFSET_MASK 0x7fff
+#define DATA_BYTES (OFFSET_MASK + 1 + KCAP_STRING)
+#define PATH_DEPTH 64
+#define NAME_BYTES 256
+
+/* What a program and those that it calls know of the event in hand; one a processor. Only
+ * programs that run in a process's own context use it, so none can interrupt another there. */
+struct scratch {
+    struct kcap_call call;
+    u64 used; /* bytes of data */
+    u64 task; /* whose identity the record has */
+    struct kcap_record record;
+    u8 data[DATA_BYTES];
+};
+
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_ARRAY); /* a value of a map by processor may have 32 KiB only */
+    MAP_ENTRIES(1); /* the loader makes it one a processor */
+    u32 *key;
+    struct scratch *value;
+} scratches SEC(".maps");
+
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_RINGBUF);
+    MAP_ENTRIES(8388608);
+} rare SEC(".maps");
+
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_RINGBUF);
+    MAP_ENTRIES(33554432);
+} hot SEC(".maps");
+
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_PERCPU_ARRAY);
+    MAP_ENTRIES(KCAP_EVENTS);
+    u32 *key;
+    struct kcap_count *value;
+} counts SEC(".maps");
+
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_HASH);
+    MAP_ENTRIES(16384);
+    struct kcap_victim *key;
+    u64 *value;
+} victims SEC(".maps");
+
+const volatile u32 self_pid = 0;          /* the recorder, whose own calls are left out */
+const volatile u32 wake_rare = 65536, wake_hot = 65536; /* fill of a ring that is worth waking for */
+const volatile u32 cgroup_controller = NOWHERE; /* whose hierarchy tells containers apart; else v2 */
+
+INLINE struct scratch *the_scratch(void)
+{
+    u32 cpu = bpf_get_smp_processor_id();
+    return bpf_map_lookup_elem(&scratches, &cpu);
+}
+
+/* ---- pieces ---- */
+
+INLINE void put_user_string(struct scratch *s, u32 piece, u64 from)
+{
+    u64 at = s->used;
+    if (at > OFFSET_MASK || !from)
+        return;
+    s64 got = bpf_probe_read_user_str(&s->data[at & OFFSET_MASK], KCAP_STRING, (void *)from);
+    if (got <= 0) {
+        s->record.flags |= KCAP_FAULT;
+        return;
+    }
+    if (got == KCAP_STRING)
+        s->record.flags |= KCAP_CUT;
+    s->record.piece[piece] = got - 1;
+    s->used = at + got - 1;
+}
+
+INLINE void put_kernel_string(struct scratch *s, u32 piece, u64 from)
+{
+    u64 at = s->used;
+    if (at > OFFSET_MASK || !from)
+        return;
+    s64 got = bpf_probe_read_kernel_str(&s->data[at & OFFSET_MASK], KCAP_STRING, (void *)from);
+    if (got <= 0)
+        return;
+    s->record.piece[piece] = got - 1;
+    s->used = at + got - 1;
+}
+
+/* Bytes of the process; at most KCAP_STRING of them. */
+INLINE void put_user_bytes(struct scratch *s, u32 piece, u64 from, u64 bytes)
+{
+    u64 at = s->used;
+    if (at > OFFSET_MASK || !from || !bytes)
+        return;
+    /* clang would drop the check as needless for a variable that it knows, the verifier needs it */
+    asm volatile("" : "+r"(bytes));
+    if (bytes > KCAP_STRING)
+        bytes = KCAP_STRING;
+    if (bpf_probe_read_user(&s->data[at & OFFSET_MASK], bytes, (void *)from)) {
+        s->record.flags |= KCAP_FAULT;
+        return;
+    }
+    s->record.piece[piece] += bytes;
+    s->used = at + bytes;
+}
+
+/* Components of a path, the last one first, each with a NUL; an empty one stands for the root.
+ * Where that is missing, the path hangs on nothing, as that of a memfd does, or is too deep. */
+INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
+{
+    u64 start = s->used;
+    if (start > OFFSET_MASK || !dentry)
+        return;
+    u32 i;
+    u64 root = word(vfsmount, o_vfsmount__mnt_root);
+#pragma clang loop unroll(disable)
+    for (i = 0; i < PATH_DEPTH; i++) {
+        /* Read anew, of a length that it has followed the verifier would try every value. */
+        u64 at = *(volatile u64 *)&s->used;
+        if (at > OFFSET_MASK)
+            break;
+        u64 up = word(dentry, o_dentry__d_parent);
+        if (dentry == root) {
+            u64 above = word(vfsmount - o_mount__mnt, o_mount__mnt_parent);
+            if (above == vfsmount - o_mount__mnt || !above) {
+                s->data[at & OFFSET_MASK] = 0;
+                s->used = at + 1;
+                break;
+            }
+            dentry = word(vfsmount - o_mount__mnt, o_mount__mnt_mountpoint);
+            vfsmount = above + o_mount__mnt;
+            root = word(vfsmount, o_vfsmount__mnt_root);
+            continue;
+        }
+        s64 got = bpf_probe_read_kernel_str(&s->data[at & OFFSET_MASK], NAME_BYTES,
+                                            (void *)word(dentry, o_dentry__d_name__name));
+        if (got > 1)
+            s->used = at + got;
+        if (dentry == up || !up)
+            break;
+        dentry = up;
+    }
+    if (i == PATH_DEPTH)
+        s->record.flags |= KCAP_DEEP;
+    s->record.piece[piece] = *(volatile u64 *)&s->used - start;
+}
+
+/* ---- files ---- */
+
+INLINE u64 file_of(u64 task, u32 fd)
+{
+    u64 table = word(word(task, o_task_struct__files), o_files_struct__fdt);
+    if (!table || fd >= half(table, o_fdtable__max_fds))
+        return 0;
+    return word(word(table, o_fdtable__fd) + 8 * (u64)fd, 0);
+}
+
+INLINE u64 changed_ns(u64 inode)
+{
+    if (o_inode__i_ctime_sec != NOWHERE)
+        return word(inode, o_inode__i_ctime_sec) * 1000000000ULL + half(inode, o_inode__i_ctime_nsec);
+    if (o_inode____i_ctime__tv_sec != NOWHERE)
+        return word(inode, o_inode____i_ctime__tv_sec) * 1000000000ULL +
+               word(inode, o_inode____i_ctime__tv_nsec);
+    return word(inode, o_inode__i_ctime__tv_sec) * 1000000000ULL +
+           word(inode, o_inode__i_ctime__tv_nsec);
+}
+
+/* Numbers 6 to 9: device, inode, change time, mode. */
+INLINE void put_inode(struct scratch *s, u64 inode)
+{
+    s->record.number[6] = half(word(inode, o_inode__i_sb), o_super_block__s_dev);
+    s->record.number[7] = word(inode, o_inode__i_ino);
+    s->record.number[8] = changed_ns(inode);
+    s->record.number[9] = quarter(inode, o_inode__i_mode);
+}
+
+INLINE void put_file(struct scratch *s, u32 piece, u64 file)
+{
+    put_inode(s, word(file, o_file__f_inode));
+    put_path(s, piece, word(file, o_file__f_path__dentry), word(file, o_file__f_path__mnt));
+}
+
+/* Where a relative path begins. */
+INLINE void put_base(struct scratch *s, u32 piece, u8 at, u64 text, u32 text_bytes)
+{
+    if (!at || !text_bytes || s->data[text & OFFSET_MASK] == '/')
+        return;
+    u32 fd = (u32)-100;
+    if (at != 255)
+        fd = s->record.number[(at - 1) & 7];
+    if (fd == (u32)-100) {
+        u64 fs = word(s->task, o_task_struct__fs);
+        put_path(s, piece, word(fs, o_fs_struct__pwd__dentry), word(fs, o_fs_struct__pwd__mnt));
+    } else {
+        u64 file = file_of(s->task, fd);
+        if (file)
+            put_path(s, piece, word(file, o_file__f_path__dentry), word(file, o_file__f_path__mnt));
+    }
+}
+
+/* ---- whose event it is ---- */
+
+INLINE u32 ns_number(u64 pid)
+{
+    u32 level = half(pid, o_pid__level);
+    return half(pid + o_pid__numbers + 16 * (u64)level, 0);
+}
+
+INLINE u64 cgroup_of(u64 task)
+{
+    if (cgroup_controller == NOWHERE)
+        return bpf_get_current_cgroup_id();
+    u64 subsys = word(task, o_task_struct__cgroups) + o_css_set__subsys + 8 * (u64)cgroup_controller;
+    u64 cgroup = word(word(subsys, 0), o_cgroup_subsys_state__cgroup);
+    return word(word(cgroup, o_cgroup__kn), o_kernfs_node__id);
+}
+
+/* The identity of the thread that runs. What no call changes stays from its last event here. */
+INLINE void put_identity(struct scratch *s)
+{
+    struct kcap_record *r = &s->record;
+    u64 task = bpf_get_current_task();
+    u64 started_ns = word(task, o_task_struct__start_boottime);
+    u64 ids = bpf_get_current_pid_tgid(), users = bpf_get_current_uid_gid();
+    u64 parent = word(task, o_task_struct__real_parent);
+    u64 pid = word(task, o_task_struct__thread_pid);
+    r->ppid = half(parent, o_task_struct__tgid);
+    if (s->task != task || r->thread_start_ns != started_ns || r->tid != (u32)ids ||
+        r->pid != ids >> 32) {
+        u64 leader = word(task, o_task_struct__group_leader);
+        u32 level = half(pid, o_pid__level);
+        u64 number = pid + o_pid__numbers + 16 * (u64)level;
+        r->ns_tid = half(number, 0);
+        r->pid_ns = half(word(number, o_upid__ns), o_pid_namespace__ns__inum);
+        r->ns_pid = ns_number(word(leader, o_task_struct__thread_pid));
+        r->start_ns = word(leader, o_task_struct__start_boottime);
+    }
+    r->ns_ppid = ns_number(word(word(parent, o_task_struct__group_leader), o_task_struct__thread_pid));
+    u64 mounts = word(word(task, o_task_struct__nsproxy), o_nsproxy__mnt_ns);
+    r->mount_ns = half(mounts, o_mnt_namespace__ns__inum);
+    r->thread_start_ns = started_ns;
+    r->pid = ids >> 32;
+    r->tid = ids;
+    r->uid = users;
+    r->gid = users >> 32;
+    r->cgroup_id = cgroup_of(task);
+    r->cpu = bpf_get_smp_processor_id();
+    bpf_get_current_comm(r->comm, sizeof(r->comm));
+    s->task = task;
+}
+
+/* Begin an event of this thread. */
+INLINE void begin(struct scratch *s, u16 event)
+{
+    struct kcap_record *r = &s->record;
+    r->ts_ns = bpf_ktime_get_boot_ns();
+    r->event = event;
+    r->flags = 0;
+    r->nr = NOWHERE;
+    r->retval = 0;
+    __builtin_memset(r->number, 0, sizeof(r->number));
+    __builtin_memset(r->piece, 0, sizeof(r->piece));
+    s->used = 0;
+    put_identity(s);
+}
+
+/* ---- out ---- */
+
+INLINE void count_loss(struct kcap_record *r)
+{
+    struct kcap_victim victim = {.cgroup_id = r->cgroup_id, .pid = r->pid, .event = r->event};
+    u64 one = 1, *known = bpf_map_lookup_elem(&victims, &victim);
+    if (known)
+        __sync_fetch_and_add(known, 1);
+    else
+        bpf_map_update_elem(&victims, &victim, &one, 1 /* BPF_NOEXIST */);
+}
+
+INLINE u64 wake(void *ring, u32 bytes)
+{
+    return bpf_ringbuf_query(ring, 0) >= bytes ? 2 /* FORCE_WAKEUP */ : 1 /* NO_WAKEUP */;
+}
+
+INLINE struct kcap_count *count_of(u32 event)
+{
+    return bpf_map_lookup_elem(&counts, &event);
+}
+
+INLINE void emit(struct scratch *s, u32 to_hot)
+{
+    u64 bytes = s->used;
+    asm volatile("" : "+r"(bytes));
+    if (bytes > DATA_BYTES)
+        bytes = DATA_BYTES;
+    bytes += sizeof(s->record);
+    s->record.bytes = bytes;
+    s64 full = to_hot ? bpf_ringbuf_output(&hot, &s->record, bytes, wake(&hot, wake_hot))
+                      : bpf_ringbuf_output(&rare, &s->record, bytes, wake(&rare, wake_rare));
+    struct kcap_count *count = count_of(s->record.event);
+    if (full)
+        count_loss(&s->record);
+    if (count) {
+        if (full)
+            count->lost++;
+        else
+            count->kept++;
+    }
+}
+#endif
