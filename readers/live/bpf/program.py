@@ -1,0 +1,226 @@
+"""The recorder's program in the kernel: loaded, told what to record, attached, and its counters.
+
+Executions, births and deaths are attached first. The state of the host is read after that, so
+that nothing comes in between; system calls follow when it is known, so that their ring need not
+hold what comes meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.readers.live.bpf import events, loader, offsets, system
+from kcap.readers.live.bpf.btf import Btf
+from kcap.readers.live.bpf.ring import Ring
+
+OBJECT: Final = "recorder.bpf.o"
+RARE_BYTES: Final = 8 << 20
+HOT_BYTES: Final = 32 << 20
+_WAKE_PART: Final = 8
+"""A ring wakes us when so many parts of it are full of what it takes."""
+
+_CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct", "devices")
+"""Hierarchies of cgroups v1 that container runtimes use, the likeliest first."""
+
+_HANDLERS: Final = (
+    "call_plain",
+    "call_path",
+    "call_open",
+    "call_file",
+    "call_socket",
+    "call_exec",
+    "call_memory",
+    "call_bpf",
+    "call_remote",
+    "call_close",
+    "call_executed",
+)
+"""Programs by their place in the map of handlers: ``enum kcap_handler``."""
+
+_ENTER: Final = "on_sys_enter"
+_EXIT: Final = "on_sys_exit"
+_FOLLOWED: Final = ("on_exec", "on_fork", "on_exit")
+_OPTIONAL: Final = {"task_rename": "on_rename", "inet_sock_set_state": "on_state"}
+_NEEDS_ENTER: Final = "close"
+
+_COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8")])
+_VICTIM: Final = np.dtype([("cgroup_id", "<u8"), ("pid", "<u4"), ("event", "<u4")])
+
+
+class Setup(NamedTuple):
+    """What the program is told before it runs."""
+
+    events: Collection[str]
+    constants: Mapping[str, int] = MappingProxyType({})
+    maps: Mapping[str, Mapping[bytes | int, bytes | int]] = MappingProxyType({})
+    """Entries of its maps, by map."""
+
+
+class KernelProgram:
+    """The program while it is loaded.
+
+    Args:
+        setup: What to record.
+        rare_bytes: Ring of executions, connections and the like; a power of two.
+        hot_bytes: Ring of opens, reads, writes and the like; a power of two.
+
+    Raises:
+        PrivilegeError: This user may not load it.
+        KcapError: This kernel can't run it.
+    """
+
+    def __init__(
+        self, setup: Setup, *, rare_bytes: int = RARE_BYTES, hot_bytes: int = HOT_BYTES
+    ) -> None:
+        self._setup = setup
+        types = Btf.of_kernel()
+        constants = {
+            "self_pid": os.getpid(),
+            "wake_rare": rare_bytes // _WAKE_PART,
+            "wake_hot": hot_bytes // _WAKE_PART,
+            "cgroup_controller": _controller(types),
+            "renames": int("task_rename" in setup.events),
+            "states": int("inet_sock_set_state" in setup.events),
+            **setup.constants,
+        }
+        content = resources.files("kcap.readers.live.bpf").joinpath(OBJECT).read_bytes()
+        self._loaded = loader.load(
+            content,
+            types,
+            constants=constants,
+            sizes={"rare": rare_bytes, "hot": hot_bytes, "scratches": system.possible_cpus()},
+            optional=(*_HANDLERS, *_OPTIONAL.values(), _ENTER),
+            file=OBJECT,
+        )
+        try:
+            for place, name in enumerate(_HANDLERS):
+                if name not in self._loaded.refused:
+                    self._loaded.set_tail_call("handlers", place, name)
+            for name, entries in setup.maps.items():
+                for key, value in entries.items():
+                    self._loaded.maps[name].set(key, value)
+            self.rare = Ring(self._loaded.maps["rare"].fd, rare_bytes)
+            self.hot = Ring(self._loaded.maps["hot"].fd, hot_bytes)
+        except BaseException:
+            self._loaded.close()
+            raise
+        self._passed_over: dict[str, int] = {}
+
+    @property
+    def types(self) -> Btf:
+        """The structures of its records."""
+        return self._loaded.object.btf
+
+    @property
+    def unavailable(self) -> tuple[str, ...]:
+        """Fields of kernel structures that this kernel does not have."""
+        return self._loaded.unavailable
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Parts that this kernel did not take, and why."""
+        return self._loaded.refused
+
+    @property
+    def attached(self) -> list[str]:
+        """The parts that run."""
+        return sorted(self._loaded.links)
+
+    def attach_processes(self) -> None:
+        """Begin to follow processes.
+
+        Raises:
+            KcapError: The kernel refused.
+        """
+        for name in _FOLLOWED:
+            self._loaded.attach(name)
+        # Also where no renames are asked for: what a program was called before it was executed.
+        self._loaded.attach(_OPTIONAL["task_rename"])
+
+    def attach_calls(self, layout: np.dtype[np.void]) -> None:
+        """Begin to record the rest.
+
+        Args:
+            layout: ``struct kcap_call`` as the program has it.
+
+        Raises:
+            KcapError: The kernel refused.
+        """
+        table = self._loaded.maps["calls"]
+        found = events.calls(self._setup.events)
+        for number, call in found.items():
+            table.set(number, call.encode(layout))
+        if _NEEDS_ENTER in self._setup.events:
+            self._loaded.attach(_ENTER)
+        if found:
+            self._loaded.attach(_EXIT)
+        if "inet_sock_set_state" in self._setup.events:
+            self._loaded.attach(_OPTIONAL["inet_sock_set_state"])
+
+    def detach(self) -> None:
+        """Record nothing more; what the rings hold can still be read."""
+        for name in self.attached:
+            self._loaded.detach(name)
+
+    def counts(self) -> npt.NDArray[np.void]:
+        """What was kept, lost and filtered so far, by event number."""
+        out = np.zeros(events.EVENTS, _COUNT)
+        for number in events.by_number():
+            each = np.frombuffer(self._loaded.maps["counts"].get(number) or b"", _COUNT)
+            for name in _COUNT.fields or ():
+                out[number][name] = each[name].sum()
+        return out
+
+    def victims(self) -> dict[tuple[int, int, int], int]:
+        """How many events were lost so far, by cgroup, process and event number."""
+        found = {}
+        for key, value in self._loaded.maps["victims"].items():
+            cgroup_id, pid, event = np.frombuffer(key, _VICTIM)[0].tolist()
+            found[cgroup_id, pid, event] = int.from_bytes(value, "little")
+        return found
+
+    def passed_over(self) -> dict[str, int]:
+        """How often each part did not run because it ran already on that processor, so far."""
+        return {
+            name: misses
+            for name in self.attached
+            if (misses := self._loaded.info(name).recursion_misses or 0)
+        }
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.rare.close()
+        self.hot.close()
+        self._loaded.close()
+
+
+def _controller(types: Btf) -> int:
+    """Which v1 hierarchy tells containers apart; none where version 2 is what is used.
+
+    The id of a version 2 cgroup is of no use where all processes are in the root of that hierarchy.
+    """
+    lines = _own_cgroups()
+    if any(line.startswith("0::/") and line != "0::/" for line in lines):
+        return offsets.NOWHERE
+    used = {name for line in lines for name in line.split(":", 2)[1].split(",")}
+    numbers = types.enum("cgroup_subsys_id") or {}
+    for name in _CONTROLLERS:
+        number = numbers.get(f"{name}_cgrp_id")
+        if name in used and number is not None:
+            return number
+    return offsets.NOWHERE
+
+
+def _own_cgroups() -> list[str]:
+    try:
+        return Path("/proc/self/cgroup").read_text("ascii", "replace").splitlines()
+    except OSError:
+        return []

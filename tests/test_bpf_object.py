@@ -1,0 +1,95 @@
+"""The kernel program that is shipped is what its source says, and this kernel takes all of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from kcap.errors import PrivilegeError
+from kcap.readers.live.bpf import events, loader, system
+from kcap.readers.live.bpf.btf import Btf
+from kcap.readers.live.bpf.elf import ElfObject
+from kcap.readers.live.bpf.program import OBJECT
+
+SOURCE = Path(__file__).parent.parent / "readers" / "live" / "bpf"
+COMPILER = "clang version 14."
+MAKE = ("make", "--no-print-directory", "-C")
+
+
+def shipped() -> bytes:
+    """The committed object."""
+    return resources.files("kcap.readers.live.bpf").joinpath(OBJECT).read_bytes()
+
+
+def compiler() -> str | None:
+    """What the compiler calls itself, None where one of the tools is missing."""
+    if not all(shutil.which(tool) for tool in ("clang", "llvm-strip", "llvm-objcopy", "make")):
+        return None
+    told = subprocess.run(["clang", "--version"], capture_output=True, text=True, check=True)
+    return told.stdout
+
+
+@pytest.fixture
+def rebuilt(tmp_path: Path) -> Path:
+    """A folder with the sources and the Makefile."""
+    told = compiler()
+    if told is None or COMPILER not in told:
+        pytest.skip(f"needs {COMPILER}x, llvm and make")
+    folder = tmp_path / "readers" / "live" / "bpf"
+    folder.mkdir(parents=True)
+    for path in SOURCE.glob("*.[ch]"):
+        shutil.copy(path, folder)
+    shutil.copy(SOURCE.parents[2] / "Makefile", tmp_path)
+    return tmp_path
+
+
+def test_the_object_is_its_source(rebuilt: Path) -> None:
+    """Built anew in another folder it is the same, byte for byte."""
+    subprocess.run([*MAKE, str(rebuilt), "bpf"], check=True)
+    assert (rebuilt / "readers/live/bpf" / OBJECT).read_bytes() == shipped()
+
+
+def test_another_source_is_another_object(rebuilt: Path) -> None:
+    """The control: one changed number shows."""
+    path = rebuilt / "readers/live/bpf/record.h"
+    text = path.read_text()
+    path.write_text(text.replace("#define KCAP_STRING 4096", "#define KCAP_STRING 2048"))
+    subprocess.run([*MAKE, str(rebuilt), "bpf"], check=True)
+    assert (rebuilt / "readers/live/bpf" / OBJECT).read_bytes() != shipped()
+
+
+def test_words_of_the_table_are_those_of_the_header() -> None:
+    """Handlers and flags of linux_events.tsv have the numbers that record.h gives them."""
+    text = (SOURCE / "record.h").read_text()
+    flags = dict(re.findall(r"KCAP_(\w+) = (\d+),", text))
+    known = {"ok": "ONLY_OK", "failed": "ONLY_FAILED"}
+    for word, number in events.FLAGS.items():
+        assert int(flags[known.get(word, word.upper())]) == number
+    body = re.search(r"enum kcap_handler \{(.*?)\};", text, re.DOTALL)
+    assert body is not None
+    order = re.findall(r"KCAP_(\w+)", body[1])
+    for word, number in events.HANDLERS.items():
+        assert order.index(word.upper().replace("EXEC_FAILED", "EXEC")) == number
+    numbers = ElfObject(shipped()).btf
+    assert numbers.size("kcap_call") == 16
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_this_kernel_takes_every_part() -> None:
+    """Nothing is refused, and each field is found under one of its names."""
+    try:
+        types = Btf.of_kernel()
+        loaded = loader.load(shipped(), types, sizes={"scratches": system.possible_cpus()})
+    except PrivilegeError as error:
+        pytest.skip(f"BPF is refused here: {error}")
+    with loaded:
+        assert loaded.refused == {}
+        ctime = [name for name in loaded.unavailable if "i_ctime" in name]
+        assert len(ctime) in {2, 4}
+        assert set(loaded.unavailable) == set(ctime)
