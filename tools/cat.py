@@ -6,7 +6,7 @@ from typing import Unpack
 
 import click
 
-from kcap.tools import common
+from kcap.tools import common, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_source, play
 
@@ -17,6 +17,8 @@ from kcap.tools.play import Options, opened_source, play
     examples=(
         "kcap cat host.kcap",
         "kcap cat --format jsonl host.kcap | jq .process_name",
+        "kcap cat --view forkstat -e fork,exec,exit,core host.kcap",
+        "kcap cat --view 'execsnoop -xT' host.kcap",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
     ),
 )
@@ -32,6 +34,7 @@ from kcap.tools.play import Options, opened_source, play
 )
 @common.input_options
 @common.output_options
+@views.view_option
 @click.pass_context
 def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Options]) -> None:
     """Print the events of CAPTURE in file order; '-' reads standard input.
@@ -40,8 +43,9 @@ def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Optio
     To the events of a foreign format it adds who did it (process_name, exe, cmdline, parent_name,
     user ...), as far as the input tells.
     """
+    view = views.chosen(ctx, options)
     with opened_source(
         capture, lenient=options["lenient"], raw_pairs=options["raw_pairs"]
     ) as source:
-        summary = play(source, form, options)
+        summary = play(source, form, options, view=view)
     common.finish(ctx, summary, capture)

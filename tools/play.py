@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
 from kcap.errors import OutputError
-from kcap.tools import common, output
+from kcap.tools import common, output, views
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
     from kcap.model.stream import Source
     from kcap.replay.pipeline import Stage, Summary
     from kcap.state import State
+    from kcap.writers.views.view import View
 
 
 class Chosen(TypedDict):
@@ -29,8 +30,8 @@ class Chosen(TypedDict):
     state: bool
 
 
-class Options(Chosen):
-    """The options that `common.input_options` and `common.output_options` declare."""
+class Options(Chosen, views.ViewOptions):
+    """The options that `common.input_options` and `output_options`, and `view_option` declare."""
 
     lenient: bool
     raw_pairs: bool
@@ -47,6 +48,8 @@ def play(
     *,
     tracked: State | None = None,
 ) -> Summary:
+    view: View | None = None,
+    after_batch: Callable[[Summary], bool] | None = None,
     """Send a source's events to an output.
 
     Args:
@@ -55,6 +58,8 @@ def play(
         options: The verb's options.
         tracked: The state to keep, None for none; it resolves the events of a foreign format.
 
+        view: The form in place of ``form``, if any.
+        after_batch: See `Pipeline`.
     Returns:
         What the run did.
     """
@@ -69,15 +74,19 @@ def play(
         naming(path),
         output.opened(path, force=options["force"], binary=binary) as stream,
     ):
-        sink = common.sink_for(
-            form,
-            stream,
-            file=path,
-            state=options["state"],
-            template=options["template"],
-            color=common.wants_color(options["color"], stream),
-        )
-        read, stages = narrowed(source, form, options, tracked=tracked is not None)
+        follows = tracked is not None or view is not None
+        read, stages = narrowed(source, form, options, tracked=follows)
+        if view is None:
+            sink = common.sink_for(
+                form,
+                stream,
+                file=path,
+                state=options["state"],
+                template=options["template"],
+                color=common.wants_color(options["color"], stream),
+            )
+        else:
+            sink, stages = views.viewing(view, stream, stages)
         pipeline = Pipeline(
             read,
             [sink],
@@ -86,6 +95,7 @@ def play(
             stages=stages,
             limit=options["limit"],
         )
+            after_batch=after_batch,
         summary = pipeline.run()
         stream.flush()
     return summary
@@ -124,6 +134,9 @@ def narrowed(
     Returns:
         What to read, and the stages.
     """
+
+    Raises:
+        click.UsageError: Derived events are to be stored, or a column is none.
     from kcap.replay.chosen import chosen
     from kcap.replay.stages import Columns, EventsOnly
 

@@ -6,7 +6,7 @@ from typing import Unpack
 
 import click
 
-from kcap.tools import common, output
+from kcap.tools import common, output, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_source, play
 
@@ -17,6 +17,7 @@ from kcap.tools.play import Options, opened_source, play
     examples=(
         "kcap replay host.kcap",
         "kcap replay --speed 10 host.kcap",
+        "kcap replay --speed 1 --view execsnoop host.kcap",
         "kcap replay -k host --format jsonl -o host.jsonl",
         "kcap replay \"evt.category = 'file' and ps.name = 'bash'\" -k host",
     ),
@@ -38,6 +39,7 @@ from kcap.tools.play import Options, opened_source, play
 )
 @common.input_options
 @common.output_options
+@views.view_option
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -57,6 +59,7 @@ def command(
 
     if name is None and not words:
         raise click.UsageError("give one capture: CAPTURE, or -k NAME")
+    view = views.chosen(ctx, options)
     path = output.existing_path(name) if name else words[0]
     options["where"] = common.filter_given(ctx, options["where"], words if name else words[1:])
     with opened_source(
@@ -68,7 +71,7 @@ def command(
 
             source = Paced(opened, speed)
         state = State()
-        summary = play(source, form, options, tracked=state)
+        summary = play(source, form, options, tracked=state, view=view)
     _report(summary.events_in, summary.events_out)
     common.finish(ctx, summary, path)
 

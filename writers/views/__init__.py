@@ -1,0 +1,1 @@
+"""The events of processes in the forms of other tools: forkstat's and execsnoop's."""
