@@ -39,4 +39,5 @@ def from_batch(batch: Batch) -> dict[str, dict[int, str]]:
         DamagedError: A column has another class than it must, or a user has no id or name.
     """
     read = rows.from_batch(_CLASSES, batch, "user", 2)
-    return {machine: dict(found) for machine, found in read.items()}
+    # Of several names for one number the first is the one that counts, as in a passwd file.
+    return {machine: dict(reversed(list(map(tuple, found)))) for machine, found in read.items()}

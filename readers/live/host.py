@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from kcap import __version__
+from kcap.model import text
 from kcap.model.side import SourceInfo
 
 DRIFT_NS: Final = 1_000_000
@@ -75,3 +80,92 @@ def source(collector: str, clocks: Clocks) -> SourceInfo:
         clocks=(clocks.pair(),),
         details={"kernel": uname.release, "machine": uname.machine, "system": uname.sysname},
     )
+
+
+_FACT_BYTES: Final = 64 << 10
+"""What is read of a file that says something about the host."""
+
+_ZONES: Final = "/zoneinfo/"
+
+
+def facts(proc: str = "/proc", etc: str = "/etc", sys_: str = "/sys") -> dict[str, Any]:
+    """What an analyst must know of this host and of this recorder, beside the events.
+
+    Args:
+        proc: Where proc is mounted.
+        etc: Where the host's settings are.
+        sys_: Where sysfs is mounted.
+
+    Returns:
+        Values for `SourceInfo.details`; what the host does not tell is left out.
+    """
+    release = dict(_os_release(etc))
+    found = {
+        "command_line": shlex.join(_clean(argument) for argument in sys.argv),
+        "cpus": os.cpu_count(),
+        "distribution": release.get("PRETTY_NAME") or release.get("NAME"),
+        "distribution_id": release.get("ID"),
+        "distribution_version": release.get("VERSION_ID"),
+        "kcap": __version__,
+        "kernel_command_line": _line(f"{proc}/cmdline"),
+        "kernel_version": os.uname().version,
+        "ld_so_preload": _content(f"{etc}/ld.so.preload"),
+        "lockdown": _chosen(_line(f"{sys_}/kernel/security/lockdown")),
+        "machine_id": _line(f"{etc}/machine-id"),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "pid": os.getpid(),
+        "security_modules": (_line(f"{sys_}/kernel/security/lsm") or "").split(",")[:_LSMS_MAX],
+        "tainted": _number(_line(f"{proc}/sys/kernel/tainted")),
+        "time_zone": _time_zone(etc),
+        "utc_offset_s": time.localtime().tm_gmtoff,
+    }
+    return {name: value for name, value in found.items() if value not in (None, "", [""])}
+
+
+_LSMS_MAX: Final = 64
+
+
+def _content(path: str) -> str | None:
+    try:
+        with Path(path).open("rb") as file:
+            return text.clean(file.read(_FACT_BYTES))[0]
+    except OSError:
+        return None
+
+
+def _line(path: str) -> str | None:
+    return (_content(path) or "").strip() or None
+
+
+def _clean(value: str) -> str:
+    return text.cut(text.clean(value)[0])[0]
+
+
+def _number(line: str | None) -> int | None:
+    return int(line) if line is not None and line.isdecimal() else None
+
+
+def _chosen(line: str | None) -> str | None:
+    """What stands in brackets: ``none [integrity] confidentiality``."""
+    return (line or "").partition("[")[2].partition("]")[0] or None
+
+
+def _os_release(etc: str) -> Iterator[tuple[str, str]]:
+    """The assignments of os-release(5), which are in the syntax of a shell."""
+    for line in (_content(f"{etc}/os-release") or "").splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals and not name.startswith("#"):
+            try:
+                yield name, "".join(shlex.split(value))
+            except ValueError:
+                yield name, value  # an open quote; better than nothing
+
+
+def _time_zone(etc: str) -> str | None:
+    """The name of the host's time zone: where localtime leads, else what timezone says."""
+    try:
+        target = os.readlink(f"{etc}/localtime")  # noqa: PTH115
+    except OSError:
+        target = ""
+    zone = target.partition(_ZONES)[2]
+    return _clean(zone) if zone else _line(f"{etc}/timezone")

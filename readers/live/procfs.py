@@ -6,6 +6,7 @@ normal: what is gone is None, and values read here carry the provenance ``procfs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ from kcap.state import Process, containers, process_key
 from kcap.state.processes import FACTS, PASSWD, PROCFS, to_batch
 
 _READ_BYTES: Final = 1 << 16
+
+CONTENT_BYTES: Final = 8 << 20
+"""What is read of a file: an argument list may take some MiB."""
+
 _UID: Final = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 _GID: Final = re.compile(rb"^Gid:\t(\d+)", re.MULTILINE)
 
@@ -56,7 +61,8 @@ class ProcFS:
     """
 
     def __init__(self, root: str = "/proc", users: str = "/etc/passwd") -> None:
-        self._root = root
+        self.root = root
+        """Where it is mounted."""
         self._passwd = Path(users)
         self._tick_ns = 10**9 // os.sysconf("SC_CLK_TCK")
         self._users: dict[int, str] = {}
@@ -76,20 +82,47 @@ class ProcFS:
         Returns:
             What could be read, None where the process is gone or another one.
         """
+        with self.folder(pid) as folder:
+            if folder is None:
+                return None
+            return self.image_in(folder, pid, cwd=cwd, started_by_ns=started_by_ns)
+
+    @contextlib.contextmanager
+    def folder(self, pid: int) -> Iterator[int | None]:
+        """The folder of a process, open as long as it is needed.
+
+        Args:
+            pid: The process.
+
+        Yields:
+            Its descriptor, which belongs to the process and not to its pid: what is read below it
+            is never another's. None where the process is gone.
+        """
         try:
-            # Everything is read below this descriptor: it belongs to the process, not to its pid.
-            folder = os.open(f"{self._root}/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+            folder = os.open(f"{self.root}/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
-            return None
+            yield None
+            return
         try:
-            return self._image(pid, folder, cwd=cwd, started_by_ns=started_by_ns)
+            yield folder
         finally:
             os.close(folder)
 
-    def _image(
-        self, pid: int, folder: int, *, cwd: bool, started_by_ns: int | None
+    def image_in(
+        self, folder: int, pid: int, *, cwd: bool = False, started_by_ns: int | None = None
     ) -> Image | None:
-        stat = _content(folder, "stat")
+        """Look at the process that a folder belongs to.
+
+        Args:
+            folder: Descriptor of its folder.
+            pid: Its id.
+            cwd: See `image`.
+            started_by_ns: See `image`.
+
+        Returns:
+            See `image`.
+        """
+        stat = content(folder, "stat")
         if stat is None:
             return None
         # The name stands in parentheses and may hold any byte, parentheses and spaces too.
@@ -100,23 +133,23 @@ class ProcFS:
         start_ns = int(fields[_STAT_START]) * self._tick_ns
         if started_by_ns is not None and start_ns > started_by_ns:
             return None
-        arguments = _content(folder, "cmdline")
-        status = _content(folder, "status") or b""
+        arguments = content(folder, "cmdline")
+        status = content(folder, "status") or b""
         uid, gid = _number(_UID, status), _number(_GID, status)
         return Image(
             pid=pid,
             ppid=int(fields[_STAT_PPID]),
             session=int(fields[_STAT_SESSION]),
             start_ns=start_ns,
-            name=_plain(stat[opening + 1 : closing]),
-            exe=_link(folder, "exe"),
+            name=plain(stat[opening + 1 : closing]),
+            exe=link(folder, "exe"),
             argv=_argv(arguments),
             cmdline=_cmdline(arguments),
-            cwd=_link(folder, "cwd") if cwd else None,
+            cwd=link(folder, "cwd") if cwd else None,
             uid=uid,
             gid=gid,
             user=None if uid is None else self.user(uid),
-            container_id=container_id(_content(folder, "cgroup") or b""),
+            container_id=container_id(content(folder, "cgroup") or b""),
         )
 
     def images(self) -> Iterator[Image]:
@@ -125,11 +158,14 @@ class ProcFS:
         Yields:
             Those that were still there.
         """
-        entries = (entry.name for entry in Path(self._root).iterdir())
-        for pid in sorted(int(name) for name in entries if name.isdigit()):
+        for pid in self.pids():
             image = self.image(pid, cwd=True)
             if image is not None:
                 yield image
+
+    def pids(self) -> list[int]:
+        """The ids of all processes, ascending."""
+        return sorted(int(name) for name in os.listdir(self.root) if name.isdigit())  # noqa: PTH208
 
     def user(self, uid: int) -> str | None:
         """The name of a user.
@@ -146,6 +182,11 @@ class ProcFS:
         if uid not in self._users:
             self._read_users()
         return self._users.get(uid)
+
+    def users(self) -> dict[int, str]:
+        """The names of all users that the passwd file has, by number."""
+        self._read_users()
+        return dict(self._users)
 
     def _read_users(self) -> None:
         """Read the passwd file, if it is another one than last time."""
@@ -184,10 +225,10 @@ def _process(image: Image, keys: dict[int, str | None]) -> Process:
         process_key=keys[image.pid],
         parent_key=keys.get(image.ppid),
         ppid=image.ppid,
-        name=_stored(image.name),
-        exe=_stored(image.exe),
-        cmdline=_stored(image.cmdline),
-        cwd=_stored(image.cwd),
+        name=stored(image.name),
+        exe=stored(image.exe),
+        cmdline=stored(image.cmdline),
+        cwd=stored(image.cwd),
         user=image.user,
         uid=image.uid,
         gid=image.gid,
@@ -215,31 +256,49 @@ def container_id(cgroups: bytes) -> str | None:
     return containers.container_id(line.split(":", 2)[-1] for line in lines)
 
 
-def _content(folder: int, name: str) -> bytes | None:
-    """A file of a process, None where the process is gone or the file is not for us."""
+def content(folder: int, name: str, most: int = CONTENT_BYTES) -> bytes | None:
+    """A file below a process's folder.
+
+    Args:
+        folder: Descriptor of the folder.
+        name: The file's path in it.
+        most: Bytes to read; the rest is left.
+
+    Returns:
+        Its bytes, None where the process is gone or the file is not for us.
+    """
     try:
-        file = os.open(name, os.O_RDONLY, dir_fd=folder)
+        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return None
     try:
-        content = os.read(file, _READ_BYTES)
-        part = content
-        while len(part) == _READ_BYTES:
-            part = os.read(file, _READ_BYTES)
-            content += part
+        parts = [os.read(file, _READ_BYTES)]
+        left = most - len(parts[0])
+        while parts[-1] and left > 0:  # some files of /proc give a page at a time
+            parts.append(os.read(file, min(_READ_BYTES, left)))
+            left -= len(parts[-1])
     except OSError:
         return None
     finally:
         os.close(file)
-    return content
+    return b"".join(parts)
 
 
-def _link(folder: int, name: str) -> str | bytes | None:
+def link(folder: int, name: str) -> str | bytes | None:
+    """Where a link below a process's folder leads.
+
+    Args:
+        folder: Descriptor of the folder.
+        name: The link's path in it.
+
+    Returns:
+        Its target as `plain` gives it, None where there is none for us.
+    """
     try:
         target = os.readlink(name.encode(), dir_fd=folder)
     except OSError:
         return None
-    return _plain(target)
+    return plain(target)
 
 
 def _argv(arguments: bytes | None) -> list[str] | None:
@@ -253,19 +312,33 @@ def _argv(arguments: bytes | None) -> list[str] | None:
 def _cmdline(arguments: bytes | None) -> str | bytes | None:
     if not arguments:
         return None
-    return _plain(arguments.removesuffix(b"\0").replace(b"\0", b" "))
+    return plain(arguments.removesuffix(b"\0").replace(b"\0", b" "))
 
 
-def _plain(value: bytes) -> str | bytes:
-    """Text where the bytes are valid, which columns take faster; else the bytes."""
+def plain(value: bytes) -> str | bytes:
+    """Text where the bytes are valid, which columns take faster; else the bytes.
+
+    Args:
+        value: What the kernel gave.
+
+    Returns:
+        The same.
+    """
     try:
         return value.decode()
     except UnicodeDecodeError:
         return value
 
 
-def _stored(value: str | bytes | None) -> str | None:
-    """Text as a column holds it."""
+def stored(value: str | bytes | None) -> str | None:
+    """Text as a column holds it.
+
+    Args:
+        value: What the kernel gave.
+
+    Returns:
+        Valid text within the limit of a value.
+    """
     return None if value is None else text.cut(text.clean(value)[0])[0]
 
 

@@ -1,0 +1,344 @@
+"""Which container and pod an event belongs to, by the control group of its process.
+
+The kernel gives each event the id of its control group of version 2, which is the inode of a
+folder; the path of that folder has the container's id in it. Where the host manages containers
+with version 1, all processes may be in one group of version 2: then the path comes from
+/proc/PID/cgroup. What the path does not have, the container's name and image, a thread of its own
+reads from the state files of the runtimes (`kcap.readers.live.runtimes`): events never wait for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.readers.live import procfs
+from kcap.readers.live.procfs import ProcFS
+from kcap.readers.live.runtimes import NOTHING, Facts, Runtimes
+from kcap.state.containers import container_id
+
+GROUPS_MAX: Final = 65_536
+"""Control groups, and processes, whose container is remembered."""
+
+COLUMNS: Final = (
+    "container_id",
+    "container_name",
+    "container_image",
+    "container_image_digest",
+    "pod_name",
+    "pod_namespace",
+    "pod_uid",
+    "pod_sandbox",
+)
+"""What `Containers.columns` gives."""
+
+_POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})")
+"""The uid of a pod in a path; of a static pod it is the hash of its description."""
+
+_KERNFS: Final = 0xFE
+"""FILEID_KERNFS: a handle that consists of a group's id."""
+_HANDLE: Final = struct.Struct("=IiQ")
+_ID_BYTES: Final = 8
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Group(NamedTuple):
+    """What the path of a control group says."""
+
+    path: str
+    container_id: str | None
+    pod_uid: str | None
+
+
+class Mounted(NamedTuple):
+    """A hierarchy of control groups that is mounted."""
+
+    path: str
+    controllers: str
+    """Of version 1, as they are mounted: ``cpu,cpuacct``; empty for version 2."""
+
+
+def group(path: str) -> Group:
+    """Read the path of a control group.
+
+    Args:
+        path: The path within its hierarchy.
+
+    Returns:
+        The container and pod that it names.
+    """
+    pod = None
+    for part in path.split("/"):
+        match = _POD.search(part)
+        pod = match[1].replace("_", "-") if match else pod
+    return Group(path, container_id((path,)), pod)
+
+
+def of_process(content: bytes) -> Group | None:
+    """Read the cgroup file of a process.
+
+    Args:
+        content: The file.
+
+    Returns:
+        The first group that names a container, else the first one that is not the root of its
+        hierarchy, else that; None of an empty file.
+    """
+    lines = content.decode("utf-8", "replace").splitlines()
+    groups = [group(line.split(":", 2)[2]) for line in lines if line.count(":") >= 2]  # noqa: PLR2004
+    named = [one for one in groups if one.container_id or one.pod_uid]
+    deep = [one for one in groups if one.path != "/"]
+    return next(iter([*named, *deep, *groups]), None)
+
+
+def hierarchies(root: str = "/proc") -> list[Mounted]:
+    """The hierarchies of control groups that are mounted.
+
+    Args:
+        root: Where proc is mounted.
+
+    Returns:
+        Each one once, that of version 2 first.
+    """
+    try:
+        lines = Path(root, "mounts").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return []
+    found: dict[str, Mounted] = {}
+    for line in lines:
+        _, path, kind, options, *_ = [*line.split(" "), "", "", "", ""]
+        if kind == "cgroup2":
+            found.setdefault("", Mounted(path, ""))
+        elif kind == "cgroup":
+            names = [o for o in options.split(",") if o not in _MOUNT_OPTIONS]
+            found.setdefault(",".join(names), Mounted(path, ",".join(names)))
+    return [found[name] for name in sorted(found)]
+
+
+_MOUNT_OPTIONS: Final = frozenset(
+    {"rw", "ro", "nosuid", "nodev", "noexec", "relatime", "noatime", "xattr", "clone_children"}
+)
+
+
+def walk(mounted: Mounted, most: int) -> Iterator[tuple[str, int]]:
+    """All groups of a hierarchy.
+
+    Args:
+        mounted: The hierarchy.
+        most: Groups to give.
+
+    Yields:
+        Path within the hierarchy, and id; parents before their children, siblings by name.
+    """
+    waiting = ["/"]
+    while waiting and most > 0:
+        path = waiting.pop()
+        try:
+            with os.scandir(mounted.path + path) as entries:
+                below = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+            number = os.stat(mounted.path + path).st_ino  # noqa: PTH116
+        except OSError:
+            continue  # removed meanwhile
+        yield path, number
+        most -= 1
+        prefix = path if path == "/" else f"{path}/"
+        waiting += [prefix + name for name in sorted(below, reverse=True)]
+
+
+class Paths:
+    """Paths of groups of version 2 by their ids.
+
+    Args:
+        root: Where proc is mounted.
+    """
+
+    def __init__(self, root: str = "/proc") -> None:
+        found = hierarchies(root)
+        self._mounted = next((m for m in found if not m.controllers), None)
+        self.has_version_1 = any(m.controllers for m in found)
+        """Containers may be in groups of version 1 alone."""
+        self._by_walk: dict[int, str] = {}
+        self._mount_fd = -1
+        if self._mounted is not None:
+            try:
+                self._mount_fd = os.open(self._mounted.path, _OPEN_FLAGS)
+            except OSError:
+                self._mounted = None
+        if self._mounted is not None and not self._by_handle(os.fstat(self._mount_fd).st_ino):
+            # Without CAP_DAC_READ_SEARCH there are no handles; groups made later stay unknown.
+            self._by_walk = {number: path for path, number in walk(self._mounted, GROUPS_MAX)}
+
+    def path(self, number: int) -> str | None:
+        """The path of a group.
+
+        Args:
+            number: Its id.
+
+        Returns:
+            The path within the hierarchy; None where the group is gone or not to be found.
+        """
+        if self._mounted is None:
+            return None
+        return self._by_walk.get(number) if self._by_walk else self._by_handle(number)
+
+    def _by_handle(self, number: int) -> str | None:
+        assert self._mounted is not None
+        handle = ctypes.create_string_buffer(_HANDLE.pack(_ID_BYTES, _KERNFS, number))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(libc, "open_by_handle_at"):
+            return None
+        folder = libc.open_by_handle_at(self._mount_fd, handle, _OPEN_FLAGS)
+        if folder < 0:
+            return None
+        try:
+            target = os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH115
+        except OSError:
+            return None
+        finally:
+            os.close(folder)
+        below = target.removeprefix(self._mounted.path.rstrip("/"))
+        return below or "/"
+
+    def close(self) -> None:
+        """Let go of the hierarchy."""
+        if self._mount_fd >= 0:
+            os.close(self._mount_fd)
+        self._mount_fd, self._mounted = -1, None
+
+
+class Containers:
+    """The container columns of events.
+
+    Args:
+        proc: The proc file system.
+        runtimes: Where names and images come from; made where None.
+
+    Example:
+        >>> containers = Containers(ProcFS())
+        >>> columns = containers.columns(np.array([1]), np.array([1]))
+        >>> containers.close()
+    """
+
+    def __init__(self, proc: ProcFS, runtimes: Runtimes | None = None) -> None:
+        self._proc = proc
+        self._runtimes = Runtimes() if runtimes is None else runtimes
+        self._paths = Paths(proc.root)
+        self._by_id: dict[int, Group | None] = {}
+        self._by_process: dict[tuple[int, int], Group | None] = {}
+
+    def columns(
+        self,
+        cgroup_ids: npt.NDArray[Any],
+        pids: npt.NDArray[Any],
+        *,
+        started_ns: npt.NDArray[Any] | None = None,
+        ppids: npt.NDArray[Any] | None = None,
+    ) -> dict[str, list[str | bool | None]]:
+        """Look up the containers of events.
+
+        Each group is looked up once; where its id says nothing, each process is.
+
+        Args:
+            cgroup_ids: Id of the control group of each event.
+            pids: Its process.
+            started_ns: When that started: then a process is looked up once in all, not once a
+                call, as its id alone may be another's the next time.
+            ppids: Its parent, which stands in for a process that is gone already.
+
+        Returns:
+            The values of each of `COLUMNS` that has any, None where an event has none. Names and
+            images may be missing at first, until they have been read.
+        """
+        numbers, of_event = np.unique(cgroup_ids, return_inverse=True)
+        groups = [self._of_id(int(number)) for number in numbers]
+        if not any(one is not None for one in groups) and not self._paths.has_version_1:
+            return {}
+        rows = [self._row(one) for one in groups]
+        found = [rows[i] for i in of_event.tolist()]
+        if self._paths.has_version_1:
+            vague = np.array([one is None or one.path == "/" for one in groups], np.bool_)
+            for at, one in self._of_processes(
+                np.flatnonzero(vague[of_event]), pids, started_ns, ppids
+            ):
+                found[at] = self._row(one)
+        if not any(row is not _NO_ROW for row in found):
+            return {}
+        by_name = zip(COLUMNS, zip(*found, strict=True), strict=True)
+        return {
+            name: list(values) for name, values in by_name if any(v is not None for v in values)
+        }
+
+    def group(self, cgroup_id: int, pid: int) -> Group | None:
+        """The control group of one process.
+
+        Args:
+            cgroup_id: Its id of version 2.
+            pid: The process.
+
+        Returns:
+            What its path says; None where it is not known.
+        """
+        found = self._of_id(cgroup_id)
+        if self._paths.has_version_1 and (found is None or found.path == "/"):
+            found = self._read(pid) or found
+        return found
+
+    def close(self) -> None:
+        """End the thread that reads, and let go of the hierarchy."""
+        self._runtimes.close()
+        self._paths.close()
+
+    def _of_id(self, number: int) -> Group | None:
+        if number not in self._by_id:
+            if len(self._by_id) >= GROUPS_MAX:
+                self._by_id.clear()
+            path = self._paths.path(number)
+            # A group that is gone does not come back: ids are not used again.
+            self._by_id[number] = None if path is None else group(path)
+        return self._by_id[number]
+
+    def _of_processes(
+        self,
+        rows: npt.NDArray[np.intp],
+        pids: npt.NDArray[Any],
+        started_ns: npt.NDArray[Any] | None,
+        ppids: npt.NDArray[Any] | None,
+    ) -> Iterator[tuple[int, Group | None]]:
+        """The groups of the processes of some events, out of /proc."""
+        if started_ns is None or len(self._by_process) >= GROUPS_MAX:
+            self._by_process.clear()
+        starts = np.zeros(len(rows), np.int64) if started_ns is None else started_ns[rows]
+        parents = np.zeros(len(rows), np.int64) if ppids is None else ppids[rows]
+        keys = zip(pids[rows].tolist(), starts.tolist(), strict=True)
+        for row, key, parent in zip(rows.tolist(), keys, parents.tolist(), strict=True):
+            if key not in self._by_process:
+                # The last that is known of the parent is what the child was started in.
+                self._by_process[key] = self._read(key[0]) or self._parent(parent)
+            yield row, self._by_process[key]
+
+    def _parent(self, pid: int) -> Group | None:
+        known = [one for (of, _), one in self._by_process.items() if of == pid]
+        return known[-1] if known else self._read(pid) if pid > 0 else None
+
+    def _read(self, pid: int) -> Group | None:
+        with self._proc.folder(pid) as folder:
+            content = None if folder is None else procfs.content(folder, "cgroup")
+        return of_process(content) if content else None
+
+    def _row(self, one: Group | None) -> tuple[str | bool | None, ...]:
+        if one is None or not (one.container_id or one.pod_uid):
+            return _NO_ROW
+        facts = self._runtimes.facts(one.container_id) if one.container_id else NOTHING
+        return (one.container_id, *facts._replace(pod_uid=facts.pod_uid or one.pod_uid))
+
+
+_NO_ROW: Final[tuple[str | bool | None, ...]] = (None,) * len(COLUMNS)
+assert COLUMNS[1:] == Facts._fields
