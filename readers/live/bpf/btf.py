@@ -147,6 +147,7 @@ class Btf:
             raise self._bad("its names do not begin and end with a zero", strings)
         self._positions = self._walk()
         self._names: dict[int, list[int]] | None = None
+        self._found: dict[str, list[int]] = {}
 
     @classmethod
     def of_kernel(cls, path: str | None = None) -> Btf:
@@ -355,6 +356,12 @@ class Btf:
         return positions
 
     def _named(self, name: str) -> list[int]:
+        """The types of a name; that of a structure is asked for with each of its fields."""
+        if name not in self._found:
+            self._found[name] = self._look_up(name)
+        return self._found[name]
+
+    def _look_up(self, name: str) -> list[int]:
         if self._names is None:
             names: dict[int, list[int]] = {}
             unpack = struct.Struct("<I").unpack_from
