@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support import capture
 from tracee_support import OPENED
+from workload_support import Workloads
 
 ROOT = Path(__file__).resolve().parent.parent
 IS_ROOT = sys.platform == "linux" and os.geteuid() == 0
@@ -79,6 +80,12 @@ def program() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def workloads(tmp_path_factory: pytest.TempPathFactory) -> Workloads:
+    """The programs of tests/workloads; the test skips where one cannot be built."""
+    return Workloads(tmp_path_factory.mktemp("workloads"))
 
 
 @pytest.fixture
