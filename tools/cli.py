@@ -34,6 +34,7 @@ class _Verb(NamedTuple):
 _VERBS: Final = {
     "record": _Verb("record", "Capture", "Record what happens on this host."),
     "capture": _Verb("record", "Capture", "The same as record.", hidden=True),
+    "run": _Verb("run", "Capture", "Print what happens on this host, as it happens."),
     "import": _Verb(
         "import_", "Capture", "Turn foreign captures into a .kcap file, merged by time."
     ),

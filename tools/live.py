@@ -118,17 +118,18 @@ def stopping(source: LiveSource, *, twice: bool = False) -> Iterator[None]:
 
     Args:
         source: What to stop.
-        twice: A second signal ends it at once, as where a terminal takes no more output.
+        twice: A second signal kills: where an output takes no more, waiting would have no end.
 
     Yields:
         Nothing.
     """
     asked = False
 
-    def ask(*_: object) -> None:
+    def ask(number: int, _: object) -> None:
         nonlocal asked
         if asked and twice:
-            raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         asked = True
         source.stop()
 

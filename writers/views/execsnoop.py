@@ -20,6 +20,9 @@ _ACTIONS: Final = frozenset({"process_start"})
 _CALLS: Final = frozenset({"execve", "execveat"})
 """Calls that a source has beside the event of what was executed: only failed ones count."""
 
+_INTERPRETED: Final = 5
+"""The path of a script is among so many arguments: two interpreters, each with an argument."""
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -139,19 +142,32 @@ class Execsnoop:
 
 def _words(told: Told, i: int) -> list[str]:
     """The path as the caller gave it, then the arguments behind the first."""
-    path = told.text(i, "cmdpath", "path_arg", "filename")
     if described(told, i) is not None:
         line = told.text(i, "cmdline", "comm", "exe", "name")
         return [] if line is None else [line]
-    path = path or told.text(i, "pathname") or told.column("exe")[i]
+    path = told.text(i, "cmdpath", "path_arg", "filename", "pathname") or told.column("exe")[i]
     argv: list[Any] | None = told.argument(i, "argv", TypeClass.LIST)
-    rest = None if argv is None else [str(word) for word in argv[1:]]
-    if rest is None:
-        rest = told.argument(i, "args", TypeClass.LIST)  # sysdig's, which leaves the first one out
-    if rest is None:
+    if argv is None and (args := told.argument(i, "args", TypeClass.LIST)) is not None:
+        argv = [told.text(i, "exe") or path, *args]  # as sysdig divides it
+    if argv is None:
         line = told.column("cmdline")[i] if told.column("retval")[i] in {None, 0} else None
         return [found] if (found := line or path) else []
-    return [path or (str(argv[0]) if argv else ""), *map(str, rest)]
+    words = ["" if word is None else str(word) for word in argv]
+    if not path:
+        return words
+    return [path, *words[_own_arguments(path, words) :]]
+
+
+def _own_arguments(path: str, words: list[str]) -> int:
+    """Where the arguments begin that the caller gave, behind the first.
+
+    Of a script the kernel makes the arguments of its interpreter: that one's own first, then the
+    script's path in place of the first argument.
+    """
+    shown = words[1:_INTERPRETED]
+    if path in shown and words[0].rpartition("/")[2] != path.rpartition("/")[2]:
+        return shown.index(path) + 2
+    return 1
 
 
 def _text(value: int | None, missing: str = "?") -> str:

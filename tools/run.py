@@ -1,0 +1,91 @@
+"""``kcap run``: what happens on this host, as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final, Unpack
+
+import click
+
+from kcap.tools import common, live, views
+from kcap.tools.cli import Verb
+from kcap.tools.play import Options, play
+
+if TYPE_CHECKING:
+    from kcap.replay.pipeline import Summary
+
+_INTERVAL_S: Final = 0.1
+"""Seconds that an event waits for others at most: what a reader takes for at once."""
+
+
+class _RunOptions(live.LiveOptions, Options):
+    """The options of the verb."""
+
+
+@click.command(
+    "run",
+    cls=Verb,
+    examples=(
+        "kcap run",
+        "kcap run \"ps.name = 'sshd' or ps.parent.name = 'sshd'\"",
+        "kcap run --view forkstat -e fork,exec,exit,core",
+        "kcap run --view 'execsnoop -T' --duration 10m",
+        "kcap run --format jsonl -n 1000 | jq .cmdline",
+    ),
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(common.TEXT_FORMATS),
+    default="line",
+    show_default=True,
+    help="line: for people; jsonl: one JSON object an event; tracee-json: as Tracee prints it.",
+)
+@views.view_option
+@live.live_options
+@common.where_option
+@common.output_options
+@click.argument("words", nargs=-1, metavar="[FILTER]...")
+@click.pass_context
+def command(
+    ctx: click.Context, words: tuple[str, ...], form: str, **options: Unpack[_RunOptions]
+) -> None:
+    """Print what happens on this host until Ctrl-C, a signal or a limit; nothing is stored.
+
+    Sees what 'kcap record' sees. The words are a filter, as with -w: best in one pair of double
+    quotes. A second Ctrl-C does not wait for output that nobody takes.
+
+    An output that is slow, or stopped with Ctrl-S, holds up no process of this host: events wait
+    in the kernel's buffer, those for which it has no room are counted, and make the exit code 3.
+    """
+    from kcap.state import State
+
+    options["where"] = common.filter_given(ctx, options["where"], words)
+    options |= {
+        "start": None,
+        "end": None,
+        "limit": options["count"],
+        "lenient": False,
+        "raw_pairs": False,
+    }
+    view = views.chosen(ctx, options)
+    source = live.opened(options, interval_s=_INTERVAL_S)
+    with contextlib.closing(source), live.stopping(source, twice=True):
+        deadline = live.Deadline(source, options["duration"])
+
+        def after_batch(_: Summary) -> bool:
+            deadline.check(time.monotonic())
+            return False
+
+        summary = play(source, form, options, tracked=State(), view=view, after_batch=after_batch)
+    _report(summary)
+    common.finish(ctx, summary, source.info.file)
+
+
+def _report(summary: Summary) -> None:
+    """Say what was seen."""
+    kept = common.counted(summary.events_out, "event")
+    seen = "" if summary.events_in == summary.events_out else f" of {summary.events_in:,}"
+    lost = sum(summary.lost().values())
+    click.echo(f"kcap: {kept}{seen}, {lost:,} lost, exit code {summary.exit_code}", err=True)
