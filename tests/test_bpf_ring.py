@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from kcap.errors import KcapError
-from kcap.readers.live.bpf import ring as ring_module
+from kcap.readers.live.bpf import scan
 from kcap.readers.live.bpf.ring import Ring
 from kcap.readers.live.bpf.scan import BUSY, DISCARD, PAGE_BYTES, follow, search
 
@@ -45,7 +45,7 @@ class Kernel:
 
     @property
     def consumer(self) -> int:
-        return struct.unpack_from("<Q", self.positions, 0)[0]
+        return int(struct.unpack_from("<Q", self.positions, 0)[0])
 
     def put(self, at: int, data: bytes) -> None:
         for n, byte in enumerate(data):
@@ -148,7 +148,7 @@ TestRing.settings = settings(max_examples=60, stateful_step_count=40, deadline=N
 @pytest.mark.parametrize("flag", ["BUSY", "DISCARD"])
 def test_without_a_flag_wrong_records_are_read(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a reader that passes over a flag is caught by the machine above."""
-    monkeypatch.setattr(ring_module.scan, flag, 0)
+    monkeypatch.setattr(scan, flag, 0)
     short = settings(max_examples=60, deadline=None, database=None, print_blob=False)
 
     with pytest.raises(AssertionError):
@@ -213,8 +213,6 @@ def test_the_search_finds_what_the_chain_finds(seed: int, pages: int) -> None:
 
 def test_words_that_look_like_headers_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: without the proof by the chain, look-alikes pass for records."""
-    from kcap.readers.live.bpf import scan
-
     found = differ = 0
     for seed in range(40):
         rng = random.Random(seed)
@@ -232,13 +230,13 @@ def test_numpy_is_used_for_many_small_records(monkeypatch: pytest.MonkeyPatch) -
     """The search is asked once the records are known to be small and many, else the chain."""
     asked: list[str] = []
     for name in ("follow", "search"):
-        real = getattr(ring_module.scan, name)
+        real = getattr(scan, name)
 
         def noted(*given: Any, real: Any = real, name: str = name) -> Any:
             asked.append(name)
             return real(*given)
 
-        monkeypatch.setattr(ring_module.scan, name, noted)
+        monkeypatch.setattr(scan, name, noted)
     kernel = Kernel(64 * PAGE_BYTES)
     for length, expected in ((100, "follow"), (100, "search"), (3000, "search"), (3000, "follow")):
         records = 400 if length == 100 else 60

@@ -382,11 +382,11 @@ def _check_names(what: str, given: Collection[str], known: Collection[str], file
 
 def _filled(content: ElfObject, constants: Mapping[str, int]) -> dict[int, bytes]:
     """The sections of constants with values in them."""
-    sections = {number: bytearray(body) for number, body in content.constants.items() if body}
+    sections = {number: bytearray(body) for number, body in content.constants.items()}
     for name, value in constants.items():
         section, at, size = content.variables[name]
         try:
             sections[section][at : at + size] = value.to_bytes(size, "little", signed=value < 0)
         except OverflowError:
             raise KcapError(f"{value} is too large for constant {name} of {size} bytes") from None
-    return {number: bytes(body) for number, body in sections.items()}
+    return {number: bytes(body) for number, body in sections.items() if body}

@@ -175,11 +175,16 @@ def create_map(
 
 
 def _element(
-    command: int, fd: int, key: bytes, value: ctypes.Array[ctypes.c_char], flags: int = 0
+    command: int,
+    fd: int,
+    key: bytes,
+    value: ctypes.Array[ctypes.c_char] | None = None,
+    flags: int = 0,
 ) -> int:
     held = ctypes.create_string_buffer(key, len(key))
     attributes = bytearray(32)
-    struct.pack_into("<IIQQQ", attributes, 0, fd, 0, _address(held), _address(value), flags)
+    at = 0 if value is None else _address(value)
+    struct.pack_into("<IIQQQ", attributes, 0, fd, 0, _address(held), at, flags)
     return _bpf(command, attributes)
 
 
@@ -203,7 +208,7 @@ def update(fd: int, key: bytes, value: bytes, flags: int = 0) -> None:
 
 def delete(fd: int, key: bytes) -> bool:
     """Take a key out; whether it was there."""
-    done = _element(_DELETE, fd, key, ctypes.create_string_buffer(1))
+    done = _element(_DELETE, fd, key)
     if done < 0 and done != -errno.ENOENT:
         raise failure(-done, "taking a key out of a BPF map")
     return done >= 0
