@@ -23,6 +23,7 @@ from kcap.model.batch import Batch
 from kcap.model.side import Loss, SourceInfo
 from kcap.model.stream import Source, StreamInfo
 from kcap.model.text import printable
+from kcap.replay.derived import derivation
 from kcap.selection import ChunkScan, Pass, Wanted
 from kcap.where import Where as Expression
 
@@ -217,6 +218,7 @@ class Capture:
             _ns(start),
             _ns(end),
             chosen,
+            derivation([chosen] if chosen else []),
         )
         wanted.check()
         return wanted

@@ -17,6 +17,7 @@ from kcap.filter.filter import Filter
 from kcap.model import logical
 from kcap.model.classes import TypeClass
 from kcap.model.text import printable
+from kcap.replay.derived import derivation
 from kcap.selection import Pass, Wanted
 from kcap.where import Where, evaluated
 
@@ -58,6 +59,9 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         self._columns: dict[str, TypeClass] = {}
         for capture in self._captures:
             self._columns |= capture.columns
+        self._derived = derivation([chosen] if chosen else [])
+        if self._derived is not None:
+            self._columns |= self._derived.types(self._columns)
         self._schema = logical.schema(self._columns)
 
     @property
@@ -97,6 +101,7 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
             self._start,
             self._end,
             self._chosen,
+            self._derived,
         )
         wanted.check()
         schema = pa.schema([(n, logical.arrow_type(n, wanted.class_of(n))) for n in names])

@@ -21,6 +21,7 @@ from kcap.model import catalogue, logical
 from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.replay.derived import Derivation
 from kcap.replay.stages import Matching
 from kcap.where import Anything, Hashed, Integers, Interval, Nothing, Texts, Values, Where
 
@@ -48,6 +49,8 @@ class Wanted:
     """Half open; an event without a time is in no interval."""
     filter: Filter | None = None
     """Of filter and `where` both must be true."""
+    derived: Derivation | None = None
+    """Adds the derived events that are wanted, too."""
 
     def check(self) -> None:
         """Refuse what can't be asked of any events.
@@ -89,7 +92,7 @@ class Wanted:
     @property
     def everything(self) -> bool:
         """Whether all columns of all rows are wanted, and all that stands beside them."""
-        return self.all_rows and self.columns is None
+        return self.all_rows and self.columns is None and self.derived is None
 
     def deciding(self) -> list[str]:
         """The columns of a batch that tell which rows are wanted."""
@@ -105,6 +108,16 @@ class Wanted:
         if self.where.fields is None:
             return list(logical.schema(self.types).names)
         return sorted(self.where.fields)
+
+    def needing(self) -> set[str] | None:
+        """The columns of events as they were recorded that matter; None for all."""
+        if self.columns is None:
+            return None
+        found = {*self.columns, *self.deciding()}
+        if self.derived is not None:
+            found |= self.derived.columns
+            found |= self.filter.columns if self.filter is not None else set()
+        return found
 
     def rows(self, batch: View, types: AbstractSet[str] | None = None) -> Rows:
         """The rows that are wanted.
@@ -168,7 +181,8 @@ class Wanted:
         """
         if self.where is not None and not self.where.may_match(values_of):
             return False
-        return self.filter is None or self.filter.may_match(values_of, self.types)
+        known = self.types.keys() if self.derived is None else self.types.keys() | self.derived.made
+        return self.filter is None or self.filter.may_match(values_of, known)
 
     def matching(self, batch: Batch) -> Batch:
         """What is wanted of a batch.
@@ -179,6 +193,8 @@ class Wanted:
         Returns:
             The rows and columns wanted.
         """
+        if self.derived is not None:
+            batch = self.derived.process(batch)
         if not self.all_rows:
             rows = self.rows(batch)
             batch = batch if len(rows) == batch.rows else batch.take(rows)
@@ -206,8 +222,10 @@ class ChunkScan:
         """What the capture says was lost, and what is wrong with its end."""
         names = (wanted.where and wanted.where.fields) or frozenset()
         if wanted.filter is not None:
-            wanted.filter.note(SourceInfo.from_json(s) for s in index.totals["sources"])
+            wanted.filter.note(map(SourceInfo.from_json, index.totals["sources"]))
             names |= wanted.filter.columns
+        if wanted.derived is not None:
+            wanted.derived.note(map(SourceInfo.from_json, index.totals["sources"]))
         self._uses_index = any(
             name in {"pid", "event", "seq"} or self._columns.get(name) is TypeClass.STR
             for name in names
@@ -227,14 +245,21 @@ class ChunkScan:
     def _may_match(self, number: int) -> bool:
         self._types = None
         entry = self._table[number]
-        if not self._wanted.may_match(chunk_values(entry, None, self._columns)):
+        if not self._may_hold(chunk_values(entry, None, self._columns)):
             return False
         if not self._uses_index:
             return True
         found = self._reader.chunk_index(number)
         if found is not None and _says_all(found):
             self._types = frozenset(found.types)
-        return found is None or self._wanted.may_match(chunk_values(entry, found, self._columns))
+        return found is None or self._may_hold(chunk_values(entry, found, self._columns))
+
+    def _may_hold(self, values_of: Callable[[str], Values]) -> bool:
+        """Whether events with such values, or views of them, may be wanted."""
+        if self._wanted.may_match(values_of):
+            return True
+        derived = self._wanted.derived
+        return derived is not None and self._wanted.may_match(derived_values(derived, values_of))
 
     def read(self, number: int) -> list[tuple[Batch, Loss | None]]:
         """What is wanted of a chunk; nothing is read of one that can't hold it.
@@ -251,17 +276,21 @@ class ChunkScan:
         try:
             return [(self._chunk(number), None)]
         except KcapError:
-            names = self._wanted.columns
-            if names is not None:
-                names = (*names, *self._wanted.deciding())
-            parts = self._reader.rescued(number, names)
+            names = self._wanted.needing()
+            parts = self._reader.rescued(number, None if names is None else tuple(names))
             return [(self._wanted.matching(batch), loss) for batch, loss in parts]
 
     def _chunk(self, number: int) -> Batch:
         """The rows wanted: first the columns that tell which, then of these rows the others."""
         wanted = self._wanted
-        if wanted.all_rows:
+        if wanted.all_rows and wanted.derived is None:
             return self._reader.chunk(number, wanted.columns)
+        if wanted.derived is not None and (
+            self._types is None or wanted.derived.events(self._types)
+        ):
+            needed = wanted.needing()
+            found = self._reader.chunk(number, None if needed is None else sorted(needed))
+            return wanted.matching(found)
         view = self._reader.view(number)
         rows = wanted.rows(view, self._types)
         if not len(rows):
@@ -329,8 +358,9 @@ class Pass:
 
 def _filtered(batches: Iterator[Batch], wanted: Wanted) -> Iterator[Batch]:
     """What is wanted of all batches; a state means nothing among some of its events."""
-    stage = None if wanted.filter is None else Matching(wanted.filter)
-    wanted = replace(wanted, filter=None)
+    names = wanted.derived.names if wanted.derived else ()
+    stage = None if wanted.filter is None else Matching(wanted.filter, derived=names)
+    wanted = replace(wanted, filter=None, derived=None if stage else wanted.derived)
     for batch in batches:
         found = batch if stage is None else stage.process(batch)
         found = wanted.matching(found)
@@ -368,6 +398,28 @@ def chunk_values(
         return Anything() if index is None else _indexed(name, index, types[name])
 
     return values_of
+
+
+def derived_values(
+    derived: Derivation, values_of: Callable[[str], Values]
+) -> Callable[[str], Values]:
+    """What the columns of derived events may hold in a chunk.
+
+    Args:
+        derived: What adds the events.
+        values_of: What the columns of recorded events may hold there.
+
+    Returns:
+        A function of a logical column's name.
+    """
+
+    def made(name: str) -> Values:
+        if name != "event":
+            return Anything() if name in derived.made else values_of(name)
+        found = values_of(name)
+        return Texts(derived.events(found.values)) if isinstance(found, Texts) else found
+
+    return made
 
 
 def _indexed(name: str, index: ChunkIndex, cls: TypeClass) -> Values:

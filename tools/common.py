@@ -219,8 +219,15 @@ def raw_pairs_option(function: _F) -> _F:
     return click.option("--raw-pairs", is_flag=True, help=text)(function)
 
 
+def derived_option(function: _F) -> _F:
+    """``--derived``."""
+    text = "Derived events too; else only those that -w names."
+    return click.option("--derived", is_flag=True, help=text)(function)
+
+
 def output_options(function: _F) -> _F:
-    """``-o``, ``--force``, ``--format``, ``--template``, ``--fields``, ``--state``, ``--color``."""
+    """Those of an output: ``-o``, ``--force``, ``--template``, ``--fields`` and so on."""
+    function = derived_option(function)
     for option in (
         click.option(
             "--color",

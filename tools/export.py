@@ -14,7 +14,7 @@ import click
 from kcap.errors import KcapError, OutputError
 from kcap.tools import common, output
 from kcap.tools.cli import Verb
-from kcap.tools.play import Chosen, columns, naming, narrowed, opened_source
+from kcap.tools.play import Chosen, columns, derived, naming, narrowed, opened_source
 
 if TYPE_CHECKING:
     from kcap.model.classes import TypeClass
@@ -71,6 +71,7 @@ class Options(Chosen):
     help="csv: put ' before text that a spreadsheet would run as a formula (default), or not.",
 )
 @common.input_options
+@common.derived_option
 @click.option("--state", is_flag=True, help="State records too; arrow has them anyway.")
 @click.option("-F", "--fields", help="Only these columns, separated by commas.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -230,6 +231,7 @@ def _columns(source: Source, options: Options) -> dict[str, TypeClass] | None:
     """The columns of the events, None where only reading them tells."""
     from kcap.format.reader import CaptureReader
     from kcap.model import catalogue
+    from kcap.replay.derived import derivation
     from kcap.writers import layout
 
     names = columns(options)
@@ -239,7 +241,11 @@ def _columns(source: Source, options: Options) -> dict[str, TypeClass] | None:
     if names is not None:
         return {n: cls for n in names if (cls := catalogue.class_of(n)) is not None}
     if isinstance(source, CaptureReader) and source.state == "closed":
-        return _ordered(source.columns())
+        found = source.columns()
+        viewing = derivation([options["where"]] if options["where"] else [], derived(options))
+        if viewing is not None and _format(options) != "arrow":  # which stores what was recorded
+            found = {**found, **viewing.types(found)}
+        return _ordered(found)
     return None
 
 

@@ -208,5 +208,6 @@ def _selecting(source: Source, asked: Options) -> Selecting:
         end_ns=asked["end"],
         where=asked["where"],
         everything=True,
+        storing=True,
     )
     return Selecting(stages, limit=asked["limit"], state=asked["state"] == ALL)

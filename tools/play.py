@@ -28,6 +28,7 @@ class Chosen(TypedDict):
     limit: int | None
     fields: str | None
     state: bool
+    derived: bool
 
 
 class Options(Chosen, views.ViewOptions):
@@ -47,9 +48,9 @@ def play(
     options: Options,
     *,
     tracked: State | None = None,
-) -> Summary:
     view: View | None = None,
     after_batch: Callable[[Summary], bool] | None = None,
+) -> Summary:
     """Send a source's events to an output.
 
     Args:
@@ -57,9 +58,9 @@ def play(
         form: One of `common.FORMATS`.
         options: The verb's options.
         tracked: The state to keep, None for none; it resolves the events of a foreign format.
-
         view: The form in place of ``form``, if any.
         after_batch: See `Pipeline`.
+
     Returns:
         What the run did.
     """
@@ -94,8 +95,8 @@ def play(
             resolve=tracked is not None and source.info.format not in OWN,
             stages=stages,
             limit=options["limit"],
-        )
             after_batch=after_batch,
+        )
         summary = pipeline.run()
         stream.flush()
     return summary
@@ -133,13 +134,15 @@ def narrowed(
 
     Returns:
         What to read, and the stages.
-    """
 
     Raises:
         click.UsageError: Derived events are to be stored, or a column is none.
+    """
     from kcap.replay.chosen import chosen
     from kcap.replay.stages import Columns, EventsOnly
 
+    if options["derived"] and form == "kcap":
+        raise click.UsageError("derived events are never stored: --derived is for other formats")
     names = columns(options)
     read, made = chosen(
         source,
@@ -148,6 +151,8 @@ def narrowed(
         end_ns=options["end"],
         where=options["where"],
         everything=tracked or form == "kcap" or options["state"],
+        derived=derived(options),
+        storing=form == "kcap",
     )
     if not options["state"] and (form != "kcap" or names):
         # Before columns are dropped, the kind among them, and before --limit counts.
@@ -155,6 +160,22 @@ def narrowed(
     if names:
         made.append(Columns(names))
     return read, made
+
+
+def derived(options: Chosen) -> Collection[str]:
+    """The derived events that ``--derived`` asks for.
+
+    Args:
+        options: What is wanted.
+
+    Returns:
+        Their names.
+    """
+    if not options["derived"]:
+        return ()
+    from kcap.replay.derived import names
+
+    return names()
 
 
 def columns(options: Chosen) -> tuple[str, ...] | None:

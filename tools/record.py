@@ -165,9 +165,8 @@ class _Kept:
 
         self._writer = writer
         self._where = where
-        self._selecting = (
-            None if where is None else Selecting([Matching(where)], limit=None, state=True)
-        )
+        stages = [] if where is None else [Matching(where, storing=True)]
+        self._selecting = Selecting(stages, limit=None, state=True) if stages else None
         self.stages = [] if self._selecting is None else [self._selecting]
         self.losses: list[Loss] = []
 

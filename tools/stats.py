@@ -203,10 +203,13 @@ def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]
     that looks at the name of the event alone is asked about each name once.
     """
     from kcap.format.reader import CaptureReader
+    from kcap.replay.derived import named
 
     restricted = asked.start is not None or asked.end is not None
     deeper = asked.where is not None and (
-        asked.where.needs_state or not asked.where.columns <= {"event"}
+        asked.where.needs_state
+        or not asked.where.columns <= {"event"}
+        or bool(named([asked.where]))  # no index counts derived events
     )
     if asked.timed or restricted or deeper or not isinstance(source, CaptureReader):
         return False

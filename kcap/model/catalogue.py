@@ -56,6 +56,24 @@ class Call(NamedTuple):
     """An argument that must have one of the values behind it: ``cmd=F_DUPFD|F_DUPFD_CLOEXEC``."""
 
 
+class Derived(NamedTuple):
+    """A view of one event as another (`kcap.replay.derived`)."""
+
+    event: str
+    base: str
+    """The event that it is a view of."""
+    action: str | None
+    category: str | None
+    when: str
+    """The condition; empty where every base event has the view."""
+    arguments: tuple[tuple[str, str, str], ...]
+    """Of each argument its name, the source's spelling of its type, and where its value is."""
+    columns: tuple[tuple[str, str], ...]
+    """Columns of the envelope that are not those of the base event, and where their values are."""
+    note: str
+    """How the view differs from the event that it stands for; empty where it does not."""
+
+
 def _rows(table: str) -> list[list[str]]:
     """The rows of a data table, without its heading and comment lines."""
     text = resources.files(_DATA).joinpath(table).read_text("utf-8")
@@ -84,13 +102,13 @@ def events(family: str) -> dict[str, EventInfo]:
         family: ``tracee``, ``proc``.
 
     Returns:
-        The event's own name to what is known of it.
+        The event's own name to what is known of it; derived events are among them.
     """
-    return {
-        r[1]: EventInfo(r[1], r[2] or None, r[3] or None)
-        for r in _rows("events.tsv")
-        if r[0] == family
-    }
+    found = {d.event: EventInfo(d.event, d.action, d.category) for d in derived(family)}
+    for name, event, action, category in _rows("events.tsv"):
+        if name == family:
+            found[event] = EventInfo(event, action or None, category or None)
+    return found
 
 
 @cache
@@ -175,6 +193,32 @@ def calls(family: str) -> dict[str, list[Call]]:
             split = [tuple(filter(None, part.split("|"))) for part in (uses, makes)]
             found.setdefault(event, []).append(Call(event, effect, split[0], split[1], *texts))
     return found
+
+
+@cache
+def derived(family: str) -> tuple[Derived, ...]:
+    """The views of the events of a family of sources.
+
+    Args:
+        family: ``kcap-bpf``.
+
+    Returns:
+        The views, in the order in which they follow their base event.
+    """
+    found = []
+    for name, event, base, action, category, when, arguments, columns, note in _rows("derived.tsv"):
+        if name == family:
+            known = (action or None, category or None)
+            named = [(*left.partition(":"), right) for left, right in _pairs(arguments)]
+            typed = tuple((argument, kind, right) for argument, _, kind, right in named)
+            found.append(Derived(event, base, *known, when, typed, tuple(_pairs(columns)), note))
+    return tuple(found)
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """The sides of ``LEFT=RIGHT; LEFT=RIGHT``."""
+    pairs = [part.partition("=") for part in text.split("; ") if part]
+    return [(left, right) for left, _, right in pairs]
 
 
 @cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 from kcap.capture import Capture
 from kcap.format.reader import CaptureReader
 from kcap.model.batch import Batch
 from kcap.model.stream import Source, StreamInfo
+from kcap.replay.derived import derivation
 from kcap.replay.stages import Matching, TimeRange
 from kcap.selection import Pass, Wanted
 
@@ -53,6 +54,8 @@ def chosen(
     end_ns: int | None = None,
     where: Filter | None = None,
     everything: bool = False,
+    derived: Collection[str] = (),
+    storing: bool = False,
 ) -> tuple[Source, list[Stage]]:
     """Prepare a run over some events of a source.
 
@@ -65,22 +68,29 @@ def chosen(
         where: Only events for which this is true.
         everything: State records, and events that are not wanted, must be read all the same:
             somebody follows the state, or keeps the records.
+        derived: Derived events that are wanted beside those that the filter names.
+        storing: What is chosen is stored, so not derived events but those they are views of.
 
     Returns:
         What to read, and the stages that keep what is wanted of it.
     """
+    viewing = derivation([where] if where else [], derived)
     timed = start_ns is not None or end_ns is not None
     follows = where is not None and where.needs_state
-    restricted = timed or columns is not None or where is not None
+    restricted = timed or columns is not None or where is not None or viewing is not None
     if isinstance(source, CaptureReader) and restricted and not everything and not follows:
         names = None if columns is None else tuple(columns)
         if source.index() is not None:
-            wanted = Wanted(source.columns(), names, None, start_ns, end_ns, where)
+            wanted = Wanted(source.columns(), names, None, start_ns, end_ns, where, viewing)
             return cast("Source", Narrowed(source, wanted)), []
         if names is not None:  # a stream
-            source.projection = (*names, *(where.columns if where else ()), "ts")
+            more = viewing.columns if viewing else ()
+            source.projection = (*names, *(where.columns if where else ()), *more, "ts")
     stages: list[Stage] = [TimeRange(start_ns, end_ns)] if timed else []
     if where is not None:
         # A filter that asks for the state has to see all events before it.
-        stages.insert(0 if follows else len(stages), Matching(where, state=everything))
+        matching = Matching(where, state=everything, derived=derived, storing=storing)
+        stages.insert(0 if follows else len(stages), matching)
+    elif viewing is not None and not storing:
+        stages.append(viewing)
     return source, stages

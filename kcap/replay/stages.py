@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from kcap.filter.filter import Filter
 from kcap.model.batch import Batch, Rows, state_rows, without_state
 from kcap.model.classes import I64_MAX, I64_MIN
+from kcap.replay.derived import derivation
 from kcap.state.kin import Kin
 
 
@@ -39,15 +40,34 @@ class Matching:
         chosen: The filter. Where it asks for what only the state of the machine tells, the stage
             follows all events, and must see all of them.
         state: Keep the rows that only describe what was there, whatever the filter says of them.
+        derived: Derived events that the filter is asked about, too, beside those that it names.
+        storing: Give no derived events, but the events that they are views of.
     """
 
-    def __init__(self, chosen: Filter, *, state: bool = False) -> None:
+    def __init__(
+        self,
+        chosen: Filter,
+        *,
+        state: bool = False,
+        derived: Collection[str] = (),
+        storing: bool = False,
+    ) -> None:
         self._filter = chosen
         self._keeps_state = state
+        self._derived = derivation([chosen], derived)
+        self._storing = storing
         self._kin = Kin(chosen.state_columns) if chosen.needs_state else None
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
+        if self._derived is not None and not self._storing:
+            known = self._known(batch)
+            found, _ = self._derived.extended(known)
+            chosen = found.take(self._matching(found))
+            # What only the filter wanted to know goes no further.
+            return chosen.select(
+                [n for n in chosen.columns if n in batch.columns or n not in known.columns]
+            )
         rows = self.rows(batch)
         return batch if len(rows) == batch.rows else batch.take(rows)
 
@@ -58,10 +78,21 @@ class Matching:
             batch: The next events of the stream.
 
         Returns:
-            Their row numbers, ascending.
+            Their row numbers, ascending; those of events that have a view which is wanted, too.
         """
+        known = self._known(batch)
+        if self._derived is None:
+            return self._matching(known)
+        found, at = self._derived.extended(known)
+        return np.unique(at[self._matching(found)])
+
+    def _known(self, batch: Batch) -> Batch:
+        """The events with all that the filter may ask for."""
         self._filter.note(batch.before)
-        rows = self._filter.rows(batch if self._kin is None else self._kin.update(batch))
+        return batch if self._kin is None else self._kin.update(batch)
+
+    def _matching(self, batch: Batch) -> Rows:
+        rows = self._filter.rows(batch)
         return np.union1d(rows, state_rows(batch)) if self._keeps_state else rows
 
 
