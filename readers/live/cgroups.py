@@ -154,16 +154,22 @@ def walk(mounted: Mounted, most: int) -> Iterator[tuple[str, int]]:
 
 
 class Paths:
-    """Paths of groups of version 2 by their ids.
+    """Paths of the groups of one hierarchy by their ids.
 
     Args:
         root: Where proc is mounted.
+        controller: The controller whose hierarchy of version 1 it is; None for version 2.
     """
 
-    def __init__(self, root: str = "/proc") -> None:
+    def __init__(self, root: str = "/proc", controller: str | None = None) -> None:
         found = hierarchies(root)
-        self._mounted = next((m for m in found if not m.controllers), None)
-        self.has_version_1 = any(m.controllers for m in found)
+        wanted = (
+            (m for m in found if not m.controllers)
+            if controller is None
+            else (m for m in found if controller in m.controllers.split(","))
+        )
+        self._mounted = next(wanted, None)
+        self.has_version_1 = controller is None and any(m.controllers for m in found)
         """Containers may be in groups of version 1 alone."""
         self._by_walk: dict[int, str] = {}
         self._mount_fd = -1
@@ -220,6 +226,7 @@ class Containers:
     Args:
         proc: The proc file system.
         runtimes: Where names and images come from; made where None.
+        controller: The controller of version 1 whose groups' ids events have; None for version 2.
 
     Example:
         >>> containers = Containers(ProcFS())
@@ -227,10 +234,12 @@ class Containers:
         >>> containers.close()
     """
 
-    def __init__(self, proc: ProcFS, runtimes: Runtimes | None = None) -> None:
+    def __init__(
+        self, proc: ProcFS, runtimes: Runtimes | None = None, *, controller: str | None = None
+    ) -> None:
         self._proc = proc
         self._runtimes = Runtimes() if runtimes is None else runtimes
-        self._paths = Paths(proc.root)
+        self._paths = Paths(proc.root, controller)
         self._by_id: dict[int, Group | None] = {}
         self._by_process: dict[tuple[int, int], Group | None] = {}
 

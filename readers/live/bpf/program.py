@@ -82,11 +82,13 @@ class KernelProgram:
     ) -> None:
         self._setup = setup
         types = Btf.of_kernel()
+        self.controller, number = _controller(types)
+        """The hierarchy that cgroup ids are of: a controller of version 1, None for version 2."""
         constants = {
             "self_pid": os.getpid(),
             "wake_rare": rare_bytes // _WAKE_PART,
             "wake_hot": hot_bytes // _WAKE_PART,
-            "cgroup_controller": _controller(types),
+            "cgroup_controller": number,
             "renames": int("task_rename" in setup.events),
             "states": int("inet_sock_set_state" in setup.events),
             **setup.constants,
@@ -202,21 +204,21 @@ class KernelProgram:
         self._loaded.close()
 
 
-def _controller(types: Btf) -> int:
+def _controller(types: Btf) -> tuple[str | None, int]:
     """Which v1 hierarchy tells containers apart; none where version 2 is what is used.
 
     The id of a version 2 cgroup is of no use where all processes are in the root of that hierarchy.
     """
     lines = _own_cgroups()
     if any(line.startswith("0::/") and line != "0::/" for line in lines):
-        return offsets.NOWHERE
+        return None, offsets.NOWHERE
     used = {name for line in lines for name in line.split(":", 2)[1].split(",")}
     numbers = types.enum("cgroup_subsys_id") or {}
     for name in _CONTROLLERS:
         number = numbers.get(f"{name}_cgrp_id")
         if name in used and number is not None:
-            return number
-    return offsets.NOWHERE
+            return name, number
+    return None, offsets.NOWHERE
 
 
 def _own_cgroups() -> list[str]:

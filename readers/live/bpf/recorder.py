@@ -1,0 +1,315 @@
+"""The live source that sees most: our program in the kernel, and what it tells.
+
+Two rings bring the records: one of what is rare and must not be lost (executions, connections,
+credentials, modules …), one of what may come by the million (opens, reads, writes), so that no
+flood of the second kind costs an event of the first. What a ring could not take was counted in
+the kernel, by event and by process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from kcap.model import text
+from kcap.model.batch import Batch, Column, coded, constant
+from kcap.model.classes import TypeClass
+from kcap.model.side import Heartbeat, Loss, Side
+from kcap.model.stream import StreamInfo
+from kcap.readers.live import host
+from kcap.readers.live.baseline import Baseline, take
+from kcap.readers.live.bpf import events, losses
+from kcap.readers.live.bpf.decode import Decoder, layouts
+from kcap.readers.live.bpf.losses import Losses
+from kcap.readers.live.bpf.order import Ordering, Records
+from kcap.readers.live.bpf.program import HOT_BYTES, RARE_BYTES, KernelProgram, Setup
+from kcap.readers.live.bpf.ring import Ring
+from kcap.readers.live.cgroups import Containers
+from kcap.readers.live.procfs import ProcFS
+from kcap.state.state import FDS
+
+BEAT_NS: Final = 1_000_000_000
+"""How often the recording says that it is alive."""
+
+BATCH_BYTES: Final = 16 << 20
+"""What is taken of a ring at once."""
+
+BATCH_ROWS: Final = 1 << 15
+"""Events of a batch at most."""
+
+_SLACK_NS: Final = 2_000_000
+"""How much later than its time an event may come to stand in its ring."""
+
+_URING: Final = "io_uring_setup"
+_OF_GROUP: Final = ("pid", "process_start_ns", "ppid")
+
+
+class BpfRecorder:
+    """Records this host with a program in the kernel; a `kcap.model.stream.LiveSource`.
+
+    Args:
+        interval_s: Longest time that events wait for their batch.
+        setup: What to record; None for the default events of everybody.
+        variables: Variables of the environment that are kept; None for all that come.
+        details: What else is to be known of the recording: filter, case, operator, note.
+        rare_bytes: Ring of rare events; a power of two.
+        hot_bytes: Ring of frequent ones; a power of two.
+
+    Raises:
+        PrivilegeError: This user may not load the program.
+        KcapError: Not Linux, no types of this kernel, or it refuses the program.
+    """
+
+    name = "kcap-bpf"
+    reads = "processes, files, sockets and security events of this host (Linux 5.8+, root)"
+
+    def __init__(
+        self,
+        *,
+        interval_s: float = 0.25,
+        setup: Setup | None = None,
+        variables: Collection[str] | None = None,
+        details: Mapping[str, Any] | None = None,
+        rare_bytes: int = RARE_BYTES,
+        hot_bytes: int = HOT_BYTES,
+    ) -> None:
+        self._interval_s = interval_s
+        self._setup = setup or Setup(events.sets()["default"])
+        self._program = KernelProgram(self._setup, rare_bytes=rare_bytes, hot_bytes=hot_bytes)
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._stopping = self._closed = False
+        self._containers: Containers | None = None
+        try:
+            self._layouts = layouts(self._program.types)
+            self._program.attach_processes()
+        except BaseException:
+            self.close()
+            raise
+        self._clocks = host.Clocks.measure()
+        self._variables = variables
+        self._details = {
+            **(details or {}),
+            "events": sorted(self._setup.events),
+            "unavailable": list(self._program.unavailable),
+            "refused": self._program.refused,
+        }
+        self._source = host.source(self.name, self._clocks)
+        self._proc = ProcFS()
+        self._containers = Containers(self._proc, controller=self._program.controller)
+        self._ordering = Ordering()
+        self._ord = 0
+        self._uring: set[int] = set()
+
+    @property
+    def info(self) -> StreamInfo:
+        """What is known before the first event."""
+        return StreamInfo(self.name, self.name, (self._source,), live=True)
+
+    def stop(self) -> None:
+        """Ask for the end. Safe in a signal handler."""
+        self._stopping = True
+        with contextlib.suppress(OSError):  # closed, or full of earlier calls: both will do
+            os.write(self._stop_write, b"\0")
+
+    def close(self) -> None:
+        """Take the program out of the kernel."""
+        if self._closed:
+            return
+        self._closed = True
+        self._program.close()
+        if self._containers is not None:
+            self._containers.close()
+        os.close(self._stop_read)
+        os.close(self._stop_write)
+
+    def batches(self) -> Iterator[Batch]:
+        """Record until `stop`.
+
+        Yields:
+            The state of the host, then the events: a batch an interval, also when nothing
+            happened, or more where a ring fills.
+        """
+        baseline = take(self._source, self._proc, recording=self._details)
+        self._source = baseline.source
+        yield Batch(0, {}, (*baseline.sides(), *self._blind_at_first(baseline)))
+        decoder = Decoder(
+            self._layouts, self._clocks, source=self._source.id, variables=self._variables
+        )
+        told = Losses(self._source.id, self._name_of)
+        self._program.attach_calls(self._layouts.call)
+        looked_ns = time.time_ns()
+        with select.epoll() as poll:
+            for fd in (self._program.rare.fd, self._program.hot.fd, self._stop_read):
+                poll.register(fd, select.EPOLLIN)
+            while not self._stopping:
+                self._wait(poll)
+                yield from self._drained(decoder)
+                now_ns = time.time_ns()
+                if not 0 <= now_ns - looked_ns < BEAT_NS:
+                    yield Batch(0, {}, tuple(self._beat(decoder, told, looked_ns, now_ns)))
+                    looked_ns = now_ns
+        self._program.detach()
+        yield from self._drained(decoder, last=True)
+        left_out = losses.filtered(self._program.counts(), self._source.id)
+        beat = self._beat(decoder, told, looked_ns, time.time_ns())
+        yield Batch(0, {}, (*beat, *left_out))
+
+    def _blind_at_first(self, baseline: Baseline) -> list[Loss]:
+        """What processes had open before, and do unseen."""
+        fds = baseline.tables.get(FDS)
+        names = None if fds is None else fds.get("name")
+        pids = None if fds is None else fds.get("pid")
+        if fds is None or names is None or pids is None:
+            return []
+        own = dict(zip(_rows_of(pids, fds.rows), pids.values.to_pylist(), strict=True))
+        found = zip(_rows_of(names, fds.rows), names.values.to_pylist(), strict=True)
+        users = sorted({own[row] for row, name in found if name and "io_uring" in name})
+        return [self._blind(pid) for pid in users]
+
+    def _blind(self, pid: int) -> Loss:
+        self._uring.add(pid)
+        who = self._name_of(pid) or "a process"
+        reason = f"io_uring of {who}, pid {pid}: what it asks for there is not seen"
+        return Loss("blind", None, reason, self._source.id)
+
+    def _name_of(self, pid: int) -> str | None:
+        """What a process is called now; of one that is gone nothing is known."""
+        try:
+            return text.clean(Path(f"{self._proc.root}/{pid}/comm").read_bytes()[:-1])[0]
+        except OSError:
+            return None
+
+    def _wait(self, poll: select.epoll) -> None:
+        """Until the interval is over, a ring fills, or the end is asked for."""
+        with contextlib.suppress(InterruptedError):
+            poll.poll(self._interval_s)
+
+    def _drained(self, decoder: Decoder, *, last: bool = False) -> Iterator[Batch]:
+        """Batches of what the rings hold, in order of time.
+
+        What is younger than now may still be followed by something older out of the other ring,
+        and waits for the next time; at the end nothing does.
+        """
+        more = True
+        while more:
+            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            horizons = [] if last else [now_ns - _SLACK_NS]
+            more = False
+            for ring in (self._program.rare, self._program.hot):
+                taken = _take(ring)
+                self._ordering.add(taken)
+                if len(taken.offsets) and ring.waiting_bytes > BATCH_BYTES:
+                    more = True
+                    horizons.append(int(taken.times_ns()[-1]) - _SLACK_NS)
+            ready = self._ordering.until(min(horizons, default=None))
+            for start in range(0, len(ready.offsets), BATCH_ROWS):
+                part = ready.offsets[start : start + BATCH_ROWS]
+                yield self._batch(decoder, Records(ready.data, part))
+
+    def _batch(self, decoder: Decoder, records: Records) -> Batch:
+        made = decoder.batch(records)
+        count = made.rows
+        columns, source = dict(made.columns), self._source
+        texts = {"origin": source.origin, "source": source.id, "host": source.host, "kind": "event"}
+        for name, value in texts.items():
+            if value is not None:
+                columns[name] = constant(TypeClass.STR, value, count)
+        columns["ord"] = made.numbers(np.arange(self._ord, self._ord + count, dtype=np.int64))
+        self._ord += count
+        self._add_containers(columns, count)
+        return Batch(count, columns, (*made.before, *self._blind_now(columns)))
+
+    def _add_containers(self, columns: dict[str, Column], count: int) -> None:
+        """The containers of the events' control groups, each looked up once."""
+        groups = columns.get("cgroup_id")
+        if groups is None or groups.rows is not None:
+            return
+        fields = {name: _numbers(columns.get(name), count) for name in _OF_GROUP}
+        ids, first, codes = np.unique(
+            np.asarray(groups.values), return_index=True, return_inverse=True
+        )
+        assert self._containers is not None
+        found = self._containers.columns(
+            ids,
+            fields["pid"][first],
+            started_ns=fields["process_start_ns"][first],
+            ppids=fields["ppid"][first],
+        )
+        for name, values in found.items():
+            column = _coded(values, codes)
+            if column is not None:
+                columns[name] = column
+
+    def _blind_now(self, columns: Mapping[str, Column]) -> list[Loss]:
+        """Processes that began to ask the kernel in a way that brings no events."""
+        column = columns["event"]
+        entries = column.values.dictionary.to_pylist()
+        if _URING not in entries:
+            return []
+        rows = np.flatnonzero(column.codes() == entries.index(_URING))
+        pids, results = (_numbers(columns.get(n), len(column.codes())) for n in ("pid", "retval"))
+        fresh = set(pids[rows][results[rows] >= 0].tolist()) - self._uring
+        return [self._blind(pid) for pid in sorted(fresh)]
+
+    def _beat(self, decoder: Decoder, told: Losses, since_ns: int, now_ns: int) -> list[Side]:
+        """That the recording is alive, and what was lost since the last time."""
+        program = self._program
+        clocks = host.Clocks.measure()
+        sides: list[Side] = []
+        if clocks.drifted(self._clocks):
+            self._clocks = decoder.clocks = clocks
+            self._source = replace(self._source, clocks=(*self._source.clocks, clocks.pair()))
+            sides.append(self._source)
+        counts = program.counts()
+        sides += told.look(counts, program.victims, program.passed_over(), (since_ns, now_ns))
+        details = {
+            "kept": int(counts["kept"].sum()),
+            "lost": int(counts["lost"].sum()),
+            "filtered": int(counts["filtered"].sum()),
+            "waiting_bytes": program.rare.waiting_bytes + program.hot.waiting_bytes,
+            "attached": program.attached,
+        }
+        realtime_ns, boot_ns = clocks.pair()
+        sides.append(Heartbeat(realtime_ns, boot_ns, self._ord, self._source.id, details))
+        return sides
+
+
+def _numbers(column: Column | None, count: int) -> npt.NDArray[np.int64]:
+    """A column of integers with 0 for what is missing."""
+    out = np.zeros(count, np.int64)
+    if column is not None:
+        out[slice(None) if column.rows is None else column.rows] = np.asarray(column.values)
+    return out
+
+
+def _rows_of(column: Column, count: int) -> list[int]:
+    return list(range(count)) if column.rows is None else column.rows.tolist()
+
+
+def _coded(values: Sequence[str | bool | None], codes: npt.NDArray[np.intp]) -> Column | None:
+    """A column of what the groups have, for each event."""
+    if any(isinstance(value, bool) for value in values):
+        flags = np.array([bool(value) for value in values])[codes]
+        rows = np.flatnonzero(np.array([value is not None for value in values])[codes])
+        return Column(TypeClass.BOOL, pa.array(flags[rows]), rows.astype(np.int32))
+    return coded([None if value is None else str(value) for value in values], codes)
+
+
+def _take(ring: Ring) -> Records:
+    """Copy what a ring holds, and give it back at once."""
+    block = ring.take(BATCH_BYTES)
+    data = np.frombuffer(bytes(block.data), np.uint8)
+    offsets = np.array(block.offsets, np.int64)
+    block.data.release()
+    ring.release()
+    return Records(data, offsets)
