@@ -156,6 +156,9 @@ types:
         type: s8
       - id: num_events
         type: u8
+      - id: body
+        type: sized_body
+        if: not _io.eof
   chunk:
     doc-ref: kcap.md 6.1
     seq:

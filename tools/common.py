@@ -390,7 +390,10 @@ def describe(loss: Loss) -> str:
     what = "value" if loss.kind == "cut" else "event"
     count = "" if loss.count is None else f" {counted(loss.count, what)}"
     cpu = "" if loss.cpu is None else f" on cpu {loss.cpu}"
-    return printable(f"{loss.kind}{count}{cpu}: {loss.reason}")
+    when = ""
+    if loss.kind == "blind" and loss.start_ns is not None and loss.end_ns is not None:
+        when = f" from {utc(loss.start_ns)} to {utc(loss.end_ns)}"
+    return printable(f"{loss.kind}{count}{cpu}{when}: {loss.reason}")
 
 
 def utc(ns: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common
+from kcap.tools import common, host
 from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _TYPES_SHOWN = 20
 
+BLIND = "blind"
+"""Kind of loss: what happened was not looked at, or could not be."""
+
 
 @click.command(
     "info",
@@ -29,12 +32,14 @@ _TYPES_SHOWN = 20
     examples=(
         "kcap info host.kcap",
         "kcap info --json --hash host.kcap",
+        "kcap info --host host.kcap",
         "kcap info -w \"ps.name = 'bash'\" host.kcap",
         "ssh host kcap record -o - --duration 10 | kcap info -",
     ),
 )
 @click.argument("capture")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+@click.option("--host", "hosts", is_flag=True, help="What the recorded host was like instead.")
 @click.option("--hash", "hashed", is_flag=True, help="Also the file's SHA-256: reads all of it.")
 @common.where_option
 @common.lenient_option
@@ -43,6 +48,7 @@ def command(
     ctx: click.Context,
     capture: str,
     as_json: bool,
+    hosts: bool,
     hashed: bool,
     where: Filter | None,
     lenient: bool,
@@ -53,12 +59,28 @@ def command(
     still written, or was left unfinished, what it noted on its way and what came since: state open
     or torn, exit code 3. 'kcap verify' checks the rest. Any other input is read once from start to
     end. With -w it is about the events for which the filter is true, and those are read.
+
+    Times in which the recorder gave no sign of life, and ways around it that were seen, stand as
+    'blind' among the losses, and make the exit code 3.
+
+    With --host it shows what a recording says of its host when it began: kernel, distribution,
+    clocks, users, interfaces, mounts, modules, BPF programs, listening sockets; with --json all
+    processes, threads and descriptors, too.
     """
     from kcap.format.reader import CaptureReader
 
+    if hosts and (hashed or where is not None):
+        raise click.UsageError("--host goes with neither --hash nor -w")
     if hashed and not Path(capture).is_file():
         raise click.UsageError("--hash needs a file")
     losses: list[Loss] = []
+    if hosts:
+        with opened_source(capture, lenient=lenient) as source:
+            told = host.read(source)
+        of = told.to_json()
+        click.echo(_dumped({"file": capture, "hosts": of}) if as_json else host.as_text(of))
+        common.report_losses(told.losses, capture)
+        ctx.exit(3 if told.losses else 0)
     with opened_source(capture, lenient=lenient) as source:
         index = source.index() if isinstance(source, CaptureReader) else None
         if index is None or where is not None:
@@ -67,9 +89,14 @@ def command(
             found, losses = _from_index(source, index), list(index.losses)
         if hashed:
             found["sha256"] = _sha256(source.info.file)
-    click.echo(json.dumps(found, indent=2, sort_keys=True) if as_json else _as_text(found))
+    found["blind"] = [entry for entry in found["loss"] if entry["kind"] == BLIND]
+    click.echo(_dumped(found) if as_json else _as_text(found))
     common.report_losses(losses, capture)
-    ctx.exit(3 if losses else 0)
+    ctx.exit(3 if losses or found["blind"] else 0)
+
+
+def _dumped(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=2, sort_keys=True)
 
 
 def _from_index(source: CaptureReader, index: Index) -> dict[str, Any]:
@@ -151,6 +178,7 @@ def _as_text(found: dict[str, Any]) -> str:
         ("chunks", f"{found['chunks']:,}" if "chunks" in found else None),
         ("in no chunk", f"{found['tail_rows']:,} events" if found.get("tail_rows") else None),
         ("columns", f"{len(found['columns']):,}"),
+        ("heartbeats", _heartbeats(found)),
         ("content", found.get("content_hash")),
         ("sha256", found.get("sha256")),
         *(("source", _source(s)) for s in found["sources"]),
@@ -182,6 +210,12 @@ def _times(found: dict[str, Any]) -> list[tuple[str, str | None]]:
         ("backward", f"{backward:,} events earlier than the one before" if backward else None),
         ("timeless", f"{timeless:,} events without a time" if timeless else None),
     ]
+
+
+def _heartbeats(found: dict[str, Any]) -> str | None:
+    """How often the recorder said that it was alive."""
+    count = found.get("records", {}).get("HEARTBEAT")
+    return f"{count:,}" if count else None
 
 
 def _source(entry: dict[str, Any]) -> str:

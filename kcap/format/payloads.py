@@ -310,17 +310,38 @@ def unpack_state(raw: bytes | memoryview) -> list[tuple[str, memoryview]]:
         DamagedError: It is not well formed.
     """
     view = memoryview(raw)
-    if len(view) < 8:  # noqa: PLR2004
-        raise DamagedError("a STATE is too short")
-    (size,) = struct.unpack_from("<Q", view)
-    at = 8 + size
-    if at > len(view):
-        raise DamagedError("a STATE's body does not fit its record")
+    entries, at = _state_entries(view)
     tables = []
-    for entry in body.unpack_objects(view[8:at], "STATE"):
+    for entry in entries:
         length = entry.get("bytes")
         if not isinstance(length, int) or not 0 <= length <= len(view) - at:
             raise DamagedError("a STATE's table does not fit its record")
         tables.append((str(entry.get("name")), view[at : at + length]))
         at += length
     return tables
+
+
+def state_names(raw: bytes | memoryview) -> list[str]:
+    """The tables that a STATE record has.
+
+    Args:
+        raw: The start of its payload, with all of its body.
+
+    Returns:
+        The name of each table.
+
+    Raises:
+        DamagedError: It is not well formed.
+    """
+    return [str(entry.get("name")) for entry in _state_entries(memoryview(raw))[0]]
+
+
+def _state_entries(view: memoryview) -> tuple[list[dict[str, Any]], int]:
+    """The entries of a STATE's body, and where it ends."""
+    if len(view) < _SIZE.size:
+        raise DamagedError("a STATE is too short")
+    (size,) = _SIZE.unpack_from(view)
+    end = _SIZE.size + size
+    if end > len(view):
+        raise DamagedError("a STATE's body does not fit its record")
+    return body.unpack_objects(view[_SIZE.size : end], "STATE"), end

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kcap.errors import DamagedError
-from kcap.format import body, payloads, record, scan, schema, tail
+from kcap.format import body, heartbeat, payloads, record, scan, schema, tail
 from kcap.format.appender import Appender
 from kcap.format.blob_reader import BlobCheck
 from kcap.format.bloom import Bloom, strings_of
@@ -103,6 +103,7 @@ class Rebuilt:
             Kind.TAIL: self._copy_tail,
             Kind.STATE: self._state,
             Kind.LOSS: self._loss,
+            Kind.HEARTBEAT: self._heartbeat,
             Kind.NOTE: self._note,
             Kind.BLOB_BLOCK: self._blob,
             Kind.BLOB_MANIFEST: self._blob,
@@ -313,6 +314,10 @@ class Rebuilt:
 
     def _loss(self, item: scan.Record) -> None:
         self._totals.lose(Loss.from_json(e) for e in body.unpack_objects(item.payload, "LOSS"))
+        self._write(item)
+
+    def _heartbeat(self, item: scan.Record) -> None:
+        heartbeat.unpack(item.payload)
         self._write(item)
 
     def _note(self, item: scan.Record) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kcap.errors import KcapError
-from kcap.format import bloom, body, payloads, record, scan, schema, tail
+from kcap.format import bloom, body, heartbeat, payloads, record, scan, schema, tail
 from kcap.format.blob_reader import BlobCheck
 from kcap.format.chunk import Chunk
 from kcap.format.chunk_index import ChunkIndex, Indexer, pids_of
@@ -188,6 +188,8 @@ class _Check:
             self._totals.source(entry)
         elif kind == Kind.NOTE:
             body.unpack_object(payload, "NOTE")
+        elif kind == Kind.HEARTBEAT:
+            heartbeat.unpack(payload)
         elif kind == Kind.RECOVERY:
             yield from self._recovery(item)
         elif kind == Kind.LOSS:

@@ -14,7 +14,7 @@ import numpy as np
 import kcap
 from kcap import limits
 from kcap.errors import LimitError, OutputError
-from kcap.format import bloom, body, chunk, payloads, record, schema, tail
+from kcap.format import bloom, body, chunk, heartbeat, payloads, record, schema, tail
 from kcap.format.appender import Appender
 from kcap.format.blob_writer import BlobStore
 from kcap.format.blobs import Gap, Manifest
@@ -26,7 +26,7 @@ from kcap.format.pending import Pending
 from kcap.format.record import Kind
 from kcap.format.totals import Running
 from kcap.model.batch import Batch
-from kcap.model.side import Loss, Snapshot, SourceInfo
+from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 
 TAIL_ROWS: Final = 2048
 """New rows from which `CaptureWriter.commit` closes the chunk: a TAIL of them takes as much time
@@ -362,7 +362,7 @@ class CaptureWriter:
         self.losses.append(loss)
         self._losses.append(loss)
 
-    def _side(self, side: SourceInfo | Loss | Snapshot) -> None:
+    def _side(self, side: Side) -> None:
         if isinstance(side, Loss):
             # Inside a chunk it waits for the chunk's end, so that losses never make chunks small.
             self._losses.append(side)
@@ -373,6 +373,9 @@ class CaptureWriter:
             if self._totals.sources.get(side.id) != entry:
                 self._totals.source(entry)
                 self._record(Kind.SOURCE, body.pack(entry))
+        elif isinstance(side, Heartbeat):
+            # At once, and not behind its events: it is to outlive a recorder that is killed.
+            self._record(Kind.HEARTBEAT, heartbeat.pack(side))
         else:
             self.flush()
             self._state(side)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from kcap.errors import DamagedError
 from kcap.model.arrow import CLASS_KEY, from_arrow
 from kcap.model.batch import Batch
-from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 
 KEY: Final = b"kcap.before"
 """Key of the side records among a batch's own metadata."""
@@ -31,10 +31,12 @@ def pack(sides: Iterable[Side]) -> bytes:
     Returns:
         The text; a snapshot's tables are in it as base64 of an Arrow IPC stream each.
     """
-    return json.dumps([_packed(side) for side in sides], sort_keys=True).encode("ascii")
+    # Heartbeats are of a recording alone: what a gap between them means, a loss says.
+    kept = [side for side in sides if not isinstance(side, Heartbeat)]
+    return json.dumps([_packed(side) for side in kept], sort_keys=True).encode("ascii")
 
 
-def _packed(side: Side) -> dict[str, Any]:
+def _packed(side: SourceInfo | Loss | Snapshot) -> dict[str, Any]:
     if isinstance(side, SourceInfo):
         return {"source": side.to_json()}
     if isinstance(side, Loss):

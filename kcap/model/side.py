@@ -125,7 +125,8 @@ class Loss:
     kind: str
     """``lost`` (by the source), ``cut`` (a value over its limit), ``skipped`` (bad foreign input),
     ``damaged`` (a record of a capture), ``torn`` (the input ends early), ``filtered`` (left out on
-    purpose of a copy)."""
+    purpose of a copy), ``blind`` (nobody looked, or could look: a time without a heartbeat, a way
+    around the recorder)."""
     count: int | None = None
     """Events, or values for ``cut``; None when the number is not known."""
     reason: str = ""
@@ -211,5 +212,21 @@ class Snapshot:
     """Table name (``processes``) to its rows."""
 
 
-Side = SourceInfo | Loss | Snapshot
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A recorder was alive. Only live sources give them: what a gap means, a `Loss` says."""
+
+    ts_ns: int
+    """ns since 1970 UTC."""
+    boot_ns: int
+    """Since boot, time asleep included: no one sets this clock."""
+    events: int = 0
+    """Events that the source gave so far."""
+    source: str | None = None
+    """Id of the source."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Counters of what was received and lost, programs that are attached, clocks."""
+
+
+Side = SourceInfo | Loss | Snapshot | Heartbeat
 """What a batch may carry in `Batch.before`."""

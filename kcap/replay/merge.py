@@ -25,6 +25,7 @@ from kcap.model.side import Loss, Side, Snapshot
 from kcap.model.stream import Source, StreamInfo
 from kcap.replay.rebatch import Rebatched, Rebatcher
 from kcap.state import State
+from kcap.state.state import FOLLOWED
 
 Int64s = npt.NDArray[np.int64]
 
@@ -307,8 +308,14 @@ class Merged:
                 if tuple(told) == (side,):
                     new = _machines(side) - self._described[rank]
                     self._described[rank] |= new
-                    told = [self._state.snapshot()] if new else []
+                    told = [_with_host(self._state.snapshot(), side)] if new else []
             yield from self._out.add(EMPTY.with_before(told))
+
+
+def _with_host(snapshot: Snapshot, told: Snapshot) -> Snapshot:
+    """A state with the tables that no event changes, of the machine that is new in it."""
+    rest = {name: t for name, t in told.tables.items() if name not in FOLLOWED}
+    return Snapshot({**rest, **snapshot.tables})
 
 
 def _machines(snapshot: Snapshot) -> set[str]:

@@ -18,6 +18,7 @@ from kcap.model.batch import EMPTY, Batch
 from kcap.model.side import Loss
 from kcap.model.stream import Sink, Source
 from kcap.replay.clock import LogicalClock
+from kcap.replay.pulse import Pulse
 from kcap.state import State
 
 EXIT_DONE = 0
@@ -96,6 +97,7 @@ class Pipeline:
         """
         assert state is not None or not resolve
         self.clock = LogicalClock()
+        self._pulse = Pulse()
         self.summary = Summary()
         self._source = source
         self._sinks = sinks
@@ -119,6 +121,7 @@ class Pipeline:
             for batch in self._source.batches():
                 if self._step(batch):
                     break
+            self._end()
         except BaseException as e:
             self._mark_incomplete(e)
             raise
@@ -141,6 +144,7 @@ class Pipeline:
         """One batch through everything; True where the run ends."""
         self.summary.events_in += batch.rows
         self.clock.advance(batch)
+        batch = self._pulse.take(batch)
         if self._state is not None:
             batch = self._state.update(batch, resolve=self._resolve)
         self._note(batch)
@@ -158,6 +162,13 @@ class Pipeline:
         if self._after_batch is not None and self._after_batch(self.summary):
             return True
         return ends
+
+    def _end(self) -> None:
+        """Tell the outputs of a recorder that fell silent before its last event."""
+        losses = self._pulse.end(self.clock.now_ns)
+        self.summary.losses += losses
+        for sink in self._sinks if losses else ():
+            sink.write(EMPTY.with_before(losses))
 
     def _note(self, batch: Batch) -> None:
         for side in batch.before:

@@ -45,6 +45,9 @@ FDS: Final = "fds"
 USERS: Final = "users"
 """Name of the user table in a snapshot."""
 
+FOLLOWED: Final = frozenset({PROCESSES, HANDLES, THREADS, FDS, USERS})
+"""The tables of a snapshot that events change; others describe the host and pass through."""
+
 Watch = Callable[[str, int, Process], None]
 """Is told a machine, the row of the batch that said it (-1 for a snapshot), and the process."""
 

@@ -608,10 +608,18 @@ class Kcap(KaitaiStruct):
         def _read(self):
             self.now_ns = self._io.read_s8le()
             self.num_events = self._io.read_u8le()
+            if (not (self._io.is_eof())):
+                pass
+                self.body = Kcap.SizedBody(self._io, self, self._root)
+
 
 
         def _fetch_instances(self):
             pass
+            if (not (self._io.is_eof())):
+                pass
+                self.body._fetch_instances()
+
 
 
     class Integers(KaitaiStruct):

@@ -140,13 +140,13 @@ def take(
 
     Returns:
         What was there. A process that ends meanwhile is left out; what this user may not read
-        stands in the details, by table, as ``unavailable``.
+        stands in the details, by table, as ``baseline_unavailable``.
     """
     taken = _Taken(proc or ProcFS(), etc, State.machine(source), source.id)
     tables = taken.tables()
     details = {**source.details, **host.facts(taken.proc.root, etc), **(recording or {})}
     if taken.unavailable:
-        details["unavailable"] = taken.unavailable
+        details["baseline_unavailable"] = taken.unavailable
     return Baseline(replace(source, details=details), tables, tuple(taken.losses))
 
 
