@@ -23,7 +23,9 @@ def recording(events: Iterable[tuple[str, Event]], source: SourceInfo = RECORDER
         bases = [n[1:] if n.startswith("$") else naming.argument(n) for n in values]
         bases = ["ts", "ord", "event", "source", "pid", *bases]
         fields = [Field(base, catalogue.home(base)) for base in bases]
-        text = shape.encode([shape.Item(n, "any") for n in values if not n.startswith("$")])
+        text = shape.encode(
+            [shape.Item(n, "any", v is None) for n, v in values.items() if n[:1] != "$"]
+        )
         layout = builder.layout(fields, text)
         builder.add(layout, [10**18 + count, count, event, source.id, 5, *values.values()])
     return builder.finish({}, [source])

@@ -2,7 +2,9 @@
 
 The shape of an event says which fields it had, in which order and spelling, and the columns hold
 their values. An event from elsewhere has no such shape; it is written with the keys that Tracee
-v0.8 prints. An event whose shape was too long to keep cannot be given back, and is refused.
+v0.8 prints, and three of later releases: ``syscall``, ``contextFlags`` and ``executable``. A
+number that is not known is null, since 0 would say something: the user root, the call ``read``.
+An event whose shape was too long to keep cannot be given back, and is refused.
 """
 
 from __future__ import annotations
@@ -67,8 +69,14 @@ _PLAIN: Final = (
     ("podUID", "pod_uid"),
     ("eventId", "event_id"),
     ("eventName", "event"),
+    ("argsNum", ""),
+    ("returnValue", "retval"),
+    ("syscall", "syscall"),
+    ("stackAddresses", "stack_addresses"),
 )
-"""Keys of Tracee v0.8 up to its arguments, and our columns."""
+"""Keys of Tracee up to its context, and our columns."""
+
+_FLAGS: Final = (("containerStarted", "container_started"), ("isCompat", "is_compat"))
 
 _ABSENT: Final = object()
 _Getter = Callable[[], Iterable[Any]]
@@ -346,24 +354,32 @@ def _undo(mark: str, value: Any) -> Any:  # noqa: ANN401
 
 
 def _plain(cells: _Cells, found: shape.Shape, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Objects in Tracee v0.8's form for rows that have no shape of its."""
-    envelope = catalogue.envelope()
-    columns = [cells.column(Field(name), rows) for _, name in _PLAIN]
-    missing = ["" if envelope[name].cls is TypeClass.STR else 0 for _, name in _PLAIN]
-    keys = [key for key, _ in _PLAIN]
-    returns = cells.column(Field("retval"), rows)
-    stacks = cells.column(Field("stack_addresses"), rows)
+    """Objects in Tracee's form for rows that have no shape of its."""
+    known = [(key, name) for key, name in _PLAIN if name]
+    columns = [_filled(cells, name, rows) for _, name in known]
+    flags = [_filled(cells, name, rows) for _, name in _FLAGS]
+    paths = cells.column(Field("exe"), rows)
     lists = _plain_entries(cells, found.arguments, rows)
     cuts = zip(*columns, strict=True)
-    for values, returned, stack, entries in zip(cuts, returns, stacks, lists, strict=True):
-        pairs = zip(keys, values, missing, strict=True)
-        made = {key: empty if value is _ABSENT else value for key, value, empty in pairs}
-        made["eventId"] = str(made["eventId"])
+    for values, context, path, entries in zip(
+        cuts, zip(*flags, strict=True), paths, lists, strict=True
+    ):
+        made = dict.fromkeys(key for key, _ in _PLAIN)
+        made |= zip((key for key, _ in known), values, strict=True)
+        if made["eventId"] is not None:
+            made["eventId"] = str(made["eventId"])
         made["argsNum"] = len(entries)
-        made["returnValue"] = 0 if returned is _ABSENT else returned
-        made["stackAddresses"] = None if stack is _ABSENT else stack
+        made["contextFlags"] = dict(zip((key for key, _ in _FLAGS), context, strict=True))
+        if path is not _ABSENT:
+            made["executable"] = {"path": path}
         made["args"] = entries
         yield made
+
+
+def _filled(cells: _Cells, name: str, rows: Sequence[int]) -> list[Any]:
+    """The values of a column; as Tracee has it, no text is empty and no flag is false."""
+    empty = {TypeClass.STR: "", TypeClass.BOOL: False}.get(catalogue.envelope()[name].cls)
+    return [empty if value is _ABSENT else value for value in cells.column(Field(name), rows)]
 
 
 def _plain_entries(
