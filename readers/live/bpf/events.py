@@ -22,6 +22,9 @@ CALLS: Final = 512
 EVENTS: Final = 256
 """Event numbers are below."""
 
+EXECUTION: Final = "sched_process_exec"
+"""The event of a program that begins."""
+
 SYSCALL: Final = "sys_exit"
 """Source of an event that is a system call."""
 
