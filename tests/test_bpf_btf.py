@@ -344,8 +344,28 @@ def test_constants_name_their_field(parts: list[str]) -> None:
 def test_a_missing_field_is_nowhere_and_listed() -> None:
     """What the kernel lacks gets the number that says so; other constants are left alone."""
     make = Maker()
-    make.struct("inode", 16, ("__i_ctime", make.integer("int", 4), 64))
-    found = resolve(["o_inode____i_ctime", "o_inode__i_ctime", "other"], Btf(make.made()))
+    make.struct("inode", 16, ("__i_count", make.integer("int", 4), 64))
+    found = resolve(["o_inode____i_count", "o_inode__i_count", "other"], Btf(make.made()))
 
-    assert found.constants == {"o_inode____i_ctime": 8, "o_inode__i_ctime": NOWHERE}
-    assert found.unavailable == ("inode.i_ctime",)
+    assert found.constants == {"o_inode____i_count": 8, "o_inode__i_count": NOWHERE}
+    assert found.unavailable == ("inode.i_count",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lacking"),
+    [
+        (["i_ctime_sec"], ()),
+        (["i_ctime"], ()),
+        ([], ("inode.i_ctime_sec",)),
+    ],
+)
+def test_a_field_of_another_name_is_not_missing(fields: list[str], lacking: object) -> None:
+    """Of the names that kernels gave a field one is enough; without any, one is listed."""
+    make = Maker()
+    time = make.struct("timespec64", 16, ("tv_sec", make.integer("s64", 8, signed=True), 0))
+    make.struct("inode", 16, *((name, time, 0) for name in fields))
+    asked = ["o_inode__i_ctime__tv_sec", "o_inode____i_ctime__tv_sec", "o_inode__i_ctime_sec"]
+    found = resolve(asked, Btf(make.made()))
+
+    assert found.unavailable == lacking
+    assert sum(place == 0 for place in found.constants.values()) == len(fields)

@@ -54,6 +54,7 @@ _VERBS: Final = {
     "merge": _Verb("merge", "Rewrite", "Make one capture of several, by time."),
     "split": _Verb("split", "Rewrite", "Divide a capture into parts."),
     "recover": _Verb("recover", "Rewrite", "Save what is intact of a damaged capture."),
+    "doctor": _Verb("doctor", "Check", "What this host can be recorded with, and what is missing."),
     "verify": _Verb("verify", "Check", "Check every byte of a capture."),
     "docs": _Verb("docs", "Help", "Read the documentation."),
     "man": _Verb("man", "Help", "The manual page of a verb."),

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from kcap.errors import KcapError
+from kcap.errors import KcapError, PrivilegeError
 from kcap.readers.live.bpf import offsets, system
 from kcap.readers.live.bpf.btf import Btf
 from kcap.readers.live.bpf.elf import ElfObject, MapDefinition, Program
@@ -356,7 +356,8 @@ def tracepoint_id(name: str) -> int:
         The number.
 
     Raises:
-        KcapError: tracefs is not mounted, this user may not read it, or there is no such one.
+        PrivilegeError: This user may not read tracefs.
+        KcapError: It is not mounted, or there is no such one.
     """
     for folder in TRACEFS:
         path = Path(folder, "events", name, "id")
@@ -364,10 +365,14 @@ def tracepoint_id(name: str) -> int:
             return int(path.read_text("ascii"))
         except FileNotFoundError:
             continue
+        except PermissionError as error:
+            raise PrivilegeError(
+                f"the number of tracepoint {name} cannot be read",
+                file=str(path),
+                expected="root, who alone may read tracefs",
+            ) from error
         except (OSError, ValueError) as error:
-            raise KcapError(
-                f"the number of tracepoint {name} cannot be read", file=str(path)
-            ) from (error)
+            raise KcapError(f"no number of tracepoint {name}: {error}", file=str(path)) from error
     raise KcapError(
         f"no tracepoint {name} in tracefs",
         expected=f"tracefs mounted at {TRACEFS[0]}, and a kernel with this tracepoint",

@@ -18,6 +18,12 @@ PREFIX: Final = "o_"
 NOWHERE: Final = 0xFFFF_FFFF
 """The place of a field that this kernel does not have; the programs then leave it out."""
 
+_SPELLINGS: Final = (
+    ("inode.i_ctime.tv_sec", "inode.__i_ctime.tv_sec", "inode.i_ctime_sec"),
+    ("inode.i_ctime.tv_nsec", "inode.__i_ctime.tv_nsec", "inode.i_ctime_nsec"),
+)
+"""What kernels came to call the same field, the oldest first: before 6.6, before 6.11, since."""
+
 
 class Offsets(NamedTuple):
     """What was found of the fields that an object asks for."""
@@ -25,7 +31,10 @@ class Offsets(NamedTuple):
     constants: dict[str, int]
     """The value of each constant."""
     unavailable: tuple[str, ...]
-    """Fields that this kernel does not have, like ``inode.i_ctime``, in order."""
+    """Fields that this kernel does not have, like ``inode.i_nlink``, in order.
+
+    One that it calls by another name, for which there is a constant too, is not among them.
+    """
 
 
 def field_path(constant: str) -> str:
@@ -60,7 +69,12 @@ def resolve(constants: Iterable[str], kernel_btf: Btf) -> Offsets:
     """
     paths = {name: field_path(name) for name in constants if name.startswith(PREFIX)}
     places = {name: kernel_btf.offset(path) for name, path in paths.items()}
+    lacking = {paths[name] for name, place in places.items() if place is None}
+    for names in _SPELLINGS:
+        asked = [path for path in names if path in paths.values()]
+        known = not lacking.issuperset(asked)
+        lacking.difference_update(asked if known else asked[:-1])
     return Offsets(
         {name: NOWHERE if place is None else place for name, place in places.items()},
-        tuple(sorted(paths[name] for name, place in places.items() if place is None)),
+        tuple(sorted(lacking)),
     )

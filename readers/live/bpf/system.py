@@ -49,11 +49,14 @@ _MACHINES: Final = {"x86_64": (321, 298)}
 """Numbers of bpf(2) and perf_event_open(2)."""
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD = range(6)
+_RUN: Final = 10
 _PROG_NEXT_ID, _MAP_NEXT_ID, _PROG_BY_ID, _MAP_BY_ID, _INFO = range(11, 16)
 _RAW_TRACEPOINT_OPEN: Final = 17
 _FREEZE: Final = 22
 _LOOKUP_BATCH: Final = 24
 _PERF_CLOEXEC: Final = 8
+_FANOTIFY_INIT: Final = 300
+_FAN_CLOEXEC: Final = 1
 _SET_BPF: Final = 0x40042408
 _ENABLE: Final = 0x2400
 _RETRIES: Final = 5
@@ -126,13 +129,20 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
 
 
-def failure(number: int, what: str, *, log: str = "") -> KcapError:
+def failure(
+    number: int,
+    what: str,
+    *,
+    log: str = "",
+    needs: str = "the capabilities CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
+) -> KcapError:
     """An error of the kernel as one that a user can act on.
 
     Args:
         number: The error's number.
         what: What was asked of the kernel.
         log: What its verifier said.
+        needs: Who may ask that.
 
     Returns:
         A `PrivilegeError` where rights are missing, else a `KcapError`.
@@ -141,10 +151,9 @@ def failure(number: int, what: str, *, log: str = "") -> KcapError:
     if number in (errno.EPERM, errno.EACCES) and not log:
         return PrivilegeError(
             f"{what}: {said}",
-            expected="the capabilities CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, in the"
-            " initial user namespace",
-            hint="run as root; see `kcap doctor` (kernel lockdown, a container's seccomp rules"
-            " or kernel.unprivileged_bpf_disabled may be what refuses)",
+            expected=f"{needs}, in the initial user namespace",
+            hint="run as root on the host; see `kcap doctor`: lockdown of the kernel or a"
+            " container's rules may be what refuses",
         )
     if number == errno.ENOSYS:
         said = "this kernel has no such call"
@@ -358,7 +367,25 @@ def open_perf_event(attributes: bytes, *, pid: int = -1, cpu: int = 0) -> int:
         ctypes.c_ulong(_PERF_CLOEXEC),
     )
     if done < 0:
-        raise failure(ctypes.get_errno(), "opening a perf event")
+        raise failure(ctypes.get_errno(), "perf_event_open", needs="CAP_PERFMON or CAP_SYS_ADMIN")
+    return done
+
+
+def open_fanotify() -> int:
+    """fanotify_init(2) for events that carry a descriptor of the file.
+
+    Returns:
+        The descriptor; nothing is watched yet.
+
+    Raises:
+        PrivilegeError: This user may not.
+        KcapError: The kernel has no fanotify.
+    """
+    check_machine()
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    done = _syscall(_FANOTIFY_INIT, ctypes.c_uint(_FAN_CLOEXEC), ctypes.c_uint(flags))
+    if done < 0:
+        raise failure(ctypes.get_errno(), "fanotify_init", needs="CAP_SYS_ADMIN")
     return done
 
 
@@ -381,6 +408,30 @@ def attach_tracepoint(tracepoint: int, program: int) -> int:
             os.close(fd)
             raise failure(failed, f"attaching to the tracepoint with number {tracepoint}")
     return fd
+
+
+def run_program(fd: int, arguments: bytes) -> int:
+    """Run a program on a raw tracepoint once, now (Linux 5.10).
+
+    Args:
+        fd: The program.
+        arguments: What the tracepoint would give it: integers of 64 bits.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        PrivilegeError: This user may not.
+        KcapError: The kernel refused.
+    """
+    context = ctypes.create_string_buffer(arguments, len(arguments))
+    attributes = bytearray(80)
+    struct.pack_into("<I", attributes, 0, fd)
+    struct.pack_into("<IIQ", attributes, 40, len(arguments), 0, _address(context))
+    done = _bpf(_RUN, attributes)
+    if done < 0:
+        raise failure(-done, "running a BPF program")
+    return int(struct.unpack_from("<I", attributes, 4)[0])
 
 
 def program_info(fd: int) -> ProgramInfo:
