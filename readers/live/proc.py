@@ -29,6 +29,7 @@ from kcap.model.naming import argument
 from kcap.model.side import Loss, Side, Snapshot
 from kcap.model.stream import StreamInfo
 from kcap.readers.live import cn_proc, host, netlink
+from kcap.readers.live.beats import Beats
 from kcap.readers.live.cn_proc import Columns, Decoded, Gaps
 from kcap.readers.live.procfs import Image, ProcFS, table
 from kcap.state import State
@@ -102,6 +103,7 @@ class ProcConnector:
         self._source = host.source(self.name, self._clocks)
         self._procfs = ProcFS()
         self._gaps = Gaps()
+        self._beats = Beats(self._source.id)
         self._known: set[int] = set()
         self._ord = 0
         self._images: dict[int, Image] = {}
@@ -137,7 +139,8 @@ class ProcConnector:
         images = list(self._procfs.images())
         self._known = {image.pid for image in images}
         seed = table(images, State.machine(self._source))
-        yield Batch(0, {}, (self._source, Snapshot({"processes": seed})))
+        known = Snapshot({"processes": seed})
+        yield Batch(0, {}, (self._source, known, *self._beats.due(0, self._counters)))
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._stop_read, select.POLLIN)
@@ -148,7 +151,9 @@ class ProcConnector:
                 if left_s <= 0 or self._stop_read.fileno() in dict(poll.poll(left_s * 1000)):
                     break
                 self._drain()
-            yield self._batch()
+            batch = self._batch()
+            beat = self._beats.due(self._ord, self._counters)
+            yield batch.with_before((*batch.before, *beat)) if beat else batch
         # No new events from here on; what the socket holds is still ours.
         self._listening = False
         netlink.leave(self._socket)
@@ -156,6 +161,11 @@ class ProcConnector:
             yield self._batch()
         yield self._batch()
         yield from self._tail()
+        yield Batch(0, {}, tuple(self._beats.due(self._ord, self._counters, last=True)))
+
+    def _counters(self) -> dict[str, int]:
+        """What a heartbeat says beside that we live."""
+        return {"lost": self._gaps.lost, "overruns": self.overruns}
 
     def _drain(self) -> bool:
         """Take what the socket holds, up to a full batch; True where there may be more.
