@@ -11,6 +11,7 @@ from support import capture, opened
 
 from kcap.capture import Capture
 from kcap.filter import Filter
+from kcap.readers.live.selection import select
 from kcap.replay.chosen import chosen
 from kcap.replay.derived import derivation, named
 
@@ -163,3 +164,25 @@ def test_stats_and_export(ours: Path, tmp_path: Path) -> None:
     lines = out.read_text().splitlines()
     assert len(lines) == 1 + 81 + 29
     assert {"derived_from", "arg_syscall_pathname"} <= set(lines[0].split(","))
+
+
+# recording
+
+
+@pytest.mark.parametrize(
+    ("text", "events", "demanded"),
+    [
+        ("evt.name = 'security_sb_mount' and ps.name = 'x'", {"mount"}, {"event", "process_name"}),
+        (
+            "evt.name = 'security_bprm_check' and ps.name = 'x' and uid = 5",
+            {"execve", "execveat", "sched_process_exec"},
+            {"event", "uid"},
+        ),
+        ("evt.name in ('connect', 'socket_dup')", {"connect", "dup", "dup2", "dup3"}, {"event"}),
+    ],
+)
+def test_what_is_recorded_for_them(text: str, events: set[str], demanded: set[str]) -> None:
+    """A recording for derived events has what they are made of, and all that a view changes."""
+    selection = select(where=Filter.of(text))
+    assert selection.events == events
+    assert set(selection.demands) == demanded

@@ -29,11 +29,13 @@ from kcap.filter.syntax import (
     Or,
     text_of,
 )
+from kcap.model.catalogue import derived as views
 from kcap.readers.live import choosing
 from kcap.readers.live.bpf import events as catalogue
 from kcap.readers.live.choosing import Chosen
 from kcap.readers.live.scopes import TEXTS, Choice, Scope, parse
 from kcap.readers.live.subjects import Subjects
+from kcap.replay.derived import named
 
 if TYPE_CHECKING:
     from kcap.readers.live.bpf.program import Setup
@@ -221,7 +223,11 @@ class Selection:
         Where descendants are followed, that is those must meet that they descend from.
         """
         chosen = self.matching if self.scope.follow else self.filter
-        found = {} if chosen is None else dict(necessary(chosen, catalogue.events()).demands)
+        found = (
+            {} if chosen is None else dict(necessary(chosen, list(choosing.arguments())).demands)
+        )
+        for column in _told_otherwise(self.where):
+            found.pop(column, None)
         admits = self.scope.containers.admits
         strange = [n for n, container in self.subjects.cgroups.items() if not admits(container)]
         if strange:
@@ -287,8 +293,7 @@ def select(
             notes.append("the filter is true of no event that is recorded")
     chosen = choosing.choose(asked, of_events)
     if where is not None:
-        demand = necessary(where, catalogue.events()).of(pushdown.EVENT)
-        kept = frozenset(event for event in chosen.events if event in demand)
+        kept = chosen.events & _recorded_for(where)
         text = choosing.DEFAULT if wanted is None and not asked else chosen.text
         chosen = replace(chosen, events=kept, text=text)
     return Selection(
@@ -304,10 +309,27 @@ def select(
 
 def _named(where: Filter) -> frozenset[str] | None:
     """The events that a filter names; None where it does not say which, but maybe which not."""
-    demand = necessary(where, [*catalogue.events(), _UNHEARD]).of(pushdown.EVENT)
+    known = choosing.arguments()
+    demand = necessary(where, [*known, _UNHEARD]).of(pushdown.EVENT)
     if _UNHEARD in demand:
         return None
-    return frozenset(name for name in catalogue.events() if name in demand)
+    return frozenset(name for name in known if name in demand)
+
+
+def _recorded_for(where: Filter) -> frozenset[str]:
+    """The events for which a filter may be true, or for one that is derived from them."""
+    known = choosing.arguments()
+    demand = necessary(where, list(known)).of(pushdown.EVENT)
+    found = {name for name in known if name in demand}
+    views = found & named([where])
+    return frozenset(found.union(*(choosing.derived()[name] for name in views)))
+
+
+def _told_otherwise(where: Filter | None) -> frozenset[str]:
+    """Columns in which events that a filter names differ from those that they are derived from."""
+    names = frozenset() if where is None else named([where])
+    entries = [entry for entry in views(choosing.FAMILY) if entry.event in names]
+    return frozenset(column for entry in entries for column, _ in entry.columns)
 
 
 def _filter(parts: Iterable[Expr], beside: Filter | None = None) -> Filter | None:
