@@ -250,7 +250,7 @@ def test_an_arrow_export_has_losses_and_no_heartbeats() -> None:
     ]
 
 
-@pytest.mark.parametrize("words", [("filter", "-n", "9"), ("merge",)], ids=" ".join)
+@pytest.mark.parametrize("words", [("filter", "-w", "not ps.pid = 99"), ("merge",)], ids=" ".join)
 def test_copies_keep_what_was_blind(words: tuple[str, ...], tmp_path: Path) -> None:
     """A copy has no heartbeats, but every interval without one."""
     data, summary = recorded(0, 1, 9)
