@@ -8,6 +8,7 @@ hold what comes meanwhile.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kcap.errors import KcapError
 from kcap.readers.live.bpf import events, loader, offsets, system
 from kcap.readers.live.bpf.btf import Btf
 from kcap.readers.live.bpf.ring import Ring
@@ -45,6 +47,7 @@ _HANDLERS: Final = (
 )
 """Programs by their place in the map of handlers: ``enum kcap_handler``."""
 
+_PEEK: Final = "call_peek"
 _ENTER: Final = "on_sys_enter"
 _EXIT: Final = "on_sys_exit"
 _FOLLOWED: Final = ("on_exec", "on_fork", "on_exit")
@@ -99,7 +102,7 @@ class KernelProgram:
             types,
             constants=constants,
             sizes={"rare": rare_bytes, "hot": hot_bytes, "scratches": system.possible_cpus()},
-            optional=(*_HANDLERS, *_OPTIONAL.values(), _ENTER),
+            optional=(*_HANDLERS, *_OPTIONAL.values(), _ENTER, _PEEK),
             file=OBJECT,
         )
         try:
@@ -196,6 +199,23 @@ class KernelProgram:
             for name in self.attached
             if (misses := self._loaded.info(name).recursion_misses or 0)
         }
+
+    def peek(self, address: int) -> bytes | None:
+        """A page of the kernel's own memory.
+
+        Args:
+            address: Where.
+
+        Returns:
+            4,096 bytes; None where they can't be read, or this kernel does not let us look.
+        """
+        if _PEEK in self._loaded.refused:
+            return None
+        try:
+            failed = system.run_program(self._loaded.programs[_PEEK], struct.pack("=Q", address))
+        except KcapError:
+            return None
+        return None if failed else self._loaded.maps["peeked"].get(0)
 
     def close(self) -> None:
         """Give everything back."""

@@ -9,6 +9,7 @@ the kernel, by event and by process.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import time
@@ -24,12 +25,15 @@ import pyarrow as pa
 from kcap.model import text
 from kcap.model.batch import Batch, Column, coded, constant
 from kcap.model.classes import TypeClass
-from kcap.model.side import Heartbeat, Loss, Side
+from kcap.model.naming import argument
+from kcap.model.side import Loss, Side
 from kcap.model.stream import StreamInfo
 from kcap.readers.live import host
 from kcap.readers.live.baseline import Baseline, take
-from kcap.readers.live.bpf import events, losses
-from kcap.readers.live.bpf.decode import Decoder, layouts
+from kcap.readers.live.beats import Beats
+from kcap.readers.live.bpf import events, hooks, losses
+from kcap.readers.live.bpf.columns import Columns, Texts
+from kcap.readers.live.bpf.decode import Decoded, Decoder, layouts, syscalls
 from kcap.readers.live.bpf.losses import Losses
 from kcap.readers.live.bpf.order import Ordering, Records
 from kcap.readers.live.bpf.program import HOT_BYTES, RARE_BYTES, KernelProgram, Setup
@@ -37,9 +41,6 @@ from kcap.readers.live.bpf.ring import Ring
 from kcap.readers.live.cgroups import Containers
 from kcap.readers.live.procfs import ProcFS
 from kcap.state.state import FDS
-
-BEAT_NS: Final = 1_000_000_000
-"""How often the recording says that it is alive."""
 
 BATCH_BYTES: Final = 16 << 20
 """What is taken of a ring at once."""
@@ -50,6 +51,7 @@ BATCH_ROWS: Final = 1 << 15
 _SLACK_NS: Final = 2_000_000
 """How much later than its time an event may come to stand in its ring."""
 
+_HOOKED: Final = "hooked_syscalls"
 _URING: Final = "io_uring_setup"
 _OF_GROUP: Final = ("pid", "process_start_ns", "ppid")
 
@@ -109,6 +111,10 @@ class BpfRecorder:
         self._ordering = Ordering()
         self._ord = 0
         self._uring: set[int] = set()
+        self._symbols = hooks.symbols()
+        self._hooks: list[hooks.Hook] = []
+        if self._symbols is None:
+            self._details["unavailable"] = [*self._program.unavailable, hooks.TABLE]
 
     @property
     def info(self) -> StreamInfo:
@@ -147,6 +153,7 @@ class BpfRecorder:
         )
         told = Losses(self._source.id, self._name_of)
         self._program.attach_calls(self._layouts.call)
+        beats = Beats(self._source.id)
         looked_ns = time.time_ns()
         with select.epoll() as poll:
             for fd in (self._program.rare.fd, self._program.hot.fd, self._stop_read):
@@ -154,15 +161,18 @@ class BpfRecorder:
             while not self._stopping:
                 self._wait(poll)
                 yield from self._drained(decoder)
-                now_ns = time.time_ns()
-                if not 0 <= now_ns - looked_ns < BEAT_NS:
-                    yield Batch(0, {}, tuple(self._beat(decoder, told, looked_ns, now_ns)))
+                beat = beats.due(self._ord, self._counters)
+                if beat:
+                    now_ns = time.time_ns()
+                    lost = self._lost(decoder, told, (looked_ns, now_ns))
                     looked_ns = now_ns
+                    yield self._hooks_now(now_ns, (*lost, *beat))
         self._program.detach()
         yield from self._drained(decoder, last=True)
+        lost = self._lost(decoder, told, (looked_ns, time.time_ns()))
         left_out = losses.filtered(self._program.counts(), self._source.id)
-        beat = self._beat(decoder, told, looked_ns, time.time_ns())
-        yield Batch(0, {}, (*beat, *left_out))
+        beat = beats.due(self._ord, self._counters, last=True)
+        yield Batch(0, {}, (*lost, *left_out, *beat))
 
     def _blind_at_first(self, baseline: Baseline) -> list[Loss]:
         """What processes had open before, and do unseen."""
@@ -218,16 +228,21 @@ class BpfRecorder:
 
     def _batch(self, decoder: Decoder, records: Records) -> Batch:
         made = decoder.batch(records)
-        count = made.rows
-        columns, source = dict(made.columns), self._source
+        columns = self._placed(dict(made.columns), made.rows)
+        self._add_containers(columns, made.rows)
+        return Batch(made.rows, columns, (*made.before, *self._blind_now(columns)))
+
+    def _placed(self, columns: dict[str, Column], count: int) -> dict[str, Column]:
+        """Events with their place in the recording."""
+        source = self._source
         texts = {"origin": source.origin, "source": source.id, "host": source.host, "kind": "event"}
         for name, value in texts.items():
             if value is not None:
                 columns[name] = constant(TypeClass.STR, value, count)
-        columns["ord"] = made.numbers(np.arange(self._ord, self._ord + count, dtype=np.int64))
+        ords = np.arange(self._ord, self._ord + count, dtype=np.int64)
+        columns["ord"] = Decoded.numbers(ords)
         self._ord += count
-        self._add_containers(columns, count)
-        return Batch(count, columns, (*made.before, *self._blind_now(columns)))
+        return columns
 
     def _add_containers(self, columns: dict[str, Column], count: int) -> None:
         """The containers of the events' control groups, each looked up once."""
@@ -261,8 +276,8 @@ class BpfRecorder:
         fresh = set(pids[rows][results[rows] >= 0].tolist()) - self._uring
         return [self._blind(pid) for pid in sorted(fresh)]
 
-    def _beat(self, decoder: Decoder, told: Losses, since_ns: int, now_ns: int) -> list[Side]:
-        """That the recording is alive, and what was lost since the last time."""
+    def _lost(self, decoder: Decoder, told: Losses, interval_ns: tuple[int, int]) -> list[Side]:
+        """What was lost since the last time; before it, the clocks where they have moved."""
         program = self._program
         clocks = host.Clocks.measure()
         sides: list[Side] = []
@@ -270,18 +285,38 @@ class BpfRecorder:
             self._clocks = decoder.clocks = clocks
             self._source = replace(self._source, clocks=(*self._source.clocks, clocks.pair()))
             sides.append(self._source)
-        counts = program.counts()
-        sides += told.look(counts, program.victims, program.passed_over(), (since_ns, now_ns))
-        details = {
-            "kept": int(counts["kept"].sum()),
-            "lost": int(counts["lost"].sum()),
-            "filtered": int(counts["filtered"].sum()),
-            "waiting_bytes": program.rare.waiting_bytes + program.hot.waiting_bytes,
-            "attached": program.attached,
+        missed = program.passed_over()
+        return [*sides, *told.look(program.counts(), program.victims, missed, interval_ns)]
+
+    def _counters(self) -> dict[str, Any]:
+        """What a heartbeat says beside that we live."""
+        counts = self._program.counts()
+        return {
+            **{name: int(counts[name].sum()) for name in ("kept", "lost", "filtered")},
+            "waiting_bytes": self._program.rare.waiting_bytes + self._program.hot.waiting_bytes,
+            "attached": self._program.attached,
         }
-        realtime_ns, boot_ns = clocks.pair()
-        sides.append(Heartbeat(realtime_ns, boot_ns, self._ord, self._source.id, details))
-        return sides
+
+    def _hooks_now(self, now_ns: int, before: Sequence[Side]) -> Batch:
+        """An event where system calls were redirected since the last look."""
+        found = None if self._symbols is None else hooks.hooks(self._program.peek, self._symbols)
+        if not found or found == self._hooks:
+            self._hooks = found or []
+            return Batch(0, {}, tuple(before))
+        self._hooks = found
+        columns = Columns(1)
+        names = syscalls()[0]
+        told = [
+            {"SymbolName": names.get(h.number, str(h.number)), "ModuleOwner": h.owner or "hidden"}
+            for h in found
+        ]
+        entries = pa.array([json.dumps(told).encode()], pa.binary())
+        one = np.zeros(1, np.int64)
+        columns.texts(argument(_HOOKED), Texts(one, one, entries), TypeClass.JSON)
+        columns.numbers("ts", np.array([now_ns]))
+        columns.words("event", [_HOOKED], one)
+        made = columns.finish()
+        return Batch(1, self._placed(made, 1), tuple(before))
 
 
 def _numbers(column: Column | None, count: int) -> npt.NDArray[np.int64]:

@@ -163,7 +163,8 @@ INLINE u64 file_of(u64 task, u32 fd)
 INLINE u64 changed_ns(u64 inode)
 {
     if (o_inode__i_ctime_sec != NOWHERE)
-        return word(inode, o_inode__i_ctime_sec) * 1000000000ULL + half(inode, o_inode__i_ctime_nsec);
+        return word(inode, o_inode__i_ctime_sec) * 1000000000ULL +
+               (half(inode, o_inode__i_ctime_nsec) & 0x7fffffff); /* the top bit: somebody asked */
     if (o_inode____i_ctime__tv_sec != NOWHERE)
         return word(inode, o_inode____i_ctime__tv_sec) * 1000000000ULL +
                word(inode, o_inode____i_ctime__tv_nsec);

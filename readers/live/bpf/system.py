@@ -134,7 +134,7 @@ def failure(
     what: str,
     *,
     log: str = "",
-    needs: str = "the capabilities CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
+    needs: str = "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
 ) -> KcapError:
     """An error of the kernel as one that a user can act on.
 
@@ -150,8 +150,7 @@ def failure(
     said = os.strerror(number)
     if number in (errno.EPERM, errno.EACCES) and not log:
         return PrivilegeError(
-            f"{what}: {said}",
-            expected=f"{needs}, in the initial user namespace",
+            f"{what}: {said} (it takes {needs})",
             hint="run as root on the host; see `kcap doctor`: lockdown of the kernel or a"
             " container's rules may be what refuses",
         )
