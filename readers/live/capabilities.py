@@ -153,7 +153,7 @@ def capability(source: str, host: Host) -> Capability:
     try:
         limits = trial(host)
     except PrivilegeError as error:
-        why = f"{error.what} ({host.refusal(*needed)})"
+        why = f"{error.what}; {host.refusal(*needed)}"
         advice = f"run as root on the host, or with {' and '.join(needed)}"
         return Capability(source, tells, usable=False, why=why, advice=advice)
     except KcapError as error:
