@@ -103,6 +103,10 @@ class Necessary:
         """
         return self.demands.get(column, Demand())
 
+    def __and__(self, other: Necessary) -> Necessary:
+        """What every event has for which both filters are true."""
+        return Necessary(_meet(self.demands, other.demands))
+
     def admits(self, row: Mapping[str, object]) -> bool:
         """Whether an event meets it.
 

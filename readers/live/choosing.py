@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from kcap.errors import KcapError
 from kcap.filter.syntax import And, Binary, Expr, FieldRef, ListOf, Literal, Not, Op, Or
 from kcap.filter.syntax import Call as Function
+from kcap.model import catalogue as model
 from kcap.readers.live.bpf import events as catalogue
 from kcap.readers.live.scopes import Choice
 
@@ -55,27 +56,16 @@ class Chosen:
 
 @cache
 def derived() -> dict[str, dict[str, dict[str, str]]]:
-    """Events that are made of others when a capture is read.
+    """Events that are views of others.
 
     Returns:
-        By name: the events that each is made of; for each the arguments of the one that are an
+        By name: the events that each is a view of; for each the arguments of the one that are an
         argument of the other.
     """
-    text = resources.files("kcap.model.data").joinpath("derived.tsv").read_text("utf-8")
-    heading, *lines = text.splitlines()
-    columns = heading.split("\t")
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for line in lines:
-        row = dict(zip(columns, line.split("\t"), strict=True))
-        if row["family"] != FAMILY:
-            continue
-        arguments = {}
-        for each in filter(None, row["arguments"].split("; ")):
-            name, _, rest = each.partition(":")
-            source = rest.rpartition("=")[2]
-            if source.isidentifier():
-                arguments[name] = source
-        found.setdefault(row["event"], {}).setdefault(row["base"], {}).update(arguments)
+    for entry in model.derived(FAMILY):
+        known = found.setdefault(entry.event, {}).setdefault(entry.base, {})
+        known |= {name: source for name, _, source in entry.arguments if source.isidentifier()}
     return found
 
 

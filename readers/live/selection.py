@@ -9,14 +9,14 @@ machine is made of them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from kcap.errors import KcapError
 from kcap.filter import Filter, pushdown
-from kcap.filter.pushdown import Demand, necessary
+from kcap.filter.pushdown import Demand, Necessary, necessary
 from kcap.filter.syntax import (
     And,
     Binary,
@@ -152,12 +152,12 @@ class Selection:
 
     @cached_property
     def filter(self) -> Filter | None:
-        """What decides of each event, when those that are tracked are known; None for nothing."""
+        """What is asked of each event as it is recorded, `where` aside; None for nothing."""
         parts = [] if self.scope.follow else self._scoped
         dropped = [name for name in STATE if name not in self.events]
         if dropped:
             parts.append(Not(choosing.event_in(dropped)))
-        return _filter([*parts, *self.chosen.conditions], self.where)
+        return _filter([*parts, *self.chosen.conditions])
 
     @cached_property
     def matching(self) -> Filter | None:
@@ -222,12 +222,14 @@ class Selection:
 
         Where descendants are followed, that is those must meet that they descend from.
         """
-        chosen = self.matching if self.scope.follow else self.filter
-        found = (
-            {} if chosen is None else dict(necessary(chosen, list(choosing.arguments())).demands)
-        )
-        for column in _told_otherwise(self.where):
-            found.pop(column, None)
+        known = choosing.arguments()
+        ours = self.matching if self.scope.follow else self.filter
+        found = {} if ours is None else dict(necessary(ours, known).demands)
+        if self.where is not None and not self.scope.follow:
+            needed = dict(necessary(self.where, known).demands)
+            for column in _told_otherwise(self.where):
+                needed.pop(column, None)
+            found = dict((Necessary(found) & Necessary(needed)).demands)
         admits = self.scope.containers.admits
         strange = [n for n, container in self.subjects.cgroups.items() if not admits(container)]
         if strange:
@@ -319,28 +321,27 @@ def _named(where: Filter) -> frozenset[str] | None:
 def _recorded_for(where: Filter) -> frozenset[str]:
     """The events for which a filter may be true, or for one that is derived from them."""
     known = choosing.arguments()
-    demand = necessary(where, list(known)).of(pushdown.EVENT)
+    demand = necessary(where, known).of(pushdown.EVENT)
     found = {name for name in known if name in demand}
     views = found & named([where])
     return frozenset(found.union(*(choosing.derived()[name] for name in views)))
 
 
-def _told_otherwise(where: Filter | None) -> frozenset[str]:
-    """Columns in which events that a filter names differ from those that they are derived from."""
-    names = frozenset() if where is None else named([where])
-    entries = [entry for entry in views(choosing.FAMILY) if entry.event in names]
+def _told_otherwise(where: Filter) -> frozenset[str]:
+    """Columns in which events that a filter names differ from those that they are views of.
+
+    Those that always come need not be thought of.
+    """
+    names = named([where])
+    entries = [e for e in views(choosing.FAMILY) if e.event in names and e.base not in STATE]
     return frozenset(column for entry in entries for column, _ in entry.columns)
 
 
-def _filter(parts: Iterable[Expr], beside: Filter | None = None) -> Filter | None:
+def _filter(parts: Sequence[Expr]) -> Filter | None:
     """A filter of conditions, all of which must hold."""
-    texts = [] if beside is None else [str(beside)]
-    texts += map(text_of, parts)
-    if not texts:
+    if not parts:
         return None
-    era = None if beside is None else beside.checked.era
-    text = texts[0] if len(texts) == 1 else " and ".join(f"({text})" for text in texts)
-    return Filter.of(text, era)
+    return Filter.of(text_of(parts[0] if len(parts) == 1 else And(tuple(parts))))
 
 
 def _resolved(node: Expr, real: Callable[[str], str]) -> Expr:
