@@ -13,6 +13,7 @@ import json
 import os
 import select
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +53,10 @@ _SLACK_NS: Final = 2_000_000
 """How much later than its time an event may come to stand in its ring."""
 
 _HOOKED: Final = "hooked_syscalls"
+_NAMING: Final = ("pid", "process_name")
+_RECENT: Final = 16
+"""Batches in which the names of processes are looked for that are gone."""
+
 _URING: Final = "io_uring_setup"
 _OF_GROUP: Final = ("pid", "process_start_ns", "ppid")
 
@@ -111,6 +116,7 @@ class BpfRecorder:
         self._ordering = Ordering()
         self._ord = 0
         self._uring: set[int] = set()
+        self._recent: deque[dict[str, Column]] = deque(maxlen=_RECENT)
         self._symbols = hooks.symbols()
         self._hooks: list[hooks.Hook] = []
         if self._symbols is None:
@@ -193,7 +199,14 @@ class BpfRecorder:
         return Loss("blind", None, reason, self._source.id)
 
     def _name_of(self, pid: int) -> str | None:
-        """What a process is called now; of one that is gone nothing is known."""
+        """What a process was called when it was last seen, or is called now."""
+        for columns in reversed(self._recent):
+            pids, names = columns.get("pid"), columns.get("process_name")
+            if pids is None or names is None or pids.rows is not None or names.rows is not None:
+                continue
+            rows = np.flatnonzero(np.asarray(pids.values) == pid)
+            if len(rows):
+                return str(names.values[int(rows[-1])].as_py())
         try:
             return text.clean(Path(f"{self._proc.root}/{pid}/comm").read_bytes()[:-1])[0]
         except OSError:
@@ -230,6 +243,7 @@ class BpfRecorder:
         made = decoder.batch(records)
         columns = self._placed(dict(made.columns), made.rows)
         self._add_containers(columns, made.rows)
+        self._recent.append({name: columns[name] for name in _NAMING if name in columns})
         return Batch(made.rows, columns, (*made.before, *self._blind_now(columns)))
 
     def _placed(self, columns: dict[str, Column], count: int) -> dict[str, Column]:
