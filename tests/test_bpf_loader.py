@@ -27,7 +27,7 @@ from kcap.errors import (
     PrivilegeError,
     TruncatedError,
 )
-from kcap.readers.live.bpf import elf, loader, system
+from kcap.readers.live.bpf import elf, loader, syscalls, system
 from kcap.readers.live.bpf.btf import Btf
 from kcap.readers.live.bpf.elf import ElfObject
 from kcap.readers.live.bpf.loader import Loaded, load
@@ -281,20 +281,20 @@ def test_missing_rights_are_named(drop: list[str], program: Any) -> None:
 
 def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the numbers of system calls are not known, none is made."""
-    system.check_machine()
+    syscalls.check_machine()
     fake = os.uname_result(("Linux", "host", "6.1", "#1", "aarch64"))
     monkeypatch.setattr(os, "uname", lambda: fake)
     with pytest.raises(KcapError, match="no recording with BPF on linux aarch64") as caught:
-        system.check_machine()
+        syscalls.check_machine()
     assert "--source proc" in str(caught.value.hint)
 
 
 def test_errors_of_the_kernel_say_what_can_be_done() -> None:
     """Missing rights are a PrivilegeError; the verifier's refusal is not."""
-    assert isinstance(system.failure(1, "map"), PrivilegeError)
-    assert "Permission denied" in str(system.failure(13, "program", log="\n  R1 invalid"))
-    assert not isinstance(system.failure(13, "program", log="\n  R1 invalid"), PrivilegeError)
-    assert "no such call" in str(system.failure(38, "map"))
+    assert isinstance(syscalls.failure(1, "map"), PrivilegeError)
+    assert "Permission denied" in str(syscalls.failure(13, "program", log="\n  R1 invalid"))
+    assert not isinstance(syscalls.failure(13, "program", log="\n  R1 invalid"), PrivilegeError)
+    assert "no such call" in str(syscalls.failure(38, "map"))
 
 
 def test_an_object_is_read_as_it_was_written() -> None:

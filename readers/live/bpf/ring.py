@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from kcap.errors import KcapError
-from kcap.readers.live.bpf import scan, system
+from kcap.readers.live.bpf import scan, syscalls
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ class Ring:
     """
 
     def __init__(self, fd: int, size: int) -> None:
-        system.check_machine()
+        syscalls.check_machine()
         page = mmap.PAGESIZE
         self.fd = fd
         self.size = size

@@ -10,13 +10,20 @@ import ctypes
 import errno
 import os
 import struct
-import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from kcap.errors import KcapError, PrivilegeError
+from kcap.errors import KcapError
+from kcap.readers.live.bpf.syscalls import (
+    PERF_EVENT_OPEN,
+    address,
+    bpf,
+    check_machine,
+    failure,
+    libc,
+    syscall,
+)
 
 RAW_TRACEPOINT: Final = 17
 """BPF_PROG_TYPE_RAW_TRACEPOINT."""
@@ -45,8 +52,6 @@ LOG_LINES: Final = 12
 BATCH_ENTRIES: Final = 1 << 20
 """Most entries that are read with one call."""
 
-_MACHINES: Final = {"x86_64": (321, 298)}
-"""Numbers of bpf(2) and perf_event_open(2)."""
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD = range(6)
 _RUN: Final = 10
@@ -59,7 +64,6 @@ _FANOTIFY_INIT: Final = 300
 _FAN_CLOEXEC: Final = 1
 _SET_BPF: Final = 0x40042408
 _ENABLE: Final = 0x2400
-_RETRIES: Final = 5
 
 
 class ProgramInfo(NamedTuple):
@@ -82,83 +86,6 @@ class ProgramInfo(NamedTuple):
     """How often it was not run because it was running on that processor already."""
 
 
-def check_machine() -> None:
-    """See that this is a machine whose kernel kcap can talk to.
-
-    Raises:
-        KcapError: It is not.
-    """
-    machine = os.uname().machine if hasattr(os, "uname") else sys.platform
-    if not sys.platform.startswith("linux") or machine not in _MACHINES or sys.maxsize < 1 << 32:
-        raise KcapError(
-            f"no recording with BPF on {sys.platform} {machine}",
-            expected="Linux on x86-64, with a Python of 64 bits",
-            hint="record with --source proc",
-        )
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    check_machine()
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _syscall(number: int, *arguments: Any) -> int:  # noqa: ANN401
-    libc = _libc()
-    libc.syscall.restype = ctypes.c_long
-    return int(libc.syscall(ctypes.c_long(number), *arguments))
-
-
-def _bpf(command: int, attributes: bytearray) -> int:
-    """Call bpf(2); a failure is minus the error's number."""
-    check_machine()
-    block = (ctypes.c_char * len(attributes)).from_buffer(attributes)
-    for _ in range(_RETRIES):
-        done = _syscall(
-            _MACHINES["x86_64"][0], ctypes.c_int(command), block, ctypes.c_uint(len(attributes))
-        )
-        if done >= 0:
-            return done
-        failed = ctypes.get_errno()
-        if failed not in (errno.EAGAIN, errno.EINTR):
-            break
-    return -failed
-
-
-def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    return ctypes.addressof(buffer)
-
-
-def failure(
-    number: int,
-    what: str,
-    *,
-    log: str = "",
-    needs: str = "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN",
-) -> KcapError:
-    """An error of the kernel as one that a user can act on.
-
-    Args:
-        number: The error's number.
-        what: What was asked of the kernel.
-        log: What its verifier said.
-        needs: Who may ask that.
-
-    Returns:
-        A `PrivilegeError` where rights are missing, else a `KcapError`.
-    """
-    said = os.strerror(number)
-    if number in (errno.EPERM, errno.EACCES) and not log:
-        return PrivilegeError(
-            f"{what}: {said} (it takes {needs})",
-            hint="run as root on the host; see `kcap doctor`: lockdown of the kernel or a"
-            " container's rules may be what refuses",
-        )
-    if number == errno.ENOSYS:
-        said = "this kernel has no such call"
-    return KcapError(f"{what}: {said}{log}")
-
-
 def create_map(
     name: str, kind: int, key_size: int, value_size: int, max_entries: int, flags: int = 0
 ) -> int:
@@ -175,7 +102,7 @@ def create_map(
     struct.pack_into("<IIIII", attributes, 0, kind, key_size, value_size, max_entries, flags)
     short = "".join(c if c.isalnum() or c in "_." else "_" for c in name)[:NAME_BYTES]
     struct.pack_into("16s", attributes, 28, short.encode())
-    done = _bpf(_MAP_CREATE, attributes)
+    done = bpf(_MAP_CREATE, attributes)
     if done < 0:
         needs = " (ring buffers need Linux 5.8)" if kind == MAP_RINGBUF else ""
         raise failure(-done, f"BPF map {name} of {max_entries} entries{needs}")
@@ -191,9 +118,9 @@ def _element(
 ) -> int:
     held = ctypes.create_string_buffer(key, len(key))
     attributes = bytearray(32)
-    at = 0 if value is None else _address(value)
-    struct.pack_into("<IIQQQ", attributes, 0, fd, 0, _address(held), at, flags)
-    return _bpf(command, attributes)
+    at = 0 if value is None else address(value)
+    struct.pack_into("<IIQQQ", attributes, 0, fd, 0, address(held), at, flags)
+    return bpf(command, attributes)
 
 
 def lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
@@ -227,9 +154,9 @@ def next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
     after = ctypes.create_string_buffer(key_size)
     held = ctypes.create_string_buffer(key or b"", key_size)
     attributes = bytearray(32)
-    start = 0 if key is None else _address(held)
-    struct.pack_into("<IIQQQ", attributes, 0, fd, 0, start, _address(after), 0)
-    done = _bpf(_NEXT_KEY, attributes)
+    start = 0 if key is None else address(held)
+    struct.pack_into("<IIQQQ", attributes, 0, fd, 0, start, address(after), 0)
+    done = bpf(_NEXT_KEY, attributes)
     if done == -errno.ENOENT:
         return None
     if done < 0:
@@ -258,10 +185,10 @@ def lookup_batch(
         values = ctypes.create_string_buffer(value_size * count)
         attributes = bytearray(56)
         struct.pack_into(
-            "<QQQQIIQQ", attributes, 0, before, _address(places[1]), _address(keys),
-            _address(values), count, fd, 0, 0,
+            "<QQQQIIQQ", attributes, 0, before, address(places[1]), address(keys),
+            address(values), count, fd, 0, 0,
         )  # fmt: skip
-        done = _bpf(_LOOKUP_BATCH, attributes)
+        done = bpf(_LOOKUP_BATCH, attributes)
         if done == -errno.ENOSPC and count < BATCH_ENTRIES:
             count *= 2  # one bucket of the map holds more than was asked for
             continue
@@ -272,14 +199,14 @@ def lookup_batch(
         if done < 0:
             return
         places.reverse()
-        before = _address(places[0])
+        before = address(places[0])
 
 
 def freeze(fd: int) -> None:
     """Let nobody write a map any more; the verifier then takes its content for constants."""
     attributes = bytearray(4)
     struct.pack_into("<I", attributes, 0, fd)
-    done = _bpf(_FREEZE, attributes)
+    done = bpf(_FREEZE, attributes)
     if done < 0:
         raise failure(-done, "freezing a BPF map")
 
@@ -312,12 +239,12 @@ def _load(
     held = ctypes.create_string_buffer(code, len(code))
     terms = ctypes.create_string_buffer(license_.encode("ascii"))
     attributes = bytearray(72)
-    logging = (0, 0, 0) if log is None else (1, len(log), _address(log))
+    logging = (0, 0, 0) if log is None else (1, len(log), address(log))
     struct.pack_into(
-        "<IIQQIIQII16s", attributes, 0, kind, len(code) // 8, _address(held), _address(terms),
+        "<IIQQIIQII16s", attributes, 0, kind, len(code) // 8, address(held), address(terms),
         *logging, 0, 0, name.encode("ascii", "replace")[:NAME_BYTES],
     )  # fmt: skip
-    return _bpf(_PROG_LOAD, attributes)
+    return bpf(_PROG_LOAD, attributes)
 
 
 def open_raw_tracepoint(name: str, program: int) -> int:
@@ -332,8 +259,8 @@ def open_raw_tracepoint(name: str, program: int) -> int:
     """
     text = ctypes.create_string_buffer(name.encode("ascii"))
     attributes = bytearray(16)
-    struct.pack_into("<QI", attributes, 0, _address(text), program)
-    done = _bpf(_RAW_TRACEPOINT_OPEN, attributes)
+    struct.pack_into("<QI", attributes, 0, address(text), program)
+    done = bpf(_RAW_TRACEPOINT_OPEN, attributes)
     if done == -errno.ENOENT:
         raise KcapError(f"this kernel has no tracepoint {name}")
     if done < 0:
@@ -357,8 +284,8 @@ def open_perf_event(attributes: bytes, *, pid: int = -1, cpu: int = 0) -> int:
         KcapError: The kernel refused.
     """
     block = ctypes.create_string_buffer(attributes, len(attributes))
-    done = _syscall(
-        _MACHINES["x86_64"][1],
+    done = syscall(
+        PERF_EVENT_OPEN,
         block,
         ctypes.c_int(pid),
         ctypes.c_int(cpu),
@@ -382,7 +309,7 @@ def open_fanotify() -> int:
     """
     check_machine()
     flags = os.O_RDONLY | os.O_CLOEXEC
-    done = _syscall(_FANOTIFY_INIT, ctypes.c_uint(_FAN_CLOEXEC), ctypes.c_uint(flags))
+    done = syscall(_FANOTIFY_INIT, ctypes.c_uint(_FAN_CLOEXEC), ctypes.c_uint(flags))
     if done < 0:
         raise failure(ctypes.get_errno(), "fanotify_init", needs="CAP_SYS_ADMIN")
     return done
@@ -402,7 +329,7 @@ def attach_tracepoint(tracepoint: int, program: int) -> int:
     struct.pack_into("<IIQQ", attributes, 0, 2, len(attributes), tracepoint, 1)
     fd = open_perf_event(bytes(attributes))
     for request, argument in ((_SET_BPF, program), (_ENABLE, 0)):
-        if _libc().ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(argument)) < 0:
+        if libc().ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(argument)) < 0:
             failed = ctypes.get_errno()
             os.close(fd)
             raise failure(failed, f"attaching to the tracepoint with number {tracepoint}")
@@ -426,8 +353,8 @@ def run_program(fd: int, arguments: bytes) -> int:
     context = ctypes.create_string_buffer(arguments, len(arguments))
     attributes = bytearray(80)
     struct.pack_into("<I", attributes, 0, fd)
-    struct.pack_into("<IIQ", attributes, 40, len(arguments), 0, _address(context))
-    done = _bpf(_RUN, attributes)
+    struct.pack_into("<IIQ", attributes, 40, len(arguments), 0, address(context))
+    done = bpf(_RUN, attributes)
     if done < 0:
         raise failure(-done, "running a BPF program")
     return int(struct.unpack_from("<I", attributes, 4)[0])
@@ -441,10 +368,10 @@ def program_info(fd: int) -> ProgramInfo:
     """
     maps = ctypes.create_string_buffer(4 * 64)
     info = ctypes.create_string_buffer(232)
-    struct.pack_into("<IQ", info, 52, 64, _address(maps))
+    struct.pack_into("<IQ", info, 52, 64, address(maps))
     attributes = bytearray(16)
-    struct.pack_into("<IIQ", attributes, 0, fd, len(info), _address(info))
-    done = _bpf(_INFO, attributes)
+    struct.pack_into("<IIQ", attributes, 0, fd, len(info), address(info))
+    done = bpf(_INFO, attributes)
     if done < 0:
         raise failure(-done, "asking for a BPF program")
     kind, number, tag, _, instructions, _, _, load_time_ns, uid, map_count = struct.unpack_from(
@@ -476,7 +403,7 @@ def program_ids() -> Iterator[int]:
     while True:
         attributes = bytearray(12)
         struct.pack_into("<I", attributes, 0, number)
-        done = _bpf(_PROG_NEXT_ID, attributes)
+        done = bpf(_PROG_NEXT_ID, attributes)
         if done == -errno.ENOENT:
             return
         if done < 0:
@@ -493,7 +420,7 @@ def program_fd(number: int) -> int | None:
     """
     attributes = bytearray(12)
     struct.pack_into("<I", attributes, 0, number)
-    done = _bpf(_PROG_BY_ID, attributes)
+    done = bpf(_PROG_BY_ID, attributes)
     if done == -errno.ENOENT:
         return None
     if done < 0:
