@@ -143,6 +143,21 @@ def test_maps_hold_what_is_put_in(loaded: Loaded) -> None:
 
 
 @pytest.mark.root
+def test_a_full_bucket_is_read_with_more_room(loaded: Loaded) -> None:
+    """Asked for one entry at a time, the kernel refuses where two share a bucket."""
+    seen = loaded.maps["seen"]
+    for key in range(4000):
+        seen.set(key, bytes(40))
+    keys = [
+        key
+        for block, _ in system.lookup_batch(seen.fd, 4, 40, 1)
+        for key in struct.unpack(f"<{len(block) // 4}I", block)
+    ]
+
+    assert sorted(keys) == list(range(4000))
+
+
+@pytest.mark.root
 def test_values_of_processors_are_apart(loaded: Loaded) -> None:
     """A map of counts has a value for each possible processor."""
     counts = loaded.maps["counts"]

@@ -34,7 +34,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
     Every source of events is tried for a moment and let go again: the program in the kernel (bpf)
     and the process connector (proc), which kcap records with, and others that other programs use.
-    Nothing of the host is changed.
+    Nothing of the host is changed. Where the kernel publishes no types (BTF), the variable KCAP_BTF
+    may name a file of them.
 
     The exit code is 0 if the best source works, 3 if only a lesser one does, 1 if none.
     """
