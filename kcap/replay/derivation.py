@@ -33,7 +33,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kcap.model import catalogue, naming, shape
-from kcap.model.batch import Batch, Column, constant
+from kcap.model.batch import Batch, Column, coded, constant
 from kcap.model.classes import TypeClass
 
 Mask = npt.NDArray[np.bool_]
@@ -62,9 +62,6 @@ class View:
         self.entry = entry
         self.event = entry.event
         self.base = entry.base
-        items = [shape.Item(name, kind, right == "-") for name, kind, right in entry.arguments]
-        self.shape = shape.encode(items)
-        """The value of the column of that name."""
         self.terms = [_term(text) for text in entry.when.split(" and ")] if entry.when else []
         """The parts of its condition, all of which must hold."""
 
@@ -94,6 +91,29 @@ class View:
                 full = f"{name}__{ending}" if ending else name
                 found[full] = naming.class_of(full, home) or cls
         return found
+
+    def shape(self, batch: Batch) -> Column:
+        """The shapes of events of the view.
+
+        Args:
+            batch: The events, with its `values`.
+
+        Returns:
+            The column: which arguments there are, and which of them have no value.
+        """
+        missing = np.ones((len(self.entry.arguments), batch.rows), np.bool_)
+        for at, (name, _, _) in enumerate(self.entry.arguments):
+            for column, _, ending in _spelled(name):
+                if not ending:
+                    missing[at] &= ~batch.mask(column)
+        different, which = np.unique(missing, axis=1, return_inverse=True)
+        made = coded([self._spelled(nulls.tolist()) for nulls in different.T], which.reshape(-1))
+        assert made is not None
+        return made
+
+    def _spelled(self, nulls: Sequence[bool]) -> str:
+        pairs = zip(self.entry.arguments, nulls, strict=True)
+        return shape.encode([shape.Item(name, kind, null) for (name, kind, _), null in pairs])
 
     def _fields(self) -> list[tuple[str, str]]:
         """The bases of all that the view has of its own, and where their values are."""

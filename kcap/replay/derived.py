@@ -229,9 +229,9 @@ def _derived(base: Batch, view: View) -> Batch:
         FROM: view.base,
         "action": view.entry.action,
         "category": view.entry.category,
-        "shape": view.shape,
     }
     for name, text in texts.items():
         if text is not None:
             kept[name] = constant(TypeClass.STR, text, base.rows)
-    return Batch(base.rows, {**kept, **view.values(base)})
+    made = Batch(base.rows, {**kept, **view.values(base)})
+    return made.adding({"shape": view.shape(made)})
