@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -26,14 +26,15 @@ from kcap.errors import KcapError
 from kcap.model.batch import Batch, Rows, constant
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
-from kcap.model.side import Loss, Side, Snapshot
+from kcap.model.side import Loss, Side
 from kcap.model.stream import StreamInfo
 from kcap.readers.live import cn_proc, host, netlink
+from kcap.readers.live.baseline import take
 from kcap.readers.live.beats import Beats
 from kcap.readers.live.cn_proc import Columns, Decoded, Gaps
-from kcap.readers.live.procfs import Image, ProcFS, table
-from kcap.state import State
+from kcap.readers.live.procfs import Image, ProcFS
 from kcap.state.processes import PASSWD, PROCFS, pairs
+from kcap.state.state import PROCESSES
 
 _TIMES: Final = struct.Struct("=Q")
 _TIME_AT: Final = 44
@@ -69,6 +70,7 @@ class ProcConnector:
         interval_s: Longest time that events wait for their batch.
         batch_rows: Events of a batch at most.
         receive_bytes: Receive buffer; the kernel counts more than 700 bytes an event.
+        details: What else is to be known of the recording: filter, case, operator, note.
 
     Raises:
         PrivilegeError: This user, or this namespace, gets no events.
@@ -84,6 +86,7 @@ class ProcConnector:
         interval_s: float = 0.25,
         batch_rows: int = 4096,
         receive_bytes: int = 64 << 20,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         self._interval_s = interval_s
         self._batch_rows = batch_rows
@@ -102,6 +105,7 @@ class ProcConnector:
         self._clocks = host.Clocks.measure()
         self._source = host.source(self.name, self._clocks)
         self._procfs = ProcFS()
+        self._details = details
         self._gaps = Gaps()
         self._beats = Beats(self._source.id)
         self._known: set[int] = set()
@@ -132,15 +136,14 @@ class ProcConnector:
         """Record until `stop`.
 
         Yields:
-            The process table as it was after subscribing, then the events: a batch an interval,
+            The host as it was after subscribing, then the events: a batch an interval,
             also when nothing happened, or a full one earlier. Events that came while /proc was
-            read follow the table, so that it is complete with them.
+            read follow its tables, so that these are complete with them.
         """
-        images = list(self._procfs.images())
-        self._known = {image.pid for image in images}
-        seed = table(images, State.machine(self._source))
-        known = Snapshot({"processes": seed})
-        yield Batch(0, {}, (self._source, known, *self._beats.due(0, self._counters)))
+        baseline = take(self._source, self._procfs, recording=self._details)
+        self._source = baseline.source
+        self._known = set(baseline.tables[PROCESSES].numpy("pid", 0).tolist())
+        yield Batch(0, {}, (*baseline.sides(), *self._beats.due(0, self._counters)))
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._stop_read, select.POLLIN)
