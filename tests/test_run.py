@@ -258,13 +258,13 @@ def test_what_ran_before_lasts_from_its_start() -> None:
     assert ours_s == pytest.approx(lived_s, abs=0.05)
 
 
-def beside_forkstat(forkstat: str, capture: Path, count: int) -> tuple[str, str]:
+def beside_forkstat(forkstat: str, capture: Path, count: int, source: str) -> tuple[str, str]:
     """What forkstat prints, and our view of a recording, of some processes that end."""
     script = (
         f'for i in $(seq {count}); do sh -c "exit $((i % 200))"; done; sleep 0.07;'
         " sh -c 'kill -9 $$'; sh -c 'kill -15 $$'; true & wait"
     )
-    words = [*KCAP, "record", "-o", str(capture), "--source", "proc"]
+    words = [*KCAP, "record", "-o", str(capture), "--source", source]
     told = capture.with_suffix(".forkstat")  # a pipe would have it wait, and lose events
     with subprocess.Popen(words, env=ENV, stderr=subprocess.PIPE) as recording:
         while not capture.exists() or not capture.stat().st_size:
@@ -279,20 +279,21 @@ def beside_forkstat(forkstat: str, capture: Path, count: int) -> tuple[str, str]
             assert oracle.wait(20) == 0
         time.sleep(0.2)
         recording.send_signal(signal.SIGINT)
-        recording.communicate(timeout=30)
-        assert recording.returncode == 0
+        errors = recording.communicate(timeout=30)[1].decode()
+        assert recording.returncode == 0, errors
     return told.read_text(), run("cat", capture, "--view", "forkstat").stdout
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("source", live.ORDER)
 @pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])
 def test_forkstat_beside_a_recording(
-    program: Callable[[str], str], tmp_path: Path, count: int
+    program: Callable[[str], str], tmp_path: Path, count: int, source: str
 ) -> None:
     """Every process that forkstat names is ours with its status, and lived as long."""
     for attempt in range(3):
         path = tmp_path / f"{attempt}.kcap"
-        theirs, ours = map(exits, beside_forkstat(program("forkstat"), path, count))
+        theirs, ours = map(exits, beside_forkstat(program("forkstat"), path, count, source))
         assert len(theirs) >= count + 3
         assert not differences(theirs, ours)
         apart_s = {}

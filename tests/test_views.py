@@ -17,6 +17,7 @@ from test_state import HOST, Row, event, fork, make_batch
 from kcap.model.batch import Batch
 from kcap.model.side import Loss, Side, SourceInfo
 from kcap.model.stream import StreamInfo
+from kcap.readers.live.bpf.events import events as recorded_events
 from kcap.replay.pipeline import Pipeline
 from kcap.writers.views.execsnoop import Execsnoop
 from kcap.writers.views.execsnoop import Form as ExecForm
@@ -313,6 +314,17 @@ def test_execsnoop_leaves_out_others(form: dict[str, Any]) -> None:
 def test_scripts_show_what_the_caller_gave(argv: list[str], expected: str) -> None:
     """What the kernel puts before a script's arguments is not the caller's."""
     assert execsnoop(executed(argv, arg_cmdpath="/s.sh")) == [f"sh 7 6 0 {expected}"]
+
+
+def test_what_views_need_can_be_recorded() -> None:
+    """Each event that a view asks the recorder for is one of the recorder's, and no other is."""
+    known = recorded_events()
+    for form in (Form(), ALL, Form(statistics=True)):
+        assert set(Forkstat(form).recorded) <= known.keys()
+    assert set(Forkstat(Form(events=frozenset({"comm"}))).recorded) == {"task_rename"}
+    assert Forkstat(Form(statistics=True)).recorded == Forkstat(ALL).recorded
+    assert set(Execsnoop(ExecForm(fails=True)).recorded) <= known.keys()
+    assert Execsnoop().recorded == ["sched_process_exec"]
 
 
 SAMPLES = ("tracee/tracee_event_dump_2022-10.jsonl.gz", "scap/full_capture.scap")

@@ -76,6 +76,11 @@ class Execsnoop:
                 lines[row] = line
         return with_lines(batch, lines)
 
+    @property
+    def recorded(self) -> list[str]:
+        """See `View.recorded`."""
+        return ["sched_process_exec", *(sorted(_CALLS) if self.form.fails else ())]
+
     def header(self) -> list[str]:
         """See `View.header`."""
         form = self.form

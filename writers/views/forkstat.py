@@ -32,6 +32,19 @@ EVENTS: Final = ("fork", "exec", "exit", "core", "comm", "clone", "ptrce", "uid"
 DEFAULT: Final = frozenset({"fork", "exec", "exit"})
 """Those that forkstat shows where none are chosen."""
 
+_RECORDED: Final = {
+    "fork": ("sched_process_fork",),
+    "exec": ("sched_process_exec",),
+    "exit": ("sched_process_exit",),
+    "core": ("sched_process_exit",),
+    "comm": ("task_rename",),
+    "clone": ("sched_process_fork",),
+    "ptrce": ("ptrace",),
+    "uid": ("setuid", "setreuid", "setresuid", "setgid", "setregid", "setresgid"),
+    "sid": ("setsid",),
+}
+"""The recorder's events that tell of each."""
+
 _COUNTED: Final = ("Fork", "Exec", "Exit", "Coredump", "Comm", "Clone", "Ptrace", "Uid", "Sid")
 _NAMES_MAX: Final = 65_536
 """Processes that statistics tell apart; the rest is one line."""
@@ -146,6 +159,12 @@ class Forkstat:
             if shown:
                 lines[row] = "\n".join(shown)
         return with_lines(batch, lines)
+
+    @property
+    def recorded(self) -> list[str]:
+        """See `View.recorded`."""
+        wanted = EVENTS if self.form.statistics else self.form.events
+        return sorted({name for event in wanted for name in _RECORDED[event]})
 
     def header(self) -> list[str]:
         """See `View.header`."""

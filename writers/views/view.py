@@ -29,6 +29,10 @@ UNKNOWN: Final = "<unknown>"
 class View(Protocol):
     """A form of output."""
 
+    @property
+    def recorded(self) -> list[str]:
+        """The events of kcap's Linux recorder that it shows: all that has to be recorded for it."""
+
     def process(self, batch: Batch) -> Batch:
         """Keep the events that are shown, with a column `LINES`.
 
