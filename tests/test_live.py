@@ -18,7 +18,7 @@ import pytest
 
 from kcap.errors import KcapError
 from kcap.model.batch import Batch, concat
-from kcap.model.side import Loss, Snapshot, SourceInfo
+from kcap.model.side import Heartbeat, Loss, Snapshot, SourceInfo
 from kcap.readers.live import netlink
 from kcap.readers.live.proc import ProcConnector
 from kcap.readers.live.procfs import ProcFS
@@ -128,13 +128,15 @@ def test_the_seed_and_its_source_come_first() -> None:
     """The table has this process with its start, and the clocks relate event times to now."""
     with recording() as made:
         subprocess.run(["true"], check=True)
-    source, snapshot = made.batches[0].before
+    source, snapshot, beat = made.batches[0].before
 
     assert isinstance(source, SourceInfo)
     assert made.source.info.sources[0].id == source.id
     assert source.host == os.uname().nodename
     assert source.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert isinstance(snapshot, Snapshot)
+    assert isinstance(beat, Heartbeat)
+    assert snapshot.tables.keys() >= {"processes", "threads", "fds", "mounts", "users"}
     table = {row["pid"]: row for row in snapshot.tables["processes"].to_pylist()}
     me = table[os.getpid()]
     assert me["ppid"] == os.getppid()
