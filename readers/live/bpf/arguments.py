@@ -35,7 +35,8 @@ _FILE_NUMBERS: Final = (6, 7, 8, 9)
 _INODE: Final = 7
 _MODE: Final = 9
 _TYPE_SHIFT: Final = 12
-_TYPE_MASK: Final = 0xF
+_MODE_MASK: Final = 0xFFFF
+_TYPES: Final = range((_MODE_MASK >> _TYPE_SHIFT) + 1)
 _TOTAL: Final = 1
 """Number with the bytes of all arguments of a program."""
 
@@ -131,9 +132,9 @@ class Arguments:
         self._resolved = np.zeros(len(records), np.bool_)
         """Rows whose path the kernel did not tell."""
         self._is_of_file = _flags(_FILE_HANDLERS)[records.event]
-        modes = self._numbers[:, _MODE].astype(np.int64)
+        modes = (self._numbers[:, _MODE] & np.uint64(_MODE_MASK)).astype(np.int64)
         self._has_file = self._is_of_file & (modes != 0)
-        self._file_type = modes >> _TYPE_SHIFT & _TYPE_MASK
+        self._file_type = modes >> _TYPE_SHIFT
 
     def build(self) -> None:
         """Make all of them, what the descriptors stand for, and the shapes."""
@@ -187,8 +188,8 @@ class Arguments:
             return self._kernel_paths(rows, places)
         if kind == "rel":
             return self._resolve(rows, places, job.more[0])
-        if kind == "opened":
-            return self._opened(rows, places, *job.more)
+        if kind in ("cwd", "opened"):
+            return self._told(rows, places, *job.more)
         if kind == "local":
             return self._sockets.texts(rows, [s.local for s in self._sockets.sockets])
         if kind == "remote":
@@ -249,10 +250,13 @@ class Arguments:
         ]
         return Texts(rows, groups.rows, pa.array(whole, pa.binary()))
 
-    def _opened(self, rows: Int64s, places: Int64s, word: int, base: int) -> Texts:
-        """Paths of files that calls opened; of those that failed, what the process said."""
+    def _told(self, rows: Int64s, places: Int64s, word: int, base: int) -> Texts:
+        """Paths of what calls led to; of those that failed, what the process said.
+
+        The working directory is already the new one when a call that changes it returns.
+        """
         texts = self._kernel_paths(rows, places)
-        failed = np.flatnonzero(~texts.present())
+        failed = np.flatnonzero(~texts.present() | (self._records["retval"][rows] < 0))
         if not len(failed):
             return texts
         said = self._resolve(rows[failed], np.full(len(failed), word), base)
@@ -307,7 +311,7 @@ class Arguments:
             self._columns.texts("fd_name", texts)
             names = texts.entries.to_pylist()
             by_name = np.array([_TYPE_WORDS.index(paths.type_by_name(n)) for n in names])
-            by_mode = np.array([_TYPE_WORDS.index(paths.type_of(t)) for t in range(_TYPE_MASK + 1)])
+            by_mode = np.array([_TYPE_WORDS.index(paths.type_of(t)) for t in _TYPES])
             named = by_name[texts.codes]
             words[rows] = np.where(named > 0, named, by_mode[self._file_type[rows]])
         found = self._sockets
@@ -351,7 +355,7 @@ def _user_columns(number: int, resolved: bool, is_users: bool) -> str | None:
         if (
             kind == "rel"
             or (kind == "str" and name.endswith("_arg"))
-            or (kind == "opened" and resolved)
+            or (kind in ("cwd", "opened") and resolved)
             or (kind == "remote" and is_users)
         ):
             names.append(argument(name))

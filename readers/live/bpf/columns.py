@@ -24,6 +24,10 @@ from kcap.readers.live.bpf.records import Int64s, Mask
 _TOO_GREAT: Final = 1 << 63
 
 
+_Numbers = tuple[Int64s | None, npt.NDArray[Any]]
+"""Numbers and the row of each; None where all rows have one."""
+
+
 class Texts(NamedTuple):
     """Texts, lists of them or bytes of some rows, as numbers of values."""
 
@@ -62,7 +66,9 @@ class Columns:
         self.made: dict[str, Column] = {}
         self.cuts = 0
         """Values that were cut because they are too long."""
-        self._numbers: dict[str, list[tuple[Int64s | None, npt.NDArray[Any]]]] = defaultdict(list)
+        self._numbers: dict[str, list[_Numbers]] = defaultdict(list)
+        self._great: dict[str, list[_Numbers]] = defaultdict(list)
+        """Integers that only the unsigned class holds."""
         self._texts: dict[tuple[str, TypeClass], list[Texts]] = defaultdict(list)
         self._lists: dict[str, list[Lists]] = defaultdict(list)
 
@@ -74,8 +80,15 @@ class Columns:
             values: The values.
             rows: The row of each, ascending; None where all rows have one.
         """
+        if values.dtype == np.uint64:
+            great = values >= _TOO_GREAT
+            if great.any():
+                rows = np.arange(self.count) if rows is None else rows
+                self._great[base].append((rows[great], values[great]))
+                rows, values = rows[~great], values[~great]
         if len(values):
-            self._numbers[base].append((rows, values))
+            kind = np.bool_ if values.dtype == np.bool_ else np.int64
+            self._numbers[base].append((rows, values.astype(kind)))
 
     def some(self, base: str, values: npt.NDArray[Any], present: Mask) -> None:
         """Add integers of the rows that have one.
@@ -132,7 +145,10 @@ class Columns:
     def finish(self) -> dict[str, Column]:
         """Make the columns."""
         for base, parts in self._numbers.items():
-            self._put_numbers(base, parts)
+            is_bool = parts[0][1].dtype == np.bool_
+            self._put_numbers(base, TypeClass.BOOL if is_bool else TypeClass.I64, parts)
+        for base, parts in self._great.items():
+            self._put_numbers(base, TypeClass.U64, parts)
         for (base, cls), texts in self._texts.items():
             self._put_texts(base, cls, texts)
         for base, lists in self._lists.items():
@@ -142,8 +158,7 @@ class Columns:
     def _some(self, rows: Int64s) -> npt.NDArray[np.int32] | None:
         return None if len(rows) == self.count else rows.astype(np.int32)
 
-    def _put_numbers(self, base: str, parts: list[tuple[Int64s | None, npt.NDArray[Any]]]) -> None:
-        home = catalogue.home(base)
+    def _put_numbers(self, base: str, cls: TypeClass, parts: list[_Numbers]) -> None:
         rows, values = parts[0]
         if len(parts) > 1:
             every = [np.arange(self.count) if r is None else r for r, _ in parts]
@@ -151,29 +166,9 @@ class Columns:
             order = np.argsort(rows, kind="stable")
             rows = rows[order]
             values = np.concatenate([v for _, v in parts])[order]
-        if values.dtype == np.bool_:
-            self._put(base, TypeClass.BOOL, home, pa.array(values), rows)
-            return
-        great = values >= _TOO_GREAT if values.dtype == np.uint64 else np.zeros(1, np.bool_)
-        if not great.any():
-            self._put(base, TypeClass.I64, home, pa.array(values.astype(np.int64)), rows)
-            return
-        rows = np.arange(self.count) if rows is None else rows
-        self._put(base, TypeClass.U64, home, pa.array(values[great]), rows[great])
-        if not great.all():
-            small = pa.array(values[~great].astype(np.int64))
-            self._put(base, TypeClass.I64, home, small, rows[~great])
-
-    def _put(
-        self,
-        base: str,
-        cls: TypeClass,
-        home: TypeClass | None,
-        values: pa.Array,
-        rows: Int64s | None,
-    ) -> None:
-        name = naming.column_name(base, cls, home)
-        self.made[name] = Column(cls, values, None if rows is None else self._some(rows))
+        name = naming.column_name(base, cls, catalogue.home(base))
+        where = None if rows is None else self._some(rows)
+        self.made[name] = Column(cls, pa.array(values), where)
 
     def _put_texts(self, base: str, cls: TypeClass, parts: list[Texts]) -> None:
         rows, codes, entries = _merged(parts)

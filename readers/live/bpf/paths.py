@@ -147,6 +147,8 @@ def resolve(path: bytes, base: bytes | None) -> bytes:
             base = UNKNOWN_START
         if base.startswith(UNKNOWN_START):
             return UNKNOWN_START + resolve(path, base[len(UNKNOWN_START) - 1 :])[1:]
+        if not base.startswith(b"/"):  # no directory at all
+            return path
         path = base + b"/" + path
     elif b"//" not in path and b"/." not in path:
         return path if path == b"/" else path.removesuffix(b"/")

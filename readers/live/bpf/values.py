@@ -34,6 +34,7 @@ SPELLINGS: Final[Mapping[str, str]] = {
     "bytes": "bytes",
     "comm": _TEXT,
     "core": "bool",
+    "cwd": _TEXT,
     "dev": "dev_t",
     "env": _LIST,
     "exit": _INT,
