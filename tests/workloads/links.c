@@ -72,7 +72,7 @@ int main(int argc, char **argv)
          kernel(syscall(SYS_openat2, dir, "/deep/target", &root, sizeof root)));
     fact("beneath", "deep/./target",
          kernel(syscall(SYS_openat2, dir, "deep/./target", &beneath, sizeof beneath)));
-    int bare = fact("path only", link, kernel(syscall(SYS_openat, dir, "link", O_PATH, 0)));
+    int bare = fact("path only", "link", kernel(syscall(SYS_openat, dir, "link", O_PATH, 0)));
     snprintf(self, sizeof self, "/proc/self/fd/%d", bare);
     int again = fact("reopened", self, kernel(syscall(SYS_openat, AT_FDCWD, self, O_RDONLY, 0)));
     must(chdir(deep), deep);
