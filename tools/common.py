@@ -26,6 +26,7 @@ _ERA: Final = "kcap.era"
 
 TEXT_FORMATS: Final = ("line", "jsonl", "tracee-json")
 FORMATS: Final = (*TEXT_FORMATS, "kcap")
+BINARY_FORMATS: Final = ("arrow", "kcap")
 
 
 class EventTime(click.ParamType[int]):
@@ -286,7 +287,7 @@ def sink_for(
     """The writer of a format.
 
     Args:
-        form: One of `FORMATS`.
+        form: One of `FORMATS`; or ``arrow``, a stream that can be read along.
         stream: Where it writes.
         file: The stream's name, for errors.
         state: Text formats: state records too.
@@ -306,6 +307,13 @@ def sink_for(
         sink = writer(stream, template=template, state=state, color=color)
     elif form == "jsonl":
         sink = writer(stream, state=state)
+    elif form == "arrow":
+        from kcap.writers import layout
+        from kcap.writers.about import About
+
+        # A stream has to say its columns first: those that any event may have, and maps.
+        made = layout.Map(layout.envelope(), layout.Profile.FULL)
+        sink = writer(stream, made, About(made.name, made.profile, {}), prompt=True)
     else:
         sink = writer(stream)
     return sink

@@ -55,7 +55,7 @@ def play(
 
     Args:
         source: Where events come from; not closed.
-        form: One of `common.FORMATS`.
+        form: One of `common.FORMATS`, or ``arrow``.
         options: The verb's options.
         tracked: The state to keep, None for none; it resolves the events of a foreign format.
         view: The form in place of ``form``, if any.
@@ -67,10 +67,10 @@ def play(
     from kcap.replay.pipeline import Pipeline
     from kcap.replay.resolved import OWN
 
-    binary = form == "kcap"
+    binary = form in common.BINARY_FORMATS
     if binary:
         common.save_memory()
-    path = output.capture_path(options["output"]) if binary else options["output"]
+    path = output.capture_path(options["output"]) if form == "kcap" else options["output"]
     with (
         naming(path),
         output.opened(path, force=options["force"], binary=binary) as stream,

@@ -37,10 +37,11 @@ class _RunOptions(live.LiveOptions, Options):
 @click.option(
     "--format",
     "form",
-    type=click.Choice(common.TEXT_FORMATS),
+    type=click.Choice([*common.TEXT_FORMATS, "arrow"]),
     default="line",
     show_default=True,
-    help="line: for people; jsonl: one JSON object an event; tracee-json: as Tracee prints it.",
+    help="line: for people; jsonl: one JSON object an event; tracee-json: as Tracee prints it;"
+    " arrow: an Arrow stream, arguments in columns of maps.",
 )
 @views.view_option
 @live.live_options

@@ -15,7 +15,7 @@ from kcap.model import arrow_sides
 from kcap.model.arrow import CLASS_KEY
 from kcap.model.batch import Batch
 from kcap.model.side import Side
-from kcap.writers import groups
+from kcap.writers import fragments, groups
 from kcap.writers.about import About, describe
 from kcap.writers.arrow_stream import Appended, check_columns, errors
 from kcap.writers.layout import Layout, plain
@@ -29,6 +29,7 @@ class ArrowIpc:
         layout: Which columns there are.
         about: Gives the metadata.
         file: Write the file format, which ends with a table of its batches, not the stream.
+        prompt: Write what comes as it comes, for whoever reads along; else in larger batches.
 
     Example:
         >>> layout = Layout(reader.columns(), Profile.FULL)
@@ -38,7 +39,13 @@ class ArrowIpc:
     """
 
     def __init__(
-        self, stream: BinaryIO, layout: Layout, about: About, *, file: bool = False
+        self,
+        stream: BinaryIO,
+        layout: Layout,
+        about: About,
+        *,
+        file: bool = False,
+        prompt: bool = False,
     ) -> None:
         check_columns(layout)
         self._layout = layout
@@ -46,6 +53,8 @@ class ArrowIpc:
         self._schema = _described(layout).with_metadata(about.opening(layout.columns))
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         make = pa.ipc.new_file if file else pa.ipc.new_stream
+        self._stream = stream
+        self._prompt = prompt
         self._closed = False
         with errors():
             self._writer = make(Appended(stream), self._schema, options=options)
@@ -61,6 +70,10 @@ class ArrowIpc:
         """
         for group in self._groups.add(batch):
             self._write_group(group)
+        if self._prompt:
+            for group in self._groups.end():
+                self._write_group(group)
+            fragments.flush(self._stream)
 
     def close(self) -> None:
         """Write what is left, and the end.
