@@ -24,6 +24,9 @@ from kcap.state import State
 EXIT_DONE = 0
 EXIT_LOSSY = 3
 
+FILTERED = "filtered"
+"""Kind of loss of what was left out on purpose."""
+
 
 class Stage(Protocol):
     """Something between source and sinks: a filter, a transformation."""
@@ -51,6 +54,8 @@ class Summary:
     """What was lost, skipped or damaged in this run."""
     recorded_losses: list[Loss] = field(default_factory=list)
     """What the capture says was lost when it was made."""
+    left_out: list[Loss] = field(default_factory=list)
+    """What a live source left out because nobody wanted it; no loss."""
 
     @property
     def exit_code(self) -> int:
@@ -99,6 +104,8 @@ class Pipeline:
         self.clock = LogicalClock()
         self._pulse = Pulse()
         self.summary = Summary()
+        self._live = source.info.live
+        self._like: dict[Loss, int] = {}
         self._source = source
         self._sinks = sinks
         self._state = state
@@ -172,9 +179,24 @@ class Pipeline:
 
     def _note(self, batch: Batch) -> None:
         for side in batch.before:
-            if isinstance(side, Loss):
-                kept = self.summary.recorded_losses if side.recorded else self.summary.losses
-                kept.append(side)
+            if not isinstance(side, Loss):
+                continue
+            if side.recorded:
+                self.summary.recorded_losses.append(side)
+            elif self._live and side.kind == FILTERED:
+                self.summary.left_out.append(side)
+            elif self._live:
+                self._add(side)
+            else:
+                self.summary.losses.append(side)
+
+    def _add(self, loss: Loss) -> None:
+        """Losses of a kind are one: a recording of weeks may tell of the same one every second."""
+        at = self._like.setdefault(loss.like, len(self.summary.losses))
+        if at == len(self.summary.losses):
+            self.summary.losses.append(loss)
+        else:
+            self.summary.losses[at] = self.summary.losses[at].plus(loss)
 
     def _close(self) -> None:
         """Close every sink, the later ones also where an earlier one fails."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,14 +13,12 @@ from kcap.model.classes import TypeClass
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.replay.artifacts import Artifacts, Carrying
 from kcap.replay.needed import ROW, numbered
+from kcap.replay.pipeline import FILTERED
 from kcap.replay.rebatch import Rebatcher, canonical
 
 if TYPE_CHECKING:
     from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Stage
-
-FILTERED: Final = "filtered"
-"""Kind of loss: events that were left out on purpose."""
 
 
 class Selecting:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kcap import limits
 from kcap.model import catalogue
@@ -40,6 +41,11 @@ STRING_BYTES: Final = 4095
 _COMPAT, _FAULT, _CUT, _ELSEWHERE = 1, 2, 4, 8
 _OUTSIDE: Final = 0xFFFFFFFF
 """Number of the call of an event that is outside of one."""
+
+_STACK: Final = 8
+"""Piece with the addresses of the call stack."""
+
+_ADDRESS: Final = 8
 
 _ERRORS: Final = 4095
 _SUCCESS: Final = "SUCCESS"
@@ -206,6 +212,7 @@ class _Envelope:
         self._events()
         self._syscall(own)
         self._result()
+        self._stacks()
 
     def _session(self) -> None:
         number = events.events()[events.EXECUTION].number
@@ -253,6 +260,24 @@ class _Envelope:
         names = {0: _SUCCESS, **catalogue.decoder("errno")}
         words = [None if n < 0 else names.get(n, str(-n)) for n in numbers]
         self._columns.words("status", words, codes)
+
+    def _stacks(self) -> None:
+        """The calls that led there: return addresses, the innermost first."""
+        records = self._records
+        rows = np.flatnonzero(records.sizes[:, _STACK])
+        if not len(rows):
+            return
+        codes, entries = records.encode(*records.pieces(rows, _STACK))
+        offsets = np.concatenate([[0], np.cumsum(np.asarray(pc.binary_length(entries)))])
+        addresses = np.frombuffer(b"".join(entries.to_pylist()), "<i8")
+        lists = pa.ListArray.from_arrays(
+            pa.array((offsets // _ADDRESS).astype(np.int32)), pa.array(addresses)
+        )
+        self._columns.made["stack_addresses"] = Column(
+            TypeClass.LIST_I64,
+            lists.take(pa.array(codes)),
+            None if len(rows) == len(records) else rows.astype(np.int32),
+        )
 
 
 def _distinct(values: Int64s) -> tuple[list[int], Int64s]:

@@ -7,7 +7,8 @@
 #define KCAP_RECORD_H
 
 #define KCAP_NUMBERS 12
-#define KCAP_PIECES 8
+#define KCAP_PIECES 12
+#define KCAP_STACK 8 /* the piece with the addresses of the call stack, where asked for */
 #define KCAP_STRING 4096 /* longest string or block of bytes that is copied */
 #define KCAP_EVENTS 256 /* event numbers are below */
 #define KCAP_CALLS 512  /* system call numbers of one instruction set are below */

@@ -184,7 +184,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
             s->record.number[4] = s->record.number[5] = 0; /* send and recv: no address */
     }
     bpf_tail_call(context, &handlers, call->handler);
-    emit(s, call->ring); /* a handler that this kernel refused: the registers alone */
+    emit(context, s, call->ring); /* a handler that this kernel refused: the registers alone */
     return 0;
 }
 
@@ -210,7 +210,7 @@ int call_plain(struct bpf_raw_tracepoint_args *context)
         s->record.number[9] = word(cred, o_cred__cap_permitted);
         s->record.number[10] = word(cred, o_cred__cap_inheritable);
     }
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -225,7 +225,7 @@ int call_path(struct bpf_raw_tracepoint_args *context)
     put_user_string(s, 1, argument(s, s->call.string[1]));
     put_base(s, 3, s->call.at[0], 0, s->record.piece[0]);
     put_base(s, 4, s->call.at[1], second, s->record.piece[1]);
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -259,7 +259,7 @@ int call_open(struct bpf_raw_tracepoint_args *context)
         put_file(s, 2, file);
     else
         put_base(s, 3, s->call.at[0], 0, r->piece[0]);
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -303,7 +303,7 @@ int call_file(struct bpf_raw_tracepoint_args *context)
         if (s->call.flags & KCAP_WRITES)
             put_magic(s, file);
     }
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -352,7 +352,7 @@ int call_close(struct bpf_raw_tracepoint_args *context)
             put_path(s, 2, what->dentry, what->vfsmount);
     }
     bpf_map_delete_elem(&closings, &tid);
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -401,7 +401,7 @@ int call_socket(struct bpf_raw_tracepoint_args *context)
         if (peer)
             put_unix(s, 7, peer);
     }
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -433,7 +433,7 @@ int call_memory(struct bpf_raw_tracepoint_args *context)
         if (file)
             put_file(s, 2, file);
     }
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -450,7 +450,7 @@ int call_bpf(struct bpf_raw_tracepoint_args *context)
         r->number[6] = type;
         put_user_string(s, 0, r->number[1] + (what ? 48 : 28));
     }
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -472,7 +472,7 @@ int call_remote(struct bpf_raw_tracepoint_args *context)
     }
     r->number[6] = native[0];
     r->number[7] = native[1];
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -512,7 +512,7 @@ int call_exec(struct bpf_raw_tracepoint_args *context)
     put_user_string(s, 0, argument(s, path));
     put_base(s, 3, s->call.at[0], 0, s->record.piece[0]);
     put_arguments(s, 4, argument(s, path + 1));
-    emit(s, s->call.ring);
+    emit(context, s, s->call.ring);
     return 0;
 }
 
@@ -584,7 +584,7 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     put_path(s, 3, word(fs, o_fs_struct__pwd__dentry), word(fs, o_fs_struct__pwd__mnt));
     put_block(s, 4, start, end);
     bpf_tail_call(context, &handlers, KCAP_EXECUTED);
-    emit(s, 0);
+    emit(context, s, 0);
     return 0;
 }
 
@@ -617,7 +617,7 @@ int call_executed(struct bpf_raw_tracepoint_args *context)
         if (wanted && *wanted == EQUAL)
             track(r->pid);
     }
-    emit(s, 0);
+    emit(context, s, 0);
     return 0;
 }
 
@@ -645,7 +645,7 @@ int on_rename(struct bpf_raw_tracepoint_args *context)
     s->record.number[1] = half(task, o_task_struct__tgid);
     put_kernel_string(s, 0, context->args[1]);
     put_kernel_string(s, 1, (u64)task + o_task_struct__comm);
-    emit(s, 0);
+    emit(context, s, 0);
     return 0;
 }
 
@@ -669,7 +669,7 @@ int on_fork(struct bpf_raw_tracepoint_args *context)
     r->number[5] = half(word(child, o_task_struct__real_parent), o_task_struct__tgid);
     if (scoped && r->number[0] == r->number[1] && (track_new || is_tracked(r->pid)))
         track(r->number[1]);
-    emit(s, 0);
+    emit(context, s, 0);
     return 0;
 }
 
@@ -701,7 +701,7 @@ int on_exit(struct bpf_raw_tracepoint_args *context)
             bpf_map_delete_elem(&tracked, &pid);
     }
     bpf_map_delete_elem(&closings, &tid);
-    emit(s, 0);
+    emit(context, s, 0);
     return 0;
 }
 

@@ -293,9 +293,28 @@ INLINE struct kcap_count *count_of(u32 event)
     return bpf_map_lookup_elem(&counts, &event);
 }
 
-INLINE void emit(struct scratch *s, u32 to_hot)
+const volatile u32 stacks = 0; /* call stacks are recorded */
+
+#define STACK_BYTES 256 /* of 32 calls */
+#define USER_STACK 256  /* BPF_F_USER_STACK */
+
+INLINE void put_stack(void *context, struct scratch *s)
 {
-    u64 bytes = s->used;
+    u64 at = s->used;
+    if (at > OFFSET_MASK)
+        return;
+    s64 got = bpf_get_stack(context, &s->data[at & OFFSET_MASK], STACK_BYTES, USER_STACK);
+    if (got <= 0 || got > STACK_BYTES)
+        return;
+    s->record.piece[KCAP_STACK] = got;
+    s->used = at + got;
+}
+
+INLINE void emit(void *context, struct scratch *s, u32 to_hot)
+{
+    if (stacks)
+        put_stack(context, s);
+    u64 bytes = *(volatile u64 *)&s->used;
     asm volatile("" : "+r"(bytes));
     if (bytes > DATA_BYTES)
         bytes = DATA_BYTES;
