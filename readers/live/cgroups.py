@@ -220,6 +220,10 @@ class Paths:
         self._mount_fd, self._mounted = -1, None
 
 
+_Processes = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None]
+"""Ids, start times and parents of the processes of events."""
+
+
 class Containers:
     """The container columns of events.
 
@@ -242,6 +246,8 @@ class Containers:
         self._paths = Paths(proc.root, controller)
         self._by_id: dict[int, Group | None] = {}
         self._by_process: dict[tuple[int, int], Group | None] = {}
+        self._latest: dict[int, Group | None] = {}
+        """The same by process id alone."""
 
     def columns(
         self,
@@ -270,19 +276,20 @@ class Containers:
         groups = [self._of_id(int(number)) for number in numbers]
         if not any(one is not None for one in groups) and not self._paths.has_version_1:
             return {}
-        rows = [self._row(one) for one in groups]
-        found = [rows[i] for i in of_event.tolist()]
         if self._paths.has_version_1:
             vague = np.array([one is None or one.path == "/" for one in groups], np.bool_)
-            for at, one in self._of_processes(
-                np.flatnonzero(vague[of_event]), pids, started_ns, ppids
-            ):
-                found[at] = self._row(one)
-        if not any(row is not _NO_ROW for row in found):
+            self._of_processes(
+                np.flatnonzero(vague[of_event]), groups, of_event, (pids, started_ns, ppids)
+            )
+        rows = [self._row(one) for one in groups]
+        if all(row is _NO_ROW for row in rows):
             return {}
-        by_name = zip(COLUMNS, zip(*found, strict=True), strict=True)
+        by_group = zip(COLUMNS, zip(*rows, strict=True), strict=True)
+        codes = of_event.tolist()
         return {
-            name: list(values) for name, values in by_name if any(v is not None for v in values)
+            name: [values[code] for code in codes]
+            for name, values in by_group
+            if any(v is not None for v in values)
         }
 
     def group(self, cgroup_id: int, pid: int) -> Group | None:
@@ -317,25 +324,31 @@ class Containers:
     def _of_processes(
         self,
         rows: npt.NDArray[np.intp],
-        pids: npt.NDArray[Any],
-        started_ns: npt.NDArray[Any] | None,
-        ppids: npt.NDArray[Any] | None,
-    ) -> Iterator[tuple[int, Group | None]]:
-        """The groups of the processes of some events, out of /proc."""
+        groups: list[Group | None],
+        of_event: npt.NDArray[np.intp],
+        processes: _Processes,
+    ) -> None:
+        """Put the groups of some events' processes, out of /proc, in place of their own.
+
+        A loop over events: 0.1 µs each, and only where ids of groups say nothing.
+        """
+        pids, started_ns, ppids = processes
         if started_ns is None or len(self._by_process) >= GROUPS_MAX:
             self._by_process.clear()
+            self._latest.clear()
         starts = np.zeros(len(rows), np.int64) if started_ns is None else started_ns[rows]
-        parents = np.zeros(len(rows), np.int64) if ppids is None else ppids[rows]
         keys = zip(pids[rows].tolist(), starts.tolist(), strict=True)
-        for row, key, parent in zip(rows.tolist(), keys, parents.tolist(), strict=True):
-            if key not in self._by_process:
-                # The last that is known of the parent is what the child was started in.
-                self._by_process[key] = self._read(key[0]) or self._parent(parent)
-            yield row, self._by_process[key]
-
-    def _parent(self, pid: int) -> Group | None:
-        known = [one for (of, _), one in self._by_process.items() if of == pid]
-        return known[-1] if known else self._read(pid) if pid > 0 else None
+        codes: dict[tuple[int, int], int] = {}
+        for row, key in zip(rows.tolist(), keys, strict=True):
+            if key not in codes:
+                if key not in self._by_process:
+                    parent = 0 if ppids is None else int(ppids[row])
+                    # What is known of the parent is what its child was started in.
+                    found = self._read(key[0]) or self._latest.get(parent) or self._read(parent)
+                    self._by_process[key] = self._latest[key[0]] = found
+                codes[key] = len(groups)
+                groups.append(self._by_process[key])
+            of_event[row] = codes[key]
 
     def _read(self, pid: int) -> Group | None:
         with self._proc.folder(pid) as folder:

@@ -176,14 +176,16 @@ class Runtimes:
             fd = os.open(self._root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
-        with os.fdopen(fd, "rb") as file:
+        try:
             about = os.fstat(fd)
             if not stat.S_ISREG(about.st_mode) or about.st_size > FILE_BYTES:
                 return None
-            try:
+            with os.fdopen(fd, "rb", closefd=False) as file:
                 return json.loads(file.read(FILE_BYTES))
-            except (OSError, ValueError, RecursionError):
-                return None
+        except (OSError, ValueError, RecursionError):
+            return None
+        finally:
+            os.close(fd)
 
 
 def _docker(config: Mapping[str, Any]) -> Facts:
