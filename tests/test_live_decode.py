@@ -55,7 +55,13 @@ def losses(block: Made) -> list[tuple[str, int | None]]:
 
 def a_socket(**fields: Any) -> bytes:
     """A connected socket of IPv4, ``struct kcap_socket``."""
-    told = {"family": 2, "type": 1, "protocol": 6, "local_port": 4000, "remote_port": 80}
+    told: dict[str, Any] = {
+        "family": 2,
+        "type": 1,
+        "protocol": 6,
+        "local_port": 4000,
+        "remote_port": 80,
+    }
     told |= {"local": [10, 0, 0, 1], "remote": [10, 0, 0, 2], "inode": 77, **fields}
     out = np.zeros((), LAYOUTS.socket)
     for name, value in told.items():
@@ -177,7 +183,14 @@ def test_order_is_that_of_time() -> None:
 def test_identity() -> None:
     """Who, when and where stand in the columns as the kernel gives them."""
     row = one("close", numbers={0: 7})
-    told = {"pid": 100, "tid": 101, "ppid": 99, "ns_pid": 10, "ns_tid": 11, "ns_ppid": 9}
+    told: dict[str, Any] = {
+        "pid": 100,
+        "tid": 101,
+        "ppid": 99,
+        "ns_pid": 10,
+        "ns_tid": 11,
+        "ns_ppid": 9,
+    }
     told |= {"uid": 1000, "gid": 1001, "cgroup_id": 4242, "process_start_ns": 3_000_000_000}
     told |= {"thread_start_ns": 3_000_000_001, "mount_ns": 4026531840, "pid_ns": 4026531836}
     told |= {"cpu": 1, "process_name": "bash", "ts": 5_000_000_000 + OFFSET_NS}
@@ -305,7 +318,11 @@ def test_executions() -> None:
         },
         numbers={1: 10, 2: 999, 3: 42, 5: 1000 | 5 << 32, 9: 0o100755},
     )
-    told = {"exe": "/usr/bin/dash", "arg_pathname": "/usr/bin/dash", "arg_cmdpath": "./run"}
+    told: dict[str, Any] = {
+        "exe": "/usr/bin/dash",
+        "arg_pathname": "/usr/bin/dash",
+        "arg_cmdpath": "./run",
+    }
     told |= {"arg_interp": "/bin/sh", "arg_pwd": "/home/u", "arg_prev_comm": "bash"}
     told |= {"cmdline": "./run a b", "arg_argv": ["./run", "a b"], "session": 42}
     told |= {"arg_env": ["LD_PRELOAD=/x.so"], "arg_euid": 1000, "arg_egid": 5}
