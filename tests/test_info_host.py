@@ -1,0 +1,119 @@
+"""What a capture says of its host: tables that are kept, copied, and shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from cli_support import run
+from support import capture, make_events, opened
+
+from kcap.model.batch import EMPTY
+from kcap.model.side import Snapshot, SourceInfo
+from kcap.readers.live.baseline import Baseline, take
+from kcap.state import State
+
+HERE = SourceInfo("kcap-bpf", host="here", boot_id="boot", origin="00" * 16)
+
+
+@pytest.fixture(scope="module")
+def now() -> Baseline:
+    """The host as it is."""
+    return take(HERE)
+
+
+def recorded(taken: Baseline) -> bytes:
+    """A capture of a recording with this baseline, and events."""
+    return capture([make_events(30).with_before(taken.sides())])
+
+
+def test_a_capture_keeps_every_table(now: Baseline) -> None:
+    """What is written is read, and verifies; the state follows what it knows."""
+    data = recorded(now)
+    (found,) = [s for b in opened(data).batches() for s in b.before if isinstance(s, Snapshot)]
+
+    assert {n: t.to_pylist() for n, t in found.tables.items()} == {
+        n: t.to_pylist() for n, t in now.tables.items()
+    }
+    state = State()
+    state.update(EMPTY.with_before(now.sides()))
+    assert state.process(os.getpid()) is not None
+    assert state.descriptor(os.getpid(), 0) is not None
+
+
+def test_copies_of_whole_recordings_keep_the_tables(now: Baseline, tmp_path: Path) -> None:
+    """A merged capture has those of each host; a repaired one is the same; a filtered one none."""
+    other = take(SourceInfo("kcap-bpf", host="there", boot_id="other boot", origin="11" * 16))
+    (tmp_path / "a.kcap").write_bytes(recorded(now))
+    (tmp_path / "b.kcap").write_bytes(recorded(other))
+    both = tmp_path / "both.kcap"
+    assert run("merge", tmp_path / "a.kcap", tmp_path / "b.kcap", "-o", both).exit_code == 0
+    again = tmp_path / "again.kcap"
+    assert run("merge", both, "-o", again).exit_code == 0
+
+    for file in (both, again):
+        hosts = json.loads(run("info", "--host", "--json", file).stdout)["hosts"]
+        assert sorted(one["host"] for one in hosts) == ["here", "there"]
+        for one in hosts:
+            assert len(one["tables"]["mounts"]) == now.tables["mounts"].rows
+            assert one["tables"]["interfaces"]
+    assert run("recover", both, "-o", tmp_path / "r.kcap").exit_code == 0
+    assert (tmp_path / "r.kcap").read_bytes() == both.read_bytes()
+    some = ("filter", tmp_path / "a.kcap", "-w", "not ps.pid = 99", "-o", tmp_path / "f.kcap")
+    assert run(*some).exit_code == 0
+    filtered = opened((tmp_path / "f.kcap").read_bytes()).batches()
+    tables = [set(s.tables) for b in filtered for s in b.before if isinstance(s, Snapshot)]
+    assert all("mounts" not in names for names in tables), "no event refers to them"
+
+
+def test_info_shows_the_host(tmp_path: Path) -> None:
+    """As text and as JSON, of a file and of a stream; terminal codes of the host are escaped."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_bytes(b"ev\x1b[2Jil:x:0:0::/:/bin/sh\n")
+    (tmp_path / "etc/ld.so.preload").write_text("/lib/evil.so\n")
+    told = {"case": "C-12", "operator": "ann", "note": "first look"}
+    taken = take(HERE, etc=str(tmp_path / "etc"), recording=told)
+    file = tmp_path / "a.kcap"
+    file.write_bytes(recorded(taken))
+
+    shown = run("info", "--host", file)
+    assert shown.exit_code == 0
+    for line in (
+        "host           here",
+        "ld.so.preload  /lib/evil.so",
+        "case           C-12",
+        "operator       ann",
+        "users (1)",
+    ):
+        assert line in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert "127.0.0.1/8" in shown.stdout
+    assert run("info", "--host", "-", input=file.read_bytes()).stdout == shown.stdout
+
+    (one,) = json.loads(run("info", "--host", "--json", file).stdout)["hosts"]
+    assert one["details"]["note"] == "first look"
+    assert one["tables"]["users"] == [
+        {"uid": 0, "name": "ev\x1b[2Jil", "gid": 0, "home": "/", "shell": "/bin/sh"}
+    ]
+    assert run("info", "--host", "--hash", file).exit_code == 2
+
+
+def test_info_of_a_capture_without_a_host(tmp_path: Path) -> None:
+    """An import has no tables of the host, and says so; a damaged STATE is damage."""
+    file = tmp_path / "a.kcap"
+    file.write_bytes(capture())
+    shown = run("info", "--host", file)
+    assert shown.exit_code == 0
+    assert "no tables of the host" in shown.stdout
+    file.write_bytes(capture([make_events(3)]))
+    assert "nothing is known of a host" in run("info", "--host", file).stdout
+
+    data = bytearray(capture())
+    states = (opened(bytes(data)).footer.totals)["states"]  # type: ignore[union-attr]
+    data[states[0][0] + 60] ^= 0xFF
+    file.write_bytes(data)
+    shown = run("info", "--host", file)
+    assert shown.exit_code == 3
+    assert "STATE" in shown.stderr
