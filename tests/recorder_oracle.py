@@ -377,6 +377,9 @@ def put_envelope(row: Row, offset_ns: int, syscalls: tuple[dict[int, str], dict[
         failed = -4095 <= value < 0
         errors = catalogue.decoder("errno")
         out["status"] = errors.get(-value, str(value)) if failed else "SUCCESS"
+    stack = row.pieces[8][: len(row.pieces[8]) // 8 * 8]
+    if stack:
+        out["stack_addresses"] = [at for (at,) in struct.iter_unpack("<q", stack)]
     if row.event.name == "sched_process_exec":
         out["session"] = row.numbers[3] & 0xFFFFFFFF
 

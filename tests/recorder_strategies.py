@@ -111,6 +111,7 @@ def _pieces(event: Event) -> dict[int, st.SearchStrategy[bytes]]:
     if event.handler == "socket":
         found[6] = st.sampled_from([b"", b"/a\0", b"\0n"])
         found[7] = st.sampled_from([b"", b"/b\0"])
+    found[8] = st.sampled_from([b"", b"", bytes(range(16)), bytes(16) + b"x", b"short"])
     return found
 
 

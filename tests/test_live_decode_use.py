@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def batch(*items: bytes) -> Batch:
     return Batch(result.rows, columns, (SOURCE,))
 
 
-def execution(path: str, *argv: str, **fields: int) -> bytes:
+def execution(path: str, *argv: str, **fields: Any) -> bytes:
     """A program that begins."""
     block = "".join(item + "\0" for item in argv).encode()
     pieces = {2: components(path), 3: components("/work"), 4: block}

@@ -264,15 +264,16 @@ class _Envelope:
     def _stacks(self) -> None:
         """The calls that led there: return addresses, the innermost first."""
         records = self._records
-        rows = np.flatnonzero(records.sizes[:, _STACK])
+        lengths = records.sizes[:, _STACK] // _ADDRESS
+        rows = np.flatnonzero(lengths)
         if not len(rows):
             return
-        codes, entries = records.encode(*records.pieces(rows, _STACK))
-        offsets = np.concatenate([[0], np.cumsum(np.asarray(pc.binary_length(entries)))])
+        starts, _ = records.pieces(rows, _STACK)
+        codes, entries = records.encode(starts, lengths[rows] * _ADDRESS)
         addresses = np.frombuffer(b"".join(entries.to_pylist()), "<i8")
-        lists = pa.ListArray.from_arrays(
-            pa.array((offsets // _ADDRESS).astype(np.int32)), pa.array(addresses)
-        )
+        ends = np.cumsum(np.asarray(pc.binary_length(entries)) // _ADDRESS)
+        offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+        lists = pa.ListArray.from_arrays(offsets, pa.array(addresses))
         self._columns.made["stack_addresses"] = Column(
             TypeClass.LIST_I64,
             lists.take(pa.array(codes)),
