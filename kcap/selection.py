@@ -115,8 +115,8 @@ class Wanted:
             return None
         found = {*self.columns, *self.deciding()}
         if self.derived is not None:
-            found |= self.derived.columns
             found |= self.filter.columns if self.filter is not None else set()
+            found |= self.derived.columns(found)
         return found
 
     def rows(self, batch: View, types: AbstractSet[str] | None = None) -> Rows:
@@ -194,8 +194,8 @@ class Wanted:
             The rows and columns wanted.
         """
         if self.derived is not None:
-            batch = self.derived.process(batch)
-        if not self.all_rows:
+            batch, _ = self.derived.matching(batch, self.rows)
+        elif not self.all_rows:
             rows = self.rows(batch)
             batch = batch if len(rows) == batch.rows else batch.take(rows)
         return batch if self.columns is None else batch.select(self.columns)
@@ -288,9 +288,7 @@ class ChunkScan:
         if wanted.derived is not None and (
             self._types is None or wanted.derived.events(self._types)
         ):
-            needed = wanted.needing()
-            found = self._reader.chunk(number, None if needed is None else sorted(needed))
-            return wanted.matching(found)
+            return self._viewed(number, wanted, wanted.derived)
         view = self._reader.view(number)
         rows = wanted.rows(view, self._types)
         if not len(rows):
@@ -298,6 +296,17 @@ class ChunkScan:
         names = self._columns if wanted.columns is None else wanted.columns
         batch = Batch(view.rows, {n: c for n in names if (c := view.get(n)) is not None})
         return batch if len(rows) == batch.rows else batch.take(rows)
+
+    def _viewed(self, number: int, wanted: Wanted, derived: Derivation) -> Batch:
+        """The rows and derived rows wanted: as `_chunk`, first what tells which."""
+        deciding = {*wanted.deciding(), *(wanted.filter.columns if wanted.filter else ())}
+        part = self._reader.chunk(number, sorted(deciding | derived.columns(deciding)))
+        rows = np.unique(derived.matching(part, wanted.rows)[1])
+        if not len(rows):
+            return EMPTY
+        needed = wanted.needing()
+        whole = self._reader.chunk(number, None if needed is None else sorted(needed))
+        return wanted.matching(whole.take(rows))
 
 
 class Pass:

@@ -107,7 +107,7 @@ def test_chunks_without_base_events_stay_unread(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(reader, "view", lambda n: (read.append(n), lazily(n))[1])
     source, _ = chosen(reader, where=Filter.of("evt.name = 'security_file_open'"))
     assert sum(batch.rows for batch in source.batches()) == 8
-    assert read == [8]
+    assert set(read) == {8}
 
 
 def test_an_alert_says_what_it_is() -> None:

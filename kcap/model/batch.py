@@ -382,6 +382,8 @@ def constant(cls: TypeClass, value: object, count: int) -> Column:
         entries = pa.array([value], cls.arrow.value_type)
         codes = pa.array(np.zeros(count, np.int32))
         return Column(cls, pa.DictionaryArray.from_arrays(codes, entries))
+    if cls in _NUMBERS:
+        return Column(cls, pa.array(np.full(count, value, cls.arrow.to_pandas_dtype())))
     return Column(cls, pa.array([value] * count, cls.arrow))
 
 

@@ -84,8 +84,8 @@ def chosen(
             wanted = Wanted(source.columns(), names, None, start_ns, end_ns, where, viewing)
             return cast("Source", Narrowed(source, wanted)), []
         if names is not None:  # a stream
-            more = viewing.columns if viewing else ()
-            source.projection = (*names, *(where.columns if where else ()), *more, "ts")
+            names = (*names, *(where.columns if where else ()), "ts")
+            source.projection = (*names, *(viewing.columns(names) if viewing else ()))
     stages: list[Stage] = [TimeRange(start_ns, end_ns)] if timed else []
     if where is not None:
         # A filter that asks for the state has to see all events before it.

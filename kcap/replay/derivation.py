@@ -65,14 +65,22 @@ class View:
         self.terms = [_term(text) for text in entry.when.split(" and ")] if entry.when else []
         """The parts of its condition, all of which must hold."""
 
-    def columns(self) -> set[str]:
-        """The columns of the base event that the view may need; arguments in all classes."""
-        found: set[str] = set()
+    def columns(self, wanted: Collection[str] | None = None) -> set[str]:
+        """The columns of base events that the view needs.
+
+        Args:
+            wanted: The columns of the view that matter; None for all.
+
+        Returns:
+            Their names; of an argument the columns of all classes.
+        """
         places = [match["place"] for match in self.terms]
-        for place in (*places, *(place for _, place in self._fields())):
-            for name in operands(place):
-                found.update(column for column, _, _ in _spelled(name))
-        return found
+        for base, place in self._fields():
+            own = {name for name, _, _ in _spelled(f"${base}")}
+            if wanted is None or not own.isdisjoint(wanted):
+                places.append(place)
+        spelled = [_spelled(operand) for place in places for operand in operands(place)]
+        return {name for names in spelled for name, _, _ in names}
 
     def types(self, known: Collection[str]) -> dict[str, TypeClass]:
         """The columns that the view's own values stand in.
@@ -101,19 +109,28 @@ class View:
         Returns:
             The column: which arguments there are, and which of them have no value.
         """
-        missing = np.ones((len(self.entry.arguments), batch.rows), np.bool_)
+        code = np.zeros(batch.rows, np.int64)
         for at, (name, _, _) in enumerate(self.entry.arguments):
-            for column, _, ending in _spelled(name):
-                if not ending:
-                    missing[at] &= ~batch.mask(column)
-        different, which = np.unique(missing, axis=1, return_inverse=True)
-        made = coded([self._spelled(nulls.tolist()) for nulls in different.T], which.reshape(-1))
+            columns = [column for column, _, ending in _spelled(name) if not ending]
+            found = [column for column in map(batch.get, columns) if column is not None]
+            if any(column.rows is None for column in found):
+                continue
+            missing = np.ones(batch.rows, np.bool_)
+            for column in found:
+                missing[column.rows] = False
+            code |= missing.astype(np.int64) << at
+        if batch.rows and (code == code[0]).all():
+            return constant(TypeClass.STR, self._spelled(int(code[0])), batch.rows)
+        different, which = np.unique(code, return_inverse=True)
+        made = coded([self._spelled(nulls) for nulls in different.tolist()], which)
         assert made is not None
         return made
 
-    def _spelled(self, nulls: Sequence[bool]) -> str:
-        pairs = zip(self.entry.arguments, nulls, strict=True)
-        return shape.encode([shape.Item(name, kind, null) for (name, kind, _), null in pairs])
+    def _spelled(self, nulls: int) -> str:
+        named = enumerate(self.entry.arguments)
+        return shape.encode(
+            [shape.Item(name, kind, bool(nulls >> at & 1)) for at, (name, kind, _) in named]
+        )
 
     def _fields(self) -> list[tuple[str, str]]:
         """The bases of all that the view has of its own, and where their values are."""
@@ -122,7 +139,7 @@ class View:
 
     def made(self) -> set[str]:
         """The columns in which the view may have other values than its base event."""
-        bases = [base for base, _ in self._fields()]
+        bases = [base for base, place in self._fields() if base != naming.argument(place)]
         return {name for base in bases for name, _, _ in _spelled(f"${base}")}
 
     def holds(self, batch: Batch) -> Mask:

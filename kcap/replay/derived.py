@@ -14,7 +14,7 @@ event itself, there is no view of that name; but where an event is recorded only
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -104,17 +104,24 @@ class Derivation:
         self.names = frozenset(wanted)
         entries = catalogue.derived(FAMILY)
         self.views = tuple(View(entry) for entry in entries if entry.event in wanted)
+        self._conditions = self.columns(())
         self._native: dict[str, frozenset[str]] = {}
         """The events that each source of the family recorded itself."""
 
-    @cached_property
-    def columns(self) -> frozenset[str]:
-        """The columns of base events that arguments and conditions may need."""
-        return _DECIDING.union(*(view.columns() for view in self.views))
+    def columns(self, wanted: Collection[str] | None = None) -> frozenset[str]:
+        """The columns of base events that are needed.
+
+        Args:
+            wanted: The columns of derived events that matter; None for all.
+
+        Returns:
+            Their names; of an argument the columns of all classes.
+        """
+        return _DECIDING.union(*(view.columns(wanted) for view in self.views))
 
     @cached_property
     def made(self) -> frozenset[str]:
-        """The columns in which a derived event may hold what its base event does not."""
+        """The columns in which a derived event may hold what its base event does not there."""
         return _REPLACED.union(*(view.made() for view in self.views))
 
     def types(self, known: Mapping[str, TypeClass]) -> dict[str, TypeClass]:
@@ -157,27 +164,36 @@ class Derivation:
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
-        return self.extended(batch)[0]
+        return _merged(self.parts(batch))[0]
 
-    def extended(self, batch: Batch) -> tuple[Batch, Rows]:
-        """Add the derived events.
+    def matching(self, batch: Batch, rows_of: Callable[[Batch], Rows]) -> tuple[Batch, Rows]:
+        """The events and derived events that are wanted.
+
+        Args:
+            batch: The next events of the stream.
+            rows_of: Gives the rows that are wanted of some events.
+
+        Returns:
+            Those events, and for each the row that it was, or is a view of.
+        """
+        found = []
+        for part, at in self.parts(batch):
+            rows = rows_of(part)
+            found.append((part.take(rows), at[rows]))
+        return _merged(found)
+
+    def parts(self, batch: Batch) -> list[tuple[Batch, Rows]]:
+        """A batch, then the events that each view makes of it.
 
         Args:
             batch: The next events of the stream.
 
         Returns:
-            The batch, and for each of its rows the row that it was, or is a view of.
+            The batches, and with each for its rows the row that it was, or is a view of.
         """
         self.note(batch.before)
-        parts, places = [batch], [np.arange(batch.rows, dtype=np.int32)]
-        for view, rows in self._viewed(batch):
-            parts.append(_derived(batch.take(rows), view))
-            places.append(rows)
-        if len(parts) == 1:
-            return batch, places[0]
-        at = np.concatenate(places)
-        order = np.argsort(at, kind="stable").astype(np.int32)
-        return concat(parts).take(order), at[order]
+        made = [(_derived(batch.take(rows), view), rows) for view, rows in self._viewed(batch)]
+        return [(batch, np.arange(batch.rows, dtype=np.int32)), *made]
 
     def _viewed(self, batch: Batch) -> Iterable[tuple[View, Rows]]:
         """The views of the batch's events, and the rows of each."""
@@ -198,7 +214,7 @@ class Derivation:
             if view.base not in bases:
                 own = np.array([*(entry == view.base for entry in entries), False])[codes]
                 rows = np.flatnonzero(own).astype(np.int32)
-                bases[view.base] = rows, batch.take(rows)
+                bases[view.base] = rows, batch.select(self._conditions).take(rows)
             rows, part = bases[view.base]
             rows = rows[view.holds(part) & self._has_views(part, view.event)]
             if len(rows):
@@ -214,6 +230,16 @@ class Derivation:
             at = slice(None) if source.rows is None else source.rows
             found[at] = np.array(said, np.bool_)[source.codes()]
         return found
+
+
+def _merged(parts: Sequence[tuple[Batch, Rows]]) -> tuple[Batch, Rows]:
+    """Events and views of them in the order of the stream."""
+    batch, rows = parts[0]
+    if not any(part.rows for part, _ in parts[1:]):
+        return batch, rows
+    at = np.concatenate([rows for _, rows in parts])
+    order = np.argsort(at, kind="stable").astype(np.int32)
+    return concat([part for part, _ in parts]).take(order), at[order]
 
 
 def _derived(base: Batch, view: View) -> Batch:

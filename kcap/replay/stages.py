@@ -62,8 +62,7 @@ class Matching:
         """See `kcap.replay.pipeline.Stage`."""
         if self._derived is not None and not self._storing:
             known = self._known(batch)
-            found, _ = self._derived.extended(known)
-            chosen = found.take(self._matching(found))
+            chosen, _ = self._derived.matching(known, self._matching)
             # What only the filter wanted to know goes no further.
             return chosen.select(
                 [n for n in chosen.columns if n in batch.columns or n not in known.columns]
@@ -83,8 +82,7 @@ class Matching:
         known = self._known(batch)
         if self._derived is None:
             return self._matching(known)
-        found, at = self._derived.extended(known)
-        return np.unique(at[self._matching(found)])
+        return np.unique(self._derived.matching(known, self._matching)[1])
 
     def _known(self, batch: Batch) -> Batch:
         """The events with all that the filter may ask for."""
