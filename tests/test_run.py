@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +29,7 @@ from kcap.errors import KcapError, PrivilegeError
 from kcap.model.batch import Batch
 from kcap.model.side import Loss
 from kcap.model.stream import StreamInfo
+from kcap.readers.live.proc import ProcConnector
 from kcap.tools import live
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -203,12 +207,41 @@ def test_a_second_signal_does_not_wait_for_a_stuck_output() -> None:
         os.close(write)
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(("receive_bytes", "fits"), [(1 << 14, False), (1 << 24, True)])
+def test_a_stuck_output_costs_only_what_the_buffer_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, receive_bytes: int, fits: bool
+) -> None:
+    """Processes go on while nobody takes the output; what did not fit is counted."""
+    source = ProcConnector(receive_bytes=receive_bytes)
+    monkeypatch.setattr(live, "opened", lambda *_, **__: source)
+    path = tmp_path / "out"
+    os.mkfifo(path)
+    taken: list[bytes] = []
+
+    def watch() -> None:
+        with path.open("rb", buffering=0) as stream:
+            fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, 4096)
+            for _ in range(300):  # many times what the pipe takes
+                subprocess.run(["true"], check=True)
+            source.stop()
+            while data := stream.read(65536):
+                taken.append(data)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = run("run", "--format", "jsonl", "-o", path)
+    watcher.join(20)
+    assert not watcher.is_alive()
+    lost = re.search(r"([\d,]+) lost, exit code (\d)", result.stderr)
+    assert lost is not None
+    assert (lost[1] == "0") == fits
+    assert result.exit_code == int(lost[2]) == (0 if fits else 3)
+    assert b"".join(taken).endswith(b"}\n")
+
+
 def _queued(fd: int) -> int:
     """Bytes that a pipe holds."""
-    import array
-    import fcntl
-    import termios
-
     found = array.array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, found)
     return found[0]
@@ -286,9 +319,11 @@ def beside_forkstat(forkstat: str, capture: Path, count: int, source: str) -> tu
 
 @pytest.mark.root
 @pytest.mark.parametrize("source", live.ORDER)
-@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("count", "apart_max_s"), [(150, 0.0025), pytest.param(1000, 0.001, marks=pytest.mark.long)]
+)
 def test_forkstat_beside_a_recording(
-    program: Callable[[str], str], tmp_path: Path, count: int, source: str
+    program: Callable[[str], str], tmp_path: Path, count: int, apart_max_s: float, source: str
 ) -> None:
     """Every process that forkstat names is ours with its status, and lived as long."""
     for attempt in range(3):
@@ -307,7 +342,7 @@ def test_forkstat_beside_a_recording(
         far = {pid: (theirs[pid], ours[pid]) for pid, s in apart_s.items() if s > 0.05}
         median_s = statistics.median(apart_s.values())
         print(f"median {median_s * 1e3:.3f} ms apart; more than 50 ms: {far}")
-        if median_s < 0.001 and len(far) < count / 20:
+        if median_s < apart_max_s and len(far) < count / 20:
             break  # forkstat goes by when it reads an event, which on a busy machine is late
     else:
         pytest.fail("durations are apart from forkstat's")
