@@ -222,7 +222,7 @@ def raw_pairs_option(function: _F) -> _F:
 
 def derived_option(function: _F) -> _F:
     """``--derived``."""
-    text = "Derived events too; else only those that -w names."
+    text = "Events derived of others too, as security_file_open; else only those that -w names."
     return click.option("--derived", is_flag=True, help=text)(function)
 
 

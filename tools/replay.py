@@ -77,5 +77,5 @@ def command(
 
 
 def _report(events_in: int, events_out: int) -> None:
-    kept = "" if events_in == events_out else f" of {events_in:,}"
+    kept = f" of {events_in:,}" if events_out < events_in else ""
     click.echo(f"kcap: {events_out:,}{kept} events replayed", err=True)

@@ -87,6 +87,6 @@ def command(
 def _report(summary: Summary) -> None:
     """Say what was seen."""
     kept = common.counted(summary.events_out, "event")
-    seen = "" if summary.events_in == summary.events_out else f" of {summary.events_in:,}"
+    seen = f" of {summary.events_in:,}" if summary.events_out < summary.events_in else ""
     lost = sum(summary.lost().values())
     click.echo(f"kcap: {kept}{seen}, {lost:,} lost, exit code {summary.exit_code}", err=True)
