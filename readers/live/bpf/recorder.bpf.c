@@ -300,8 +300,13 @@ int call_file(struct bpf_raw_tracepoint_args *context)
     put_user_string(s, 0, argument(s, s->call.string[0]));
     if (file) {
         put_file(s, 2, file);
-        if (s->call.flags & KCAP_WRITES)
+        u64 sk = sock_of(file);
+        if (sk) {
+            if (put_ends(s, sk) == AF_UNIX)
+                put_unix_ends(s, sk);
+        } else if (s->call.flags & KCAP_WRITES) {
             put_magic(s, file);
+        }
     }
     emit(context, s, s->call.ring);
     return 0;
@@ -368,13 +373,9 @@ int call_socket(struct bpf_raw_tracepoint_args *context)
         sk = r->retval >= 0 ? sock_of(file_of(s->task, r->retval)) : 0;
     else
         sk = sock_of(file_of(s->task, argument(s, s->call.fd)));
-    struct kcap_socket ends = {};
-    if (sk) {
-        fill_socket(&ends, sk);
-        ends.inode = word(word(sk, o_sock__sk_socket) - o_socket_alloc__socket +
-                              o_socket_alloc__vfs_inode, o_inode__i_ino);
-        put_socket(s, &ends);
-    }
+    u16 family = 0;
+    if (sk)
+        family = put_ends(s, sk);
     u64 address = argument(s, s->call.address), bytes = argument(s, s->call.length);
     if (s->call.flags & KCAP_MESSAGE && address) {
         u64 native[2] = {};
@@ -395,12 +396,8 @@ int call_socket(struct bpf_raw_tracepoint_args *context)
     }
     bytes = (u32)bytes;
     put_user_bytes(s, 5, address, bytes < 128 ? bytes : 128);
-    if (ends.family == AF_UNIX) {
-        put_unix(s, 6, sk);
-        u64 peer = word(sk, o_unix_sock__peer);
-        if (peer)
-            put_unix(s, 7, peer);
-    }
+    if (family == AF_UNIX)
+        put_unix_ends(s, sk);
     emit(context, s, s->call.ring);
     return 0;
 }

@@ -59,6 +59,25 @@ INLINE void put_unix(struct scratch *s, u32 piece, u64 sk)
     s->used = at + bytes;
 }
 
+/* Both ends of a socket, but for the paths of a unix socket. */
+INLINE u16 put_ends(struct scratch *s, u64 sk)
+{
+    struct kcap_socket ends;
+    fill_socket(&ends, sk);
+    ends.inode = word(word(sk, o_sock__sk_socket) - o_socket_alloc__socket + o_socket_alloc__vfs_inode,
+                      o_inode__i_ino);
+    put_socket(s, &ends);
+    return ends.family;
+}
+
+INLINE void put_unix_ends(struct scratch *s, u64 sk)
+{
+    put_unix(s, 6, sk);
+    u64 peer = word(sk, o_unix_sock__peer);
+    if (peer)
+        put_unix(s, 7, peer);
+}
+
 /* The socket of an open file, 0 where it is none. */
 INLINE u64 sock_of(u64 file)
 {
