@@ -21,7 +21,7 @@ from kcap.format.chunk_index import ChunkIndex
 from kcap.format.record import Kind
 from kcap.format.recover import recover
 from kcap.format.writer import CaptureWriter
-from kcap.model.side import Loss
+from kcap.model.side import Heartbeat, Loss
 
 
 def vectors() -> Iterator[Vector]:
@@ -52,6 +52,15 @@ def other_versions() -> Iterator[Vector]:
         "A HEARTBEAT and a NOTE.",
         "4.6",
         counted([*parts[:4], *heartbeats, *parts[4:]]),
+        EVENTS[:8],
+    )
+    told = Heartbeat(2 * 10**9, 10**9, 4, SOURCE.id, {"lost": 0, "attached": ["on_exec"]})
+    first = replace(told, ts_ns=10**9, boot_ns=0, events=0)
+    yield valid(
+        "heartbeats-with-bodies",
+        "HEARTBEATs that say what the recorder had counted, a second apart.",
+        "4.6",
+        made(events(4).with_before([SOURCE, first]), events(4, 4).with_before([told])),
         EVENTS[:8],
     )
     yield valid(

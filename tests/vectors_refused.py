@@ -14,6 +14,7 @@ from forge import Part
 from support import SOURCE, snapshot
 from vectors import DAMAGED, EVENTS, REFUSED, Row, Vector, base, column, events, made
 from vectors_damaged import OPEN, found
+from vectors_later import counted
 
 from kcap.format import body, payloads, tail, zstd
 from kcap.format.record import HEADER_BYTES, Kind
@@ -151,6 +152,16 @@ def kinds() -> Iterator[Vector]:
         "2.5",
         forge.assembled(odd),
         "flags 0, which this kind does not have",
+        losses=[],
+        exits={"cat": 0, "info": 0, "recover": 3, "verify": 3},
+    )
+    beyond = Part(Kind.HEARTBEAT, struct.pack("<qQQ", 5, 8, 99) + body.pack({}))
+    yield record(
+        "heartbeat-body-too-long",
+        "A HEARTBEAT whose body goes beyond its end; who reads events need not look.",
+        "4.6",
+        counted([*parts[:3], beyond, *parts[3:]]),
+        "the HEARTBEAT's body goes beyond its end",
         losses=[],
         exits={"cat": 0, "info": 0, "recover": 3, "verify": 3},
     )
