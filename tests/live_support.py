@@ -1,0 +1,192 @@
+"""Recordings of this host while known things happen (workload_support.py), and how to compare."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from workload_support import Fact, Workloads
+
+import kcap
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+COMMAND = (sys.executable, "-m", "kcap.tools")
+Row = dict[str, Any]
+
+
+CALLS: Final = {
+    "burst": ("CHILD", "300"),
+    "files": ("FOLDER",),
+    "sockets": ("FOLDER",),
+    "creds": (),
+    "memory": ("CHILD",),
+    "execs": ("FOLDER", "CHILD"),
+    "lives": ("CHILD", "FOLDER"),
+    "attacks": (),
+}
+"""Programs that make the calls which are recorded, and their arguments."""
+
+
+class Recording:
+    """``kcap record`` in a process of its own; it listens when this is made.
+
+    Args:
+        path: The capture.
+        words: More words for the command.
+    """
+
+    def __init__(self, path: Path, *words: object) -> None:
+        self.path = path
+        self.said = ""
+        self.closed_s = 0.0
+        """From the request to stop to the end."""
+        begun_s = time.monotonic()
+        command = [*COMMAND, "record", "-o", str(path), *map(str, words)]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        while not self._listens():
+            assert self.process.poll() is None, self._ended()
+            assert time.monotonic() < begun_s + 60
+            time.sleep(0.02)
+        self.ready_s = time.monotonic() - begun_s
+        """From the start to when all that happens is recorded."""
+
+    def _listens(self) -> bool:
+        """Whether the program in the kernel is attached to all it needs: system calls come last."""
+        for described in Path(f"/proc/{self.process.pid}/fdinfo").glob("*"):
+            with suppress(OSError):  # closed meanwhile
+                if "tp_name:\tsys_exit\n" in described.read_text():
+                    return self.path.exists() and self.path.stat().st_size > 0
+        return False
+
+    def _ended(self) -> str:
+        _, self.said = self.process.communicate(timeout=60)
+        return self.said
+
+    def stop(self, *codes: int) -> None:
+        """Ask for the end, and wait for it.
+
+        Args:
+            codes: The exit codes expected; 0 if none.
+        """
+        begun_s = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self._ended()
+        self.closed_s = time.monotonic() - begun_s
+        assert self.process.returncode in (codes or (0,)), self.said
+
+
+@contextmanager
+def recording(path: Path, *words: object, codes: tuple[int, ...] = (0,)) -> Iterator[Recording]:
+    """Record what happens within; the capture is closed behind it.
+
+    Args:
+        path: The capture.
+        words: More words for ``kcap record``.
+        codes: The exit codes expected.
+
+    Yields:
+        The recording, which listens.
+    """
+    running = Recording(path, *words)
+    try:
+        yield running
+        running.stop(*codes)
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+
+
+def record_calls(
+    path: Path, folder: Path, workloads: Workloads, codes: tuple[int, ...] = (0,)
+) -> dict[str, list[Fact]]:
+    """Record everything while all of `CALLS` run.
+
+    Args:
+        path: The capture.
+        folder: An empty one, where they do it.
+        workloads: The programs.
+        codes: The exit codes that a recording may have.
+
+    Returns:
+        What each says that it did.
+    """
+    commands = {}
+    for name, words in CALLS.items():
+        own = folder / name
+        own.mkdir()
+        workloads.path(name)
+        known = {"CHILD": workloads.child, "FOLDER": str(own)}
+        commands[name] = [known.get(word, word) for word in words]
+    with recording(path, "--source", "bpf", "--events", "all", codes=codes):
+        return {name: workloads.run(name, *words) for name, words in commands.items()}
+
+
+def rows(path: Path, where: str | None = None, columns: Iterable[str] | None = None) -> list[Row]:
+    """The events of a capture.
+
+    Args:
+        path: The capture.
+        where: A filter.
+        columns: Only these of the columns that there are.
+
+    Returns:
+        A dictionary an event, without what is null but ``pid``: what the kernel does on its own
+        is nobody's.
+    """
+    with kcap.open(path) as capture:
+        known = capture.schema.names
+        names = None if columns is None else [name for name in columns if name in known]
+        table = capture.to_arrow(names, where=where)
+    found: list[Row] = table.to_pylist()
+    return [{k: v for k, v in row.items() if v is not None or k == "pid"} for row in found]
+
+
+def lost(path: Path) -> int:
+    """How many events a capture says were lost."""
+    with kcap.open(path) as capture:
+        return sum(loss.count or 0 for loss in capture.info.losses if loss.kind == "lost")
+
+
+def info(path: Path) -> dict[str, Any]:
+    """What ``kcap info`` says of a capture."""
+    done = subprocess.run(
+        [*COMMAND, "info", "--json", str(path)], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode in (0, 3), done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def of(found: Iterable[Row], fact: Fact) -> list[Row]:
+    """The events of the process that a fact is about."""
+    return [row for row in found if row["pid"] == fact["pid"]]
+
+
+def missing(said: Iterable[Any], seen: Iterable[Any]) -> list[Any]:
+    """What was done and is not there, or not in order.
+
+    Args:
+        said: What was done.
+        seen: What was recorded; may have more, in between.
+
+    Returns:
+        Each deed that does not follow the one before it.
+    """
+    left, absent = list(seen), []
+    for deed in said:
+        if deed in left:
+            del left[: left.index(deed) + 1]
+        else:
+            absent.append(deed)
+    return absent
