@@ -5,15 +5,16 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check install -qq
 
-# Debian packages of programs that tests compare kcap with, or pipe through.
-ORACLES := forkstat sysdig zstd
+# Debian packages of programs that tests compare kcap with, pipe through, or build with.
+ORACLES := bpftrace clang forkstat gcc gcc-multilib llvm sysdig zstd
+MACHINES := busybox-static e2fsprogs qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: help bpf demo test test-long bench lint oracles
+.PHONY: help bpf demo test test-kernels test-long bench lint oracles
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.kcap ## record (as root on Linux) or take the shipped capture; look at it, replay it, verify it
 	@sh docs/demo.sh $(VENV)/bin/kcap
@@ -23,6 +24,10 @@ test: lint oracles ## check style and types, run every test that ends within min
 
 test-long: $(VENV)/.dev oracles ## run all tests, the slow ones too, with many more generated examples
 	@HYPOTHESIS_PROFILE=long $(RUN) -m pytest -q --timeout 3600
+
+test-kernels: ORACLES += $(MACHINES)
+test-kernels: $(VENV)/.dev oracles ## record under Debian's kernels 6.1 and 6.12, in QEMU
+	@$(RUN) -m pytest -q -s -m kernels
 
 bench: $(VENV)/.dev ## measure size and speed beside other formats
 	@$(PIP) --group bench
@@ -42,11 +47,12 @@ lint: $(VENV)/.dev ## check style and types
 oracles: # where they cannot be installed, the tests that need them skip and say so
 	@command -v apt-get >/dev/null && test "$$(id -u)" = 0 || exit 0; \
 	missing=; for p in $(ORACLES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
-	test -z "$$missing" || { \
-		export DEBIAN_FRONTEND=noninteractive; \
-		timeout 120 apt-get update -qq >/dev/null; \
-		timeout 120 apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
-	} </dev/null || echo "make: not installed:$$missing; tests that need them skip"
+	test -z "$$missing" && exit 0; export DEBIAN_FRONTEND=noninteractive; failed=; \
+	timeout 120 apt-get update -qq >/dev/null; \
+	for p in $$missing; do \
+		timeout 240 apt-get install -qq -y --no-install-recommends $$p >/dev/null || failed="$$failed $$p"; \
+	done </dev/null; \
+	test -z "$$failed" || echo "make: not installed:$$failed; tests that need them skip"
 
 $(VENV)/.kcap: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
