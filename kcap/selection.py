@@ -28,6 +28,7 @@ from kcap.where import Anything, Hashed, Integers, Interval, Nothing, Texts, Val
 if TYPE_CHECKING:
     from kcap.capture import Capture
     from kcap.filter.filter import Filter
+    from kcap.model.stream import StreamInfo
 
 _CUT_BYTES: Final = 0xFFFF
 """A CHUNK_INDEX keeps so much of an event's name."""
@@ -321,6 +322,11 @@ class Pass:
         """
         self._capture = capture
         self._wanted = wanted
+
+    @property
+    def info(self) -> StreamInfo:
+        """See `kcap.model.stream.Source.info`."""
+        return self._capture.source.info
 
     def batches(self) -> Iterator[Batch]:
         """The events wanted; losses that this reading meets are kept in `Capture.losses`.
