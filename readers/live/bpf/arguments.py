@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kcap.model import distinct, shape
 from kcap.model.classes import TypeClass
@@ -135,6 +136,8 @@ class Arguments:
         modes = (self._numbers[:, _MODE] & np.uint64(_MODE_MASK)).astype(np.int64)
         self._has_file = self._is_of_file & (modes != 0)
         self._file_type = modes >> _TYPE_SHIFT
+        self._files: Texts | None = None
+        self._file_codes = np.zeros(0, np.int64)
 
     def build(self) -> None:
         """Make all of them, what the descriptors stand for, and the shapes."""
@@ -216,21 +219,32 @@ class Arguments:
 
     def _kernel_paths(self, rows: Int64s, places: Int64s | int) -> Texts:
         """Paths of the kernel; names of files that have none."""
+        if not (np.all(places == PATH) and self._is_of_file[rows].all()):
+            return self._named(rows, places)
+        if self._files is None:
+            self._files = self._named(np.flatnonzero(self._is_of_file), PATH)
+            self._file_codes = np.zeros(len(self._records), np.int64)
+            self._file_codes[self._files.rows] = self._files.codes
+        return Texts(rows, self._file_codes[rows], self._files.entries)
+
+    def _named(self, rows: Int64s, places: Int64s | int) -> Texts:
         texts = self._pieces(rows, places)
         names = [paths.from_components(raw) for raw in texts.entries.to_pylist()]
         codes = np.where(texts.codes < 0, len(names), texts.codes)
         names.append(None)
-        hanging = np.array([not paths.is_path(name) for name in names], np.bool_)
+        entries = pa.array(names, pa.binary())
+        hanging = _hanging(entries)
+        if not (hanging[codes] & self._has_file[rows]).any():
+            return Texts(rows, codes, entries)
         is_namespace = np.array([name == paths.NAMESPACE for name in names], np.bool_)
         kind = self._file_type[rows]
         odd = hanging[codes] & (np.isin(kind, paths.NUMBERED) | is_namespace[codes])
         odd &= self._has_file[rows]
-        if odd.any():
-            inodes = self._numbers[rows[odd], _INODE]
-            pairs = np.stack([kind[odd].astype(np.uint64), inodes])
-            files, which = np.unique(pairs, axis=1, return_inverse=True)
-            codes[odd] = which.reshape(-1) + len(names)
-            names += [paths.numbered(*file) for file in files.T.tolist()]
+        inodes = self._numbers[rows[odd], _INODE]
+        pairs = np.stack([kind[odd].astype(np.uint64), inodes])
+        files, which = np.unique(pairs, axis=1, return_inverse=True)
+        codes[odd] = which.reshape(-1) + len(names)
+        names += [paths.numbered(*file) for file in files.T.tolist()]
         return Texts(rows, codes, pa.array(names, pa.binary()))
 
     def _resolve(self, rows: Int64s, places: Int64s, base: int) -> Texts:
@@ -281,7 +295,7 @@ class Arguments:
             self._columns.lists(argument(job.name), Lists(rows, codes, found))
             return
         # The end of a long block lies right behind its beginning.
-        ends = self._records.sizes[rows, job.more[0]]
+        ends = self._records.sizes[job.more[0], rows]
         codes, blocks = self._records.encode(starts, sizes + ends)
         executed = self._records.event[rows] == _execution()
         totals = np.where(executed, self._numbers[rows, _TOTAL], (sizes + ends).astype(np.uint64))
@@ -309,8 +323,9 @@ class Arguments:
         if len(rows):
             texts = self._kernel_paths(rows, PATH)
             self._columns.texts("fd_name", texts)
-            names = texts.entries.to_pylist()
-            by_name = np.array([_TYPE_WORDS.index(paths.type_by_name(n)) for n in names])
+            by_name = np.zeros(len(texts.entries), np.int64)
+            for at in np.flatnonzero(_hanging(texts.entries)).tolist():
+                by_name[at] = _TYPE_WORDS.index(paths.type_by_name(texts.entries[at].as_py()))
             by_mode = np.array([_TYPE_WORDS.index(paths.type_of(t)) for t in _TYPES])
             named = by_name[texts.codes]
             words[rows] = np.where(named > 0, named, by_mode[self._file_type[rows]])
@@ -340,6 +355,12 @@ class Arguments:
         )
         texts = [_shape_text(b // len(masks), int(masks[b % len(masks)])) for b in both.tolist()]
         self._columns.words("shape", texts, which.reshape(-1))
+
+
+def _hanging(names: pa.BinaryArray) -> Mask:
+    """Which names are no paths: `paths.is_path` of all of them, null included."""
+    starts = [pc.starts_with(names, start) for start in (b"/", paths.UNKNOWN_START)]
+    return ~np.asarray(pc.or_(*starts).fill_null(False))
 
 
 @cache

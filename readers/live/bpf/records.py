@@ -9,6 +9,7 @@ one call. Measured (Python 3.11, one core): about 3 ns a record and field of 8 b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -131,20 +132,21 @@ class Records:
         total = len(offsets)
         offsets = offsets[inside]
         outline = {name: self._take(name, offsets) for name in _OUTLINE}
-        sizes = outline["piece"].astype(np.int64)
-        ends = np.cumsum(sizes, axis=1) + size
+        # One array a piece: numpy adds long arrays far quicker than many short ones.
+        sizes = np.ascontiguousarray(outline["piece"].T).astype(np.int64)
+        ends = np.add.accumulate(sizes, axis=0)
         told = outline["bytes"].astype(np.int64)
-        good = (ends[:, -1] <= told) & (offsets + told <= len(self.data))
+        good = (ends[-1] + size <= told) & (offsets + told <= len(self.data))
         good &= (outline["ts_ns"] < _TIME_MAX_NS) & _known()[outline["event"]]
         order = np.flatnonzero(good)
         order = order[np.argsort(outline["ts_ns"][order], kind="stable")]
         self.damaged = total - len(order)
         """Records that are none: of an unknown kind, or longer than there is room for."""
         self._offsets = offsets[order]
-        self.sizes = sizes[order]
-        """Bytes of each piece, an array a record."""
-        self.starts = self._offsets[:, None] + (ends - sizes)[order]
-        """Where each piece begins in `data`."""
+        self.sizes = np.take(sizes, order, axis=1)
+        """Bytes of the pieces: an array a piece, with an item a record."""
+        self.starts = self._offsets + size + np.take(ends, order, axis=1) - self.sizes
+        """Where the pieces begin in `data`."""
         self.event = outline["event"][order].astype(np.int64)
         self.ts_ns = outline["ts_ns"][order].astype(np.int64)
         self._taken: dict[str, npt.NDArray[Any]] = {}
@@ -179,7 +181,7 @@ class Records:
         Returns:
             Where each begins in `data`, and its bytes.
         """
-        return self.starts[rows, which], self.sizes[rows, which]
+        return self.starts[which, rows], self.sizes[which, rows]
 
     def encode(self, starts: Int64s, sizes: Int64s) -> tuple[Int64s, pa.BinaryArray]:
         """Find the different values among parts of the data.
@@ -202,6 +204,7 @@ class Records:
         return np.asarray(coded.indices).astype(np.int64), coded.dictionary
 
 
+@cache
 def _known() -> Mask:
     """Which event numbers there are."""
     known = np.zeros(1 << 16, np.bool_)
