@@ -34,7 +34,7 @@ from kcap.readers.live.beats import Beats
 from kcap.readers.live.cn_proc import Columns, Decoded, Gaps
 from kcap.readers.live.procfs import Image, ProcFS
 from kcap.state.processes import PASSWD, PROCFS, pairs
-from kcap.state.state import PROCESSES
+from kcap.state.state import FDS, PROCESSES, THREADS
 
 _TIMES: Final = struct.Struct("=Q")
 _TIME_AT: Final = 44
@@ -143,7 +143,9 @@ class ProcConnector:
         baseline = take(self._source, self._procfs, recording=self._details)
         self._source = baseline.source
         self._known = set(baseline.tables[PROCESSES].numpy("pid", 0).tolist())
-        yield Batch(0, {}, (*baseline.sides(), *self._beats.due(0, self._counters)))
+        # Threads and descriptors are not followed here: what is known of them would grow old.
+        known = baseline.sides(without={THREADS, FDS})
+        yield Batch(0, {}, (*known, *self._beats.due(0, self._counters)))
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._stop_read, select.POLLIN)

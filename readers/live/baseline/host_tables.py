@@ -9,7 +9,7 @@ Measured (Python 3.11, Linux 6.18, one core): see docs/decisions.md.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -113,13 +113,17 @@ class Baseline:
     losses: Sequence[Loss]
     """What found no room."""
 
-    def sides(self) -> tuple[Side, ...]:
-        """What stands before the first event: source, snapshot, losses."""
-        return (self.source, Snapshot(dict(self.tables)), *self.losses)
+    def sides(self, *, without: Collection[str] = ()) -> tuple[Side, ...]:
+        """What stands before the first event: source, snapshot, losses.
 
-    def known_processes(self) -> int:
-        """How many processes there were."""
-        return self.tables[PROCESSES].rows
+        Args:
+            without: Tables to leave out, as the events that follow do not keep them true.
+
+        Returns:
+            The side records.
+        """
+        kept = {name: table for name, table in self.tables.items() if name not in without}
+        return (self.source, Snapshot(kept), *self.losses)
 
 
 def take(
