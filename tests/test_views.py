@@ -231,6 +231,38 @@ def test_names_of_processes(form: Form, line: str, expected: str) -> None:
     assert forkstat(row, form=form) == [f"22:13:20 exec 7 {expected}"]
 
 
+def test_more_columns_stand_where_forkstat_has_them() -> None:
+    """-x adds users and terminal, -g a sign before the info; header and lines stay aligned."""
+    rows = [
+        fork(10, 11, 5, ts=T0, cmdline="sh", uid=1, user="daemon"),
+        {**stop(11, T0 + 10**9, cmdline="sh"), "arg_signal_code": 9},
+    ]
+    form = Form(extra=True, glyphs=True)
+    assert shown(Forkstat(form), make_batch(rows, HOST)) == [
+        "Time     Event     PID     UID    EUID TTY     Info   Duration Process",
+        "22:13:20 fork       10  daemon       ?      ? ┬parent          sh",
+        "22:13:20 fork       11  daemon       ?      ? └child           sh",
+        "22:13:21 exit       11       ?       ?      ? ⇥     9   1.000s sh",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("collector", "thread", "attach"),
+    [("scap", 0x2000, 11), ("tracee", 0x10000, 16), ("", 0x10000, 16)],
+)
+def test_numbers_mean_what_their_source_means(collector: str, thread: int, attach: int) -> None:
+    """Flags and requests are numbered by each tool in its own way."""
+    source = SourceInfo(collector or "test", host="h", boot_id="b")
+    more = {"ts": T0, "source": source.id, "cmdline": "c"}
+    rows = [
+        {**event("process_fork", 7, event="clone", retval=8, arg_flags=thread), **more},
+        {**event("process_fork", 7, event="clone", retval=9, arg_flags=0x11), **more},
+        {**event("x", 7, event="ptrace", retval=0, arg_request=attach, arg_pid=5), **more},
+    ]
+    found = [line.split()[1:4] for line in forkstat(*rows, before=[source])]
+    assert found == [["clone", "7", "parent"], ["fork", "7", "parent"], ["ptrce", "5", "attach"]]
+
+
 def test_kernel_threads_stand_in_brackets() -> None:
     """A child of kthreadd without a command line is a kernel thread."""
     rows = [stop(7, T0, ppid=2, process_name="kworker/1:0"), stop(8, T0)]
