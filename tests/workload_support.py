@@ -1,4 +1,4 @@
-"""Programs whose doings are known: tests/workloads, built where they are needed.
+"""Programs whose doings are known: tests/workloads and tests/scenario, built where needed.
 
 Each prints what it truly did as JSON lines (``tests/workloads/say.h``); tests compare recordings
 with that.
@@ -14,6 +14,7 @@ from typing import Any, Final
 from unittest import SkipTest
 
 SOURCES: Final = Path(__file__).resolve().parent / "workloads"
+SCENARIO: Final = SOURCES.with_name("scenario")
 
 _OPTIONS: Final = {
     "child": ("-nostdlib", "-fno-stack-protector"),
@@ -101,7 +102,7 @@ class Workloads:
             raise SkipTest("gcc is not installed; `make test` as root on Debian installs it")
         options = ["-O1", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
         options += [*_OPTIONS.get(name, ()), "-o", str(path)]
-        source = str(SOURCES / f"{name}.c")
+        [source] = [str(path) for each in (SOURCES, SCENARIO) for path in each.glob(f"{name}.c")]
         done = subprocess.run(["gcc", *options, source], capture_output=True, check=False)
         if done.returncode and name == "compat":
             raise SkipTest("gcc -m32 does not work here: on Debian, gcc-multilib is missing")
