@@ -15,6 +15,7 @@ from kcap.tools import common
 
 if TYPE_CHECKING:
     from kcap.model.stream import LiveSource
+    from kcap.readers.live.selection import Selection
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -22,6 +23,9 @@ AUTO: Final = "auto"
 
 ORDER: Final = ("bpf", "proc")
 """Live sources, the one that sees most first."""
+
+CHOOSING: Final = "bpf"
+"""The one that can be told what to leave out."""
 
 
 class LiveOptions(TypedDict):
@@ -54,12 +58,15 @@ def live_options(function: _F) -> _F:
     return function
 
 
-def opened(options: LiveOptions, *, interval_s: float) -> LiveSource:
+def opened(
+    options: LiveOptions, *, interval_s: float, selection: Selection | None = None
+) -> LiveSource:
     """Start listening to this host.
 
     Args:
         options: The verb's options.
         interval_s: Seconds between batches at most.
+        selection: What is wanted; a source that can leaves out the rest early. None for all.
 
     Returns:
         The source; whoever gets it closes it.
@@ -79,7 +86,9 @@ def opened(options: LiveOptions, *, interval_s: float) -> LiveSource:
         )
     for name, after in zip(built, [*built[1:], None], strict=True):
         try:
-            source: LiveSource = plugins.load(plugins.LIVE, name)(interval_s=interval_s)
+            made = plugins.load(plugins.LIVE, name)
+            told = _told(selection) if name == CHOOSING and selection is not None else {}
+            source: LiveSource = made(interval_s=interval_s, **told)
         except KcapError as error:
             if after is None:
                 raise
@@ -87,6 +96,11 @@ def opened(options: LiveOptions, *, interval_s: float) -> LiveSource:
         else:
             return source
     raise AssertionError(built)
+
+
+def _told(selection: Selection) -> dict[str, Any]:
+    """What a source that chooses by itself takes beside what all take."""
+    return {"setup": selection.setup(), "details": {"selection": selection.describe()}}
 
 
 class Deadline:

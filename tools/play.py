@@ -49,6 +49,7 @@ def play(
     *,
     tracked: State | None = None,
     view: View | None = None,
+    around: Callable[[list[Stage]], list[Stage]] | None = None,
     after_batch: Callable[[Summary], bool] | None = None,
 ) -> Summary:
     """Send a source's events to an output.
@@ -59,6 +60,7 @@ def play(
         options: The verb's options.
         tracked: The state to keep, None for none; it resolves the events of a foreign format.
         view: The form in place of ``form``, if any.
+        around: Puts more stages around those that choose events.
         after_batch: See `Pipeline`.
 
     Returns:
@@ -76,7 +78,7 @@ def play(
         output.opened(path, force=options["force"], binary=binary) as stream,
     ):
         follows = tracked is not None or view is not None
-        read, stages = narrowed(source, form, options, tracked=follows)
+        read, stages = narrowed(source, form, options, tracked=follows, around=around)
         if view is None:
             sink = common.sink_for(
                 form,
@@ -120,7 +122,12 @@ def naming(path: str) -> Iterator[None]:
 
 
 def narrowed(
-    source: Source, form: str, options: Chosen, *, tracked: bool
+    source: Source,
+    form: str,
+    options: Chosen,
+    *,
+    tracked: bool,
+    around: Callable[[list[Stage]], list[Stage]] | None = None,
 ) -> tuple[Source, list[Stage]]:
     """The stages for a filter, a time range, events alone, and a choice of columns.
 
@@ -131,6 +138,7 @@ def narrowed(
         form: One of `common.FORMATS`; ``kcap`` for every output that keeps all records.
         options: What is wanted.
         tracked: The state follows the events, so all of them are needed.
+        around: Puts more stages around those that choose events.
 
     Returns:
         What to read, and the stages.
@@ -154,6 +162,8 @@ def narrowed(
         derived=derived(options),
         storing=form == "kcap",
     )
+    if around is not None:
+        made = around(made)
     if not options["state"] and (form != "kcap" or names):
         # Before columns are dropped, the kind among them, and before --limit counts.
         made.append(EventsOnly())

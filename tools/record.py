@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from kcap.tools import common, durability, live, output
+from kcap.tools import common, durability, live, live_select, output
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from kcap.model.batch import Batch
     from kcap.model.side import Loss
     from kcap.model.stream import LiveSource
+    from kcap.readers.live.selection import Selection
     from kcap.replay.pipeline import Summary
+
+
+class _RecordOptions(live.LiveOptions, live_select.SelectOptions):
+    """Options that record shares with run."""
 
 
 @dataclass
@@ -60,6 +65,7 @@ class _Limits:
 @click.option("-o", "--output", "target", help="The capture; default HOST-TIME.kcap; - is stdout.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @live.live_options
+@live_select.select_options
 @click.option("--max-size", type=common.Size(), help="Stop when the file is about this large.")
 @click.option(
     "--durability",
@@ -83,7 +89,7 @@ def command(
     durable: durability.Durability,
     chunk_events: int,
     level: int,
-    **options: Unpack[live.LiveOptions],
+    **options: Unpack[_RecordOptions],
 ) -> None:
     """Record the processes of this host until Ctrl-C, a signal or a limit.
 
@@ -103,7 +109,8 @@ def command(
     from kcap.state import State
 
     where, state = common.filter_given(ctx, where, words), State()
-    source = live.opened(options, interval_s=durable.tick_s)
+    selection = live_select.chosen(options, where)
+    source = live.opened(options, interval_s=durable.tick_s, selection=selection)
     path = output.capture_path(target) if target else _default_name()
     with (
         contextlib.closing(source),
@@ -126,7 +133,7 @@ def command(
                 limits.check()
                 return progress.update(summary)
 
-            kept = _Kept(writer, where)
+            kept = _Kept(writer, selection)
             summary = Pipeline(
                 source,
                 [kept],
@@ -157,16 +164,19 @@ def _report(summary: Summary, writer: CaptureWriter, path: str) -> None:
 
 
 class _Kept:
-    """A sink for what a filter keeps: the capture says how many events it has left out."""
+    """A sink for what is wanted: the capture says how many events it has left out."""
 
-    def __init__(self, writer: CaptureWriter, where: Filter | None) -> None:
+    def __init__(self, writer: CaptureWriter, selection: Selection) -> None:
+        from kcap.readers.live.tracking import Selected
         from kcap.replay.stages import Matching
         from kcap.replay.survivors import Selecting
 
         self._writer = writer
-        self._where = where
+        self._wanted = selection.asked
+        where = selection.where
         stages = [] if where is None else [Matching(where, storing=True)]
-        self._selecting = Selecting(stages, limit=None, state=True) if stages else None
+        found = Selected.around(selection, stages)
+        self._selecting = Selecting(found, limit=None, state=True) if found else None
         self.stages = [] if self._selecting is None else [self._selecting]
         self.losses: list[Loss] = []
 
@@ -179,8 +189,8 @@ class _Kept:
         from kcap.model.batch import EMPTY
         from kcap.replay.survivors import left_out
 
-        if self._selecting is not None and self._where is not None:
-            why = f"left out while recording, not: {self._where.text}"
+        if self._selecting is not None:
+            why = f"left out while recording, not: {self._wanted}"
             losses = left_out(self._selecting.dropped, whole=True)
             self._writer.write(EMPTY.with_before([replace(loss, reason=why) for loss in losses]))
         self._writer.close()

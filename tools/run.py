@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import common, live, views
+from kcap.tools import common, live, live_select, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, play
 
@@ -19,7 +20,7 @@ _INTERVAL_S: Final = 0.1
 """Seconds that an event waits for others at most: what a reader takes for at once."""
 
 
-class _RunOptions(live.LiveOptions, Options):
+class _RunOptions(live.LiveOptions, live_select.SelectOptions, Options):
     """The options of the verb."""
 
 
@@ -45,6 +46,7 @@ class _RunOptions(live.LiveOptions, Options):
 )
 @views.view_option
 @live.live_options
+@live_select.select_options
 @common.where_option
 @common.output_options
 @click.argument("words", nargs=-1, metavar="[FILTER]...")
@@ -60,6 +62,7 @@ def command(
     An output that is slow, or stopped with Ctrl-S, holds up no process of this host: events wait
     in the kernel's buffer, those for which it has no room are counted, and make the exit code 3.
     """
+    from kcap.readers.live.tracking import Selected
     from kcap.state import State
 
     options["where"] = common.filter_given(ctx, options["where"], words)
@@ -71,7 +74,10 @@ def command(
         "raw_pairs": False,
     }
     view = views.chosen(ctx, options)
-    source = live.opened(options, interval_s=_INTERVAL_S)
+    if view is not None and not (options["wanted"] or options["sets"]):
+        options["wanted"] = tuple(view.recorded)
+    selection = live_select.chosen(options, options["where"])
+    source = live.opened(options, interval_s=_INTERVAL_S, selection=selection)
     with contextlib.closing(source), live.stopping(source, twice=True):
         deadline = live.Deadline(source, options["duration"])
 
@@ -79,7 +85,15 @@ def command(
             deadline.check(time.monotonic())
             return False
 
-        summary = play(source, form, options, tracked=State(), view=view, after_batch=after_batch)
+        summary = play(
+            source,
+            form,
+            options,
+            tracked=State(),
+            view=view,
+            around=partial(Selected.around, selection),
+            after_batch=after_batch,
+        )
     _report(summary)
     common.finish(ctx, summary, source.info.file)
 

@@ -173,6 +173,14 @@ class Selection:
             parts.append(Not(Binary(Op.IN, FieldRef("container_id"), ListOf(known))))
         return parts
 
+    @property
+    def asked(self) -> str:
+        """What was asked for beside what is always so, in a line."""
+        parts = [] if self.chosen.text == choosing.DEFAULT else [f"events {self.chosen.text}"]
+        parts += [f"scope {text}" for text in self.scope.texts]
+        parts += [] if self.where is None else [self.where.text]
+        return "; ".join(parts)
+
     def describe(self) -> str:
         """What is recorded, in a line for people.
 
@@ -213,6 +221,7 @@ class Selection:
             "track_matches": int(self.scope.follow and not tracked and bool(constants)),
             "writes_only": int(self.opens == WRITES),
             "environment": self.environment.level,
+            "stacks": int(self.stack),
         }
         return Setup(self.events, constants, tables)
 

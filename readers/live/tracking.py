@@ -12,14 +12,17 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from kcap.model import catalogue
-from kcap.model.batch import EMPTY, Batch, Rows, state_rows
+from kcap.model.batch import EMPTY, Batch, Column, Rows, state_rows
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument, column_name
 from kcap.model.side import Snapshot
 from kcap.readers.live.selection import Selection
 from kcap.readers.live.subjects import descendants
+from kcap.replay.pipeline import Stage
+from kcap.replay.stages import Matching
 from kcap.state.follow import rows_of, values_at
 from kcap.state.state import PROCESSES
 
@@ -28,6 +31,8 @@ STOP: Final = "process_stop"
 
 Mask = npt.NDArray[np.bool_]
 _NOBODY: Final = -1
+_ROW: Final = "\0selected"
+"""The column in which rows know their number while other stages have them."""
 
 
 class Change(NamedTuple):
@@ -174,6 +179,54 @@ class Tracked:
         lives = np.searchsorted(np.sort(np.array(ends, np.int64)), pids[rows] * width + rows)
         _, first = np.unique(np.stack([pids[rows], lives]), axis=1, return_index=True)
         return [(row, int(pids[row])) for row in rows[np.sort(first)].tolist()]
+
+
+class Selected:
+    """Keeps the events of a selection that other stages keep, too: a filter, mostly.
+
+    Both must see every event, so that neither knows less of processes than happened.
+
+    Args:
+        selection: The selection, with what was there when the recording began; its filter is for
+            the other stages.
+        others: These stages; what they add stays with the event that it stands for.
+    """
+
+    def __init__(self, selection: Selection, others: Sequence[Stage]) -> None:
+        self._own: list[Tracked | Matching] = []
+        if selection.scope.tracks:
+            self._own.append(Tracked(selection))
+        if selection.filter is not None:
+            self._own.append(Matching(selection.filter, state=True))
+        self._others = others
+
+    @classmethod
+    def around(cls, selection: Selection, others: Sequence[Stage]) -> list[Stage]:
+        """Put a selection and other stages together.
+
+        Args:
+            selection: As for the class.
+            others: As for the class.
+
+        Returns:
+            The stages; none where all events are kept.
+        """
+        found = cls(selection, others)
+        return [found] if found._own else list(others)
+
+    def process(self, batch: Batch) -> Batch:
+        """See `kcap.replay.pipeline.Stage`."""
+        kept = np.ones(batch.rows, np.bool_)
+        for own in self._own:
+            found = np.zeros(batch.rows, np.bool_)
+            found[own.rows(batch)] = True
+            kept &= found
+        marked = batch.adding({_ROW: Column(TypeClass.I64, pa.array(np.arange(batch.rows)))})
+        for stage in self._others:
+            marked = stage.process(marked)
+        rows = np.flatnonzero(kept[marked.numpy(_ROW, 0)]).astype(np.int32)
+        left = marked if len(rows) == marked.rows else marked.take(rows)
+        return left.select([name for name in left.names if name != _ROW])
 
 
 def _merged(changes: Iterable[Change], joins: Iterable[tuple[int, int]]) -> Iterator[Change]:
