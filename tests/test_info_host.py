@@ -117,3 +117,26 @@ def test_info_of_a_capture_without_a_host(tmp_path: Path) -> None:
     shown = run("info", "--host", file)
     assert shown.exit_code == 3
     assert "STATE" in shown.stderr
+
+
+@pytest.mark.root
+def test_a_recording_says_who_made_it_and_why(tmp_path: Path) -> None:
+    """Case, operator and note, the filter and the command; what is too long is refused."""
+    told = ("--case", "C-12", "--operator", "ann", "--note", "before the reboot")
+    words = ("record", "--source", "proc", "-o", tmp_path / "a.kcap", "--duration", "0.3")
+    done = run(*words, *told, "-w", "evt.name = 'exec'")
+    assert done.exit_code == 0, done.output
+
+    (one,) = json.loads(run("info", "--host", "--json", tmp_path / "a.kcap").stdout)["hosts"]
+    details = one["details"]
+    assert [details[name] for name in ("case", "operator", "note", "filter")] == [
+        "C-12",
+        "ann",
+        "before the reboot",
+        "evt.name = 'exec'",
+    ]
+    assert {"command_line", "kcap", "kernel", "cpus"} <= set(details)
+    assert {"mounts", "interfaces", "users"} <= set(one["tables"])
+    too_long = run("record", "-o", tmp_path / "b.kcap", "--note", "x" * 4097)
+    assert too_long.exit_code == 2
+    assert "more than 4,096 characters" in too_long.stderr

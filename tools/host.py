@@ -195,7 +195,7 @@ def _facts(one: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("ld.so.preload", _preload(one)),
         ("recorder", f"{recorder} ({one['id']})"),
         ("command", of("command_line")),
-        *((name, of(name)) for name in ("filter", "case", "operator", "note")),
+        *((name, of(name)) for name in ("selection", "filter", "case", "operator", "note")),
         *(
             ("not readable", f"{table.replace('_', ' ')}: {why}")
             for table, why in sorted((unavailable if isinstance(unavailable, dict) else {}).items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
 import click
@@ -59,7 +59,11 @@ def live_options(function: _F) -> _F:
 
 
 def opened(
-    options: LiveOptions, *, interval_s: float, selection: Selection | None = None
+    options: LiveOptions,
+    *,
+    interval_s: float,
+    selection: Selection | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> LiveSource:
     """Start listening to this host.
 
@@ -67,6 +71,7 @@ def opened(
         options: The verb's options.
         interval_s: Seconds between batches at most.
         selection: What is wanted; a source that can leaves out the rest early. None for all.
+        details: What else a capture is to say of its recording.
 
     Returns:
         The source; whoever gets it closes it.
@@ -87,7 +92,7 @@ def opened(
     for name, after in zip(built, [*built[1:], None], strict=True):
         try:
             made = plugins.load(plugins.LIVE, name)
-            told = _told(selection) if name == CHOOSING and selection is not None else {}
+            told = _told(selection if name == CHOOSING else None, details or {})
             source: LiveSource = made(interval_s=interval_s, **told)
         except KcapError as error:
             if after is None:
@@ -98,9 +103,12 @@ def opened(
     raise AssertionError(built)
 
 
-def _told(selection: Selection) -> dict[str, Any]:
-    """What a source that chooses by itself takes beside what all take."""
-    return {"setup": selection.setup(), "details": {"selection": selection.describe()}}
+def _told(selection: Selection | None, details: Mapping[str, Any]) -> dict[str, Any]:
+    """What a source is told of the recording, and one that chooses by itself of what is wanted."""
+    if selection is None:
+        return {"details": details}
+    chosen = {**details, "selection": selection.describe()}
+    return {"setup": selection.setup(), "details": chosen}
 
 
 class Deadline:

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from kcap.model.stream import LiveSource
     from kcap.readers.live.selection import Selection
     from kcap.replay.pipeline import Summary
+
+
+NOTE_CHARS: Final = 4096
+"""The longest case, operator or note."""
 
 
 class _RecordOptions(live.LiveOptions, live_select.SelectOptions):
@@ -52,6 +56,13 @@ class _Limits:
             self.source.stop()
 
 
+def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is too long for a capture's description of its source."""
+    if value is not None and len(value) > NOTE_CHARS:
+        raise click.BadParameter(f"more than {NOTE_CHARS:,} characters")
+    return value
+
+
 @click.command(
     "record",
     cls=Verb,
@@ -59,6 +70,7 @@ class _Limits:
         "kcap record -o host.kcap",
         "kcap record -o host --duration 60 --max-size 100M --durability 200ms",
         "kcap record \"evt.name = 'exec' and ps.username = 'root'\" -o execs",
+        "kcap record -o host.kcap --case C-12 --operator ann --note 'before the reboot'",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
     ),
 )
@@ -75,6 +87,9 @@ class _Limits:
     show_default=True,
     help="The most that a crash may cost: what came within INTERVAL, the open chunk, or anything.",
 )
+@click.option("--case", callback=_brief, help="The case that the capture belongs to.")
+@click.option("--operator", callback=_brief, help="Who records.")
+@click.option("--note", callback=_brief, help="Anything else that a reader should know.")
 @common.chunk_options
 @common.where_option
 @click.argument("words", nargs=-1, metavar="[FILTER]...")
@@ -87,6 +102,9 @@ def command(
     force: bool,
     max_size: int | None,
     durable: durability.Durability,
+    case: str | None,
+    operator: str | None,
+    note: str | None,
     chunk_events: int,
     level: int,
     **options: Unpack[_RecordOptions],
@@ -103,6 +121,9 @@ def command(
 
     With a filter, behind -w or as words, only events are written for which it is true; 'kcap info'
     shows how many were left out.
+
+    The capture says what the host was like when the recording began, and what --case, --operator
+    and --note say: see 'kcap info --host'.
     """
     from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Pipeline
@@ -110,7 +131,13 @@ def command(
 
     where, state = common.filter_given(ctx, where, words), State()
     selection = live_select.chosen(options, where)
-    source = live.opened(options, interval_s=durable.tick_s, selection=selection)
+    told = {"filter": where and where.text, "case": case, "operator": operator, "note": note}
+    source = live.opened(
+        options,
+        interval_s=durable.tick_s,
+        selection=selection,
+        details={name: value for name, value in told.items() if value},
+    )
     path = output.capture_path(target) if target else _default_name()
     with (
         contextlib.closing(source),

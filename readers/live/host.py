@@ -101,7 +101,7 @@ def facts(proc: str = "/proc", etc: str = "/etc", sys_: str = "/sys") -> dict[st
     """
     release = dict(_os_release(etc))
     found = {
-        "command_line": shlex.join(_clean(argument) for argument in sys.argv),
+        "command_line": _clean(shlex.join(sys.argv)),
         "cpus": os.cpu_count(),
         "distribution": release.get("PRETTY_NAME") or release.get("NAME"),
         "distribution_id": release.get("ID"),
