@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from badinput_support import ROOT
 from cli_support import run
+from support import opened
 from test_state import HOST, event, make_batch
 
 from kcap import plugins
@@ -30,7 +31,10 @@ from kcap.model.batch import Batch
 from kcap.model.side import Loss
 from kcap.model.stream import StreamInfo
 from kcap.readers.live.proc import ProcConnector
+from kcap.readers.live.selection import Selection
+from kcap.replay.pipeline import Pipeline
 from kcap.tools import live
+from kcap.writers.views.lifetimes import DURATION, Lifetimes
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 KCAP = (sys.executable, "-m", "kcap.tools")
@@ -114,6 +118,25 @@ def test_a_filter_may_be_words(made: Callable[..., Made]) -> None:
     assert run("run", "-w", "ps.pid = 11", "ps.pid = 12").exit_code == 2
 
 
+def test_a_view_records_what_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a view the kernel is asked for its events alone, unless others are named."""
+    asked = []
+
+    def listen(*_: Any, selection: Selection, **__: Any) -> Made:
+        asked.append(selection.events)
+        return Made()
+
+    monkeypatch.setattr(live, "opened", listen)
+    assert run("run", "--view", "execsnoop -x", "--duration", "20ms").exit_code == 0
+    assert (
+        run("run", "--view", "execsnoop", "--events", "openat", "--duration", "20ms").exit_code == 0
+    )
+    assert run("run", "--duration", "20ms").exit_code == 0
+    assert asked[0] == {"sched_process_exec", "execve", "execveat"}
+    assert asked[1] == {"openat"}
+    assert asked[2] > asked[0] | {"connect"}
+
+
 def test_loss_is_told_and_is_exit_code_3(made: Callable[..., Made]) -> None:
     """What the kernel had no room for is counted on standard error."""
     made(executions(1), Batch(0, {}, (Loss("lost", 7, "the receive buffer was full"),)))
@@ -132,7 +155,7 @@ def test_the_next_source_is_tried(
         def refuse(**_: Any) -> Made:
             raise PrivilegeError(f"no {name} here")
 
-        return refuse if name in refused else Made
+        return refuse if name in refused else lambda **_: Made()
 
     refused = {"bpf"}
     monkeypatch.setattr(plugins, "found", lambda _: dict.fromkeys(live.ORDER))
@@ -291,6 +314,28 @@ def test_what_ran_before_lasts_from_its_start() -> None:
     assert ours_s == pytest.approx(lived_s, abs=0.05)
 
 
+class Ages:
+    """A sink that keeps how old each task was when it ended, in seconds."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, float] = {}
+
+    def write(self, batch: Batch) -> None:
+        for row in batch.select(["tid", DURATION]).to_pylist():
+            if DURATION in row:
+                self.found[cast("int", row["tid"])] = cast("int", row[DURATION]) / 1e9
+
+    def close(self) -> None:
+        pass
+
+
+def ages(capture: Path) -> dict[int, float]:
+    """How old the tasks in a capture were when they ended."""
+    kept = Ages()
+    Pipeline(opened(capture.read_bytes()), [kept], stages=[Lifetimes()]).run()
+    return kept.found
+
+
 def beside_forkstat(forkstat: str, capture: Path, count: int, source: str) -> tuple[str, str]:
     """What forkstat prints, and our view of a recording, of some processes that end."""
     script = (
@@ -331,11 +376,12 @@ def test_forkstat_beside_a_recording(
         theirs, ours = map(exits, beside_forkstat(program("forkstat"), path, count, source))
         assert len(theirs) >= count + 3
         assert not differences(theirs, ours)
-        apart_s = {}
-        for pid, (_, lived_s) in theirs.items():
-            mine_s = ours[pid][1]
-            if lived_s is not None and mine_s is not None:
-                apart_s[pid] = abs(lived_s - mine_s)
+        known_s = ages(path)
+        apart_s = {
+            pid: abs(lived_s - known_s[pid])
+            for pid, (_, lived_s) in theirs.items()
+            if lived_s is not None and pid in known_s
+        }
         # Only of threads that ran before the recording nobody says when they started.
         assert len(apart_s) >= count + 3
         # Of what ran before it did, forkstat knows the start only to a second or so.
