@@ -231,7 +231,7 @@ class BpfRecorder:
             for ring in (self._program.rare, self._program.hot):
                 taken = _take(ring)
                 self._ordering.add(taken)
-                if len(taken.offsets) and ring.waiting_bytes > BATCH_BYTES:
+                if len(taken.offsets) and ring.waiting_bytes > (0 if last else BATCH_BYTES):
                     more = True
                     horizons.append(int(taken.times_ns()[-1]) - _SLACK_NS)
             ready = self._ordering.until(min(horizons, default=None))
