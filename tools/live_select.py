@@ -59,8 +59,8 @@ def select_options(function: _F) -> _F:
             help="Opened files: all, or those that may be written; writes unless --events asks"
             " for opens.",
         ),
-        click.option("--trace", "scope", multiple=True, hidden=True),
-        click.option("--filter", "scope", multiple=True, hidden=True),
+        click.option("--trace", "scope", multiple=True, hidden=True, help="As --scope."),
+        click.option("--filter", "scope", multiple=True, hidden=True, help="As --scope."),
         click.option(
             "--scope",
             multiple=True,
