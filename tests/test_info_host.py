@@ -140,3 +140,32 @@ def test_a_recording_says_who_made_it_and_why(tmp_path: Path) -> None:
     too_long = run("record", "-o", tmp_path / "b.kcap", "--note", "x" * 4097)
     assert too_long.exit_code == 2
     assert "more than 4,096 characters" in too_long.stderr
+
+
+def test_queries_see_the_host(now: Baseline, tmp_path: Path) -> None:
+    """Every table of the snapshot is one under 'host', of all captures; a damaged one is a loss."""
+    pytest.importorskip("duckdb")
+    other = take(SourceInfo("kcap-bpf", host="there", boot_id="other boot", origin="11" * 16))
+    files = [tmp_path / "a.kcap", tmp_path / "b.kcap"]
+    for file, taken in zip(files, (now, other), strict=True):
+        file.write_bytes(recorded(taken))
+
+    for name, table in now.tables.items():
+        sql = f"SELECT machine, count(*) AS n FROM host.{name} GROUP BY ALL ORDER BY ALL"
+        done = run("query", "-f", "jsonl", sql, *files)
+        assert done.exit_code == 0, done.output
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [row["machine"] for row in found] == ["boot", "other boot"]
+        assert found[0]["n"] == table.rows
+    whole = run("query", "--json", "FROM host.interfaces", files[0])
+    assert "127.0.0.1/8" in whole.stdout
+    assert run("query", "FROM host.nothing", files[0]).exit_code == 1
+
+    data = bytearray(files[0].read_bytes())
+    footer = opened(bytes(data)).footer
+    assert footer is not None
+    data[footer.totals["states"][0][0] + 60] ^= 0xFF
+    files[0].write_bytes(data)
+    damaged = run("query", "FROM host.users", *files)
+    assert damaged.exit_code == 3
+    assert "damaged" in damaged.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from kcap.errors import KcapError
@@ -96,7 +96,7 @@ def read(source: Source) -> Hosts:
         The hosts; what was damaged of them is in ``losses``.
     """
     from kcap.format.reader import CaptureReader
-    from kcap.model.side import SourceInfo
+    from kcap.model.side import Loss, SourceInfo
     from kcap.replay.pipeline import Pipeline
 
     hosts = Hosts()
@@ -107,25 +107,37 @@ def read(source: Source) -> Hosts:
         return hosts
     for entry in index.totals["sources"]:
         hosts.add_source(SourceInfo.from_json(entry))
-    _read_states(source, index, hosts)
+    hosts.losses += index.losses
+    for found in states(source, index):
+        if isinstance(found, Loss):
+            hosts.losses.append(found)
+        else:
+            hosts.add(found)
     return hosts
 
 
-def _read_states(reader: CaptureReader, index: Index, hosts: Hosts) -> None:
+def states(reader: CaptureReader, index: Index) -> Iterator[Snapshot | Loss]:
+    """The snapshots of a capture that tell what its hosts were like.
+
+    Args:
+        reader: The capture, in a file.
+        index: Its index.
+
+    Yields:
+        The first snapshot, and later ones with tables of a host; a loss for one that is damaged.
+    """
     from kcap.format.record import Kind
     from kcap.format.state_tables import read_state
     from kcap.model.side import Loss
     from kcap.state.state import FOLLOWED
 
-    hosts.losses += index.losses
     for number, (offset, length) in enumerate(index.totals["states"]):
         try:
             if number and set(_names(reader, offset, length)) <= FOLLOWED:
                 continue
-            payload = reader.payload_at(offset, Kind.STATE)
-            hosts.add(read_state(payload, reader.schema))
+            yield read_state(reader.payload_at(offset, Kind.STATE), reader.schema)
         except KcapError as error:
-            hosts.losses.append(Loss("damaged", 0, f"{error} (STATE at byte {offset})"))
+            yield Loss("damaged", 0, f"{error} (STATE at byte {offset})")
 
 
 def _names(reader: CaptureReader, offset: int, length: int) -> Iterable[str]:
@@ -306,7 +318,10 @@ def _address(row: Mapping[str, Any]) -> str | None:
 
 
 def _aligned(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A table: numbers to the right, all else to the left."""
+    """A table: numbers to the right, all else to the left; no column without a value."""
+    kept = [at for at in range(len(columns)) if any(row[at] is not None for row in rows)]
+    columns = [columns[at] for at in kept]
+    rows = [[row[at] for at in kept] for row in rows]
     cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(columns))]
     numeric = [all(isinstance(row[at], int | None) for row in rows) for at in range(len(columns))]

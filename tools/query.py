@@ -28,6 +28,7 @@ _FORMATS = ("table", "csv", "jsonl", "arrow", "parquet")
         'kcap query "SELECT event, count(*) FROM events GROUP BY ALL" host.kcap',
         "kcap query \"SELECT ts, cmdline FROM exec WHERE user = 'root'\" *.kcap",
         'kcap query "DESCRIBE events" host.kcap',
+        "kcap query \"SELECT local_port, process_name FROM host.sockets WHERE state = 'listen'\" f",
         'kcap query "SELECT count(*) FROM events" -w "net.dip = 10.0.0.0/8" host.kcap',
         'kcap query "FROM events" --start 2026-11-20T12:00:00Z --format parquet -o noon.parquet f',
     ),
@@ -81,6 +82,8 @@ def command(
     The table 'events' holds the events of all captures, one after another, columns united by
     name. Each type of event is a table too, with only its own columns: exec, "security_file_open".
     'all_rows' also holds the records that only describe what was there (kind = 'state').
+    'host.sockets', 'host.mounts', 'host.processes' and more say what the recorded hosts were like
+    when the recordings began; SHOW ALL TABLES lists them.
 
     'ts' is a timestamp in UTC with microseconds, 'ts_ns' the exact time as an integer. Conditions
     on ts, ts_ns, event, pid and on text (=, IN) let whole chunks of a .kcap file be unread. The

@@ -11,26 +11,32 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap.dataset import CaptureDataset
 from kcap.errors import KcapError, MissingExtraError
+from kcap.format.reader import CaptureReader
 from kcap.model import naming
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, concat
+from kcap.model.side import Loss
 from kcap.replay.pipeline import Pipeline
 from kcap.selection import Pass
+from kcap.tools import host
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from kcap.capture import Capture
     from kcap.filter import Filter
     from kcap.model.stream import Source
 
 EVENTS: Final = "events"
 ALL_ROWS: Final = "all_rows"
+HOSTS: Final = "host"
+"""The schema of the tables that say what the recorded hosts were like."""
 
 _BATCH_ROWS: Final = 10_000
+_OF_HOSTS: Final = re.compile(rf"\b{HOSTS}\"?\s*\.", re.IGNORECASE)
+_PASSING: Final = "kcap_passing"
 _INTERRUPTED: Final = "Query interrupted"
 _LISTING: Final = re.compile(
     r"\b(show|describe|summarize|pragma|information_schema|duckdb_\w+|pg_\w+|sqlite_\w+)\b",
@@ -126,9 +132,33 @@ class Session:
             connection.execute(f"CREATE VIEW {EVENTS} AS FROM {ALL_ROWS} WHERE {condition}")
             for name, view in self._type_views(sql):
                 connection.execute(f"CREATE VIEW {_quoted(name)} AS {view}")
+            if _OF_HOSTS.search(sql) or _LISTING.search(sql):
+                self._add_hosts()
             # What execute() gives would be in memory as a whole.
             reader: pa.RecordBatchReader = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
         return reader
+
+    def _add_hosts(self) -> None:
+        """Add what the hosts were like: the tables of the captures' snapshots, under a schema."""
+        found: dict[str, list[Batch]] = {}
+        for capture in self._captures:
+            reader = capture.source
+            index = reader.index() if isinstance(reader, CaptureReader) else None
+            if not isinstance(reader, CaptureReader) or index is None:
+                continue
+            for said in host.states(reader, index):
+                if isinstance(said, Loss):
+                    capture.losses.append(said)
+                    continue
+                for name, table in said.tables.items():
+                    found.setdefault(name, []).append(table)
+        self._connection.execute(f"CREATE SCHEMA {HOSTS}")
+        for name, parts in sorted(found.items()):
+            whole = concat(parts)
+            columns = {column: whole.array(column) for column in whole.columns}
+            self._connection.register(_PASSING, pa.table(columns))
+            self._connection.execute(f"CREATE TABLE {HOSTS}.{_quoted(name)} AS FROM {_PASSING}")
+            self._connection.unregister(_PASSING)
 
     def _check(self, sql: str) -> None:
         """Refuse what is no query. DuckDB's lock holds without it, but for an empty folder."""
