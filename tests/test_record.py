@@ -19,7 +19,8 @@ import pytest
 from badinput_support import ROOT
 from cli_support import run
 
-COMMAND = (sys.executable, "-m", "kcap.tools", "record")
+PROC = ("--source", "proc")
+COMMAND = (sys.executable, "-m", "kcap.tools", "record", *PROC)
 DISK_BYTES = 40 << 10
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -226,7 +227,7 @@ def test_a_full_disk_keeps_the_complete_records(force: tuple[str, ...], tmp_path
         "from kcap.tools.cli import main; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "record", "-o", path, "--durability", "100ms", *force],
+        [sys.executable, "-c", code, "record", *PROC, "-o", path, "--durability", "100ms", *force],
         env=ENV,
         stderr=subprocess.PIPE,
     )
@@ -326,7 +327,7 @@ def test_a_refusal_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mon
         raise PermissionError
 
     monkeypatch.setattr("socket.socket.bind", lambda *_: refused(0))
-    result = run("record", "-o", tmp_path / "r.kcap")
+    result = run("record", *PROC, "-o", tmp_path / "r.kcap")
 
     assert result.exit_code == 1
     assert "expected root or CAP_NET_ADMIN" in result.stderr
