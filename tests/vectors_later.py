@@ -27,6 +27,7 @@ from kcap.model.side import Heartbeat, Loss
 def vectors() -> Iterator[Vector]:
     """All of them."""
     yield from other_versions()
+    yield from heartbeats()
     yield from repaired_and_blobs()
 
 
@@ -44,23 +45,6 @@ def other_versions() -> Iterator[Vector]:
         "A record of kind 99 with the ancillary flag is skipped.",
         "2.4",
         forge.assembled([*parts[:4], unknown, *parts[4:]]),
-        EVENTS[:8],
-    )
-    heartbeats = [Part(Kind.HEARTBEAT, struct.pack("<qQ", 5, 8)), _note()]
-    yield valid(
-        "heartbeat-and-note",
-        "A HEARTBEAT and a NOTE.",
-        "4.6",
-        counted([*parts[:4], *heartbeats, *parts[4:]]),
-        EVENTS[:8],
-    )
-    told = Heartbeat(2 * 10**9, 10**9, 4, SOURCE.id, {"lost": 0, "attached": ["on_exec"]})
-    first = replace(told, ts_ns=10**9, boot_ns=0, events=0)
-    yield valid(
-        "heartbeats-with-bodies",
-        "HEARTBEATs that say what the recorder had counted, a second apart.",
-        "4.6",
-        made(events(4).with_before([SOURCE, first]), events(4, 4).with_before([told])),
         EVENTS[:8],
     )
     yield valid(
@@ -98,6 +82,33 @@ def other_versions() -> Iterator[Vector]:
         "A later minor version: more keys in every body, longer payloads, a new section.",
         "1.4 2.4 4",
         _of_version_1_9(full),
+        EVENTS[:8],
+    )
+
+
+def heartbeats() -> Iterator[Vector]:
+    """Signs of life of the recorder."""
+    full = made(
+        events(4).with_before([SOURCE, snapshot(), Loss("lost", 1, "r")]),
+        events(4, 4),
+        checkpoint=1,
+    )
+    parts = forge.parts_of(full)
+    records = [Part(Kind.HEARTBEAT, struct.pack("<qQ", 5, 8)), _note()]
+    yield valid(
+        "heartbeat-and-note",
+        "A HEARTBEAT and a NOTE.",
+        "4.6",
+        counted([*parts[:4], *records, *parts[4:]]),
+        EVENTS[:8],
+    )
+    told = Heartbeat(2 * 10**9, 10**9, 4, SOURCE.id, {"lost": 0, "attached": ["on_exec"]})
+    first = replace(told, ts_ns=10**9, boot_ns=0, events=0)
+    yield valid(
+        "heartbeats-with-bodies",
+        "HEARTBEATs that say what the recorder had counted, a second apart.",
+        "4.6",
+        made(events(4).with_before([SOURCE, first]), events(4, 4).with_before([told])),
         EVENTS[:8],
     )
 

@@ -30,7 +30,11 @@ NOTE_CHARS: Final = 4096
 
 
 class _RecordOptions(live.LiveOptions, live_select.SelectOptions):
-    """Options that record shares with run."""
+    """Options that record shares with run, and what it is told for whoever reads the capture."""
+
+    case: str | None
+    operator: str | None
+    note: str | None
 
 
 @dataclass
@@ -87,7 +91,9 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
     show_default=True,
     help="The most that a crash may cost: what came within INTERVAL, the open chunk, or anything.",
 )
-@click.option("--case", callback=_brief, help="The case that the capture belongs to.")
+@click.option(
+    "--case", callback=_brief, help="The case it belongs to; 'kcap info --host' shows it."
+)
 @click.option("--operator", callback=_brief, help="Who records.")
 @click.option("--note", callback=_brief, help="Anything else that a reader should know.")
 @common.chunk_options
@@ -102,9 +108,6 @@ def command(
     force: bool,
     max_size: int | None,
     durable: durability.Durability,
-    case: str | None,
-    operator: str | None,
-    note: str | None,
     chunk_events: int,
     level: int,
     **options: Unpack[_RecordOptions],
@@ -121,9 +124,6 @@ def command(
 
     With a filter, behind -w or as words, only events are written for which it is true; 'kcap info'
     shows how many were left out.
-
-    The capture says what the host was like when the recording began, and what --case, --operator
-    and --note say: see 'kcap info --host'.
     """
     from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Pipeline
@@ -131,13 +131,8 @@ def command(
 
     where, state = common.filter_given(ctx, where, words), State()
     selection = live_select.chosen(options, where)
-    told = {"filter": where and where.text, "case": case, "operator": operator, "note": note}
-    source = live.opened(
-        options,
-        interval_s=durable.tick_s,
-        selection=selection,
-        details={name: value for name, value in told.items() if value},
-    )
+    told = _told(options, where)
+    source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
     path = output.capture_path(target) if target else _default_name()
     with (
         contextlib.closing(source),
@@ -174,6 +169,17 @@ def command(
         durability.sync_folder(path)  # a new file has taken the old one's name
     _report(summary, writer, path)
     common.finish(ctx, summary, source.info.file)
+
+
+def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
+    """What the capture says of its recording, beside what its source knows."""
+    told = {
+        "case": options["case"],
+        "filter": None if where is None else where.text,
+        "note": options["note"],
+        "operator": options["operator"],
+    }
+    return {name: value for name, value in told.items() if value}
 
 
 def _report(summary: Summary, writer: CaptureWriter, path: str) -> None:
