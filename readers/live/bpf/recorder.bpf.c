@@ -614,6 +614,8 @@ int call_executed(struct bpf_raw_tracepoint_args *context)
         if (wanted && *wanted == EQUAL)
             track(r->pid);
     }
+    if (track_matches)
+        in_scope(s);
     emit(context, s, 0);
     return 0;
 }
@@ -664,6 +666,8 @@ int on_fork(struct bpf_raw_tracepoint_args *context)
     r->number[3] = ns_number(word(leader, o_task_struct__thread_pid));
     r->number[4] = word(child, o_task_struct__start_boottime);
     r->number[5] = half(word(child, o_task_struct__real_parent), o_task_struct__tgid);
+    if (track_matches)
+        in_scope(s);
     if (scoped && r->number[0] == r->number[1] && (track_new || is_tracked(r->pid)))
         track(r->number[1]);
     emit(context, s, 0);
