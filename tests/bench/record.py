@@ -99,13 +99,18 @@ def turn(work: Work, watch: Watch | None) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         process = _started(watch, folder)
-        before_s = cpu_s(process.pid)
-        work_s, done = do(work)
-        time.sleep(SETTLED_S)
-        own_s = cpu_s(process.pid) - before_s
-        process.send_signal(signal.SIGINT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        try:
+            before_s = cpu_s(process.pid)
+            work_s, done = do(work)
+            time.sleep(SETTLED_S)
+            own_s = cpu_s(process.pid) - before_s
+            process.send_signal(signal.SIGINT)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                process.wait()
         return Cost(work_s, own_s, usage.ru_utime + usage.ru_stime, *watch.seen(folder, done))
 
 
