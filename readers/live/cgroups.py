@@ -47,7 +47,6 @@ _KERNFS: Final = 0xFE
 """FILEID_KERNFS: a handle that consists of a group's id."""
 _HANDLE: Final = struct.Struct("=IiQ")
 _ID_BYTES: Final = 8
-_OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Group(NamedTuple):
@@ -153,6 +152,10 @@ def walk(mounted: Mounted, most: int) -> Iterator[tuple[str, int]]:
         waiting += [prefix + name for name in sorted(below, reverse=True)]
 
 
+def _open_flags() -> int:
+    return os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
 class Paths:
     """Paths of the groups of one hierarchy by their ids.
 
@@ -175,7 +178,7 @@ class Paths:
         self._mount_fd = -1
         if self._mounted is not None:
             try:
-                self._mount_fd = os.open(self._mounted.path, _OPEN_FLAGS)
+                self._mount_fd = os.open(self._mounted.path, _open_flags())
             except OSError:
                 self._mounted = None
         if self._mounted is not None and not self._by_handle(os.fstat(self._mount_fd).st_ino):
@@ -201,7 +204,7 @@ class Paths:
         libc = ctypes.CDLL(None, use_errno=True)
         if not hasattr(libc, "open_by_handle_at"):
             return None
-        folder = libc.open_by_handle_at(self._mount_fd, handle, _OPEN_FLAGS)
+        folder = libc.open_by_handle_at(self._mount_fd, handle, _open_flags())
         if folder < 0:
             return None
         try:

@@ -28,8 +28,6 @@ _FLAGS: Final = re.compile(rb"^flags:\t([0-7]+)", re.MULTILINE)
 _INODE: Final = re.compile(rb"^ino:\t(\d+)", re.MULTILINE)
 _NUMBERED: Final = re.compile(r"([a-z_]+):\[(\d+)\]")
 
-_O_DIRECTORY: Final = os.O_DIRECTORY
-
 _ANONYMOUS: Final = {
     "bpf-map": "bpf",
     "bpf-prog": "bpf",
@@ -175,7 +173,7 @@ class Tasks:
             flags, inode = _FLAGS.search(info), _INODE.search(info)
             file = described(procfs.stored(target) or "")
             number = None if flags is None else int(flags[1], 8)
-            if file.type == "file" and number is not None and number & _O_DIRECTORY:
+            if file.type == "file" and number is not None and number & os.O_DIRECTORY:
                 file = file._replace(type="directory")
             if file.inode is None and inode is not None:
                 file = file._replace(inode=int(inode[1]))
