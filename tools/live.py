@@ -108,7 +108,8 @@ def _told(selection: Selection | None, details: Mapping[str, Any]) -> dict[str, 
     if selection is None:
         return {"details": details}
     chosen = {**details, "selection": selection.describe()}
-    return {"setup": selection.setup(), "details": chosen}
+    variables = selection.environment.names
+    return {"setup": selection.setup(), "variables": variables, "details": chosen}
 
 
 class Deadline:

@@ -34,7 +34,7 @@ from kcap.readers.live import choosing
 from kcap.readers.live.bpf import events as catalogue
 from kcap.readers.live.choosing import Chosen
 from kcap.readers.live.scopes import TEXTS, Choice, Scope, parse
-from kcap.readers.live.subjects import Subjects
+from kcap.readers.live.subjects import Subjects, members
 from kcap.replay.derived import named
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ class Selection:
         # Only processes that are tracked matter then, and the kernel asks for nothing else.
         tracked = bool(self.scope.roots) or self.scope.new
         if tracked:
-            members = sorted(self.subjects.members)[:TRACKED_ENTRIES]
-            tables["tracked"] = {struct.pack("=I", pid): b"\x01" for pid in members}
+            known = sorted(self.subjects.members)[:TRACKED_ENTRIES]
+            tables["tracked"] = {struct.pack("=I", pid): b"\x01" for pid in known}
         constants |= {
             "scoped": int(bool(constants) or tracked),
             "want_tracked": int(tracked),
@@ -223,7 +223,7 @@ class Selection:
             "environment": self.environment.level,
             "stacks": int(self.stack),
         }
-        return Setup(self.events, constants, tables)
+        return Setup(self.events, constants, tables, lambda: members(self.scope)[:TRACKED_ENTRIES])
 
     @cached_property
     def demands(self) -> Mapping[str, Demand]:

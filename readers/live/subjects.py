@@ -74,6 +74,19 @@ def look(scope: Scope, *, proc: str = "/proc", hierarchy: Mounted | None = None)
     return found
 
 
+def members(scope: Scope, proc: str = "/proc") -> list[int]:
+    """The processes of the trees that are meant, as they are now.
+
+    Args:
+        scope: What is to be recorded.
+        proc: Where the proc file system is mounted.
+
+    Returns:
+        Their ids.
+    """
+    return sorted(descendants(scope.roots, _parents(proc))) if scope.roots else []
+
+
 def descendants(roots: Iterable[int], parents: Mapping[int, int]) -> frozenset[int]:
     """Processes and all that descend from them.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -65,6 +65,8 @@ class Setup(NamedTuple):
     constants: Mapping[str, int] = MappingProxyType({})
     maps: Mapping[str, Mapping[bytes | int, bytes | int]] = MappingProxyType({})
     """Entries of its maps, by map."""
+    members: Callable[[], Iterable[int]] = tuple
+    """Gives the processes that are tracked; asked for when births are seen, so none is missed."""
 
 
 class KernelProgram:
@@ -149,6 +151,8 @@ class KernelProgram:
             self._loaded.attach(name)
         # Also where no renames are asked for: what a program was called before it was executed.
         self._loaded.attach(_OPTIONAL["task_rename"])
+        for pid in self._setup.members():
+            self._loaded.maps["tracked"].set(pid, 1)
 
     def attach_calls(self, layout: np.dtype[np.void]) -> None:
         """Begin to record the rest.
