@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check install -qq
 
 # Debian packages of programs that tests compare kcap with, pipe through, or build with.
-ORACLES := bpftrace clang forkstat gcc gcc-multilib llvm sysdig zstd
+ORACLES := bpftrace clang forkstat gcc gcc-multilib libc6-dev llvm sysdig zstd
 MACHINES := busybox-static e2fsprogs qemu-system-x86
 
 .DEFAULT_GOAL := help

@@ -122,8 +122,8 @@ def test_a_path_that_changes_meanwhile(seen: Seen) -> None:
     names = {path for path, _ in said}
     found = [(path, ret) for path, ret in opened(seen.of("swap")) if path in names]
 
-    assert len(said) == SWAPS
-    assert found[-SWAPS:] == said
+    assert len(said) >= SWAPS
+    assert found[-len(said) :] == said
     given = [r.get("arg_path_arg") for r in seen.of("swap") if r.get("fd_name") in names]
     assert len(set(given)) > 1
 

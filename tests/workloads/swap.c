@@ -1,4 +1,5 @@
-/* swap FOLDER N: opens a path that another thread changes all the while.
+/* swap FOLDER N: opens a path that another thread changes all the while, N times at least, and more
+ * where the thread has not run yet.
  *
  * What each open truly reached is read from the file itself: it holds its own name.
  */
@@ -28,7 +29,8 @@ int main(int argc, char **argv)
     make(names[1], "b", 0644);
     strcpy(shared, names[0]);
     pthread_create(&other, NULL, change, NULL);
-    for (long i = 0, count = atol(argv[2]); i < count; i++) {
+    long count = atol(argv[2]);
+    for (long i = 0; i < count || (i < 100 * count && !(counts[0] && counts[1])); i++) {
         char letter;
         int fd = must(syscall(SYS_openat, AT_FDCWD, shared, O_RDONLY, 0), "openat");
         must(pread(fd, &letter, 1, 0), "pread");
