@@ -214,7 +214,7 @@ def put_socket(row: Row, accepted: set[int]) -> None:
     elif width is not None:
         for i, side in enumerate(("local", "remote")):
             address, port = kernel[side][:width], kernel[f"{side}_port"]
-            if port or any(address):
+            if port or (any(address) and kernel["type"] % 16 != 1):
                 ends[i] = end(family, address, port)
     local, remote = ends
     said = user_address(row.pieces[5]) if role in ("give", "receive") else None

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _TYPES_SHOWN = 20
 
+FILTERED = "filtered"
+"""Kind of loss of what was left out on purpose."""
+
 BLIND = "blind"
 """Kind of loss: what happened was not looked at, or could not be."""
 
@@ -164,6 +167,7 @@ def _from_scan(source: Source, where: Filter | None) -> tuple[dict[str, Any], li
 def _as_text(found: dict[str, Any]) -> str:
     from kcap.model.text import printable
 
+    lost = [entry for entry in found["loss"] if entry["kind"] != FILTERED]
     rows = [
         ("file", found["file"]),
         ("format", f"{found['format']} {found.get('format_version', '')}".strip()),
@@ -182,10 +186,11 @@ def _as_text(found: dict[str, Any]) -> str:
         ("content", found.get("content_hash")),
         ("sha256", found.get("sha256")),
         *(("source", _source(s)) for s in found["sources"]),
-        *(("loss", _loss(entry)) for entry in found["loss"]),
+        *(("left out", _loss(entry)) for entry in found["loss"] if entry["kind"] == FILTERED),
+        *(("loss", _loss(entry)) for entry in lost),
     ]
     lines = [f"{name:<12} {printable(str(value))}" for name, value in rows if value]
-    if not found["loss"]:
+    if not lost:
         lines.append(f"{'loss':<12} none recorded")
     types = sorted(found["types"].items(), key=lambda item: (-item[1], item[0]))
     if types:

@@ -73,7 +73,7 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
     examples=(
         "kcap record -o host.kcap",
         "kcap record -o host --duration 60 --max-size 100M --durability 200ms",
-        "kcap record \"evt.name = 'exec' and ps.username = 'root'\" -o execs",
+        "kcap record --events process,net --scope 'uid>=1000' -o users",
         "kcap record -o host.kcap --case C-12 --operator ann --note 'before the reboot'",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
     ),
@@ -112,11 +112,16 @@ def command(
     level: int,
     **options: Unpack[_RecordOptions],
 ) -> None:
-    """Record the processes of this host until Ctrl-C, a signal or a limit.
+    """Record what happens on this host until Ctrl-C, a signal or a limit.
 
-    Needs root; newer kernels let any user. Events come from the kernel's process connector: fork,
-    exec, exit, and changes of ids, names and sessions. What the kernel had to drop is counted,
-    written into the capture, and makes the exit code 3.
+    By default that is executions with path and arguments, forks and ends of processes, files opened
+    for writing, connections, and what matters to security; --list-events prints what else there
+    is. Events, scope and filter are looked at in the kernel as far as they can be. Needs root;
+    'kcap doctor' says what a host can be recorded with: bpf, else proc, which knows of processes
+    alone.
+
+    What the kernel had to drop is counted by event and process, written into the capture, and makes
+    the exit code 3; so does what nobody could see, as what a program does through io_uring.
 
     A chunk is closed when it is full, and after a minute. What came since is on the disk within
     INTERVAL all the same, so that neither a kill nor a power cut costs more; into a pipe it is
@@ -150,8 +155,10 @@ def command(
         )
         limits = _Limits(source, writer, options["duration"], max_size, durable)
         with Progress(lambda: writer.bytes_written) as progress:
+            ready = _Ready(source.info.format, path)
 
             def after_batch(summary: Summary) -> bool:
+                ready.tell()
                 limits.check()
                 return progress.update(summary)
 
@@ -194,6 +201,21 @@ def _report(summary: Summary, writer: CaptureWriter, path: str) -> None:
         f"exit code {summary.exit_code}: {printable(path)}",
         err=True,
     )
+
+
+class _Ready:
+    """Says once that the recording runs, after its first batch: the host as it was."""
+
+    def __init__(self, source: str, path: str) -> None:
+        self._text: str | None = f"kcap: recording with {source}: {path}"
+
+    def tell(self) -> None:
+        """After each batch."""
+        from kcap.model.text import printable
+
+        if self._text is not None:
+            click.echo(printable(self._text), err=True)
+            self._text = None
 
 
 class _Kept:

@@ -42,6 +42,8 @@ _ROLES: Final = {
 }
 
 _ANY: Final = {INET: bytes(4), INET6: bytes(16)}
+_TYPE: Final = 0xF
+_STREAM: Final = 1
 
 
 class Socket(NamedTuple):
@@ -191,5 +193,7 @@ def _ends(kernel: dict[str, Any], here: bytes, there: bytes) -> tuple[End | None
     found: list[End | None] = []
     for side in ("local", "remote"):
         raw, port = kernel[side][: len(_ANY[family])], kernel[f"{side}_port"]
-        found.append(values.internet(family, raw, port) if port or any(raw) else None)
+        # A stream that was refused keeps the address it asked for, but not the port.
+        known = port or (any(raw) and kernel["type"] & _TYPE != _STREAM)
+        found.append(values.internet(family, raw, port) if known else None)
     return found[0], found[1]
