@@ -21,6 +21,9 @@ from cli_support import run
 
 PROC = ("--source", "proc")
 COMMAND = (sys.executable, "-m", "kcap.tools", "record", *PROC)
+READY = r"kcap: recording with netlink-proc: [^\n]+\n"
+"""What is said first: the recording runs."""
+
 DISK_BYTES = 40 << 10
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -107,7 +110,7 @@ def test_a_signal_ends_a_recording_in_order(number: signal.Signals, tmp_path: Pa
     events = f"{found['events']:,}"
     digest = hashlib.sha256((tmp_path / "r.kcap").read_bytes()).hexdigest()
     last = rf"kcap: {events} events, \S+ \S+, 0 lost, exit code 0: r\.kcap\n"
-    assert re.fullmatch(rf"kcap: sha256 {digest}\n{last}", errors), errors
+    assert re.fullmatch(rf"{READY}kcap: sha256 {digest}\n{last}", errors), errors
 
 
 @pytest.mark.root
@@ -239,7 +242,7 @@ def test_a_full_disk_keeps_the_complete_records(force: tuple[str, ...], tmp_path
 
     assert exit_code == 1, errors
     assert re.match(
-        rf"kcap: {path}: writing failed: File too large at byte \d+\n"
+        rf"{READY}kcap: {path}: writing failed: File too large at byte \d+\n"
         "hint: the complete records before are readable",
         errors,
     ), errors
@@ -394,7 +397,8 @@ def test_the_status_line_is_for_terminals(tmp_path: Path) -> None:
     os.close(leader)
     assert process.wait(30) == 0
 
-    *updates, digest, last = re.split("\r\x1b\\[K|\r\n(?=.)", printed.decode())
+    ready, *updates, digest, last = re.split("\r\x1b\\[K|\r\n(?=.)", printed.decode())
+    assert re.match(READY, f"{ready}\n")
     assert len(updates) > 2
     status = r"00:00:0\d  [\d,]+ events  [\d.]+ \w+  0 lost"
     assert all(re.fullmatch(status, u) for u in updates if u), updates

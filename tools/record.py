@@ -73,7 +73,7 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
     examples=(
         "kcap record -o host.kcap",
         "kcap record -o host --duration 60 --max-size 100M --durability 200ms",
-        "kcap record --events process,net --scope 'uid>=1000' -o users",
+        "kcap record --events process,net --scope comm=nginx --scope follow -o web",
         "kcap record -o host.kcap --case C-12 --operator ann --note 'before the reboot'",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
     ),
