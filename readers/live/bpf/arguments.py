@@ -39,7 +39,8 @@ _TYPE_SHIFT: Final = 12
 _MODE_MASK: Final = 0xFFFF
 _TYPES: Final = range((_MODE_MASK >> _TYPE_SHIFT) + 1)
 _TOTAL: Final = 1
-"""Number with the bytes of all arguments of a program."""
+_FAILED_TOTAL: Final = 7
+"""Number with the bytes of all arguments of a program, and of one that could not be executed."""
 
 _COMPAT: Final = 1
 _HALVES: Final = {180: 3, 181: 3, 193: 1, 194: 1, 333: 3, 334: 3, 378: 3, 379: 3}
@@ -298,7 +299,7 @@ class Arguments:
         ends = self._records.sizes[job.more[0], rows]
         codes, blocks = self._records.encode(starts, sizes + ends)
         executed = self._records.event[rows] == _execution()
-        totals = np.where(executed, self._numbers[rows, _TOTAL], (sizes + ends).astype(np.uint64))
+        totals = self._numbers[rows, np.where(executed, _TOTAL, _FAILED_TOTAL)]
         every_total, total = np.unique(totals, return_inverse=True)
         parts = [codes, sizes, total.reshape(-1)]
         groups = distinct.grouped(parts, [len(blocks), _WHOLE, len(every_total)])

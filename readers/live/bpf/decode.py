@@ -175,7 +175,7 @@ class Decoder:
         if len(records):
             flags = records["flags"]
             cut = int(np.count_nonzero(flags & _CUT))
-            reason = f"events with more than {STRING_BYTES} bytes of a string, or 256 variables"
+            reason = f"events with more than {STRING_BYTES} bytes of a string, or what is not measured"
             counts.append(("cut", cut, reason))
             # What a call that failed points to may be anything.
             unread = int(np.count_nonzero((flags & _FAULT != 0) & (records["retval"] >= 0)))

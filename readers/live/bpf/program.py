@@ -44,6 +44,7 @@ _HANDLERS: Final = (
     "call_remote",
     "call_close",
     "call_executed",
+    "call_variables",
 )
 """Programs by their place in the map of handlers: ``enum kcap_handler``."""
 

@@ -69,7 +69,7 @@ enum kcap_call_flag {
     KCAP_MESSAGE = 8,       /* the address is that of a msghdr */
     KCAP_VECTOR = 16,       /* the block is a vector of blocks */
     KCAP_POSITION = 32,     /* a call with a position of its own: pread, pwritev */
-    KCAP_WRITES = 64,       /* what goes into a file */
+    KCAP_WRITES = 64,       /* what goes into a file, or out of a socket */
     KCAP_CREDENTIALS = 128, /* the credentials afterwards are of interest */
 };
 
@@ -85,6 +85,7 @@ enum kcap_handler {
     KCAP_REMOTE,    /* process_vm_readv and process_vm_writev */
     KCAP_CLOSE,     /* what a descriptor stood for */
     KCAP_EXECUTED,  /* the rest of an execution; of no call */
+    KCAP_VARIABLES, /* its environment; of no call */
     KCAP_HANDLERS,
 };
 

@@ -18,6 +18,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define FMODE_WRITE 2
 #define SIGNAL_GROUP_EXIT 4
 #define PIDTYPE_SID 3
+#define EEXIST 17
 
 struct {
     MAP_TYPE(BPF_MAP_TYPE_ARRAY);
@@ -136,7 +137,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
     u32 key = nr;
     struct registers regs;
     if (compat) {
-        retval = (s32)retval;
+        /* An address in the upper half is no error. */
+        retval = (u32)retval > (u32)-4096 ? (s64)(s32)retval : (s64)(u32)retval;
         if (nr == 102) { /* socketcall */
             key = socket_call((u32)word(regs_at, __builtin_offsetof(struct registers, bx)));
             multiplexed = 1;
@@ -394,6 +396,10 @@ int call_socket(struct bpf_raw_tracepoint_args *context)
         bpf_probe_read_user(&told, sizeof(told), (void *)bytes);
         bytes = told;
     }
+    /* Of a call that failed the kernel has told no address: what stands there is the process's. */
+    if (r->retval < 0 && !(s->call.flags & KCAP_WRITES) &&
+        s->call.flags & (KCAP_MESSAGE | KCAP_LENGTH_POINTER))
+        address = 0;
     bytes = (u32)bytes;
     put_user_bytes(s, 5, address, bytes < 128 ? bytes : 128);
     if (family == AF_UNIX)
@@ -475,28 +481,35 @@ int call_remote(struct bpf_raw_tracepoint_args *context)
 
 /* ---- executions ---- */
 
-#define ARGUMENTS_MAX 128
+#define ARGUMENTS_MAX 512
 
-/* Arguments behind pointers, as a block: what a process that did not come to be was to be given. */
+/* Arguments behind pointers, as a block: what a process that did not come to be was to be given.
+ * Those behind the first 4 KiB are only measured; what is not even that makes it KCAP_CUT. */
 INLINE void put_arguments(struct scratch *s, u32 piece, u64 pointers)
 {
     u64 start = s->used;
-    u32 step = s->record.flags & KCAP_COMPAT ? 4 : 8;
+    volatile u64 *total = &s->record.number[7];
+    u32 i, step = s->record.flags & KCAP_COMPAT ? 4 : 8;
 #pragma clang loop unroll(disable)
-    for (u32 i = 0; i < ARGUMENTS_MAX; i++) {
+    for (i = 0; i < ARGUMENTS_MAX; i++) {
         u64 from = 0, at = *(volatile u64 *)&s->used;
         bpf_probe_read_user(&from, step, (void *)(pointers + (u64)i * step));
-        if (!from || at - start > KCAP_STRING || at > OFFSET_MASK)
+        if (!from || at > OFFSET_MASK)
             break;
         s64 got = bpf_probe_read_user_str(&s->data[at & OFFSET_MASK], KCAP_STRING, (void *)from);
         if (got <= 0) {
             s->record.flags |= KCAP_FAULT;
             break;
         }
-        s->used = at + got;
+        if (got == KCAP_STRING)
+            s->record.flags |= KCAP_CUT;
+        *total += got;
+        if (at - start < KCAP_STRING)
+            s->used = at + got;
     }
-    s->record.number[7] = *(volatile u64 *)&s->used - start;
-    s->record.piece[piece] = s->record.number[7];
+    if (i == ARGUMENTS_MAX)
+        s->record.flags |= KCAP_CUT;
+    s->record.piece[piece] = *(volatile u64 *)&s->used - start;
 }
 
 SEC("raw_tp/call_exec")
@@ -526,12 +539,17 @@ INLINE void put_block(struct scratch *s, u32 piece, u64 start, u64 end)
         put_user_bytes(s, piece + 1, end - (rest < KCAP_STRING ? rest : KCAP_STRING), rest);
 }
 
-#define VARIABLES_MAX 256
+#define VARIABLES_MAX 256 /* one look; as many follow as the kernel allows */
 
 /* Those variables of the environment that change what a program is, or where its cluster is. */
-INLINE void put_variables(struct scratch *s, u32 piece, u64 from, u64 end)
+SEC("raw_tp/call_variables")
+int call_variables(struct bpf_raw_tracepoint_args *context)
 {
-    u64 start = s->used;
+    struct scratch *s = the_scratch();
+    if (!s)
+        return 0;
+    u64 end = word(word(s->task, o_task_struct__mm), o_mm_struct__env_end);
+    u64 start = s->used, from = s->variable;
 #pragma clang loop unroll(disable)
     for (u32 i = 0; i < VARIABLES_MAX; i++) {
         u64 at = *(volatile u64 *)&s->used, head[3] = {};
@@ -541,15 +559,27 @@ INLINE void put_variables(struct scratch *s, u32 piece, u64 from, u64 end)
         if (got <= 0)
             break;
         bpf_probe_read_kernel(head, 19, &s->data[at & OFFSET_MASK]);
-        if ((head[0] & 0xffffff) == 0x5f444c || /* LD_ */
-            (head[0] == 0x54454e524542554bULL && head[1] == 0x49565245535f5345ULL &&
-             head[2] == 0x5f4543)) /* KUBERNETES_SERVICE_ */
+        if (!s->inside &&
+            ((head[0] & 0xffffff) == 0x5f444c || /* LD_ */
+             (head[0] == 0x54454e524542554bULL && head[1] == 0x49565245535f5345ULL &&
+              head[2] == 0x5f4543))) { /* KUBERNETES_SERVICE_ */
             s->used = at + got;
-        from += got;
+            if (got == KCAP_STRING)
+                s->record.flags |= KCAP_CUT;
+        }
+        s->inside = got == KCAP_STRING;
+        from += got - (got == KCAP_STRING); /* the NUL of a part is not the process's */
+    }
+    s->record.piece[6] += *(volatile u64 *)&s->used - start;
+    if (from < end && from > s->variable) {
+        s->variable = from;
+        bpf_tail_call(context, &handlers, KCAP_VARIABLES);
     }
     if (from < end)
         s->record.flags |= KCAP_CUT;
-    s->record.piece[piece] = *(volatile u64 *)&s->used - start;
+    bpf_tail_call(context, &handlers, KCAP_EXECUTED);
+    emit(context, s, 0);
+    return 0;
 }
 
 SEC("raw_tp/sched_process_exec")
@@ -580,6 +610,10 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     u64 fs = word(task, o_task_struct__fs);
     put_path(s, 3, word(fs, o_fs_struct__pwd__dentry), word(fs, o_fs_struct__pwd__mnt));
     put_block(s, 4, start, end);
+    s->variable = word(mm, o_mm_struct__env_start);
+    s->inside = 0;
+    if (environment == 1)
+        bpf_tail_call(context, &handlers, KCAP_VARIABLES);
     bpf_tail_call(context, &handlers, KCAP_EXECUTED);
     emit(context, s, 0);
     return 0;
@@ -596,9 +630,7 @@ int call_executed(struct bpf_raw_tracepoint_args *context)
     u64 mm = word(s->task, o_task_struct__mm);
     u64 variables = word(mm, o_mm_struct__env_start), last = word(mm, o_mm_struct__env_end);
     r->number[2] = last - variables;
-    if (environment == 1)
-        put_variables(s, 6, variables, last);
-    else if (environment == 2)
+    if (environment == 2)
         put_user_bytes(s, 6, variables, last - variables);
     u32 tid = r->tid;
     struct name *before = bpf_map_lookup_elem(&renamed, &tid);
@@ -674,6 +706,14 @@ int on_fork(struct bpf_raw_tracepoint_args *context)
     return 0;
 }
 
+/* Processes whose last thread has exited: of threads that exit together, one is the last. */
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_LRU_HASH);
+    MAP_ENTRIES(8192);
+    struct range *key;
+    u8 *value;
+} exited SEC(".maps");
+
 SEC("raw_tp/sched_process_exit")
 int on_exit(struct bpf_raw_tracepoint_args *context)
 {
@@ -685,7 +725,10 @@ int on_exit(struct bpf_raw_tracepoint_args *context)
     struct kcap_record *r = &s->record;
     u64 signal = word(task, o_task_struct__signal);
     u32 status = half(task, o_task_struct__exit_code);
-    u8 last = half(signal, o_signal_struct__live__counter) == 0;
+    u8 last = half(signal, o_signal_struct__live__counter) == 0, one = 1;
+    struct range process = {.pid = r->pid, .start = r->start_ns};
+    if (last && bpf_map_update_elem(&exited, &process, &one, 1 /* BPF_NOEXIST */) == -EEXIST)
+        last = 0;
     r->number[2] = status;
     if (last) {
         if (half(signal, o_signal_struct__flags) & SIGNAL_GROUP_EXIT)

@@ -16,6 +16,8 @@ struct scratch {
     struct kcap_call call;
     u64 used; /* bytes of data */
     u64 task; /* whose identity the record has */
+    u64 variable; /* of the environment: the next to be looked at */
+    u64 inside; /* it is the rest of a long one, whatever it looks like */
     struct kcap_record record;
     u8 data[DATA_BYTES];
 };
@@ -279,8 +281,9 @@ INLINE void count_loss(struct kcap_record *r)
     u64 one = 1, *known = bpf_map_lookup_elem(&victims, &victim);
     if (known)
         __sync_fetch_and_add(known, 1);
-    else
-        bpf_map_update_elem(&victims, &victim, &one, 1 /* BPF_NOEXIST */);
+    else if (bpf_map_update_elem(&victims, &victim, &one, 1 /* BPF_NOEXIST */) &&
+             (known = bpf_map_lookup_elem(&victims, &victim))) /* another processor's was first */
+        __sync_fetch_and_add(known, 1);
 }
 
 INLINE u64 wake(void *ring, u32 bytes)

@@ -101,7 +101,7 @@ def arguments(block: bytes, tail: bytes, total: int) -> list[bytes]:
         many bytes it was; what is known of the arguments around it stays.
     """
     missing = total - len(block) - len(tail)
-    if missing > 0 and tail:
+    if missing > 0:
         block += f"…[{missing} bytes]…".encode()
     return _items(block + tail)
 
