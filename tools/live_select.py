@@ -15,18 +15,14 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-EXAMPLES: Final = (
-    "kcap record --events process,connect --scope 'uid>=1000'",
-    "kcap record --events 'open*,-open_by_handle_at' --scope comm=nginx --scope follow",
-    "kcap record --scope tree=1234 --env HOME,PATH -o session",
-    "kcap record --events 'openat.args.pathname=/etc/*,/root/*'",
-)
-"""Examples of these options, for a verb's help."""
+NAMES_ONLY: Final = "proc"
+"""The source that can't be told which events."""
 
 
 class SelectOptions(TypedDict):
     """The options that `select_options` declares."""
 
+    source: str
     wanted: tuple[str, ...]
     sets: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -77,7 +73,8 @@ def select_options(function: _F) -> _F:
             "wanted",
             multiple=True,
             metavar="NAMES",
-            help="Events, sets and patterns: process,connect,open*,-openat; default: default.",
+            help="Events, sets and patterns: process,connect,open*,-openat; without it those of the"
+            " set 'default'.",
         ),
     ):
         function = option(function)
@@ -110,7 +107,7 @@ def chosen(options: SelectOptions, where: Filter | None) -> Selection:
         where=where,
         real=os.path.realpath,
     )
-    for note in selection.notes:
+    for note in selection.notes if options["source"] != NAMES_ONLY else ():
         click.echo(f"kcap: {note}", err=True)
     return selection.at(look(selection.scope))
 

@@ -2,7 +2,8 @@
 
 A process belongs to a family from its birth on, if its parent did; or from the first event on that
 makes it one of those who are followed. Only births, deaths and such first events are gone through
-one by one (1.5 µs each); which of the others are kept is looked up for all at once.
+one by one (1 µs each, 6 µs where descendants are followed and every process makes itself a member
+anew); which of the others are kept is looked up for all at once.
 """
 
 from __future__ import annotations
