@@ -296,7 +296,7 @@ class Arguments:
             self._columns.lists(argument(job.name), Lists(rows, codes, found))
             return
         # The end of a long block lies right behind its beginning.
-        ends = self._records.sizes[job.more[0], rows]
+        ends = self._records.sizes(job.more[0])[rows].astype(np.int64)
         codes, blocks = self._records.encode(starts, sizes + ends)
         executed = self._records.event[rows] == _execution()
         totals = self._numbers[rows, np.where(executed, _TOTAL, _FAILED_TOTAL)]

@@ -268,7 +268,7 @@ class _Envelope:
     def _stacks(self) -> None:
         """The calls that led there: return addresses, the innermost first."""
         records = self._records
-        lengths = records.sizes[_STACK] // _ADDRESS
+        lengths = records.sizes(_STACK) // _ADDRESS
         rows = np.flatnonzero(lengths)
         if not len(rows):
             return

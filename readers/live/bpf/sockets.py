@@ -116,7 +116,7 @@ class Sockets:
             The sockets.
         """
         roles, able = _roles()
-        has = able[records.event] & (records.sizes[_SOCKET] == layout.itemsize)
+        has = able[records.event] & (records.sizes(_SOCKET) == layout.itemsize)
         rows = np.flatnonzero(has)
         if not len(rows):
             return Found(rows, rows, [])
