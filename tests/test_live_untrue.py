@@ -1,0 +1,163 @@
+"""What a process makes up, or a race makes of it, is never recorded as what the kernel told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+from live_support import BTF, Recording, Row, rows
+from workload_support import Fact, Workloads
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not BTF.exists(), reason=f"this kernel has no {BTF}"),
+]
+
+EVENTS = "process,connect,recvfrom,recvmsg,sendmsg,bind,mmap"
+PART_BYTES = 4095
+"""What is taken of a variable or an argument at once."""
+MADE_UP = "198.51.100.7"
+PROCESSES, THREADS = 600, 8
+
+
+class Seen(NamedTuple):
+    """One recording, and what was done meanwhile."""
+
+    rows: list[Row]
+    high: list[Fact]
+    together: list[Fact]
+    arguments: dict[str, list[str]]
+
+    def execution(self, name: str) -> Row:
+        """The execution whose first argument this is, failed or not."""
+        [row] = [r for r in self.rows if (r.get("arg_argv") or [None])[0] == name]
+        return row
+
+
+def execute(program: str, arguments: list[str], variables: dict[str, str]) -> None:
+    """Execute a program, or try to, in a process of its own."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.execve(program, arguments, variables)
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+
+
+def receive_nothing() -> None:
+    """Ask for data that is not there, with an address lying where the kernel would put one."""
+    import ctypes
+
+    address = b"\x02\x00" + (4444).to_bytes(2) + socket.inet_aton(MADE_UP) + bytes(8)
+    place, size = ctypes.create_string_buffer(address, 16), ctypes.c_int(16)
+    data = ctypes.create_string_buffer(16)
+    libc = ctypes.CDLL(None)
+    vector = (ctypes.c_void_p * 2)(ctypes.addressof(data), 16)
+    message = (ctypes.c_void_p * 7)(
+        ctypes.addressof(place), 16, ctypes.addressof(vector), 1, None, 0, 0
+    )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.bind(("127.0.0.1", 0))
+        own.setblocking(False)
+        assert libc.recvfrom(own.fileno(), data, 16, 0, place, ctypes.byref(size)) == -1
+        assert libc.recvmsg(own.fileno(), ctypes.byref(message), 0) == -1
+        assert libc.sendmsg(own.fileno(), ctypes.byref(message), socket.MSG_OOB) == -1
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, workloads: Workloads) -> Seen:
+    """All of it under one recording."""
+    folder = tmp_path_factory.mktemp("untrue")
+    child = workloads.child
+    for name in ("high", "together"):
+        workloads.path(name)
+    arguments = {
+        "many": ["many", *(f"a{i}" for i in range(300))],
+        "long": ["long", *("z" * 3000 for _ in range(3)), "last"],
+        "longer": ["longer", "y" * 6000, "last"],
+    }
+    running = Recording(folder / "r.kcap", "--source", "bpf", "--events", EVENTS)
+    try:
+        hidden = {f"V{i:04}": "x" for i in range(3000)} | {"LD_PRELOAD": "/hidden.so"}
+        execute(child, ["hidden"], hidden)
+        start = "x" * (PART_BYTES - len("A="))
+        for shift in (-1, 0, 1):
+            inside = start[: len(start) + shift] if shift <= 0 else start + "x"
+            execute(child, [f"inside{shift}"], {"A": f"{inside}LD_PRELOAD=/made/up.so"})
+            execute(child, [f"behind{shift}"], {"A": inside, "LD_PRELOAD": "/true.so"})
+        for words in arguments.values():
+            execute(str(folder / "nothing"), words, {})
+        receive_nothing()
+        high = workloads.run("high")
+        together = workloads.run("together", PROCESSES, THREADS)
+        running.stop(3)  # what was cut is told
+    finally:
+        running.process.kill()
+        running.process.wait()
+    return Seen(rows(folder / "r.kcap"), high, together, arguments)
+
+
+def test_a_variable_behind_many(seen: Seen) -> None:
+    """However many variables come before it, LD_PRELOAD is seen."""
+    assert seen.execution("hidden")["arg_env"] == ["LD_PRELOAD=/hidden.so"]
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_a_variable_inside_another(seen: Seen, shift: int) -> None:
+    """The rest of a long value is no variable, wherever it is cut; what stands behind it is one."""
+    assert not seen.execution(f"inside{shift}").get("arg_env")
+    assert seen.execution(f"behind{shift}")["arg_env"] == ["LD_PRELOAD=/true.so"]
+
+
+@pytest.mark.parametrize("name", ["many", "long"])
+def test_what_a_failed_execution_was_given(seen: Seen, name: str) -> None:
+    """Of arguments beyond 4 KiB it is said how many bytes are missing, and all are counted."""
+    row = seen.execution(name)
+    words = seen.arguments[name]
+    total = sum(len(word) + 1 for word in words)
+    assert row["arg_argv_bytes"] == total
+    told = row["arg_argv"]
+    if len(told) == len(words):
+        assert told == words
+        return
+    assert told[:2] == words[:2]
+    kept = sum(len(word) + 1 for word in words[: len(told) - 1])
+    assert told[-1] == f"…[{total - kept} bytes]…"
+
+
+def test_an_argument_that_is_too_long(seen: Seen) -> None:
+    """An argument that is longer than what is taken of a string is cut, and that is counted."""
+    told = seen.execution("longer")["arg_argv"]
+    assert told[1] == "y" * PART_BYTES
+    assert told[2] == "…[5 bytes]…"
+
+
+def test_an_address_that_the_kernel_did_not_tell(seen: Seen) -> None:
+    """Where nothing came, nothing came from anywhere; what a process asks to send to is told."""
+    calls = [r for r in seen.rows if r["pid"] == os.getpid() and r["event"] != "bind"]
+    failed = {r["event"]: r for r in calls if r.get("retval", 0) < 0}
+    for name in ("recvfrom", "recvmsg"):
+        assert MADE_UP not in str(failed[name])
+    assert MADE_UP in str(failed["sendmsg"])
+
+
+def test_an_address_in_the_upper_half(seen: Seen) -> None:
+    """The result of a 32-bit mmap is the address, not a negative number."""
+    [fact] = seen.high
+    assert fact["ret"] >= 1 << 31
+    found = [r["retval"] for r in seen.rows if r["pid"] == fact["pid"] and r["event"] == "mmap"]
+    assert fact["ret"] in found
+
+
+def test_threads_that_end_together(seen: Seen) -> None:
+    """Of threads that end at the same moment exactly one is the last of its process."""
+    ends = [r for r in seen.rows if r["event"] == "sched_process_exit"]
+    last = Counter(r["pid"] for r in ends if r["arg_process_group_exit"])
+    every = Counter(r["pid"] for r in ends)
+    children = [fact["child"] for fact in seen.together]
+    assert {every[pid] for pid in children} == {THREADS + 1}
+    assert [pid for pid in children if last[pid] != 1] == []
