@@ -15,9 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kcap.model import distinct, shape
+from kcap.model import distinct, naming, shape
 from kcap.model.classes import TypeClass
-from kcap.model.naming import argument
 from kcap.readers.live.bpf import events, paths, values
 from kcap.readers.live.bpf.columns import Columns, Lists, Texts
 from kcap.readers.live.bpf.records import Int64s, Mask, Records
@@ -64,6 +63,9 @@ _USER: Final = "user"
 """Provenance of what the process said."""
 
 _TYPE_WORDS: Final = (None, *paths.TYPE_WORDS)
+
+argument: Final = cache(naming.argument)
+"""The column base of one of the arguments, which are few."""
 
 
 class _Job(NamedTuple):
@@ -144,16 +146,23 @@ class Arguments:
         """Make all of them, what the descriptors stand for, and the shapes."""
         event = self._records.event
         present = np.bincount(event, minlength=events.EVENTS) > 0
+        every = np.arange(len(event))
         for job in _jobs():
             has = (job.place >= 0) & present
-            if has.any():
-                rows = np.flatnonzero(has[event])
-                self._build(job, rows, job.place[event[rows]].astype(np.int64))
+            kinds = np.flatnonzero(has)
+            if len(kinds):
+                rows = (
+                    every if len(kinds) == np.count_nonzero(present) else np.flatnonzero(has[event])
+                )
+                # Hardly ever does it stand in several places.
+                first = int(job.place[kinds[0]])
+                alike = bool((job.place[kinds] == first).all())
+                self._build(job, rows, first if alike else job.place[event[rows]].astype(np.int64))
         self._descriptors()
         self._provenance()
         self._shape()
 
-    def _build(self, job: _Job, rows: Int64s, places: Int64s) -> None:
+    def _build(self, job: _Job, rows: Int64s, places: Int64s | int) -> None:
         if job.kind in values.NUMBERS:
             self._number(job, rows, places)
         elif job.kind == "none":
@@ -171,21 +180,24 @@ class Arguments:
 
     def _lacks(self, job: _Job, rows: Int64s) -> None:
         """Note rows that have no value of an argument."""
-        self._missing[rows] |= 1 << job.position[self._records.event[rows]]
+        if len(rows):
+            self._missing[rows] |= 1 << job.position[self._records.event[rows]]
 
-    def _number(self, job: _Job, rows: Int64s, places: Int64s) -> None:
+    def _number(self, job: _Job, rows: Int64s, places: Int64s | int) -> None:
         if job.field:
             raw = self._records[job.field][rows].astype(np.uint64)
         else:
-            lacking = self._is_of_file[rows] & np.isin(places, _FILE_NUMBERS)
-            lacking &= ~self._has_file[rows]
-            if lacking.any():
-                self._lacks(job, rows[lacking])
-                rows, places = rows[~lacking], places[~lacking]
+            of_file = np.isin(places, _FILE_NUMBERS)
+            if of_file.any():
+                lacking = self._is_of_file[rows] & of_file & ~self._has_file[rows]
+                if lacking.any():
+                    self._lacks(job, rows[lacking])
+                    rows = rows[~lacking]
+                    places = places if isinstance(places, int) else places[~lacking]
             raw = self._numbers[rows, places]
         self._columns.numbers(argument(job.name), values.NUMBERS[job.kind](raw), rows)
 
-    def _read(self, job: _Job, rows: Int64s, places: Int64s) -> Texts:
+    def _read(self, job: _Job, rows: Int64s, places: Int64s | int) -> Texts:
         """The texts of an argument."""
         kind = job.kind
         if kind == "path":
@@ -248,7 +260,7 @@ class Arguments:
         names += [paths.numbered(*file) for file in files.T.tolist()]
         return Texts(rows, codes, pa.array(names, pa.binary()))
 
-    def _resolve(self, rows: Int64s, places: Int64s, base: int) -> Texts:
+    def _resolve(self, rows: Int64s, places: Int64s | int, base: int) -> Texts:
         """Paths as the process gave them, from the directory where they begin."""
         given = self._pieces(rows, places)
         base_of = self._kernel_paths(rows, base)
@@ -265,7 +277,7 @@ class Arguments:
         ]
         return Texts(rows, groups.rows, pa.array(whole, pa.binary()))
 
-    def _told(self, rows: Int64s, places: Int64s, word: int, base: int) -> Texts:
+    def _told(self, rows: Int64s, places: Int64s | int, word: int, base: int) -> Texts:
         """Paths of what calls led to; of those that failed, what the process said.
 
         The working directory is already the new one when a call that changes it returns.
@@ -274,7 +286,7 @@ class Arguments:
         failed = np.flatnonzero(~texts.present() | (self._records["retval"][rows] < 0))
         if not len(failed):
             return texts
-        said = self._resolve(rows[failed], np.full(len(failed), word), base)
+        said = self._resolve(rows[failed], word, base)
         self._resolved[rows[failed]] = said.present()
         codes = texts.codes.copy()
         codes[failed] = said.codes + len(texts.entries)
@@ -282,7 +294,7 @@ class Arguments:
 
     # ---- lists ----
 
-    def _list(self, job: _Job, rows: Int64s, places: Int64s) -> None:
+    def _list(self, job: _Job, rows: Int64s, places: Int64s | int) -> None:
         """Arguments of programs, and their environment."""
         starts, sizes = self._records.pieces(rows, places)
         some = sizes > 0
@@ -342,20 +354,16 @@ class Arguments:
         told = np.array([socket.is_users for socket in self._sockets.sockets], np.bool_)
         is_users[self._sockets.rows] = told[self._sockets.codes]
         codes = (self._records.event << 2) + (self._resolved << 1) + is_users
-        found, which = np.unique(codes, return_inverse=True)
-        words = [
-            _user_columns(code >> 2, bool(code & 2), bool(code & 1)) for code in found.tolist()
-        ]
-        self._columns.words("provenance", words, which.reshape(-1))
+        found, which = distinct.integers(codes)
+        words = [_user_columns(code >> 2, bool(code & 2), bool(code & 1)) for code in found]
+        self._columns.words("provenance", words, which)
 
     def _shape(self) -> None:
         """Which arguments each event has, and which of them without a value."""
-        masks, mask = np.unique(self._missing, return_inverse=True)
-        both, which = np.unique(
-            self._records.event * len(masks) + mask.reshape(-1), return_inverse=True
-        )
-        texts = [_shape_text(b // len(masks), int(masks[b % len(masks)])) for b in both.tolist()]
-        self._columns.words("shape", texts, which.reshape(-1))
+        masks, mask = distinct.integers(self._missing)
+        both, which = distinct.integers(self._records.event * len(masks) + mask)
+        texts = [_shape_text(b // len(masks), masks[b % len(masks)]) for b in both]
+        self._columns.words("shape", texts, which)
 
 
 def _hanging(names: pa.BinaryArray) -> Mask:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from kcap import limits
 from kcap.model import catalogue, naming, text
-from kcap.model.batch import Column, coded, dictionary
+from kcap.model.batch import Column, coded, constant, dictionary
 from kcap.model.classes import TypeClass
 from kcap.readers.live.bpf.records import Int64s, Mask
 
@@ -138,6 +138,9 @@ class Columns:
             words: The words, None for no value.
             codes: Which of them each row of the batch has.
         """
+        if len(words) == 1 and words[0] is not None:
+            self.made[name] = constant(TypeClass.STR, words[0], self.count)
+            return
         column = coded(words, codes)
         if column is not None:
             self.made[name] = column

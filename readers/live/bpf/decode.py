@@ -25,6 +25,7 @@ from kcap import limits
 from kcap.model import catalogue
 from kcap.model.batch import Column
 from kcap.model.classes import TypeClass
+from kcap.model.distinct import integers
 from kcap.model.side import Loss
 from kcap.readers.live.bpf import events
 from kcap.readers.live.bpf.arguments import Arguments
@@ -175,7 +176,9 @@ class Decoder:
         if len(records):
             flags = records["flags"]
             cut = int(np.count_nonzero(flags & _CUT))
-            reason = f"events with more than {STRING_BYTES} bytes of a string, or what is not measured"
+            reason = (
+                f"events with more than {STRING_BYTES} bytes of a string, or what is not measured"
+            )
             counts.append(("cut", cut, reason))
             # What a call that failed points to may be anything.
             unread = int(np.count_nonzero((flags & _FAULT != 0) & (records["retval"] >= 0)))
@@ -237,7 +240,7 @@ class _Envelope:
 
     def _events(self) -> None:
         """The event's name, and what it is in kcap's terms."""
-        numbers, codes = _distinct(self._records.event)
+        numbers, codes = integers(self._records.event)
         names = [events.by_number()[number].name for number in numbers]
         known = catalogue.events(FAMILY)
         infos = [known.get(name) for name in names]
@@ -250,7 +253,7 @@ class _Envelope:
         nr = records["nr"].astype(np.int64)
         compat = (records["flags"] & _COMPAT != 0) & (nr != _OUTSIDE)
         nr = np.where(own, nr, _OUTSIDE) * 2 + compat
-        numbers, codes = _distinct(nr)
+        numbers, codes = integers(nr)
         self._columns.words("syscall", [_call_name(n >> 1, bool(n & 1)) for n in numbers], codes)
 
     def _result(self) -> None:
@@ -260,7 +263,7 @@ class _Envelope:
         self._columns.some("retval", values, is_call)
         failed = (values < 0) & (values >= -_ERRORS)
         outcome = np.where(is_call, np.where(failed, -values, 0), -1)
-        numbers, codes = _distinct(outcome)
+        numbers, codes = integers(outcome)
         names = {0: _SUCCESS, **catalogue.decoder("errno")}
         words = [None if n < 0 else names.get(n, str(-n)) for n in numbers]
         self._columns.words("status", words, codes)
@@ -268,7 +271,7 @@ class _Envelope:
     def _stacks(self) -> None:
         """The calls that led there: return addresses, the innermost first."""
         records = self._records
-        lengths = records.sizes(_STACK) // _ADDRESS
+        lengths = records.sizes(_STACK).astype(np.int64) // _ADDRESS
         rows = np.flatnonzero(lengths)
         if not len(rows):
             return
@@ -283,12 +286,6 @@ class _Envelope:
             lists.take(pa.array(codes)),
             None if len(rows) == len(records) else rows.astype(np.int32),
         )
-
-
-def _distinct(values: Int64s) -> tuple[list[int], Int64s]:
-    """The different values, and which of them each one is."""
-    coded = pa.array(values).dictionary_encode()
-    return coded.dictionary.to_pylist(), np.asarray(coded.indices).astype(np.int64)
 
 
 @cache

@@ -40,7 +40,6 @@ _TIME_MAX_NS: Final = 1 << 62
 """A time since the start of the machine beyond 146 years is none."""
 
 
-
 class Block(Protocol):
     """Records in memory."""
 
