@@ -50,7 +50,9 @@ class Recording:
         self.closed_s = 0.0
         """From the request to stop to the end."""
         begun_s = time.monotonic()
-        command = [*COMMAND, "record", "-o", str(path), *map(str, words)]
+        # It ends by itself where whoever started it was killed.
+        limit = ("--duration", "15m")
+        command = [*COMMAND, "record", "-o", str(path), *limit, *map(str, words)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )

@@ -15,6 +15,7 @@ NEEDS: dict[str, list[str]] = {
     "creds": [],
     "execs": ["FOLDER", "CHILD"],
     "files": ["FOLDER"],
+    "high": [],
     "int80": ["FOLDER"],
     "links": ["FOLDER"],
     "lives": ["CHILD", "FOLDER"],
@@ -24,6 +25,7 @@ NEEDS: dict[str, list[str]] = {
     "pairs": ["CHILD", "5"],
     "sockets": ["FOLDER"],
     "swap": ["FOLDER", "5000"],
+    "together": ["5", "4"],
     "uring": ["FOLDER"],
 }
 FED = {"early", "flood"}

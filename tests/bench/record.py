@@ -179,7 +179,7 @@ def seen_by_kcap(folder: Path, done: list[Fact]) -> tuple[int, int]:
         warnings.simplefilter("ignore")  # losses are counted below
         names = {"event", "pid", "cmdline", "arg_pathname", "arg_path_arg"}
         rows = capture.to_arrow(names & set(capture.schema.names)).to_pylist()
-        lost = sum(loss.count or 0 for loss in capture.info.losses)
+        lost = sum(x.count or 0 for x in capture.info.losses if x.kind == "lost")
     found = 0
     for row in rows:
         if row["event"] in ("exec", "sched_process_exec"):
@@ -237,7 +237,8 @@ def seen_by_forkstat(folder: Path, done: list[Fact]) -> tuple[int, int]:
 
 def kcap(name: str, tells: str, *words: str) -> Watch:
     """A recording by kcap, with more words for ``kcap record``."""
-    command = [sys.executable, "-m", "kcap.tools", "record", "-o", "r.kcap", *words]
+    limit = ("--duration", "15m")  # it ends by itself where this program was killed
+    command = [sys.executable, "-m", "kcap.tools", "record", "-o", "r.kcap", *limit, *words]
     return Watch(name, command, seen_by_kcap, tells)
 
 
