@@ -107,13 +107,22 @@ def _lengths_and_bytes(entries: pa.Array) -> tuple[bytes, memoryview, int]:
     return lengths.astype("<u4" if wide else "<u2").tobytes(), raw, WIDE if wide else 0
 
 
-def _sorted_dictionary(values: pa.DictionaryArray) -> tuple[npt.NDArray[np.int64], pa.Array]:
-    """Codes into a dictionary that is sorted by bytes and holds just what is used, each once."""
-    codes = np.asarray(values.indices)
-    seen = np.zeros(len(values.dictionary), np.bool_)
-    seen[codes] = True
-    used = np.flatnonzero(seen)
+class _Sorted(NamedTuple):
+    """A dictionary that is sorted by bytes and holds just what is used, each once."""
+
+    entries: pa.Array
+    rank: npt.NDArray[np.int64]
+    """By the code of the dictionary as it was, the place of its entry."""
+    counts: npt.NDArray[np.int64]
+    """By the same, how many values have the code."""
+
+
+def _sorted_dictionary(values: pa.DictionaryArray) -> _Sorted:
     entries = values.dictionary
+    if len(entries) == 1:
+        return _Sorted(entries, np.zeros(1, np.int64), np.array([len(values)]))
+    counts = np.bincount(np.asarray(values.indices), minlength=len(entries))
+    used = np.flatnonzero(counts)
     if len(used) < len(entries):
         entries = entries.take(pa.array(used))
     order = np.asarray(pc.sort_indices(entries))
@@ -128,7 +137,7 @@ def _sorted_dictionary(values: pa.DictionaryArray) -> tuple[npt.NDArray[np.int64
             ordered = ordered.filter(pa.array(fresh))
     lookup = np.zeros(len(values.dictionary), np.int64)
     lookup[used] = rank
-    return lookup[codes], ordered
+    return _Sorted(ordered, lookup, counts)
 
 
 def encode_text(values: pa.DictionaryArray) -> Encoded:
@@ -143,20 +152,22 @@ def encode_text(values: pa.DictionaryArray) -> Encoded:
     Raises:
         LimitError: A value is longer than the format allows.
     """
-    codes, entries = _sorted_dictionary(values)
+    entries, rank, counts = _sorted_dictionary(values)
     sizes = np.asarray(pc.binary_length(entries)).astype(np.int64)
     longest = int(sizes.max())
     if longest > limits.VALUE_BYTES:
         raise LimitError(f"a value of {longest} bytes", expected=f"at most {limits.VALUE_BYTES}")
     each = 4 if longest > 0xFFFF else 2  # noqa: PLR2004
     width = _code_type(len(entries))
-    coded = b"" if width is None else codes.astype(width).tobytes()
+    coded_bytes = 0 if width is None else len(values) * np.dtype(width).itemsize
     # By bytes, not by the share of distinct values: a long value may come again and again.
-    plain = len(codes) * each + int(sizes[codes].sum())
-    if plain < len(coded) + len(entries) * each + int(sizes.sum()):
-        lengths, raw, wide = _lengths_and_bytes(entries.take(pa.array(codes)))
+    plain = len(values) * each + int(sizes[rank] @ counts)
+    codes = np.asarray(values.indices)
+    if plain < coded_bytes + len(entries) * each + int(sizes.sum()):
+        lengths, raw, wide = _lengths_and_bytes(entries.take(pa.array(rank[codes])))
         return Encoded(b"".join((lengths, raw)), PLAIN | wide, entries=entries)
     lengths, raw, wide = _lengths_and_bytes(entries)
+    coded = b"" if width is None else rank.astype(width)[codes].tobytes()
     return Encoded(b"".join((coded, lengths, raw)), wide, 0, len(entries), entries=entries)
 
 
