@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
@@ -117,13 +116,14 @@ class Deadline:
 
     Args:
         source: The source.
-        duration_s: Seconds from now on, None for ever.
+        duration_s: Seconds from the first batch on, None for ever: before it, the source looks at
+            the host as it is.
     """
 
     def __init__(self, source: LiveSource, duration_s: float | None) -> None:
         self._source = source
         self._duration_s = duration_s
-        self.begun_s = time.monotonic()
+        self._begun_s: float | None = None
 
     def check(self, now_s: float) -> None:
         """After each batch: stop when it is time.
@@ -131,7 +131,9 @@ class Deadline:
         Args:
             now_s: The monotonic clock.
         """
-        if self._duration_s is not None and now_s - self.begun_s >= self._duration_s:
+        if self._begun_s is None:
+            self._begun_s = now_s
+        if self._duration_s is not None and now_s - self._begun_s >= self._duration_s:
             self._source.stop()
 
 

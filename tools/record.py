@@ -43,21 +43,34 @@ class _Limits:
 
     source: LiveSource
     writer: CaptureWriter
+    path: str
     duration_s: float | None
     max_size: int | None
     durable: durability.Durability
 
     def __post_init__(self) -> None:
+        self._told = False
         self._deadline = live.Deadline(self.source, self.duration_s)
-        self._committer = durability.Committer(self.writer, self.durable, self._deadline.begun_s)
+        self._committer = durability.Committer(self.writer, self.durable, time.monotonic())
 
-    def check(self) -> None:
-        """After each batch: commit in time, stop at a limit."""
+    def check(self) -> bool:
+        """After each batch: say that the recording runs, commit in time, stop at a limit.
+
+        Returns:
+            False: the source ends by itself then, with all that it has.
+        """
+        from kcap.model.text import printable
+
+        if not self._told:
+            self._told = True
+            source = self.source.info.format
+            click.echo(f"kcap: recording with {source}: {printable(self.path)}", err=True)
         now = time.monotonic()
         self._committer.check(now)
         self._deadline.check(now)
         if self.max_size is not None and self.writer.expected_bytes >= self.max_size:
             self.source.stop()
+        return False
 
 
 def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
@@ -116,19 +129,17 @@ def command(
 
     By default that is executions with path and arguments, forks and ends of processes, files opened
     for writing, connections, and what matters to security; --list-events prints what else there
-    is. Events, scope and filter are looked at in the kernel as far as they can be. Needs root;
-    'kcap doctor' says what a host can be recorded with: bpf, else proc, which knows of processes
-    alone.
+    is. Needs root; 'kcap doctor' says what a host can be recorded with.
 
     What the kernel had to drop is counted by event and process, written into the capture, and makes
     the exit code 3; so does what nobody could see, as what a program does through io_uring.
 
-    A chunk is closed when it is full, and after a minute. What came since is on the disk within
-    INTERVAL all the same, so that neither a kill nor a power cut costs more; into a pipe it is
-    written as often. With 'chunk' the disk gets whole chunks only, with 'none' the system decides.
+    What came is on the disk within INTERVAL, so neither a kill nor a power cut costs more; a pipe
+    gets it as often. With 'chunk' the disk gets whole chunks only, full ones or of a minute, with
+    'none' the system decides.
 
-    With a filter, behind -w or as words, only events are written for which it is true; 'kcap info'
-    shows how many were left out.
+    What --events, --scope and a filter, behind -w or as words, leave out stays in the kernel as far
+    as that can tell; 'kcap info' shows how much.
     """
     from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Pipeline
@@ -153,15 +164,8 @@ def command(
             level=level,
             sync=durability.syncing(stream, durable, path),
         )
-        limits = _Limits(source, writer, options["duration"], max_size, durable)
+        limits = _Limits(source, writer, path, options["duration"], max_size, durable)
         with Progress(lambda: writer.bytes_written) as progress:
-            ready = _Ready(source.info.format, path)
-
-            def after_batch(summary: Summary) -> bool:
-                ready.tell()
-                limits.check()
-                return progress.update(summary)
-
             kept = _Kept(writer, selection)
             summary = Pipeline(
                 source,
@@ -170,7 +174,7 @@ def command(
                 resolve=True,
                 stages=kept.stages,
                 limit=options["count"],
-                after_batch=after_batch,
+                after_batch=lambda summary: limits.check() or progress.update(summary),
             ).run()
     if durable.synced and force and path != "-":
         durability.sync_folder(path)  # a new file has taken the old one's name
@@ -201,21 +205,6 @@ def _report(summary: Summary, writer: CaptureWriter, path: str) -> None:
         f"exit code {summary.exit_code}: {printable(path)}",
         err=True,
     )
-
-
-class _Ready:
-    """Says once that the recording runs, after its first batch: the host as it was."""
-
-    def __init__(self, source: str, path: str) -> None:
-        self._text: str | None = f"kcap: recording with {source}: {path}"
-
-    def tell(self) -> None:
-        """After each batch."""
-        from kcap.model.text import printable
-
-        if self._text is not None:
-            click.echo(printable(self._text), err=True)
-            self._text = None
 
 
 class _Kept:
