@@ -71,3 +71,36 @@ def test_of_one_time_the_first_to_come_is_first() -> None:
     ordering.add(records([7, 7, 7]))
     out = ordering.until(None)
     assert out.data.view("<u8")[out.offsets // 8 + 1].tolist() == [0, 1, 2]
+
+
+@given(rounds)
+def test_what_is_held_back_keeps_its_bytes(script: list[tuple[list[int], list[int], int]]) -> None:
+    """Records are the same however often they were moved."""
+    ordering = Ordering()
+    added: list[tuple[int, int]] = []
+    came: list[tuple[int, int]] = []
+
+    def note(out: Records, into: list[tuple[int, int]]) -> None:
+        words = out.data.view("<u8")
+        pairs = zip(out.times_ns(), words[out.offsets // 8 + 1], strict=True)
+        into += [(int(time), int(number)) for time, number in pairs]
+
+    for first, second, horizon in script:
+        for ring in (records(first), records(second)):
+            note(ring, added)
+            ordering.add(ring)
+            ring.data[:] = 0xFF  # the ring is the kernel's again
+        note(ordering.until(horizon), came)
+    note(ordering.until(None), came)
+    assert sorted(came) == sorted(added)
+
+
+def test_memory_is_used_again() -> None:
+    """A young record that stands first does not keep what came behind it."""
+    ordering = Ordering()
+    for round_ in range(100):
+        ordering.add(records([round_ + 1]))
+        ordering.add(records([round_] * 1000))
+        out = ordering.until(round_)
+        assert len(out.data) <= 3 * BYTES + 1000 * BYTES
+    assert len(ordering.until(None).offsets) == 1

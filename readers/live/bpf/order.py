@@ -33,11 +33,19 @@ class Records(NamedTuple):
         return words[self.offsets // ALIGNED]
 
 
-EMPTY: Final = Records(np.zeros(0, np.uint8), np.zeros(0, np.int64))
+class _Part(NamedTuple):
+    """Records of one ring that wait, in the order in which they came."""
+
+    stop: int
+    """Where what was copied with them ends."""
+    offsets: npt.NDArray[np.int64]
 
 
 class Ordering:
     """Holds records back until they are in order.
+
+    It copies them, into memory that it uses again: fresh memory for every few MiB costs as much
+    as the copy.
 
     Example:
         >>> ordering = Ordering()
@@ -47,16 +55,42 @@ class Ordering:
     """
 
     def __init__(self) -> None:
-        self._held: list[Records] = []
+        self._data = np.zeros(0, np.uint8)
+        self._used = 0
+        self._parts: list[_Part] = []
+        self._given = False
 
     def add(self, records: Records) -> None:
-        """Take in more records.
+        """Take in more records; what `until` gave is gone then.
 
         Args:
             records: Those of one ring.
         """
-        if len(records.offsets):
-            self._held.append(records)
+        if not len(records.offsets):
+            return
+        if self._given:
+            self._move()
+        start, size = self._used, len(records.data)
+        self._used += size + -size % ALIGNED
+        if self._used > len(self._data):
+            grown = np.empty(max(self._used, 2 * len(self._data)), np.uint8)
+            grown[:start] = self._data[:start]
+            self._data = grown
+        self._data[start : start + size] = records.data
+        self._parts.append(_Part(start + size, records.offsets + start))
+
+    def _move(self) -> None:
+        """Let what is held back begin at the start of the memory."""
+        at = 0
+        held, self._parts = self._parts, []
+        for stop, offsets in held:
+            first = int(offsets.min())
+            size = stop - first
+            self._data[at : at + size] = self._data[first:stop]
+            self._parts.append(_Part(at + size, offsets + (at - first)))
+            at += size + -size % ALIGNED
+        self._used = at
+        self._given = False
 
     def until(self, horizon_ns: int | None) -> Records:
         """Give what is ready.
@@ -65,31 +99,21 @@ class Ordering:
             horizon_ns: Records up to this time; None for all.
 
         Returns:
-            They, in order of time; of one time, in the order in which they came.
+            They, in order of time; of one time, in the order in which they came. They may be read
+            until `add`.
         """
-        data, offsets, times, rest = [], [], [], []
-        start = 0
-        for held in self._held:
-            held_ns = held.times_ns()
-            ready = np.ones(len(held_ns), np.bool_)
+        data = self._data[: self._used]
+        held, self._parts = self._parts, []
+        ready, times = [np.zeros(0, np.int64)], [np.zeros(0, TIME)]
+        for stop, offsets in held:
+            part_ns = Records(data, offsets).times_ns()
+            old = np.ones(len(offsets), np.bool_)
             if horizon_ns is not None:
-                ready = held_ns <= np.uint64(max(horizon_ns, 0))
-            if ready.any():
-                data.append(held.data)
-                offsets.append(held.offsets[ready] + start)
-                times.append(held_ns[ready])
-                start += len(held.data)
-            if not ready.all():
-                rest.append(_cut(held.data, held.offsets[~ready]))
-        self._held = rest
-        if not data:
-            return EMPTY
+                old = part_ns <= np.uint64(max(horizon_ns, 0))
+            ready.append(offsets[old])
+            times.append(part_ns[old])
+            if not old.all():
+                self._parts.append(_Part(stop, offsets[~old]))
+        self._given = True
         order = np.argsort(np.concatenate(times), kind="stable")
-        joined = data[0] if len(data) == 1 else np.concatenate(data)
-        return Records(joined, np.concatenate(offsets)[order])
-
-
-def _cut(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) -> Records:
-    """Some records without what stands before the first of them."""
-    first = int(offsets.min())
-    return Records(data[first:].copy(), offsets - first)
+        return Records(data, np.concatenate(ready)[order])

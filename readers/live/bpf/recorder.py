@@ -230,15 +230,26 @@ class BpfRecorder:
             horizons = [] if last else [now_ns - _SLACK_NS]
             more = False
             for ring in (self._program.rare, self._program.hot):
-                taken = _take(ring)
-                self._ordering.add(taken)
-                if len(taken.offsets) and ring.waiting_bytes > (0 if last else BATCH_BYTES):
+                last_ns = self._taken(ring)
+                if last_ns is not None and ring.waiting_bytes > (0 if last else BATCH_BYTES):
                     more = True
-                    horizons.append(int(taken.times_ns()[-1]) - _SLACK_NS)
+                    horizons.append(last_ns - _SLACK_NS)
             ready = self._ordering.until(min(horizons, default=None))
             for start in range(0, len(ready.offsets), BATCH_ROWS):
                 part = ready.offsets[start : start + BATCH_ROWS]
                 yield self._batch(decoder, Records(ready.data, part))
+
+    def _taken(self, ring: Ring) -> int | None:
+        """Copy what a ring holds, and give it back at once; the time of the last record of it."""
+        block = ring.take(BATCH_BYTES)
+        offsets = np.asarray(block.offsets, np.int64)
+        records = Records(np.frombuffer(block.data, np.uint8), offsets)
+        self._ordering.add(records)
+        last_ns = records._replace(offsets=offsets[-1:]).times_ns().tolist()
+        del records
+        block.data.release()
+        ring.release()
+        return last_ns[0] if last_ns else None
 
     def _batch(self, decoder: Decoder, records: Records) -> Batch:
         made = decoder.batch(records)
@@ -353,13 +364,3 @@ def _coded(values: Sequence[str | bool | None], codes: npt.NDArray[np.intp]) -> 
         rows = np.flatnonzero(np.array([value is not None for value in values])[codes])
         return Column(TypeClass.BOOL, pa.array(flags[rows]), rows.astype(np.int32))
     return coded([None if value is None else str(value) for value in values], codes)
-
-
-def _take(ring: Ring) -> Records:
-    """Copy what a ring holds, and give it back at once."""
-    block = ring.take(BATCH_BYTES)
-    data = np.frombuffer(bytes(block.data), np.uint8)
-    offsets = np.array(block.offsets, np.int64)
-    block.data.release()
-    ring.release()
-    return Records(data, offsets)
