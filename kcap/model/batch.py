@@ -16,11 +16,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kcap import limits
 from kcap.model.classes import TypeClass
 from kcap.model.side import Side
 
 Rows = npt.NDArray[np.int32]
 """Ascending row numbers."""
+
+_ZEROS: Final = np.zeros(limits.CHUNK_ROWS, np.int32)
+"""The codes of text that never changes: a third of all columns share them."""
+_ZEROS.flags.writeable = False
 
 _NUMBERS: Final = frozenset({TypeClass.I64, TypeClass.U64, TypeClass.F64})
 
@@ -380,11 +385,14 @@ def constant(cls: TypeClass, value: object, count: int) -> Column:
     """
     if pa.types.is_dictionary(cls.arrow):
         entries = pa.array([value], cls.arrow.value_type)
-        codes = pa.array(np.zeros(count, np.int32))
-        return Column(cls, pa.DictionaryArray.from_arrays(codes, entries))
+        return Column(cls, pa.DictionaryArray.from_arrays(_zeros(count), entries, safe=False))
     if cls in _NUMBERS:
         return Column(cls, pa.array(np.full(count, value, cls.arrow.to_pandas_dtype())))
     return Column(cls, pa.array([value] * count, cls.arrow))
+
+
+def _zeros(count: int) -> pa.Array:
+    return pa.array(_ZEROS[:count] if count <= len(_ZEROS) else np.zeros(count, np.int32))
 
 
 def coded(texts: Sequence[str | None], codes: npt.NDArray[np.integer[Any]]) -> Column | None:
@@ -436,9 +444,12 @@ def concat(batches: Sequence[Batch]) -> Batch:
 def _concat_coded(parts: Sequence[pa.DictionaryArray]) -> pa.DictionaryArray:
     """Dictionary-coded values one after another; a fifth of the time that Arrow takes."""
     first = parts[0].dictionary
-    codes = [np.asarray(part.indices) for part in parts]
     others = [part.dictionary for part in parts[1:]]
-    if not all(entries is first or entries.equals(first) for entries in others):
+    alike = all(entries is first or entries.equals(first) for entries in others)
+    if alike and len(first) == 1:
+        return pa.DictionaryArray.from_arrays(_zeros(sum(map(len, parts))), first, safe=False)
+    codes = [np.asarray(part.indices) for part in parts]
+    if not alike:
         every = [first, *others]
         unique = pc.dictionary_encode(pa.concat_arrays(every))
         first, number = unique.dictionary, np.asarray(unique.indices)

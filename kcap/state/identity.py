@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
+from kcap.model.distinct import integers
 from kcap.state.processes import (
     CENTISECOND_NS,
     EVENT,
@@ -118,11 +119,15 @@ class _History(Generic[_T]):
 
     def find(self, ids: Int64s, rows: Int64s) -> Int64s:
         """The number of the version of each id just after each row, -1 for none."""
-        coded = pa.array(ids).dictionary_encode()
-        codes = [self._code(key) for key in coded.dictionary.to_pylist()]
-        wanted = np.array(codes, np.int64)[np.asarray(coded.indices)] * self._width + rows + 1
+        keys, which = integers(ids)
+        codes = np.array([self._code(key) for key in keys], np.int64)[which]
+        numbers = np.array(self._numbers, np.int64)
+        if not self._changes:  # each code has one key
+            unchanged: Int64s = numbers[codes]
+            return unchanged
+        wanted = codes * self._width + rows + 1
         at = np.searchsorted(np.array(self._keys, np.int64), wanted, "right") - 1
-        found: Int64s = np.array(self._numbers, np.int64)[at]
+        found: Int64s = numbers[at]
         return found
 
     def _code(self, key: int) -> int:
@@ -316,7 +321,7 @@ def _fill_texts(
     where = missing & (own >= 0) & has[own]
     if not where.any():
         return None, where
-    used = np.unique(own[where])
+    used = np.flatnonzero(np.bincount(own[where]))
     entries: dict[str | None, int] = {}
     code_of = np.zeros(len(known), np.int32)
     code_of[used] = [entries.setdefault(known[i], len(entries)) for i in used.tolist()]
@@ -406,7 +411,7 @@ def _provenance(
     sizes = (len(tags) + 1, len(provenances) + 1, len(old_texts) + 1, 1 << len(names))
     parts = (of_parent[parent] * (parent >= 0), of_process[own] * (own >= 0), code, bits)
     combined = np.ravel_multi_index([p[where] for p in parts], sizes)
-    unique, which = np.unique(combined, return_inverse=True)
+    unique, which = integers(combined)
     texts: list[str | None] = []
     for tag, provenance, text, mask in zip(*np.unravel_index(unique, sizes), strict=True):
         said = dict(pairs(old_texts[text - 1])) if text else {}
