@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from collections import Counter
 from typing import NamedTuple
@@ -16,10 +17,11 @@ pytestmark = [
     pytest.mark.skipif(not BTF.exists(), reason=f"this kernel has no {BTF}"),
 ]
 
-EVENTS = "process,connect,recvfrom,recvmsg,sendmsg,bind,mmap"
+EVENTS = "process,setuid,connect,recvfrom,recvmsg,sendmsg,bind,mmap"
 PART_BYTES = 4095
 """What is taken of a variable or an argument at once."""
 MADE_UP = "198.51.100.7"
+NOBODY = 65534
 PROCESSES, THREADS = 600, 8
 
 
@@ -37,11 +39,13 @@ class Seen(NamedTuple):
         return row
 
 
-def execute(program: str, arguments: list[str], variables: dict[str, str]) -> None:
+def execute(program: str, arguments: list[str], variables: dict[str, str], uid: int = 0) -> None:
     """Execute a program, or try to, in a process of its own."""
     pid = os.fork()
     if not pid:
         try:
+            if uid:
+                os.setuid(uid)
             os.execve(program, arguments, variables)
         finally:
             os._exit(1)
@@ -91,6 +95,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, workloads: Workloads) -> Seen
             execute(child, [f"behind{shift}"], {"A": inside, "LD_PRELOAD": "/true.so"})
         for words in arguments.values():
             execute(str(folder / "nothing"), words, {})
+        execute(child, ["nobody"], {}, NOBODY)
         receive_nothing()
         high = workloads.run("high")
         together = workloads.run("together", PROCESSES, THREADS)
@@ -161,3 +166,12 @@ def test_threads_that_end_together(seen: Seen) -> None:
     children = [fact["child"] for fact in seen.together]
     assert {every[pid] for pid in children} == {THREADS + 1}
     assert [pid for pid in children if last[pid] != 1] == []
+
+
+def test_another_user(seen: Seen) -> None:
+    """A process that became another user has that one's name, from the call on."""
+    row = seen.execution("nobody")
+    later = [r for r in seen.rows if r["pid"] == row["pid"] and r["ord"] > row["ord"]]
+    assert later
+    told = {(r["uid"], r.get("user")) for r in [row, *later]}
+    assert told == {(NOBODY, pwd.getpwuid(NOBODY).pw_name)}

@@ -302,7 +302,7 @@ def _setuid(table: ProcessTable, facts: Facts, i: int, row: int) -> None:
     old = _mine(table, facts, i) or _told(table, Process(pid), facts, i)
     told: dict[str, Any] = {"gid": gid} if gid is not None else {}
     if uid is not None and uid != old.uid:
-        told |= {"uid": uid, "user": None}
+        told |= {"uid": uid, "user": table.users.get(uid)}
     process = _with(old, told)
     if uid is not None and facts["user"][i] is not None and facts["uid"][i] in {None, uid}:
         tag = pairs(facts["provenance"][i]).get("user", EVENT)

@@ -177,6 +177,8 @@ class ProcessTable:
 
     def __init__(self, machine: str, entries_max: int, bytes_max: int) -> None:
         self.machine = machine
+        self.users: dict[int, str] = {}
+        """Names of the machine's users by id."""
         self.evicted = 0
         """Processes that were forgotten for want of room."""
         self.changes: list[tuple[int, int, Process | None]] | None = None

@@ -286,7 +286,7 @@ class State:
         found = self._tables.get(machine)
         if found is None:
             table = ProcessTable(machine, self._entries_max, self._bytes_max)
-            found = self._tables[machine] = Tables(ThreadTable(), FdTable(), table, {})
+            found = self._tables[machine] = Tables(ThreadTable(), FdTable(), table, table.users)
         return found
 
     def _follow(
