@@ -285,6 +285,8 @@ def put_argument(row: Row, name: str, kind: str, where: str) -> None:
     of_file = row.event.handler in FILES and where in ("n6", "n7", "n8", "n9")
     if of_file and not row.has_file:
         return
+    if kind == "some" and not value:
+        return
     if kind in ("bool", "core"):
         put(row, base, bool(value & 0x80 if kind == "core" else value), TypeClass.BOOL)
         return
@@ -294,6 +296,7 @@ def put_argument(row: Row, name: str, kind: str, where: str) -> None:
         base,
         {
             "int": low - (1 << 32) if low >> 31 else low,
+            "some": low - (1 << 32) if low >> 31 else low,
             "long": value - (1 << 64) if value >> 63 else value,
             "mode": value & 0xFFFF,
             "high": value >> 32,

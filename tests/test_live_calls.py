@@ -287,7 +287,7 @@ CALLS: dict[str, Callable[[Fact, Row], bool]] = {
     "init_module": lambda _, r: r["arg_param_values"] == "option=1",
     "finit_module": lambda _, r: r["arg_param_values"] == "option=2",
     "delete_module": lambda _, r: r["arg_name"] == "kcap_no_module",
-    "bpf MAP_CREATE": lambda _, r: r["arg_cmd"] == 0,
+    "bpf MAP_CREATE": lambda _, r: r["arg_cmd"] == 0 and "arg_prog_type" not in r,
     "bpf PROG_LOAD": lambda _, r: r["arg_prog_name"] == "kcap_test_prog",
     "unshare": lambda f, r: r["pid"] == f["pid"],
     "setns": lambda f, r: r["pid"] == f["pid"],

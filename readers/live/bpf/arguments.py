@@ -195,6 +195,9 @@ class Arguments:
                     rows = rows[~lacking]
                     places = places if isinstance(places, int) else places[~lacking]
             raw = self._numbers[rows, places]
+        if job.kind == "some":
+            self._lacks(job, rows[raw == 0])
+            rows, raw = rows[raw != 0], raw[raw != 0]
         self._columns.numbers(argument(job.name), values.NUMBERS[job.kind](raw), rows)
 
     def _read(self, job: _Job, rows: Int64s, places: Int64s | int) -> Texts:

@@ -19,6 +19,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define SIGNAL_GROUP_EXIT 4
 #define PIDTYPE_SID 3
 #define EEXIST 17
+#define BPF_PROG_LOAD 5
 
 struct {
     MAP_TYPE(BPF_MAP_TYPE_ARRAY);
@@ -447,11 +448,11 @@ int call_bpf(struct bpf_raw_tracepoint_args *context)
     if (!s)
         return 0;
     struct kcap_record *r = &s->record;
-    u32 type = 0, what = r->number[0];
-    if (what == 0 || what == 5) { /* BPF_MAP_CREATE, BPF_PROG_LOAD */
+    u32 type = 0;
+    if ((u32)r->number[0] == BPF_PROG_LOAD) {
         bpf_probe_read_user(&type, sizeof(type), (void *)r->number[1]);
         r->number[6] = type;
-        put_user_string(s, 0, r->number[1] + (what ? 48 : 28));
+        put_user_string(s, 0, r->number[1] + 48); /* prog_name */
     }
     emit(context, s, s->call.ring);
     return 0;

@@ -52,6 +52,7 @@ SPELLINGS: Final[Mapping[str, str]] = {
     "rel": _TEXT,
     "remote": _ADDRESS,
     "signal": _INT,
+    "some": _INT,
     "str": _TEXT,
     "u32": _UNSIGNED,
     "ulong": _LONG,
@@ -79,11 +80,12 @@ NUMBERS: Final[Mapping[str, Callable[[Uint64s], npt.NDArray[np.generic]]]] = {
     "mode": lambda values: values & np.uint64(0xFFFF),
     "ptr": lambda values: values,
     "signal": lambda values: values & np.uint64(0x7F),
+    "some": _signed,
     "u32": _low,
     "ulong": lambda values: values,
 }
 """Kinds that stand in a number of the record, and what makes values of it. A wait status holds
-the exit code, the signal, and whether there is a core."""
+the exit code, the signal, and whether there is a core. Where "some" is 0 there is none."""
 
 # ---- lists ----
 
