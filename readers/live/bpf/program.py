@@ -198,11 +198,15 @@ class KernelProgram:
         return found
 
     def passed_over(self) -> dict[str, int]:
-        """How often each part did not run because it ran already on that processor, so far."""
+        """How often each part did not run because it ran already on that processor, so far.
+
+        Those that are detached by now count too: what was missed just before is asked for last.
+        """
         return {
             name: misses
-            for name in self.attached
-            if (misses := self._loaded.info(name).recursion_misses or 0)
+            for name in (*_FOLLOWED, *_OPTIONAL.values(), _ENTER, _EXIT)
+            if name not in self.refused
+            and (misses := self._loaded.info(name).recursion_misses or 0)
         }
 
     def peek(self, address: int) -> bytes | None:
