@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ def test_the_kernel_is_as_bpftool_reads_it(kernel: Btf, program: Callable[[str],
 
 
 def test_the_kernel_is_read_quickly(kernel: Btf) -> None:
-    """The whole file and a hundred fields take less than 0.3 s of CPU; they are there."""
+    """The whole file and a hundred fields cost less than counting its bytes five times; all are there."""
     data = Path(btf.KERNEL).read_bytes()
     begin_s = time.process_time()
     types = Btf(data)
@@ -317,7 +318,10 @@ def test_the_kernel_is_read_quickly(kernel: Btf) -> None:
         for path in ("task_struct.tgid", "mm_struct.arg_start", "file.f_inode", "inode.i_ino"):
             assert types.offset(path) == kernel.offset(path) is not None
 
-    assert time.process_time() - begin_s < 0.3
+    took_s = time.process_time() - begin_s
+    begin_s = time.process_time()
+    Counter(data)
+    assert took_s < 5 * (time.process_time() - begin_s)
     assert types.has_type("btf_trace_sched_process_exec")
     assert types.enum("bpf_map_type")["BPF_MAP_TYPE_RINGBUF"] == 27
 

@@ -318,7 +318,7 @@ def test_the_sink_writes_the_lines_that_were_read(data: Callable[[str], Path]) -
 
 
 def test_events_from_elsewhere_get_the_keys_of_a_release() -> None:
-    """Without a shape: every key of v0.8, zeros for what is not known, arguments by name."""
+    """Without a shape: every key of v0.8, null for numbers not known, arguments by name."""
     (batch,) = read(
         lines([OPENED | {"args": [*OPENED["args"], {"name": "fd", "type": "", "value": 3}]}])
     )
@@ -327,7 +327,7 @@ def test_events_from_elsewhere_get_the_keys_of_a_release() -> None:
 
     assert list(made)[:3] == ["timestamp", "threadStartTime", "processorId"]
     assert made["hostProcessId"] == 77
-    assert (made["processorId"], made["hostName"], made["stackAddresses"]) == (0, "", None)
+    assert (made["processorId"], made["hostName"], made["stackAddresses"]) == (None, "", None)
     assert made["eventId"] == "257"
     assert made["argsNum"] == 2
     assert made["args"] == [
