@@ -121,6 +121,7 @@ class KernelProgram:
             self._loaded.close()
             raise
         self._passed_over: dict[str, int] = {}
+        self._one_by_one = False
 
     @property
     def types(self) -> Btf:
@@ -183,11 +184,20 @@ class KernelProgram:
     def counts(self) -> npt.NDArray[np.void]:
         """What was kept, lost and filtered so far, by event number."""
         out = np.zeros(events.EVENTS, _COUNT)
-        for number in events.by_number():
-            each = np.frombuffer(self._loaded.maps["counts"].get(number) or b"", _COUNT)
-            for name in _COUNT.fields or ():
-                out[number][name] = each[name].sum()
+        each = np.frombuffer(self._count_values(), _COUNT).reshape(events.EVENTS, -1)
+        for name in _COUNT.fields or ():
+            out[name] = each[name].sum(axis=1)
         return out
+
+    def _count_values(self) -> bytes:
+        """The counters of all events in turn, of each for all processors."""
+        table = self._loaded.maps["counts"]
+        if not self._one_by_one:
+            try:
+                return b"".join(value for _, value in table.items())
+            except KcapError:
+                self._one_by_one = True  # before Linux 5.15 such a map can't be read at once
+        return b"".join(table.get(number) or b"" for number in range(events.EVENTS))
 
     def victims(self) -> dict[tuple[int, int, int], int]:
         """How many events were lost so far, by cgroup, process and event number."""
