@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_support import run
 
 from kcap.errors import KcapError
 from kcap.model.batch import Batch, concat
@@ -288,3 +289,27 @@ def test_a_namespace_without_events_is_told(
 
     assert told.startswith("refused: the kernel")
     assert "initial" in told
+
+
+@pytest.mark.parametrize("words", [["--events", "process,openat"], ["--stack"]])
+def test_the_connector_is_not_asked_for_what_it_never_tells(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Forks and ends in place of opened files would be an answer to another question."""
+    path = tmp_path / "r.kcap"
+    refused = run("record", "--source", "proc", *words, "--duration", "10ms", "-o", path)
+    assert refused.exit_code == 1
+    asked = words[-1].split(",")[-1].removeprefix("--")
+    assert f"not of {'call stacks' if asked == 'stack' else asked}" in refused.stderr
+    assert not path.exists()
+
+
+@pytest.mark.root
+def test_the_connector_is_asked_for_processes(tmp_path: Path) -> None:
+    """What it tells may be asked for by name, and by a view."""
+    path = tmp_path / "r.kcap"
+    words = ("--source", "proc", "--duration", "10ms")
+    asked = run("record", *words, "--events", "process,creds", "-o", path)
+    assert asked.exit_code == 0, asked.stderr
+    seen = run("run", *words, "--view", "forkstat", "-e", "all")
+    assert seen.exit_code == 0, seen.stderr

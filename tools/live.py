@@ -26,6 +26,10 @@ ORDER: Final = ("bpf", "proc")
 CHOOSING: Final = "bpf"
 """The one that can be told what to leave out."""
 
+PROCESS_SETS: Final = ("process", "creds", "clone")
+PROCESS_EVENTS: Final = ("ptrace",)
+"""Events, by set and by name, of which the others tell too."""
+
 
 class LiveOptions(TypedDict):
     """The options that `live_options` declares."""
@@ -95,6 +99,8 @@ def opened(
         )
     for name, after in zip(built, [*built[1:], None], strict=True):
         try:
+            if selection is not None and name != CHOOSING:
+                _check_told(name, selection)
             made = plugins.load(plugins.LIVE, name)
             told = _told(selection if name == CHOOSING else None, details or {})
             source: LiveSource = made(interval_s=interval_s, **told)
@@ -105,6 +111,28 @@ def opened(
         else:
             return source
     raise AssertionError(built)
+
+
+def _check_told(name: str, selection: Selection) -> None:
+    """Refuse to record other things than those that were asked for.
+
+    Raises:
+        KcapError: Events, or call stacks, are wanted that the source never tells.
+    """
+    from kcap.readers.live.bpf import events
+    from kcap.readers.live.choosing import DEFAULT
+
+    asked = set() if selection.chosen.text == DEFAULT else set(selection.events)
+    told = (events.sets()[name] for name in PROCESS_SETS)
+    untold = sorted(asked.difference(PROCESS_EVENTS, *told))
+    if selection.stack:
+        untold.append("call stacks")
+    if untold:
+        more = f" and {len(untold) - 1} more" if len(untold) > 1 else ""
+        raise KcapError(
+            f"{name} tells of processes and their credentials alone, not of {untold[0]}{more}",
+            hint="record with --source bpf; 'kcap doctor' says what is missing for it",
+        )
 
 
 def _told(selection: Selection | None, details: Mapping[str, Any]) -> dict[str, Any]:
