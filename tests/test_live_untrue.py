@@ -6,10 +6,11 @@ import os
 import pwd
 import socket
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from live_support import BTF, Recording, Row, rows
+from live_support import BTF, Recording, Row, recording, rows
 from workload_support import Fact, Workloads
 
 pytestmark = [
@@ -175,3 +176,17 @@ def test_another_user(seen: Seen) -> None:
     assert later
     told = {(r["uid"], r.get("user")) for r in [row, *later]}
     assert told == {(NOBODY, pwd.getpwuid(NOBODY).pw_name)}
+
+
+@pytest.mark.parametrize(("count", "code"), [(100, 0), (300, 3)])
+def test_a_variable_that_was_asked_for(
+    count: int, code: int, tmp_path: Path, workloads: Workloads
+) -> None:
+    """A variable is found behind 10 KiB of others; where no room is left, that is told."""
+    path = tmp_path / "r.kcap"
+    variables = {f"B{i:03}": "v" * 100 for i in range(count)} | {"WANTED": "yes"}
+    words = ("--source", "bpf", "--events", "process", "--env", "WANTED")
+    with recording(path, *words, "--scope", f"tree={os.getpid()}", codes=(code,)):
+        execute(workloads.child, ["behind"], variables)
+    [row] = [r for r in rows(path) if (r.get("arg_argv") or [None])[0] == "behind"]
+    assert row.get("arg_env") == (["WANTED=yes"] if not code else [])

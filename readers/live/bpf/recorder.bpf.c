@@ -620,6 +620,8 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     return 0;
 }
 
+#define ENVIRONMENT_PARTS 5 /* of KCAP_STRING bytes: what there is room for */
+
 /* The rest of an execution: one program may not be as long as both. */
 SEC("raw_tp/call_executed")
 int call_executed(struct bpf_raw_tracepoint_args *context)
@@ -631,8 +633,13 @@ int call_executed(struct bpf_raw_tracepoint_args *context)
     u64 mm = word(s->task, o_task_struct__mm);
     u64 variables = word(mm, o_mm_struct__env_start), last = word(mm, o_mm_struct__env_end);
     r->number[2] = last - variables;
-    if (environment == 2)
-        put_user_bytes(s, 6, variables, last - variables);
+    if (environment == 2) {
+        for (u32 i = 0; i < ENVIRONMENT_PARTS; i++, variables += KCAP_STRING)
+            if (variables < last)
+                put_user_bytes(s, 6, variables, last - variables);
+        if (variables < last)
+            s->record.flags |= KCAP_CUT;
+    }
     u32 tid = r->tid;
     struct name *before = bpf_map_lookup_elem(&renamed, &tid);
     if (before && s->used <= OFFSET_MASK) {
