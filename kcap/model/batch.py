@@ -79,7 +79,13 @@ class Column:
             The column over the kept rows, None where none of them has a value.
         """
         if self.rows is None:
-            return Column(self.cls, self.values.take(pa.array(wanted))) if len(wanted) else None
+            if not len(wanted):
+                return None
+            if pa.types.is_dictionary(self.values.type) and len(self.values.dictionary) == 1:
+                codes, entries = _zeros(len(wanted)), self.values.dictionary
+                values = pa.DictionaryArray.from_arrays(codes, entries, safe=False)
+                return Column(self.cls, values)
+            return Column(self.cls, self.values.take(pa.array(wanted)))
         position = np.full(count, -1, np.int32)
         position[self.rows] = np.arange(len(self.rows), dtype=np.int32)
         found = position[wanted]
@@ -273,6 +279,10 @@ class Batch:
         Returns:
             The batch over the kept rows, side records included.
         """
+        # What begins or ends with other rows needs no copy; of a small part it frees the rest.
+        if 2 * len(wanted) > self.rows and wanted[-1] - wanted[0] + 1 == len(wanted):
+            first = int(wanted[0])
+            return self.slice(first, first + len(wanted)).with_before(self.before)
         parts = {n: c.take(wanted, self.rows) for n, c in self.columns.items()}
         kept = {n: c for n, c in parts.items() if c is not None}
         return Batch(len(wanted), kept, self.before)
