@@ -68,8 +68,12 @@ INLINE struct scratch *the_scratch(void)
 INLINE void put_user_string(struct scratch *s, u32 piece, u64 from)
 {
     u64 at = s->used;
-    if (at > OFFSET_MASK || !from)
+    if (!from)
         return;
+    if (at > OFFSET_MASK) {
+        s->record.flags |= KCAP_CUT;
+        return;
+    }
     s64 got = bpf_probe_read_user_str(&s->data[at & OFFSET_MASK], KCAP_STRING, (void *)from);
     if (got <= 0) {
         s->record.flags |= KCAP_FAULT;
@@ -84,8 +88,12 @@ INLINE void put_user_string(struct scratch *s, u32 piece, u64 from)
 INLINE void put_kernel_string(struct scratch *s, u32 piece, u64 from)
 {
     u64 at = s->used;
-    if (at > OFFSET_MASK || !from)
+    if (!from)
         return;
+    if (at > OFFSET_MASK) {
+        s->record.flags |= KCAP_CUT;
+        return;
+    }
     s64 got = bpf_probe_read_kernel_str(&s->data[at & OFFSET_MASK], KCAP_STRING, (void *)from);
     if (got <= 0)
         return;
@@ -97,8 +105,12 @@ INLINE void put_kernel_string(struct scratch *s, u32 piece, u64 from)
 INLINE void put_user_bytes(struct scratch *s, u32 piece, u64 from, u64 bytes)
 {
     u64 at = s->used;
-    if (at > OFFSET_MASK || !from || !bytes)
+    if (!from || !bytes)
         return;
+    if (at > OFFSET_MASK) {
+        s->record.flags |= KCAP_CUT;
+        return;
+    }
     /* clang would drop the check as needless for a variable that it knows, the verifier needs it */
     asm volatile("" : "+r"(bytes));
     if (bytes > KCAP_STRING)
@@ -116,16 +128,22 @@ INLINE void put_user_bytes(struct scratch *s, u32 piece, u64 from, u64 bytes)
 INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
 {
     u64 start = s->used;
-    if (start > OFFSET_MASK || !dentry)
+    if (!dentry)
         return;
+    if (start > OFFSET_MASK) {
+        s->record.flags |= KCAP_CUT;
+        return;
+    }
     u32 i;
     u64 root = word(vfsmount, o_vfsmount__mnt_root);
 #pragma clang loop unroll(disable)
     for (i = 0; i < PATH_DEPTH; i++) {
         /* Read anew, of a length that it has followed the verifier would try every value. */
         u64 at = *(volatile u64 *)&s->used;
-        if (at > OFFSET_MASK)
+        if (at > OFFSET_MASK) {
+            s->record.flags |= KCAP_CUT | KCAP_DEEP;
             break;
+        }
         u64 up = word(dentry, o_dentry__d_parent);
         if (dentry == root) {
             u64 above = word(vfsmount - o_mount__mnt, o_mount__mnt_parent);
