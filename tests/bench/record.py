@@ -190,7 +190,7 @@ def seen_by_kcap(folder: Path, done: list[Fact]) -> tuple[int, int]:
 
 
 def seen_by_bpftrace(folder: Path, done: list[Fact]) -> tuple[int, int]:
-    """Lines ``x PID TEXT`` of executions and ``o PID PATH`` of opens; complaints of loss."""
+    """Lines ``x PID TEXT`` of executions and ``o PID … PATH`` of opens; complaints of loss."""
     lines, paths = _executed(done), _opened(done)
     found = 0
     with (folder / "out").open(errors="replace") as output:
@@ -198,7 +198,7 @@ def seen_by_bpftrace(folder: Path, done: list[Fact]) -> tuple[int, int]:
             kind, _, rest = line.rstrip("\n").partition(" ")
             pid, _, text = rest.partition(" ")
             if kind == "o":
-                found += text in paths
+                found += text.rpartition(" ")[2] in paths
             elif kind == "x" and pid.isdecimal() and int(pid) in lines:
                 found += text in (lines[int(pid)], lines[int(pid)].split()[0])
     said = (folder / "err").read_text(errors="replace") + (folder / "out").read_text(
@@ -262,6 +262,15 @@ OPEN: Final = (
     " tracepoint:syscalls:sys_exit_openat /@name[tid]/"
     ' { printf("o %d %s\\n", pid, str(@name[tid])); delete(@name[tid]); }'
 )
+WHOLE_OPEN: Final = (
+    "tracepoint:syscalls:sys_enter_openat { @name[tid] = args->filename;"
+    " @flags[tid] = args->flags; @mode[tid] = args->mode; @dir[tid] = args->dfd; }"
+    " tracepoint:syscalls:sys_exit_openat /@name[tid]/"
+    ' { printf("o %d %llu %d %d %d %d %d %llu %s %d %d %d %d %s\\n", pid, nsecs, cpu, tid,'
+    " curtask->real_parent->tgid, uid, gid, cgroup, comm, @dir[tid], @flags[tid], @mode[tid],"
+    " args->ret, str(@name[tid]));"
+    " delete(@name[tid]); delete(@flags[tid]); delete(@mode[tid]); delete(@dir[tid]); }"
+)
 PERF_EXEC, PERF_OPEN = "sched:sched_process_exec", "syscalls:sys_enter_openat"
 
 
@@ -302,7 +311,8 @@ def all_work(programs: Workloads, folder: Path, small: bool) -> list[Work]:
     ]
     open_watches = [
         kcap("kcap", "path, result, flags, identity", "--source", "bpf", "--events", "openat"),
-        bpftrace("bpftrace", "path", OPEN),
+        bpftrace("bpftrace, path alone", "path", OPEN),
+        bpftrace("bpftrace, who and result too", "path, result, 10 fields", WHOLE_OPEN),
         perf("perf record", "a pointer", PERF_OPEN),
     ]
     both = "sched_process_exec,sched_process_fork,sched_process_exit,openat,close"
