@@ -484,16 +484,17 @@ int call_remote(struct bpf_raw_tracepoint_args *context)
 
 #define ARGUMENTS_MAX 512
 
-/* Arguments behind pointers, as a block: what a process that did not come to be was to be given.
- * Those behind the first 4 KiB are only measured; what is not even that makes it KCAP_CUT. */
-INLINE void put_arguments(struct scratch *s, u32 piece, u64 pointers)
+/* Arguments behind pointers, as blocks: what a process that did not come to be was to be given.
+ * Piece 4 has the first 4 KiB, to the end of an argument, piece 5 the last 4 KiB of the rest. */
+INLINE void put_arguments(struct scratch *s, u64 pointers)
 {
     u64 start = s->used;
-    volatile u64 *total = &s->record.number[7];
+    volatile u64 *total = &s->record.number[7], *used = &s->used, *rest = &s->variable;
     u32 i, step = s->record.flags & KCAP_COMPAT ? 4 : 8;
+    *rest = 0;
 #pragma clang loop unroll(disable)
     for (i = 0; i < ARGUMENTS_MAX; i++) {
-        u64 from = 0, at = *(volatile u64 *)&s->used;
+        u64 from = 0, at = *used, base = *rest;
         bpf_probe_read_user(&from, step, (void *)(pointers + (u64)i * step));
         if (!from || at > OFFSET_MASK)
             break;
@@ -505,12 +506,21 @@ INLINE void put_arguments(struct scratch *s, u32 piece, u64 pointers)
         if (got == KCAP_STRING)
             s->record.flags |= KCAP_CUT;
         *total += got;
-        if (at - start < KCAP_STRING)
-            s->used = at + got;
+        at += got;
+        if (base && at - base > KCAP_STRING) {
+            bpf_probe_read_kernel(&s->data[base & OFFSET_MASK], KCAP_STRING,
+                                  &s->data[(at - KCAP_STRING) & OFFSET_MASK]);
+            at = base + KCAP_STRING;
+        }
+        if (!base && at - start >= KCAP_STRING)
+            *rest = at;
+        *used = at;
     }
     if (i == ARGUMENTS_MAX)
         s->record.flags |= KCAP_CUT;
-    s->record.piece[piece] = *(volatile u64 *)&s->used - start;
+    u64 end = *used, base = *rest ? *rest : end;
+    s->record.piece[4] = base - start;
+    s->record.piece[5] = end - base;
 }
 
 SEC("raw_tp/call_exec")
@@ -522,7 +532,7 @@ int call_exec(struct bpf_raw_tracepoint_args *context)
     u8 path = s->call.string[0];
     put_user_string(s, 0, argument(s, path));
     put_base(s, 3, s->call.at[0], 0, s->record.piece[0]);
-    put_arguments(s, 4, argument(s, path + 1));
+    put_arguments(s, argument(s, path + 1));
     emit(context, s, s->call.ring);
     return 0;
 }
