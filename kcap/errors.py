@@ -10,6 +10,7 @@
     ├── LimitError           a length or count beyond what the specification allows
     ├── BadInputError        a foreign record (a line, an event) that cannot be understood
     ├── FilterError          a filter that can't be understood (kcap.filter.errors)
+    ├── ChoiceError          what to record can't be understood (kcap.readers.live.choosing)
     ├── PrivilegeError       this host or user may not do what was asked
     ├── MissingExtraError    an optional dependency is not installed
     └── OutputError          the output cannot be written, or would overwrite something

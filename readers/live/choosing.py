@@ -34,6 +34,12 @@ _OPENS: Final = "open"
 _ARGS: Final = "args."
 
 
+class ChoiceError(KcapError):
+    """What is to be recorded can't be understood, or is nothing."""
+
+    exit_code = 2
+
+
 class Way(NamedTuple):
     """An event, and the name by which it was chosen."""
 
@@ -116,7 +122,7 @@ def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = (
         The events.
 
     Raises:
-        KcapError: There is no such event or set; or all were left out again.
+        ChoiceError: There is no such event or set; or all were left out again.
     """
     choices = tuple(choices)
     if all(choice.drop for choice in choices):
@@ -134,7 +140,7 @@ def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = (
                 handler = catalogue.events()[base].handler
                 opens |= handler == _OPENS and choice.name != DEFAULT
     if not ways:
-        raise KcapError("no event is left to record", hint="leave fewer of them out")
+        raise ChoiceError("no event is left to record", hint="leave fewer of them out")
     events = frozenset(way.event for way in ways)
     text = ",".join(f"{'-' if c.drop else ''}{c.name}" for c in choices)
     return Chosen(events, tuple(_conditions(ways, conditions)), opens, text)
@@ -155,7 +161,7 @@ def _named(choice: Choice) -> frozenset[str]:
     near = difflib.get_close_matches(name, known, 1)
     kind = "set" if choice.sets_only else "event or set"
     hint = f"did you mean {near[0]!r}?" if near else "--list-events prints those there are"
-    raise KcapError(f"no {kind} is called {name!r}", hint=hint)
+    raise ChoiceError(f"no {kind} is called {name!r}", hint=hint)
 
 
 def _pattern(text: str) -> list[str]:
@@ -216,6 +222,6 @@ def _translated(node: Expr, way: Way) -> Expr:
         source = derived()[way.name][way.event].get(argument)
         if source is None:
             what = f"{argument!r} of {way.name} is made up when the capture is read"
-            raise KcapError(what, hint="record it without this condition, and filter then")
+            raise ChoiceError(what, hint="record it without this condition, and filter then")
         return replace(node, name=_ARGS + source)
     return node

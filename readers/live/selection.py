@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from kcap.errors import KcapError
 from kcap.filter import Filter, pushdown
 from kcap.filter.pushdown import Demand, Necessary, necessary
 from kcap.filter.syntax import (
@@ -32,7 +31,7 @@ from kcap.filter.syntax import (
 from kcap.model.catalogue import derived as views
 from kcap.readers.live import choosing
 from kcap.readers.live.bpf import events as catalogue
-from kcap.readers.live.choosing import Chosen
+from kcap.readers.live.choosing import ChoiceError, Chosen
 from kcap.readers.live.scopes import TEXTS, Choice, Scope, parse
 from kcap.readers.live.subjects import Subjects, members
 from kcap.replay.derived import named
@@ -95,7 +94,7 @@ class Environment:
             The choice.
 
         Raises:
-            KcapError: A name is none.
+            ChoiceError: A name is none.
         """
         if text in ("all", "none"):
             return cls(2 if text == "all" else 0)
@@ -103,7 +102,7 @@ class Environment:
         for name in sorted(names):
             if not name or "=" in name or not name.isprintable():
                 expected = "all, none, or names as HOME,PATH"
-                raise KcapError(f"{name!r} is no variable's name", expected=expected)
+                raise ChoiceError(f"{name!r} is no variable's name", expected=expected)
         known = all(name.startswith(_DEFAULT_PREFIXES) for name in names)
         return cls(1 if known else 2, names)
 
