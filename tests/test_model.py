@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from kcap import limits
 from kcap.model import batch as batches
 from kcap.model import naming, shape, text
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, Column
 from kcap.model.builder import Field, RecordBuilder
 from kcap.model.classes import I64_MAX, I64_MIN, U64_MAX, TypeClass
 from kcap.model.side import Loss, SourceInfo
@@ -469,3 +470,11 @@ def test_negative_zero_and_nan_are_told_apart() -> None:
     assert bits(1) != bits(1.0)
     assert bits(math.nan) != bits(-math.nan)
     assert bits({"a": 1, "b": 2}) != bits({"b": 2, "a": 1})
+
+
+def test_rows_may_be_taken_in_another_order() -> None:
+    """Rows whose first and last fit are no slice where they change places between."""
+    batch = Batch(4, {"ord": Column(TypeClass.I64, pa.array([10, 11, 12, 13]))})
+    taken = batch.take(np.array([0, 2, 1, 3], np.int32))
+    assert taken.numpy("ord", 0).tolist() == [10, 12, 11, 13]
+    assert batch.take(np.array([1, 2, 3], np.int32)).numpy("ord", 0).tolist() == [11, 12, 13]
