@@ -120,7 +120,6 @@ class KernelProgram:
         except BaseException:
             self._loaded.close()
             raise
-        self._passed_over: dict[str, int] = {}
         self._one_by_one = False
 
     @property

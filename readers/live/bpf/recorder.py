@@ -275,7 +275,8 @@ class BpfRecorder:
         groups = columns.get("cgroup_id")
         if groups is None or groups.rows is not None:
             return
-        fields = {name: _numbers(columns.get(name), count) for name in _OF_GROUP}
+        batch = Batch(count, columns)
+        fields = {name: batch.numpy(name, 0) for name in _OF_GROUP}
         ids, first, codes = np.unique(
             np.asarray(groups.values), return_index=True, return_inverse=True
         )
@@ -298,7 +299,8 @@ class BpfRecorder:
         if _URING not in entries:
             return []
         rows = np.flatnonzero(column.codes() == entries.index(_URING))
-        pids, results = (_numbers(columns.get(n), len(column.codes())) for n in ("pid", "retval"))
+        batch = Batch(len(column.codes()), dict(columns))
+        pids, results = batch.numpy("pid", 0), batch.numpy("retval", 0)
         fresh = set(pids[rows][results[rows] >= 0].tolist()) - self._uring
         return [self._blind(pid) for pid in sorted(fresh)]
 
@@ -343,14 +345,6 @@ class BpfRecorder:
         columns.words("event", [_HOOKED], one)
         made = columns.finish()
         return Batch(1, self._placed(made, 1), tuple(before))
-
-
-def _numbers(column: Column | None, count: int) -> npt.NDArray[np.int64]:
-    """A column of integers with 0 for what is missing."""
-    out = np.zeros(count, np.int64)
-    if column is not None:
-        out[slice(None) if column.rows is None else column.rows] = np.asarray(column.values)
-    return out
 
 
 def _rows_of(column: Column, count: int) -> list[int]:
