@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -56,6 +56,12 @@ _OPTIONAL: Final = {"task_rename": "on_rename", "inet_sock_set_state": "on_state
 _NEEDS_ENTER: Final = "close"
 
 _COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8")])
+_OWN: Final = 8
+"""``KCAP_OWN``: so many processes may be the recorder's."""
+
+_PROBED: Final = 140
+"""getpriority(2): no event, so that nothing is recorded where we ask whether the program runs."""
+
 _VICTIM: Final = np.dtype([("cgroup_id", "<u8"), ("pid", "<u4"), ("event", "<u4")])
 
 
@@ -91,7 +97,6 @@ class KernelProgram:
         self.controller, number = _controller(types)
         """The hierarchy that cgroup ids are of: a controller of version 1, None for version 2."""
         constants = {
-            "self_pid": os.getpid(),
             "wake_rare": rare_bytes // _WAKE_PART,
             "wake_hot": hot_bytes // _WAKE_PART,
             "cgroup_controller": number,
@@ -115,6 +120,7 @@ class KernelProgram:
             for name, entries in setup.maps.items():
                 for key, value in entries.items():
                     self._loaded.maps[name].set(key, value)
+            self.own([os.getpid()])
             self.rare = Ring(self._loaded.maps["rare"].fd, rare_bytes)
             self.hot = Ring(self._loaded.maps["hot"].fd, hot_bytes)
         except BaseException:
@@ -171,9 +177,39 @@ class KernelProgram:
         if _NEEDS_ENTER in self._setup.events:
             self._loaded.attach(_ENTER)
         if found:
+            unrecorded = events.Call(events.EVENTS, 0, 0, (0, 0, 0), (0, 0), 0, 0, 0, 0)
+            table.set(_PROBED, unrecorded.encode(layout))
             self._loaded.attach(_EXIT)
         if "inet_sock_set_state" in self._setup.events:
             self._loaded.attach(_OPTIONAL["inet_sock_set_state"])
+
+    def own(self, pids: Sequence[int]) -> None:
+        """Leave the recorder's own processes out from now on, instead of those named before.
+
+        Args:
+            pids: Processes, as the initial namespace numbers them.
+
+        Raises:
+            KcapError: They are more than there is room for, or the kernel refused.
+        """
+        if len(pids) > _OWN:
+            raise KcapError(f"{len(pids)} processes of one recorder", expected=f"at most {_OWN}")
+        padded = (*pids, *([0] * (_OWN - len(pids))))
+        self._loaded.maps["own"].set(0, struct.pack(f"={_OWN}I", *padded))
+
+    def alive(self) -> int:
+        """Make a call that is left out, and count all such calls of ours so far.
+
+        Returns:
+            A number that grows with every call of this method by one of the recorder's processes
+            while the program sees system calls.
+
+        Raises:
+            KcapError: The kernel refused.
+        """
+        os.getpriority(os.PRIO_PROCESS, 0)
+        each = self._loaded.maps["alive"].get_each(0)
+        return sum(int.from_bytes(value, "little") for value in each)
 
     def detach(self) -> None:
         """Record nothing more; what the rings hold can still be read."""

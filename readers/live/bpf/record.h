@@ -11,6 +11,7 @@
 #define KCAP_STACK 8 /* the piece with the addresses of the call stack, where asked for */
 #define KCAP_STRING 4096 /* longest string or block of bytes that is copied */
 #define KCAP_EVENTS 256 /* event numbers are below */
+#define KCAP_OWN 8      /* processes of the recorder at most */
 #define KCAP_CALLS 512  /* system call numbers of one instruction set are below */
 
 enum kcap_flag {
@@ -50,7 +51,7 @@ struct kcap_socket {
 
 /* How a system call is recorded. Places of arguments count from 1; 0 is none, 255 the result. */
 struct kcap_call {
-    u16 event;   /* 0: not recorded */
+    u16 event;   /* 0: not recorded; KCAP_EVENTS: not either, but counted if it is the recorder's */
     u8 handler;  /* enum kcap_handler */
     u8 ring;     /* 0 rare, 1 hot */
     u8 string[3]; /* strings of the process: pieces 0 to 2 of paths */

@@ -159,8 +159,14 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
         return 0;
     if (retval < 0 ? call->flags & KCAP_ONLY_OK : call->flags & KCAP_ONLY_FAILED)
         return 0;
-    u64 ids = bpf_get_current_pid_tgid();
-    if (ids >> 32 == self_pid)
+    if (is_own(bpf_get_current_pid_tgid() >> 32)) {
+        u32 zero = 0;
+        u64 *left_out = bpf_map_lookup_elem(&alive, &zero);
+        if (left_out)
+            ++*left_out;
+        return 0;
+    }
+    if (call->event >= KCAP_EVENTS)
         return 0;
     struct scratch *s = the_scratch();
     if (!s)
@@ -324,7 +330,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *context)
     if (nr != (compat ? 6 : 3) && nr != (3 | X32_BIT))
         return 0;
     u64 ids = bpf_get_current_pid_tgid();
-    if (ids >> 32 == self_pid)
+    if (is_own(ids >> 32))
         return 0;
     u64 fd = word(context->args[0], compat ? __builtin_offsetof(struct registers, bx)
                                            : __builtin_offsetof(struct registers, di));
@@ -602,7 +608,7 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
         return 0;
     begin(s, event_exec);
     struct kcap_record *r = &s->record;
-    if (r->pid == self_pid)
+    if (is_own(r->pid))
         return 0;
     u64 mm = word(task, o_task_struct__mm), file = word(bprm, o_linux_binprm__file);
     u64 start = word(mm, o_mm_struct__arg_start), end = word(mm, o_mm_struct__arg_end);

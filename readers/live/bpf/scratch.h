@@ -53,7 +53,26 @@ struct {
     u64 *value;
 } victims SEC(".maps");
 
-const volatile u32 self_pid = 0;          /* the recorder, whose own calls are left out */
+struct own {
+    u32 tgid[KCAP_OWN];
+};
+
+/* The recorder's processes, whose calls are left out; 0: no process. */
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_ARRAY);
+    MAP_ENTRIES(1);
+    u32 *key;
+    struct own *value;
+} own SEC(".maps");
+
+/* How many calls of theirs were left out: who makes one can see that the program still runs. */
+struct {
+    MAP_TYPE(BPF_MAP_TYPE_PERCPU_ARRAY);
+    MAP_ENTRIES(1);
+    u32 *key;
+    u64 *value;
+} alive SEC(".maps");
+
 const volatile u32 wake_rare = 65536, wake_hot = 65536; /* fill of a ring that is worth waking for */
 const volatile u32 cgroup_controller = NOWHERE; /* whose hierarchy tells containers apart; else v2 */
 
@@ -61,6 +80,19 @@ INLINE struct scratch *the_scratch(void)
 {
     u32 cpu = bpf_get_smp_processor_id();
     return bpf_map_lookup_elem(&scratches, &cpu);
+}
+
+INLINE u8 is_own(u32 tgid)
+{
+    u32 zero = 0;
+    struct own *ours = bpf_map_lookup_elem(&own, &zero);
+    if (!ours)
+        return 0;
+    u8 found = 0;
+#pragma clang loop unroll(full)
+    for (u32 i = 0; i < KCAP_OWN; i++)
+        found |= ours->tgid[i] == tgid;
+    return found;
 }
 
 /* ---- pieces ---- */
