@@ -1,0 +1,123 @@
+"""System calls that a process gives up: what a recorder's worker never does.
+
+A filter of refused calls and not of permitted ones: what an interpreter, a C library and Arrow
+call differs by their versions, and a recording that dies on a call nobody thought of would be
+worse than one that may call it. What is refused is what would get somebody out of the worker
+who had got into it: another program, another process's memory, new namespaces, mounts, modules,
+the kernel's other doors. The lists follow the groups that systemd.exec(5) names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+from kcap.errors import KcapError
+from kcap.readers.live.bpf.syscalls import libc
+
+EXECUTING: Final = {"execve": 59, "execveat": 322}
+FORKING: Final = {"fork": 57, "vfork": 58}
+DEBUGGING: Final = {
+    "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "process_madvise": 440,
+    "kcmp": 312, "perf_event_open": 298, "pidfd_getfd": 438, "pidfd_open": 434,
+    "lookup_dcookie": 212, "bpf": 321, "userfaultfd": 323,
+}  # fmt: skip
+MOUNTING: Final = {
+    "mount": 165, "umount2": 166, "pivot_root": 155, "chroot": 161, "open_tree": 428,
+    "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
+    "mount_setattr": 442, "name_to_handle_at": 303, "open_by_handle_at": 304, "quotactl": 179,
+    "quotactl_fd": 443, "fanotify_init": 300, "swapon": 167, "swapoff": 168, "acct": 163,
+}  # fmt: skip
+NAMESPACES: Final = {"unshare": 272, "setns": 308}
+KERNEL: Final = {
+    "init_module": 175, "finit_module": 313, "delete_module": 176, "create_module": 174,
+    "kexec_load": 246, "kexec_file_load": 320, "reboot": 169, "syslog": 103, "iopl": 172,
+    "ioperm": 173, "settimeofday": 164, "clock_settime": 227, "clock_adjtime": 305,
+    "adjtimex": 159, "sethostname": 170, "setdomainname": 171, "modify_ldt": 154,
+    "personality": 135, "vhangup": 153, "add_key": 248, "request_key": 249, "keyctl": 250,
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427,
+}  # fmt: skip
+BECOMING: Final = {
+    "setuid": 105, "setgid": 106, "setreuid": 113, "setregid": 114, "setgroups": 116,
+    "setresuid": 117, "setresgid": 119, "setfsuid": 122, "setfsgid": 123, "capset": 126,
+}  # fmt: skip
+NETWORK: Final = {"socket": 41, "socketpair": 53, "connect": 42, "bind": 49, "listen": 50}
+
+REFUSED: Final = EXECUTING | FORKING | DEBUGGING | MOUNTING | NAMESPACES | KERNEL | BECOMING
+"""Calls on x86-64 that fail with EPERM, by name."""
+
+_CLONE: Final = 56
+_CLONE3: Final = 435
+_CLONE_THREAD: Final = 0x10000
+_X32: Final = 0x40000000
+_AUDIT_ARCH_X86_64: Final = 0xC000003E
+
+_LOAD, _EQUAL, _AT_LEAST, _SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, 16
+_ALLOW: Final = 0x7FFF0000
+_KILL: Final = 0x80000000
+_FAIL: Final = 0x00050000
+_EPERM, _ENOSYS = 1, 38
+
+_SET_SECCOMP: Final = 22
+_MODE_FILTER: Final = 2
+_NO_NEW_PRIVS: Final = 38
+
+
+def forbid(*, network: bool = False, forks: bool = False) -> None:
+    """Give up the calls of `REFUSED`, for this thread and all that it starts, for good.
+
+    Threads may be started. Calls by the numbers of another machine (32 bits) end the process.
+
+    Args:
+        network: Sockets may be made.
+        forks: Processes may be started, which then are under the filter too.
+
+    Raises:
+        KcapError: The kernel refused; kernels have this since Linux 3.5.
+    """
+    code = _program(network=network, forks=forks)
+    block = ctypes.create_string_buffer(code, len(code))
+    filter_ = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(block))
+    held = ctypes.create_string_buffer(filter_, len(filter_))
+    library = libc()
+    words = (ctypes.c_ulong(_NO_NEW_PRIVS), ctypes.c_ulong(1), *(ctypes.c_ulong(0),) * 3)
+    if library.prctl(*words) < 0 or library.prctl(_SET_SECCOMP, _MODE_FILTER, held) < 0:
+        said = os.strerror(ctypes.get_errno())
+        raise KcapError(f"system calls can't be given up (seccomp): {said}")
+
+
+def _program(*, network: bool, forks: bool) -> bytes:
+    """The filter, in the kernel's classic BPF."""
+    refused = dict(REFUSED)
+    if forks:
+        refused = {name: number for name, number in refused.items() if name not in FORKING}
+    if not network:
+        refused |= NETWORK
+    numbers = sorted(refused.values())
+    out = [
+        (_LOAD, 0, 0, _ARCH_AT),
+        (_EQUAL, 1, 0, _AUDIT_ARCH_X86_64),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER_AT),
+    ]
+    # Each test jumps to one of three ends behind them all.
+    tests = [(_AT_LEAST, "eperm", _X32), *((_EQUAL, "eperm", number) for number in numbers)]
+    if not forks:
+        tests += [(_EQUAL, "enosys", _CLONE3), (_EQUAL, "clone", _CLONE)]
+    ends = [
+        ("allow", (_RETURN, 0, 0, _ALLOW)),
+        ("eperm", (_RETURN, 0, 0, _FAIL | _EPERM)),
+        # The C library then uses clone, whose flags can be looked at.
+        ("enosys", (_RETURN, 0, 0, _FAIL | _ENOSYS)),
+        ("clone", (_LOAD, 0, 0, _ARGUMENT_AT)),
+        ("", (_SET, 0, 1, _CLONE_THREAD)),
+        ("", (_RETURN, 0, 0, _ALLOW)),
+        ("", (_RETURN, 0, 0, _FAIL | _EPERM)),
+    ]
+    places = {name: len(tests) + at for at, (name, _) in enumerate(ends)}
+    out += [(test, places[end] - at - 1, 0, value) for at, (test, end, value) in enumerate(tests)]
+    out += [instruction for _, instruction in ends]
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in out)
