@@ -55,7 +55,9 @@ _FOLLOWED: Final = ("on_exec", "on_fork", "on_exit")
 _OPTIONAL: Final = {"task_rename": "on_rename", "inet_sock_set_state": "on_state"}
 _NEEDS_ENTER: Final = "close"
 
-_COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8")])
+COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8")])
+"""What `KernelProgram.counts` has for each event."""
+
 _OWN: Final = 8
 """``KCAP_OWN``: so many processes may be the recorder's."""
 
@@ -218,9 +220,9 @@ class KernelProgram:
 
     def counts(self) -> npt.NDArray[np.void]:
         """What was kept, lost and filtered so far, by event number."""
-        out = np.zeros(events.EVENTS, _COUNT)
-        each = np.frombuffer(self._count_values(), _COUNT).reshape(events.EVENTS, -1)
-        for name in _COUNT.fields or ():
+        out = np.zeros(events.EVENTS, COUNT)
+        each = np.frombuffer(self._count_values(), COUNT).reshape(events.EVENTS, -1)
+        for name in COUNT.fields or ():
             out[name] = each[name].sum(axis=1)
         return out
 

@@ -33,6 +33,7 @@ from kcap.readers.live import host
 from kcap.readers.live.baseline import Baseline, take
 from kcap.readers.live.beats import Beats
 from kcap.readers.live.bpf import events, hooks, losses
+from kcap.readers.live.bpf.asked import Answers, Ask, Asked
 from kcap.readers.live.bpf.columns import Columns, Texts
 from kcap.readers.live.bpf.decode import Decoded, Decoder, layouts, syscalls
 from kcap.readers.live.bpf.losses import Losses
@@ -117,10 +118,14 @@ class BpfRecorder:
         self._ord = 0
         self._uring: set[int] = set()
         self._recent: deque[dict[str, Column]] = deque(maxlen=_RECENT)
-        self._symbols = hooks.symbols()
         self._hooks: list[hooks.Hook] = []
-        if self._symbols is None:
+        symbols = hooks.symbols()
+        if symbols is None:
             self._details["unavailable"] = [*self._program.unavailable, hooks.TABLE]
+        self._answers = Answers(self._program, self._layouts.call, symbols)
+        self.ask: Ask = self.serve
+        self._asked = Asked(self._asking)
+        self._baseline: Baseline | None = None
 
     @property
     def info(self) -> StreamInfo:
@@ -144,6 +149,23 @@ class BpfRecorder:
         os.close(self._stop_read)
         os.close(self._stop_write)
 
+    def prepare(self) -> None:
+        """Look at the host as it is."""
+        self._baseline = take(self._source, self._proc, recording=self._details)
+        self._source = self._baseline.source
+
+    def serve(self, name: str, argument: bytes) -> bytes:
+        """See `kcap.model.stream.LiveSource`."""
+        return self._answers.serve(name, argument)
+
+    def _asking(self, name: str, argument: bytes) -> bytes:
+        """Ask whoever has the rights by then."""
+        return self.ask(name, argument)
+
+    def own(self, pids: Sequence[int]) -> None:
+        """See `kcap.model.stream.LiveSource`."""
+        self._program.own(pids)
+
     def batches(self) -> Iterator[Batch]:
         """Record until `stop`.
 
@@ -151,14 +173,16 @@ class BpfRecorder:
             The state of the host, then the events: a batch an interval, also when nothing
             happened, or more where a ring fills.
         """
-        baseline = take(self._source, self._proc, recording=self._details)
-        self._source = baseline.source
+        if self._baseline is None:
+            self.prepare()
+        baseline, self._baseline = self._baseline, None
+        assert baseline is not None
         yield Batch(0, {}, (*baseline.sides(), *self._blind_at_first(baseline)))
         decoder = Decoder(
             self._layouts, self._clocks, source=self._source.id, variables=self._variables
         )
         told = Losses(self._source.id, self._name_of)
-        self._program.attach_calls(self._layouts.call)
+        self._asked.attach()
         beats = Beats(self._source.id)
         looked_ns = time.time_ns()
         with select.epoll() as poll:
@@ -174,10 +198,10 @@ class BpfRecorder:
                     lost = self._lost(decoder, told, (looked_ns, now_ns))
                     looked_ns = now_ns
                     yield self._hooks_now(now_ns, (*lost, *beat))
-        self._program.detach()
+        self._asked.detach()
         yield from self._drained(decoder, last=True)
         lost = self._lost(decoder, told, (looked_ns, time.time_ns()))
-        left_out = losses.filtered(self._program.counts(), self._source.id)
+        left_out = losses.filtered(self._asked.counts(), self._source.id)
         beat = beats.due(self._ord, self._counters, last=True)
         yield Batch(0, {}, (*lost, *left_out, *beat))
 
@@ -306,28 +330,28 @@ class BpfRecorder:
 
     def _lost(self, decoder: Decoder, told: Losses, interval_ns: tuple[int, int]) -> list[Side]:
         """What was lost since the last time; before it, the clocks where they have moved."""
-        program = self._program
         clocks = host.Clocks.measure()
         sides: list[Side] = []
         if clocks.drifted(self._clocks):
             self._clocks = decoder.clocks = clocks
             self._source = replace(self._source, clocks=(*self._source.clocks, clocks.pair()))
             sides.append(self._source)
-        missed = program.passed_over()
-        return [*sides, *told.look(program.counts(), program.victims, missed, interval_ns)]
+        asked = self._asked
+        missed = asked.passed_over()
+        return [*sides, *told.look(asked.counts(), asked.victims, missed, interval_ns)]
 
     def _counters(self) -> dict[str, Any]:
         """What a heartbeat says beside that we live."""
-        counts = self._program.counts()
+        counts = self._asked.counts()
         return {
             **{name: int(counts[name].sum()) for name in ("kept", "lost", "filtered")},
             "waiting_bytes": self._program.rare.waiting_bytes + self._program.hot.waiting_bytes,
-            "attached": self._program.attached,
+            "attached": self._asked.attached(),
         }
 
     def _hooks_now(self, now_ns: int, before: Sequence[Side]) -> Batch:
         """An event where system calls were redirected since the last look."""
-        found = None if self._symbols is None else hooks.hooks(self._program.peek, self._symbols)
+        found = self._asked.hooks()
         if not found or found == self._hooks:
             self._hooks = found or []
             return Batch(0, {}, tuple(before))

@@ -336,9 +336,15 @@ INLINE void count_loss(struct kcap_record *r)
         __sync_fetch_and_add(known, 1);
 }
 
-INLINE u64 wake(void *ring, u32 bytes)
+#define WAKE_BYTES 32768
+
+/* Whether to wake user space: where another `part` of the ring, a power of two, has just been
+ * filled. To do so with each record while it is busy would take several times what the record does. */
+INLINE u64 wake(void *ring, u32 part)
 {
-    return bpf_ringbuf_query(ring, 0) >= bytes ? 2 /* FORCE_WAKEUP */ : 1 /* NO_WAKEUP */;
+    u64 filled = bpf_ringbuf_query(ring, 0);
+    return filled >= part && (filled & (part - 1)) < WAKE_BYTES ? 2 /* FORCE_WAKEUP */
+                                                                : 1 /* NO_WAKEUP */;
 }
 
 INLINE struct kcap_count *count_of(u32 event)
