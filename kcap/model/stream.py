@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, ClassVar, Protocol
 
@@ -75,7 +75,39 @@ class Reader(Source, Protocol):
 
 
 class LiveSource(Source, Protocol):
-    """A source that goes on until it is told to stop."""
+    """A source that goes on until it is told to stop.
+
+    What needs rights happens when it is made, in `prepare` and in `close`, and through ``ask``.
+    Between `prepare` and `close`, another process may call `batches`: one that was forked, so that
+    it has the descriptors and mappings, and then gave up its rights.
+    """
+
+    ask: Callable[[str, bytes], bytes]
+    """Has `serve` called where the rights are: in this process, until another is put there."""
+
+    def prepare(self) -> None:
+        """Do what must be done with rights before `batches`: look at the host as it is."""
+
+    def serve(self, name: str, argument: bytes) -> bytes:
+        """Answer what `batches` asks of whoever has the rights.
+
+        Args:
+            name: The question.
+            argument: What stands with it.
+
+        Returns:
+            The answer.
+
+        Raises:
+            KcapError: There is no such question, or no answer.
+        """
+
+    def own(self, pids: Sequence[int]) -> None:
+        """Say which processes are the recorder's: what they do is left out, where a source can.
+
+        Args:
+            pids: All of them.
+        """
 
     def stop(self) -> None:
         """Ask for the end: `batches` delivers what it has and returns. Safe in a signal handler."""

@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -29,13 +29,14 @@ from kcap.model.naming import argument
 from kcap.model.side import Loss, Side
 from kcap.model.stream import StreamInfo
 from kcap.readers.live import cn_proc, host, netlink
-from kcap.readers.live.baseline import take
+from kcap.readers.live.baseline import Baseline, take
 from kcap.readers.live.beats import Beats
 from kcap.readers.live.cn_proc import Columns, Decoded, Gaps
 from kcap.readers.live.procfs import Image, ProcFS
 from kcap.state.processes import PASSWD, PROCFS, pairs
 from kcap.state.state import FDS, PROCESSES, THREADS
 
+_LEAVE: Final = "leave"
 _TIMES: Final = struct.Struct("=Q")
 _TIME_AT: Final = 44
 _PID: Final = struct.Struct("=I")
@@ -111,6 +112,8 @@ class ProcConnector:
         self._known: set[int] = set()
         self._ord = 0
         self._images: dict[int, Image] = {}
+        self._baseline: Baseline | None = None
+        self.ask: Callable[[str, bytes], bytes] = self.serve
 
     @property
     def info(self) -> StreamInfo:
@@ -132,6 +135,21 @@ class ProcConnector:
         for sock in (self._socket, self._stop_read, self._stop_write):
             sock.close()
 
+    def prepare(self) -> None:
+        """Look at the host as it is, after subscribing."""
+        self._baseline = take(self._source, self._procfs, recording=self._details)
+        self._source = self._baseline.source
+
+    def serve(self, name: str, argument: bytes) -> bytes:
+        """See `kcap.model.stream.LiveSource`."""
+        if name != _LEAVE or argument:
+            raise KcapError(f"the process connector has no answer to {name!r}")
+        netlink.leave(self._socket)
+        return b""
+
+    def own(self, pids: Sequence[int]) -> None:
+        """Nothing: the kernel tells of all processes, and few of ours begin or end."""
+
     def batches(self) -> Iterator[Batch]:
         """Record until `stop`.
 
@@ -140,8 +158,10 @@ class ProcConnector:
             also when nothing happened, or a full one earlier. Events that came while /proc was
             read follow its tables, so that these are complete with them.
         """
-        baseline = take(self._source, self._procfs, recording=self._details)
-        self._source = baseline.source
+        if self._baseline is None:
+            self.prepare()
+        baseline, self._baseline = self._baseline, None
+        assert baseline is not None
         self._known = set(baseline.tables[PROCESSES].numpy("pid", 0).tolist())
         # Threads and descriptors are not followed here: what is known of them would grow old.
         known = baseline.sides(without={THREADS, FDS})
@@ -161,7 +181,7 @@ class ProcConnector:
             yield batch.with_before((*batch.before, *beat)) if beat else batch
         # No new events from here on; what the socket holds is still ours.
         self._listening = False
-        netlink.leave(self._socket)
+        self.ask(_LEAVE, b"")
         while self._drain():
             yield self._batch()
         yield self._batch()

@@ -1,0 +1,121 @@
+"""What a recorder asks of its program in the kernel while it runs, wherever the rights for it are.
+
+Records come through memory that the kernel shares with us, for which nobody needs rights. Counters
+have to be asked for with bpf(2). So that the process that works on events can do without, these few
+questions go as bytes to the process that has kept its rights, or stay in this one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.errors import KcapError
+from kcap.readers.live.bpf import events, hooks
+from kcap.readers.live.bpf.hooks import Hook, Symbols
+from kcap.readers.live.bpf.program import COUNT, KernelProgram
+
+Ask = Callable[[str, bytes], bytes]
+
+
+class Answers:
+    """Answers for a program: the half that has the rights.
+
+    Args:
+        program: The program.
+        layout: ``struct kcap_call`` as the program has it.
+        symbols: The kernel's layout, None where it does not tell.
+    """
+
+    def __init__(
+        self, program: KernelProgram, layout: np.dtype[np.void], symbols: Symbols | None
+    ) -> None:
+        self._program = program
+        self._layout = layout
+        self._symbols = symbols
+
+    def serve(self, name: str, argument: bytes) -> bytes:
+        """Answer a question.
+
+        Args:
+            name: What is asked: one of the methods of `Asked`.
+            argument: What stands with it.
+
+        Returns:
+            The answer, which `Asked` reads.
+
+        Raises:
+            KcapError: The kernel refused, or there is no such question.
+        """
+        program = self._program
+        if name == "counts":
+            return program.counts().tobytes()
+        answers: dict[str, Callable[[], Any]] = {
+            "alive": program.alive,
+            "attach": lambda: program.attach_calls(self._layout),
+            "attached": lambda: program.attached,
+            "detach": program.detach,
+            "hooks": self._hooks,
+            "passed_over": program.passed_over,
+            "victims": lambda: [[*key, count] for key, count in program.victims().items()],
+        }
+        if name not in answers:
+            raise KcapError(f"the recorder's program has no answer to {name!r}")
+        return json.dumps(answers[name]()).encode()
+
+    def _hooks(self) -> list[Hook] | None:
+        return None if self._symbols is None else hooks.hooks(self._program.peek, self._symbols)
+
+
+class Asked:
+    """Asks: the half that may have no rights.
+
+    Args:
+        ask: Takes a question to `Answers.serve`.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def counts(self) -> npt.NDArray[np.void]:
+        """See `KernelProgram.counts`."""
+        found = np.frombuffer(self._ask("counts", b""), COUNT)
+        assert len(found) == events.EVENTS, len(found)
+        return found
+
+    def victims(self) -> dict[tuple[int, int, int], int]:
+        """See `KernelProgram.victims`."""
+        rows: list[list[int]] = self._said("victims")
+        return {(row[0], row[1], row[2]): row[3] for row in rows}
+
+    def passed_over(self) -> dict[str, int]:
+        """See `KernelProgram.passed_over`."""
+        return dict(self._said("passed_over"))
+
+    def hooks(self) -> list[Hook] | None:
+        """See `kcap.readers.live.bpf.hooks.hooks`; None also where the kernel hides its layout."""
+        found: list[Sequence[Any]] | None = self._said("hooks")
+        return None if found is None else [Hook(*each) for each in found]
+
+    def alive(self) -> int:
+        """See `KernelProgram.alive`."""
+        return int(self._said("alive"))
+
+    def attached(self) -> list[str]:
+        """See `KernelProgram.attached`."""
+        return list(self._said("attached"))
+
+    def attach(self) -> None:
+        """See `KernelProgram.attach_calls`."""
+        self._said("attach")
+
+    def detach(self) -> None:
+        """See `KernelProgram.detach`."""
+        self._said("detach")
+
+    def _said(self, name: str) -> Any:  # noqa: ANN401
+        return json.loads(self._ask(name, b""))
