@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Collection
 from typing import Final
 
 from kcap.errors import KcapError
@@ -66,7 +67,9 @@ _MODE_FILTER: Final = 2
 _NO_NEW_PRIVS: Final = 38
 
 
-def forbid(*, network: bool = False, forks: bool = False) -> None:
+def forbid(
+    *, network: bool = False, forks: bool = False, but: Collection[str] = frozenset()
+) -> None:
     """Give up the calls of `REFUSED`, for this thread and all that it starts, for good.
 
     Threads may be started. Calls by the numbers of another machine (32 bits) end the process.
@@ -74,11 +77,12 @@ def forbid(*, network: bool = False, forks: bool = False) -> None:
     Args:
         network: Sockets may be made.
         forks: Processes may be started, which then are under the filter too.
+        but: Calls of `REFUSED` that stay allowed.
 
     Raises:
         KcapError: The kernel refused; kernels have this since Linux 3.5.
     """
-    code = _program(network=network, forks=forks)
+    code = _program(network=network, forks=forks, but=but)
     block = ctypes.create_string_buffer(code, len(code))
     filter_ = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(block))
     held = ctypes.create_string_buffer(filter_, len(filter_))
@@ -89,9 +93,9 @@ def forbid(*, network: bool = False, forks: bool = False) -> None:
         raise KcapError(f"system calls can't be given up (seccomp): {said}")
 
 
-def _program(*, network: bool, forks: bool) -> bytes:
+def _program(*, network: bool, forks: bool, but: Collection[str]) -> bytes:
     """The filter, in the kernel's classic BPF."""
-    refused = dict(REFUSED)
+    refused = {name: number for name, number in REFUSED.items() if name not in but}
     if forks:
         refused = {name: number for name, number in refused.items() if name not in FORKING}
     if not network:

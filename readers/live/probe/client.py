@@ -1,0 +1,447 @@
+"""What a recorder asks, and how long it waits for the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from kcap.readers.live.probe import wire
+from kcap.readers.live.probe.supervisor import (
+    ASK,
+    PAGE_BYTES,
+    PID,
+    STUCK_MAX,
+    Places,
+    Shared,
+    run,
+)
+from kcap.readers.live.probe.wire import END, WHOLE, Item, Request
+
+DEADLINE_S: Final = 0.2
+"""How long a read of a process may hang."""
+
+FILE_DEADLINE_S: Final = 5.0
+"""How long one of a disk may; and a reader that does not hang but gets no processor."""
+
+BACK_OFF_S: Final = 60.0
+"""So long nobody reads the memory of a process where that hung."""
+
+BACK_OFFS_MAX: Final = 4096
+"""Processes that are left alone; beyond, the first one is tried again."""
+
+BRAKE: Final = 10
+BRAKE_S: Final = 10.0
+"""After so many late reads in so long a time nobody reads memory: each one costs `DEADLINE_S`."""
+
+WINDOW: Final = 8
+"""Requests that are under way at one time."""
+
+LATE: Final = -100
+"""In place of an error: the read hung, and was given up."""
+GONE: Final = -101
+"""In place of an error: there is nobody who reads any more."""
+
+_RECEIVE_BYTES: Final = 1 << 18
+_DOOR_S: Final = 5.0
+_END_S: Final = 1.0
+_CRASHES_MAX: Final = 3
+
+
+class Answer:
+    """What a request found; filled while it is waited for.
+
+    Args:
+        request: The request.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.pid = request.pid
+        self.error = 0
+        """Why there is nothing at all: an error's number, `GONE`."""
+        self.found: dict[str, bytes | int] = {}
+        """By name what was read, or the error's number, or `LATE`."""
+        self.elements: dict[str, dict[int, bytes]] = {}
+        """By a name with ``*`` what was read of each number."""
+        self.done = False
+        self.left: Sequence[Item] = request.items
+        """What is asked of the reader now."""
+        self.at = 0
+        """The first of them that is not answered."""
+        self.careful = False
+        self.crashes = 0
+
+    @property
+    def slow(self) -> bool:
+        """Whether a disk is asked."""
+        return any(item.slow for item in self.left)
+
+
+class Prober:
+    """Reads through a process that may hang.
+
+    To be made before any thread, as it forks. May be used from all threads, and from processes
+    that are forked later: each one gets a reader of its own.
+
+    Args:
+        proc: Where the proc file system is mounted.
+        root: The root of the host's file system.
+        hierarchies: Where control groups are mounted, by their controllers.
+        deadline_s: How long a read of a process may hang.
+
+    Example:
+        >>> prober = Prober()
+        >>> answer = prober.read(Request(os.getpid(), [Item(Op.CONTENT, "comm")]))
+        >>> prober.close()
+    """
+
+    def __init__(
+        self,
+        proc: str = "/proc",
+        *,
+        root: str = "/",
+        hierarchies: Mapping[str, str] | None = None,
+        deadline_s: float = DEADLINE_S,
+    ) -> None:
+        self.root = root.rstrip("/")
+        self._proc = proc
+        self._deadline_s = deadline_s
+        page = mmap.mmap(-1, PAGE_BYTES)
+        self._shared = Shared(page)
+        self._door, door = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._owner = os.getpid()
+        places = Places(proc, self.root, dict(hierarchies or {}))
+        self._supervisor = os.fork()
+        if not self._supervisor:
+            run(door, self._shared, places)
+        door.close()
+        self._connections: dict[tuple[int, int], _Connection] = {}
+        self._left_alone: dict[int, float] = {}
+        self._late_s: deque[float] = deque(maxlen=BRAKE)
+        self.late = 0
+        """Reads that hung, or would have."""
+        self.evicted = 0
+        """Processes that are tried again as too many are left alone."""
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The processes that read: they are the recorder's own. See `changes`."""
+        return self._shared.pids | {self._supervisor}
+
+    @property
+    def changes(self) -> int:
+        """How often `pids` has changed; the same in all processes."""
+        return self._shared.changes
+
+    @property
+    def stuck(self) -> int:
+        """Readers that were killed and have not ended."""
+        return self._shared.stuck
+
+    def read(self, request: Request) -> Answer:
+        """Ask, and wait.
+
+        Args:
+            request: What to read.
+
+        Returns:
+            What was found.
+        """
+        return next(self.reads((request,)))
+
+    def reads(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """Ask for many things, each while those before it are worked on.
+
+        Args:
+            requests: What to read.
+
+        Yields:
+            What was found, in order.
+        """
+        source, sent = iter(requests), deque[Answer]()
+        connection = self._connection()
+        while True:
+            while len(sent) < WINDOW and (request := next(source, None)) is not None:
+                sent.append(connection.send(self._checked(request)))
+            if not sent:
+                return
+            answer = sent.popleft()
+            connection.wait(answer)
+            yield answer
+
+    def send(self, request: Request) -> Answer:
+        """Ask without waiting.
+
+        Args:
+            request: What to read.
+
+        Returns:
+            What `wait` fills.
+        """
+        return self._connection().send(self._checked(request))
+
+    def wait(self, answer: Answer) -> Answer:
+        """Wait for what was asked for with `send`, in the same thread.
+
+        Args:
+            answer: What that returned.
+
+        Returns:
+            The same, filled.
+        """
+        self._connection().wait(answer)
+        return answer
+
+    def close(self) -> None:
+        """End the readers, where this process made them; else let go of them."""
+        for (pid, _), connection in list(self._connections.items()):
+            connection.close(shared=pid != os.getpid())
+        self._connections.clear()
+        self._door.close()
+        if self._supervisor and self._owner == os.getpid():
+            _ended(self._supervisor)
+            self._supervisor = 0
+
+    def _connection(self) -> _Connection:
+        key = (os.getpid(), threading.get_ident())
+        found = self._connections.get(key)
+        if found is None:
+            found = self._connections[key] = _Connection(self)
+        return found
+
+    def _checked(self, request: Request) -> Answer:
+        """The answer that a request will have, memory left out that is not to be read now."""
+        answer = Answer(request)
+        if request.pid and any(item.memory for item in request.items) and self._braking(answer.pid):
+            for item in request.items:
+                if item.memory:
+                    answer.found[item.name] = LATE
+                    self.late += 1
+            answer.left = [item for item in request.items if not item.memory]
+        return answer
+
+    def _braking(self, pid: int) -> bool:
+        """Whether the memory of a process is not to be read now."""
+        now_s = time.monotonic()
+        until_s = self._left_alone.get(pid)
+        if until_s is not None and now_s < until_s:
+            return True
+        if until_s is not None:
+            del self._left_alone[pid]
+        if self._shared.stuck >= STUCK_MAX:
+            return True
+        return len(self._late_s) == BRAKE and now_s - self._late_s[0] < BRAKE_S
+
+    def hung(self, pid: int) -> None:
+        """Take note of a read that hung.
+
+        Args:
+            pid: The process; 0 for none.
+        """
+        now_s = time.monotonic()
+        self.late += 1
+        if pid:
+            self._late_s.append(now_s)
+            if len(self._left_alone) >= BACK_OFFS_MAX:
+                del self._left_alone[next(iter(self._left_alone))]
+                self.evicted += 1
+            self._left_alone[pid] = now_s + BACK_OFF_S
+
+    def connect(self) -> tuple[socket.socket, int] | None:
+        """Get a reader.
+
+        Returns:
+            The connection to it and its process id; None where nobody starts one any more.
+        """
+        try:
+            self._door.settimeout(_DOOR_S)
+            self._door.send(ASK)
+            told, descriptors, *_ = socket.recv_fds(self._door, PID.size, 1)
+        except OSError:
+            return None
+        if len(told) != PID.size or not descriptors:
+            return None
+        return socket.socket(fileno=descriptors[0]), PID.unpack(told)[0]
+
+    def patience_s(self, answer: Answer) -> float:
+        """How long the next part of an answer may take.
+
+        Args:
+            answer: The answer.
+
+        Returns:
+            Seconds.
+        """
+        return FILE_DEADLINE_S if answer.slow else self._deadline_s
+
+    def runs(self, reader: int) -> bool:
+        """Whether a reader does not wait for anything: then it has work, or gets no processor.
+
+        Args:
+            reader: Its process id.
+
+        Returns:
+            The same.
+        """
+        try:
+            about = Path(f"/proc/{reader}/stat").read_bytes()
+        except OSError:
+            return False
+        return about[about.rfind(b")") + 2 :][:1] == b"R"
+
+
+class _Connection:
+    """One reader, and what it was asked."""
+
+    def __init__(self, prober: Prober) -> None:
+        self._prober = prober
+        self._socket: socket.socket | None = None
+        self._reader = 0
+        self._pending: deque[Answer] = deque()
+        self._held = bytearray()
+
+    def send(self, answer: Answer) -> Answer:
+        """Ask for what is left of an answer."""
+        if not answer.left:
+            answer.done = True
+            return answer
+        self._pending.append(answer)
+        if self._socket is None:
+            self._again()
+        else:
+            self._ask(answer)
+        return answer
+
+    def wait(self, answer: Answer) -> None:
+        """Until an answer is done; those before it are done then, too."""
+        while not answer.done:
+            first = self._pending[0]
+            patience_s = self._prober.patience_s(first)
+            began_s = time.monotonic()
+            while not self._receive(patience_s):
+                waited_s = time.monotonic() - began_s
+                if not (waited_s < FILE_DEADLINE_S and self._prober.runs(self._reader)):
+                    self._give_up(first)
+                    break
+
+    def close(self, *, shared: bool) -> None:
+        """Let go of the reader; it ends, unless another process has asked for it."""
+        if self._socket is not None:
+            if not shared:
+                with contextlib.suppress(OSError):  # it has ended before
+                    self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+        self._socket = None
+
+    def _ask(self, answer: Answer) -> None:
+        assert self._socket is not None
+        request = wire.packed(Request(answer.pid, answer.left), careful=answer.careful)
+        # A reader that is gone, or takes nothing, is found out by who waits for its answer.
+        with contextlib.suppress(OSError):
+            self._socket.settimeout(DEADLINE_S)
+            self._socket.sendall(request)
+
+    def _receive(self, patience_s: float) -> bool:
+        """Take what the reader has sent; False where nothing came in time."""
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(patience_s)
+            part = self._socket.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            return False
+        except OSError:
+            part = b""
+        if part:
+            self._held += part
+            self._take()
+        else:
+            self._crashed()
+        return True
+
+    def _take(self) -> None:
+        """Put whole answers where they belong."""
+        at, held = 0, self._held
+        size, unpack = wire.ANSWER.size, wire.ANSWER.unpack_from
+        while at + size <= len(held):
+            item, error, element, length = unpack(held, at)
+            if at + size + length > len(held):
+                break
+            data = bytes(held[at + size : at + size + length])
+            at += size + length
+            answer = self._pending[0]
+            if item == wire.END:
+                answer.error, answer.done = error, True
+                self._pending.popleft()
+                continue
+            name = answer.left[item].name
+            if element != WHOLE:
+                answer.elements.setdefault(name, {})[element] = data
+                continue
+            answer.at = item + 1
+            answer.found[name] = error or data
+        del held[:at]
+
+    def _crashed(self) -> None:
+        """The reader has ended by itself, or somebody ended it."""
+        first = self._pending[0]
+        first.crashes += 1
+        if first.crashes > _CRASHES_MAX:
+            first.error, first.done = GONE, True
+            self._pending.popleft()
+        else:
+            first.left, first.at = first.left[first.at :], 0
+        self._again()
+
+    def _give_up(self, answer: Answer) -> None:
+        """Have the reader killed, and go on with the next item."""
+        item = answer.left[answer.at]
+        # What came just before the end may not have been told; then it is asked for once more.
+        if answer.careful or item.memory or item.slow:
+            answer.found[item.name] = LATE
+            self._prober.hung(answer.pid)
+            answer.at += 1
+        answer.careful = True
+        answer.left, answer.at = answer.left[answer.at :], 0
+        if not answer.left:
+            answer.done = True
+            self._pending.popleft()
+        self._again()
+
+    def _again(self) -> None:
+        """Get another reader, and ask it for what is not answered."""
+        self.close(shared=False)
+        self._held = bytearray()
+        connected = self._prober.connect() if self._pending else None
+        if connected is None:
+            for answer in self._pending:
+                answer.error, answer.done = GONE, True
+            self._pending.clear()
+            return
+        self._socket, self._reader = connected
+        for answer in self._pending:
+            # Of one that was begun, only the rest is asked for.
+            answer.left, answer.at = answer.left[answer.at :], 0
+            self._ask(answer)
+
+
+def _ended(supervisor: int) -> None:
+    """Wait for the supervisor to end as its door is closed; one that others hold on to is killed."""
+    until_s = time.monotonic() + _END_S
+    while time.monotonic() < until_s:
+        with contextlib.suppress(ChildProcessError):  # who waits for all children has seen it
+            if os.waitpid(supervisor, os.WNOHANG)[0]:
+                return
+            time.sleep(0.005)
+            continue
+        return
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(supervisor, signal.SIGKILL)
+        os.waitpid(supervisor, 0)
