@@ -10,7 +10,7 @@ ORACLES := bpftrace clang forkstat gcc gcc-multilib libc6-dev llvm sysdig zstd
 MACHINES := busybox-static e2fsprogs qemu-system-x86
 
 .DEFAULT_GOAL := help
-.PHONY: help bpf demo test test-kernels test-long bench lint oracles
+.PHONY: help bpf bundle demo test test-kernels test-long bench lint oracles
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -28,6 +28,9 @@ test-long: $(VENV)/.dev oracles ## run all tests, the slow ones too, with many m
 test-kernels: ORACLES += $(MACHINES)
 test-kernels: $(VENV)/.dev oracles ## record under Debian's kernels 6.1 and 6.12, in QEMU
 	@$(RUN) -m pytest -q -s -m kernels
+
+bundle: $(VENV)/.dev ## pack what records on a host that has nothing (Debian 12: its Python 3.11 goes into it)
+	@$(RUN) bundle/build.py
 
 bench: $(VENV)/.dev ## measure size and speed beside other formats
 	@$(PIP) --group bench
