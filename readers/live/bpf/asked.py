@@ -58,6 +58,7 @@ class Answers:
             "alive": program.alive,
             "attach": lambda: program.attach_calls(self._layout),
             "attached": lambda: program.attached,
+            "broken": program.broken,
             "detach": program.detach,
             "hooks": self._hooks,
             "passed_over": program.passed_over,
@@ -108,6 +109,10 @@ class Asked:
     def attached(self) -> list[str]:
         """See `KernelProgram.attached`."""
         return list(self._said("attached"))
+
+    def broken(self) -> list[str]:
+        """See `KernelProgram.broken`."""
+        return list(self._said("broken"))
 
     def attach(self) -> None:
         """See `KernelProgram.attach_calls`."""

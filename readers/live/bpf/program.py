@@ -21,6 +21,7 @@ import numpy.typing as npt
 from kcap.errors import KcapError
 from kcap.readers.live.bpf import events, loader, offsets, system
 from kcap.readers.live.bpf.btf import Btf
+from kcap.readers.live.bpf.links import Links
 from kcap.readers.live.bpf.ring import Ring
 
 OBJECT: Final = "recorder.bpf.o"
@@ -129,6 +130,8 @@ class KernelProgram:
             self._loaded.close()
             raise
         self._one_by_one = False
+        self._links = Links(self._loaded.links)
+        self._calls = 0
 
     @property
     def types(self) -> Btf:
@@ -212,6 +215,20 @@ class KernelProgram:
         os.getpriority(os.PRIO_PROCESS, 0)
         each = self._loaded.maps["alive"].get_each(0)
         return sum(int.from_bytes(value, "little") for value in each)
+
+    def broken(self) -> list[str]:
+        """Parts that should run, and that somebody else has detached or keeps from running.
+
+        Raises:
+            KcapError: The kernel refused to count.
+        """
+        found = self._links.broken()
+        if _EXIT in self._loaded.links and _EXIT not in found:
+            before, self._calls = self._calls, self.alive()
+            # None was ever counted where the kernel numbers our processes otherwise than we do.
+            if self._calls == before > 0:
+                found.append(_EXIT)
+        return found
 
     def detach(self) -> None:
         """Record nothing more; what the rings hold can still be read."""

@@ -119,6 +119,7 @@ class BpfRecorder:
         self._uring: set[int] = set()
         self._recent: deque[dict[str, Column]] = deque(maxlen=_RECENT)
         self._hooks: list[hooks.Hook] = []
+        self._broken: list[str] = []
         symbols = hooks.symbols()
         if symbols is None:
             self._details["unavailable"] = [*self._program.unavailable, hooks.TABLE]
@@ -338,7 +339,19 @@ class BpfRecorder:
             sides.append(self._source)
         asked = self._asked
         missed = asked.passed_over()
-        return [*sides, *told.look(asked.counts(), asked.victims, missed, interval_ns)]
+        lost = told.look(asked.counts(), asked.victims, missed, interval_ns)
+        return [*sides, *lost, *self._attached_losses(interval_ns)]
+
+    def _attached_losses(self, interval_ns: tuple[int, int]) -> list[Loss]:
+        """Parts of the program that somebody has taken out of the kernel since the last time."""
+        found = self._asked.broken()
+        fresh = [part for part in found if part not in self._broken]
+        self._broken = found
+        reason = "of the recorder does not run any more: somebody detached it"
+        return [
+            Loss("blind", None, f"{part} {reason}", self._source.id, None, None, *interval_ns)
+            for part in fresh
+        ]
 
     def _counters(self) -> dict[str, Any]:
         """What a heartbeat says beside that we live."""
