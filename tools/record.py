@@ -6,12 +6,13 @@ import contextlib
 import re
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Unpack
+from typing import TYPE_CHECKING, BinaryIO, Final, Unpack
 
 import click
 
-from kcap.tools import common, durability, live, live_select, output
+from kcap.tools import apart, common, durability, live, live_select, output
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from kcap.model.batch import Batch
     from kcap.model.side import Loss
     from kcap.model.stream import LiveSource
+    from kcap.readers.live.guard.channel import Channel
     from kcap.readers.live.selection import Selection
     from kcap.replay.pipeline import Summary
 
+
+apart.settle()
 
 NOTE_CHARS: Final = 4096
 """The longest case, operator or note."""
@@ -35,6 +39,7 @@ class _RecordOptions(live.LiveOptions, live_select.SelectOptions):
     case: str | None
     operator: str | None
     note: str | None
+    user: str | None
 
 
 @dataclass
@@ -109,6 +114,7 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
 )
 @click.option("--operator", callback=_brief, help="Who records.")
 @click.option("--note", callback=_brief, help="Anything else that a reader should know.")
+@apart.user_option
 @common.chunk_options
 @common.where_option
 @click.argument("words", nargs=-1, metavar="[FILTER]...")
@@ -141,11 +147,7 @@ def command(
     What --events, --scope and a filter, behind -w or as words, leave out stays in the kernel as far
     as that can tell; 'kcap info' shows how much.
     """
-    from kcap.format.writer import CaptureWriter
-    from kcap.replay.pipeline import Pipeline
-    from kcap.state import State
-
-    where, state = common.filter_given(ctx, where, words), State()
+    where = common.filter_given(ctx, where, words)
     selection = live_select.chosen(options, where)
     told = _told(options, where)
     source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
@@ -155,31 +157,75 @@ def command(
         live.stopping(source),
         output.opened(path, force=force) as stream,
     ):
-        writer = CaptureWriter(
-            stream,
-            file=path,
-            snapshot=state.snapshot,
-            chunk_rows=chunk_events,
-            created_ns=time.time_ns(),
-            level=level,
+        plan = _Plan(
+            source=source,
+            selection=selection,
+            path=path,
+            stream=stream,
             sync=durability.syncing(stream, durable, path),
+            durable=durable,
+            chunk_events=chunk_events,
+            level=level,
+            duration_s=options["duration"],
+            count=options["count"],
+            max_size=max_size,
         )
-        limits = _Limits(source, writer, path, options["duration"], max_size, durable)
+        code = apart.run(ctx, source, plan.record, user=options["user"])
+    if durable.synced and force and path != "-":
+        durability.sync_folder(path)  # a new file has taken the old one's name
+    ctx.exit(code)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to record, where to, and until when."""
+
+    source: LiveSource
+    selection: Selection
+    path: str
+    stream: BinaryIO
+    sync: Callable[[], None] | None
+    durable: durability.Durability
+    chunk_events: int
+    level: int
+    duration_s: float | None
+    count: int | None
+    max_size: int | None
+
+    def record(self, _: Channel | None) -> int:
+        """Record until the source ends; gives the exit code."""
+        from kcap.format.writer import CaptureWriter
+        from kcap.replay.pipeline import Pipeline
+        from kcap.state import State
+
+        state = State()
+        writer = CaptureWriter(
+            self.stream,
+            file=self.path,
+            snapshot=state.snapshot,
+            chunk_rows=self.chunk_events,
+            created_ns=time.time_ns(),
+            level=self.level,
+            sync=self.sync,
+        )
+        limits = _Limits(
+            self.source, writer, self.path, self.duration_s, self.max_size, self.durable
+        )
         with Progress(lambda: writer.bytes_written) as progress:
-            kept = _Kept(writer, selection)
+            kept = _Kept(writer, self.selection)
             summary = Pipeline(
-                source,
+                self.source,
                 [kept],
                 state=state,
                 resolve=True,
                 stages=kept.stages,
-                limit=options["count"],
+                limit=self.count,
                 after_batch=lambda summary: limits.check() or progress.update(summary),
             ).run()
-    if durable.synced and force and path != "-":
-        durability.sync_folder(path)  # a new file has taken the old one's name
-    _report(summary, writer, path)
-    common.finish(ctx, summary, source.info.file)
+        self.stream.flush()
+        _report(summary, writer, self.path)
+        common.report_losses(summary.losses, self.source.info.file)
+        return summary.exit_code
 
 
 def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:

@@ -77,13 +77,18 @@ class Reader(Source, Protocol):
 class LiveSource(Source, Protocol):
     """A source that goes on until it is told to stop.
 
-    What needs rights happens when it is made, in `prepare` and in `close`, and through ``ask``.
+    What needs rights happens when it is made, in `prepare`, `serve` and `close`.
     Between `prepare` and `close`, another process may call `batches`: one that was forked, so that
     it has the descriptors and mappings, and then gave up its rights.
     """
 
-    ask: Callable[[str, bytes], bytes]
-    """Has `serve` called where the rights are: in this process, until another is put there."""
+    def part(self, ask: Callable[[str, bytes], bytes]) -> None:
+        """Go on in such a process.
+
+        Args:
+            ask: Calls `serve` in the process that has kept its rights, as this object does with its
+                own until then.
+        """
 
     def prepare(self) -> None:
         """Do what must be done with rights before `batches`: look at the host as it is."""

@@ -113,7 +113,7 @@ class ProcConnector:
         self._ord = 0
         self._images: dict[int, Image] = {}
         self._baseline: Baseline | None = None
-        self.ask: Callable[[str, bytes], bytes] = self.serve
+        self._ask: Callable[[str, bytes], bytes] = self.serve
 
     @property
     def info(self) -> StreamInfo:
@@ -139,6 +139,10 @@ class ProcConnector:
         """Look at the host as it is, after subscribing."""
         self._baseline = take(self._source, self._procfs, recording=self._details)
         self._source = self._baseline.source
+
+    def part(self, ask: Callable[[str, bytes], bytes]) -> None:
+        """See `kcap.model.stream.LiveSource`."""
+        self._ask = ask
 
     def serve(self, name: str, argument: bytes) -> bytes:
         """See `kcap.model.stream.LiveSource`."""
@@ -181,7 +185,7 @@ class ProcConnector:
             yield batch.with_before((*batch.before, *beat)) if beat else batch
         # No new events from here on; what the socket holds is still ours.
         self._listening = False
-        self.ask(_LEAVE, b"")
+        self._ask(_LEAVE, b"")
         while self._drain():
             yield self._batch()
         yield self._batch()

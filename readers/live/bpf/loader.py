@@ -228,12 +228,16 @@ class Loaded:
         """
         return system.program_info(self.programs[program])
 
-    def close(self) -> None:
-        """Detach everything and give all of it back."""
+    def close(self, *, but: Collection[str] = ()) -> None:
+        """Detach everything and give all of it back, as far as it is this process's.
+
+        Args:
+            but: Maps whose descriptors stay open.
+        """
         if self._closed:
             return
         self._closed = True
-        maps = [held.fd for held in self.maps.values()]
+        maps = [held.fd for name, held in self.maps.items() if name not in but]
         for fd in (*self.links.values(), *self.programs.values(), *maps, *self._frozen.values()):
             os.close(fd)
 

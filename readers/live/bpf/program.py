@@ -290,6 +290,13 @@ class KernelProgram:
             return None
         return None if failed else self._loaded.maps["peeked"].get(0)
 
+    def let_go(self) -> None:
+        """Close all but the rings in a process that was forked and goes on without rights.
+
+        So the program is out of the kernel as soon as the process with the rights is gone.
+        """
+        self._loaded.close(but=("rare", "hot"))
+
     def close(self) -> None:
         """Give everything back."""
         self.rare.close()

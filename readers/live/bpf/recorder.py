@@ -41,6 +41,7 @@ from kcap.readers.live.bpf.order import Ordering, Records
 from kcap.readers.live.bpf.program import HOT_BYTES, RARE_BYTES, KernelProgram, Setup
 from kcap.readers.live.bpf.ring import Ring
 from kcap.readers.live.cgroups import Containers
+from kcap.readers.live.guard.channel import GoneError
 from kcap.readers.live.procfs import ProcFS
 from kcap.state.state import FDS
 
@@ -124,8 +125,7 @@ class BpfRecorder:
         if symbols is None:
             self._details["unavailable"] = [*self._program.unavailable, hooks.TABLE]
         self._answers = Answers(self._program, self._layouts.call, symbols)
-        self.ask: Ask = self.serve
-        self._asked = Asked(self._asking)
+        self._asked = Asked(self.serve)
         self._baseline: Baseline | None = None
 
     @property
@@ -155,13 +155,14 @@ class BpfRecorder:
         self._baseline = take(self._source, self._proc, recording=self._details)
         self._source = self._baseline.source
 
+    def part(self, ask: Ask) -> None:
+        """See `kcap.model.stream.LiveSource`."""
+        self._asked = Asked(ask)
+        self._program.let_go()
+
     def serve(self, name: str, argument: bytes) -> bytes:
         """See `kcap.model.stream.LiveSource`."""
         return self._answers.serve(name, argument)
-
-    def _asking(self, name: str, argument: bytes) -> bytes:
-        """Ask whoever has the rights by then."""
-        return self.ask(name, argument)
 
     def own(self, pids: Sequence[int]) -> None:
         """See `kcap.model.stream.LiveSource`."""
@@ -190,21 +191,31 @@ class BpfRecorder:
             # Edges only: a ring with any record counts as readable, and under load always has one.
             for fd in (self._program.rare.fd, self._program.hot.fd, self._stop_read):
                 poll.register(fd, select.EPOLLIN | select.EPOLLET)
-            while not self._stopping:
-                self._wait(poll)
-                yield from self._drained(decoder)
-                beat = beats.due(self._ord, self._counters)
-                if beat:
-                    now_ns = time.time_ns()
-                    lost = self._lost(decoder, told, (looked_ns, now_ns))
-                    looked_ns = now_ns
-                    yield self._hooks_now(now_ns, (*lost, *beat))
-        self._asked.detach()
+            with contextlib.suppress(GoneError):  # then the end comes anyway, and says so
+                while not self._stopping:
+                    self._wait(poll)
+                    yield from self._drained(decoder)
+                    beat = beats.due(self._ord, self._counters)
+                    if beat:
+                        now_ns = time.time_ns()
+                        lost = self._lost(decoder, told, (looked_ns, now_ns))
+                        looked_ns = now_ns
+                        yield self._hooks_now(now_ns, (*lost, *beat))
+        with contextlib.suppress(GoneError):  # with it, the program is out of the kernel
+            self._asked.detach()
         yield from self._drained(decoder, last=True)
-        lost = self._lost(decoder, told, (looked_ns, time.time_ns()))
-        left_out = losses.filtered(self._asked.counts(), self._source.id)
-        beat = beats.due(self._ord, self._counters, last=True)
-        yield Batch(0, {}, (*lost, *left_out, *beat))
+        yield Batch(0, {}, tuple(self._last_sides(decoder, told, looked_ns)))
+
+    def _last_sides(self, decoder: Decoder, told: Losses, looked_ns: int) -> list[Side]:
+        """What is to be said when nothing comes any more."""
+        beats = Beats(self._source.id)
+        try:
+            lost = self._lost(decoder, told, (looked_ns, time.time_ns()))
+            left_out = losses.filtered(self._asked.counts(), self._source.id)
+            return [*lost, *left_out, *beats.due(self._ord, self._counters, last=True)]
+        except GoneError as e:
+            reason = f"{e.what}: nobody can say what was lost at last"
+            return [Loss("lost", None, reason, self._source.id, start_ns=looked_ns)]
 
     def _blind_at_first(self, baseline: Baseline) -> list[Loss]:
         """What processes had open before, and do unseen."""

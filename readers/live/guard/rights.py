@@ -131,6 +131,12 @@ def privileged() -> bool:
     return os.geteuid() == 0 or held().permitted != 0
 
 
+def may_become() -> bool:
+    """Whether this process may become another user."""
+    mask = held().effective
+    return all(mask >> BITS[name] & 1 for name in ("CAP_SETUID", "CAP_SETGID"))
+
+
 def keep(capabilities: Collection[str]) -> int:
     """Give up all other rights, for good, and the right to gain any by executing something.
 

@@ -1,0 +1,239 @@
+"""A recorder in two processes: one that has rights and does little, one that has none.
+
+The *collector* is the process that the user started. It has made the source: the program is in the
+kernel, the rings are mapped, the sockets open. It keeps a few capabilities (`rights.COLLECTOR`),
+forks the *worker*, and from then on only answers the few questions that take rights. Events never
+pass through it: the worker has the mappings and descriptors. It decodes, filters, compresses and
+writes, as an ordinary user, without capabilities, under a filter of system calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kcap.errors import KcapError
+from kcap.readers.live.guard import rights, seccomp
+from kcap.readers.live.guard.channel import Answer, Channel, Serve
+
+if TYPE_CHECKING:
+    from kcap.model.stream import LiveSource
+
+STUCK_S: Final = 10.0
+"""A worker that was asked to end, and for so long only waits for its output, is ended."""
+
+_LOOK_MS: Final = 500
+_GONE_S: Final = 5.0
+"""What a worker that says nothing more has to end in."""
+
+_QUESTION_S: Final = 5.0
+"""What a question may take to come, once it has begun."""
+
+_FORWARDED: Final = tuple(
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if (number := getattr(signal, name, None)) is not None
+)
+_OF_SOURCE: Final = "source/"
+_BEGIN: Final = "begin"
+
+
+class Ended(NamedTuple):
+    """How a worker ended."""
+
+    code: int | None
+    """Its exit code; None where a signal ended it."""
+    signal: int | None = None
+    """That signal."""
+    stuck: bool = False
+    """It was asked to end, and its output took nothing more."""
+    asked: bool = False
+    """Somebody asked for the end."""
+
+
+def part(
+    source: LiveSource,
+    work: Callable[[Channel], int],
+    *,
+    user: rights.User | None,
+    answers: Mapping[str, Serve] | None = None,
+    keep: Collection[str] = tuple(rights.COLLECTOR),
+    others: Callable[[], Sequence[int]] = tuple,
+    network: bool = False,
+) -> Ended:
+    """Work on the events of a source in a process without rights, and give up most of this one's.
+
+    Args:
+        source: Made and prepared; `LiveSource.part` is called in the worker.
+        work: What the worker does; gets the channel by which ``answers`` can be asked for.
+        user: Who the worker becomes; None to stay who this is.
+        answers: What the worker may ask for, beside what its source does.
+        keep: The capabilities that this process keeps.
+        others: Gives the other processes of this recorder.
+        network: The worker may make sockets.
+
+    Returns:
+        How the worker ended; it has then.
+
+    Raises:
+        KcapError: The rights can't be given up.
+    """
+    ours, theirs = Channel.pair()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # else both processes would
+    # A signal must find the handlers of the process that it is for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        os._exit(_worker(source, work, theirs, user, network=network))
+    theirs.close()
+    collector = _Collector(ours, pid)
+    handlers = {number: signal.signal(number, collector.forward) for number in _FORWARDED}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+    try:
+        more = rights.keep(keep)
+        if more:
+            sys.stderr.write(f"kcap: {more} threads of a library keep rights of root\n")
+        source.own((os.getpid(), pid, *others()))
+        return collector.run(_answers(source, answers or {}))
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        ours.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _answers(source: LiveSource, answers: Mapping[str, Serve]) -> dict[str, Serve]:
+    """What can be asked for. The source's own questions come with their name as the argument."""
+
+    def serve(argument: bytes) -> Answer:
+        name, _, rest = argument.partition(b"\0")
+        return Answer(source.serve(name.decode("utf-8", "replace"), rest))
+
+    return {**answers, _BEGIN: lambda _: Answer(), _OF_SOURCE: serve}
+
+
+def _worker(
+    source: LiveSource,
+    work: Callable[[Channel], int],
+    channel: Channel,
+    user: rights.User | None,
+    *,
+    network: bool,
+) -> int:
+    """All of the worker's life.
+
+    Returns:
+        Its exit code.
+    """
+    try:
+        # Keys of the terminal are for the collector, which passes on what they mean.
+        os.setsid()
+        if user is not None:
+            rights.become(user)
+        rights.keep(())
+        seccomp.forbid(network=network)
+        rights.end_with_parent(signal.SIGTERM)
+        source.part(
+            lambda name, argument: channel.ask(_OF_SOURCE, name.encode() + b"\0" + argument)
+        )
+        channel.ask(_BEGIN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+        return work(channel)
+    except KcapError as error:
+        sys.stderr.write(f"kcap: {error}\n")
+        return error.exit_code
+    except BaseException:  # noqa: BLE001  (nothing may get into the code of the other process)
+        sys.excepthook(*sys.exc_info())
+        return 1
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+
+
+class _Collector:
+    """Serves a worker until it ends.
+
+    Args:
+        channel: Where it asks.
+        pid: Its process.
+    """
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self._channel = channel
+        self._pid = pid
+        self._asked_s: float | None = None
+        self._stuck = False
+        self._moved: tuple[str, ...] = ()
+        self._moved_s = 0.0
+
+    def forward(self, number: int, _: FrameType | None) -> None:
+        """Pass on a signal."""
+        if number in (signal.SIGINT, signal.SIGTERM) and self._asked_s is None:
+            self._asked_s = self._moved_s = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, number)
+
+    def run(self, answers: Mapping[str, Serve]) -> Ended:
+        """Answer until the worker has ended.
+
+        Args:
+            answers: What it may ask for.
+
+        Returns:
+            How it did.
+        """
+        self._channel.wait_at_most(_QUESTION_S)
+        poll = select.poll()
+        poll.register(self._channel.fileno(), select.POLLIN)
+        while not poll.poll(_LOOK_MS) or self._channel.serve(answers):
+            self._look()
+        return self._ended()
+
+    def _look(self) -> None:
+        """End a worker that was asked to end and waits for what never comes."""
+        if self._asked_s is None:
+            return
+        moved, now_s = _moves(self._pid), time.monotonic()
+        if moved != self._moved:
+            self._moved, self._moved_s = moved, now_s
+        elif now_s - self._moved_s > STUCK_S and moved[:1] == ("S",):
+            self._stuck = True
+            os.kill(self._pid, signal.SIGKILL)
+
+    def _ended(self) -> Ended:
+        """Wait for a worker that has closed its end of the channel."""
+        last_s = time.monotonic() + _GONE_S
+        while True:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > last_s:
+                os.kill(self._pid, signal.SIGKILL)
+            time.sleep(0.01)
+        asked = self._asked_s is not None
+        if os.WIFSIGNALED(status):
+            return Ended(None, os.WTERMSIG(status), self._stuck, asked)
+        return Ended(os.WEXITSTATUS(status), None, self._stuck, asked)
+
+
+def _moves(pid: int) -> tuple[str, ...]:
+    """A process's state, and what changes as long as it does anything."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return ()
+    fields = stat.rpartition(")")[2].split()
+    return (fields[0], *fields[11:13])

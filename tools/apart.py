@@ -1,0 +1,258 @@
+"""Recording with few rights: what record and run do in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeVar, cast
+
+import click
+
+from kcap.errors import KcapError
+from kcap.tools.cli import exit_codes
+
+if TYPE_CHECKING:
+    from kcap.model.stream import LiveSource
+    from kcap.readers.live.guard.channel import Answer, Channel, Serve
+    from kcap.readers.live.guard.collector import Ended
+    from kcap.readers.live.guard.rights import User
+    from kcap.tools.outputs import Outputs
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_CREATE: Final = "create"
+_REMOVE: Final = "remove"
+_FAILED: Final = "failed"
+
+LOSS: Final = 3
+"""Exit code of what finished but has lost something."""
+
+
+def user_option(function: _F) -> _F:
+    """``--user``."""
+    return click.option(
+        "--user",
+        metavar="NAME",
+        help="Who works on the events where kcap has rights; default: kcap, else nobody.",
+    )(function)
+
+
+def settle() -> None:
+    """Let the libraries that kcap loads start no threads: those would keep the rights of root.
+
+    They ask the environment when they are loaded, so this comes before that. What they compute
+    for a recorder is too little to be shared out.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
+
+def run(
+    ctx: click.Context,
+    source: LiveSource,
+    work: Callable[[Channel | None], int],
+    *,
+    user: str | None,
+    answers: Mapping[str, Serve] | None = None,
+    network: bool = False,
+) -> int:
+    """Do what is to be done with a source's events in a process without rights.
+
+    Where there are no rights to give up, or where the standard streams are objects of this process
+    (a test runner's, a notebook's) and the process is not ours to change, it is done in this one.
+
+    Args:
+        ctx: The verb's context.
+        source: The source.
+        work: Gives the exit code; gets the channel to the process with the rights, None in it.
+        user: Who it is done as; None for the default.
+        answers: What the channel can be asked for.
+        network: Connections may be made.
+
+    Returns:
+        The exit code, of what has not failed.
+
+    Raises:
+        KcapError: It failed, there or here.
+        click.exceptions.Exit: It ended with another code than those of what has not failed.
+    """
+    from kcap.readers.live.guard import collector, rights
+
+    own = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
+    if not own or not rights.privileged():
+        return work(None)
+    as_user = rights.chosen(user) if rights.may_become() else None
+    source.prepare()
+    load()
+    failure = _Failure()
+    ended = collector.part(
+        source,
+        partial(_worked, ctx, work),
+        user=as_user,
+        answers={**(answers or {}), _FAILED: failure.note},
+        network=network,
+    )
+    if failure.error is not None:
+        raise failure.error
+    code = _code(ended, as_user)
+    if code not in (0, LOSS):
+        raise click.exceptions.Exit(code)
+    return code
+
+
+def load() -> None:
+    """Load all of kcap that a recording may need.
+
+    Afterwards that is too late: a user without rights may not be allowed to read Python's folders.
+    """
+    import importlib
+    import pkgutil
+
+    for package in _LOADED:
+        module = importlib.import_module(package)
+        for found in pkgutil.iter_modules(module.__path__, f"{package}."):
+            importlib.import_module(found.name)
+    for name in _MODULES:
+        importlib.import_module(name)
+
+
+_LOADED: Final = (
+    "kcap",
+    "kcap.filter",
+    "kcap.format",
+    "kcap.model",
+    "kcap.replay",
+    "kcap.state",
+    "kcap.readers.live.bpf",
+    "kcap.writers",
+    "kcap.writers.views",
+)
+_MODULES: Final = (
+    "encodings.ascii",
+    "encodings.idna",
+    "encodings.latin_1",
+    "encodings.utf_8_sig",
+    "kcap.tools.common",
+    "kcap.tools.progress",
+    "pyarrow.compute",
+    "pyarrow.ipc",
+)
+
+
+class _Failure:
+    """The error that ended the worker: raised here, where it is known what becomes of outputs."""
+
+    def __init__(self) -> None:
+        self.error: KcapError | None = None
+
+    def note(self, argument: bytes) -> Answer:
+        """Take note of it."""
+        from kcap.readers.live.guard.channel import Answer
+
+        what, _, hint = argument.decode("utf-8", "replace").partition("\0")
+        self.error = KcapError(what, hint=hint or None)
+        return Answer()
+
+
+def _worked(ctx: click.Context, work: Callable[[Channel | None], int], channel: Channel) -> int:
+    """What the worker does, with the exit codes of a verb."""
+    try:
+        with exit_codes(ctx):
+            try:
+                return work(channel)
+            except KcapError as e:
+                if ctx.find_root().meta.get("kcap.verbose", 0) > 1:
+                    traceback.print_exc()
+                channel.ask(_FAILED, f"{e}\0{e.hint or ''}".encode("utf-8", "replace"))
+                return e.exit_code
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code
+
+
+def _code(ended: Ended, user: User | None) -> int:
+    """The exit code; says what a worker can't say any more."""
+    if ended.code is not None:
+        return ended.code
+    who = "the process that works on the events"
+    if ended.stuck:
+        click.echo(
+            f"kcap: the output takes nothing more: {who} was ended; what waited is lost", err=True
+        )
+        return LOSS
+    if ended.asked and ended.signal in (signal.SIGINT, signal.SIGTERM):
+        _die(ended.signal)
+    name = signal.Signals(ended.signal or 0).name
+    as_whom = "" if user is None else f" (user {user.name})"
+    click.echo(
+        f"kcap: {who}{as_whom} was killed by {name}: what it had not committed yet is lost;"
+        " 'kcap info' shows what there is",
+        err=True,
+    )
+    return LOSS
+
+
+def _die(number: int) -> NoReturn:
+    """End by the signal that ended the worker, as whoever started us expects."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    raise AssertionError(number)
+
+
+class AskedOutputs:
+    """Has files created and removed by the process with the rights.
+
+    Args:
+        channel: Where it is asked; see `answering`.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def create(self, name: str) -> BinaryIO:
+        """See `kcap.tools.outputs.Outputs.create`."""
+        return cast(
+            "BinaryIO", io.FileIO(self._channel.descriptor(_CREATE, os.fsencode(name)), "r+")
+        )
+
+    def remove(self, name: str) -> None:
+        """See `kcap.tools.outputs.Outputs.remove`."""
+        self._channel.ask(_REMOVE, os.fsencode(name))
+
+
+def answering(outputs: Outputs, allowed: Callable[[str], bool]) -> dict[str, Serve]:
+    """What answers `AskedOutputs`.
+
+    Args:
+        outputs: Creates and removes.
+        allowed: Whether a name is one of the recording's files.
+
+    Returns:
+        The answers, for `run`.
+    """
+    from kcap.errors import OutputError
+    from kcap.readers.live.guard.channel import Answer
+
+    def checked(argument: bytes) -> str:
+        name = os.fsdecode(argument)
+        if not allowed(name):
+            raise OutputError("this is none of the recording's files", file=name)
+        return name
+
+    def create(argument: bytes) -> Answer:
+        with contextlib.closing(outputs.create(checked(argument))) as stream:
+            return Answer(descriptor=os.dup(stream.fileno()))
+
+    def remove(argument: bytes) -> Answer:
+        outputs.remove(checked(argument))
+        return Answer()
+
+    return {_CREATE: create, _REMOVE: remove}
