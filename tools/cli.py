@@ -139,17 +139,17 @@ class KcapGroup(click.Group):
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A file's name need not be text, and a locale need not have every character.
             sys.stdout.reconfigure(errors="backslashreplace")
-        with _exit_codes():
+        with exit_codes():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run a verb; errors become one line and an exit code, here as under a test runner."""
-        with _exit_codes(ctx):
+        with exit_codes(ctx):
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _exit_codes(ctx: click.Context | None = None) -> Iterator[None]:
+def exit_codes(ctx: click.Context | None = None) -> Iterator[None]:
     """Turn what a verb may raise into messages and exit codes."""
     try:
         yield
