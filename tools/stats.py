@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common
+from kcap.tools import common, stats_live
 from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
@@ -79,9 +79,11 @@ class _Table(NamedTuple):
         "kcap stats --by path -w \"ps.name = 'sshd'\" host.kcap",
         "kcap stats --by destination --json monday.kcap tuesday.kcap",
         "ssh host kcap record -o - --duration 10 | kcap stats --by path -",
+        "kcap stats --live",
+        "kcap stats --live 4711 --json --interval 10s | jq .events_per_s",
     ),
 )
-@click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
+@click.argument("captures", nargs=-1, metavar="CAPTURE...")
 @click.option(
     "--by",
     "names",
@@ -92,7 +94,8 @@ class _Table(NamedTuple):
     "-n",
     "--top",
     type=click.IntRange(0),
-    help=f"Rows of a table, 0 for all.  [default: {_TOP}, in the report {_REPORT_TOP}]",
+    help="Rows of a table, 0 for all; with --live: end after so many readings."
+    f"  [default: {_TOP}, in the report {_REPORT_TOP}, no end]",
 )
 @click.option(
     "--sort",
@@ -104,6 +107,8 @@ class _Table(NamedTuple):
 @click.option("--start", type=common.EventTime(), help="Only events at or after this time.")
 @click.option("--end", type=common.EventTime(), help="Only events before this time.")
 @click.option("--json", "as_json", is_flag=True, help="The numbers as JSON.")
+@click.option("--live", is_flag=True, help="The numbers of a recorder that runs, as they change.")
+@click.option("--interval", type=common.Duration(), help="Time between two of them.  [default: 1s]")
 @common.lenient_option
 @common.raw_pairs_option
 @click.pass_context
@@ -118,6 +123,8 @@ def command(
     start: int | None,
     end: int | None,
     as_json: bool,
+    live: bool,
+    interval: float | None,
     lenient: bool,
     raw_pairs: bool,
 ) -> None:
@@ -130,16 +137,23 @@ def command(
 
     By event alone the index of a closed capture has the counts: no event is read, and no times are
     shown unless --times asks for them.
+
+    With --live, CAPTURE is the process id of a recorder, or its control socket; none is needed
+    where only one runs. It tells what it has recorded and lost, and what that costs.
     """
+    if live:
+        if names or sort or times or where or start is not None or end is not None:
+            raise click.UsageError("--live goes with -n, --interval and --json alone")
+        stats_live.watch(captures, count=top, interval_s=interval, as_json=as_json)
+        return
+    if not captures:
+        raise click.UsageError("a CAPTURE is missing; --live shows a recorder that runs")
     from kcap.counting import INTERVALS_MAX
-    from kcap.keys import INTERVALS_NS, key
+    from kcap.keys import INTERVALS_NS
 
     chosen = None if names is None else _names(names)
     tables: list[tuple[str, ...]] = [chosen] if chosen else [(name,) for name in REPORT]
-    try:
-        keys = [[key(name) for name in table] for table in tables]
-    except KcapError as e:
-        raise click.UsageError(f"--by: {e.what}. {e.hint}") from None
+    keys = [_keys(table) for table in tables]
     timed = times or chosen != ("event",)
     asked = _Asked(tables, keys, start, end, where, timed, lenient, raw_pairs)
     found = _Found(asked)
@@ -173,6 +187,16 @@ def _names(text: str) -> tuple[str, ...]:
     if not all(names):
         raise click.UsageError("--by: a name between two commas is missing")
     return names
+
+
+def _keys(names: tuple[str, ...]) -> list[Key]:
+    """What a table counts by."""
+    from kcap.keys import key
+
+    try:
+        return [key(name) for name in names]
+    except KcapError as e:
+        raise click.UsageError(f"--by: {e.what}. {e.hint}") from None
 
 
 def _read(capture: str, asked: _Asked, found: _Found) -> None:

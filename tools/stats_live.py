@@ -1,0 +1,189 @@
+"""``kcap stats --live``: how a recorder that runs is doing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from kcap.errors import KcapError
+from kcap.tools import common, control
+
+INTERVAL_S: Final = 1.0
+"""Seconds between readings where none are asked for."""
+
+TOP: Final = 10
+"""Event names on the screen; JSON has all that the recorder tells."""
+
+_LEAST_S: Final = 0.1
+_CLEAR: Final = "\x1b[H\x1b[J"
+_LOSSES: Final = 5
+_UNSEEN: Final = ("unavailable", "refused")
+
+Stats = Mapping[str, Any]
+
+
+def watch(
+    words: tuple[str, ...], *, count: int | None, interval_s: float | None, as_json: bool
+) -> None:
+    """Show the numbers of a recorder until it ends, or Ctrl-C.
+
+    Args:
+        words: What the user gave: a process id, a socket, or nothing.
+        count: Readings after which it is enough.
+        interval_s: Seconds between them.
+        as_json: One JSON object a reading.
+
+    Raises:
+        KcapError: There is no such recorder, or it does not answer.
+    """
+    path = _chosen(words)
+    interval_s = INTERVAL_S if interval_s is None else max(_LEAST_S, interval_s)
+    begun_s, readings = time.monotonic(), 0
+    screen = not as_json and sys.stdout.isatty()
+    while count is None or readings < count:
+        try:
+            stats: Stats = control.ask(path, control.STATS).get(control.STATS, {})
+        except KcapError:
+            if readings and path not in control.sockets():
+                click.echo("kcap: the recorder has ended", err=True)
+                return
+            raise
+        if as_json:
+            click.echo(json.dumps(stats, sort_keys=True))
+        elif screen:
+            click.echo(_CLEAR + "\n".join(_table(stats)))
+        else:
+            click.echo(_line(stats))
+        sys.stdout.flush()
+        readings += 1
+        if count is None or readings < count:
+            time.sleep(max(0.0, begun_s + readings * interval_s - time.monotonic()))
+
+
+def _chosen(words: tuple[str, ...]) -> Path:
+    """The socket that is meant."""
+    if len(words) > 1:
+        raise click.UsageError("--live shows one recorder: give its process id or its socket")
+    if words and not words[0].isdecimal():
+        return Path(words[0])
+    found = control.sockets()
+    if words:
+        found = [path for path in found if path.stem == words[0]]
+        if not found:
+            raise KcapError(
+                f"no recorder with process id {words[0]} answers",
+                hint="'kcap stats --live' finds those that run",
+            )
+    if not found:
+        raise KcapError("no recorder runs here", hint="start one with 'kcap record'")
+    if len(found) > 1:
+        known = "".join(f"\n  {line}" for line in map(_brief, found))
+        raise click.UsageError(f"{len(found)} recorders run; give the process id of one:{known}")
+    return found[0]
+
+
+def _brief(path: Path) -> str:
+    """A recorder in a list of them."""
+    from kcap.model.text import printable
+
+    try:
+        stats = control.ask(path, control.STATS)[control.STATS]
+    except KcapError as e:
+        return f"{path.stem}  ({printable(e.what)})"
+    since = common.utc(_number(stats, "since_ns"))[:19]
+    return printable(f"{path.stem}  since {since}Z  {stats.get('output')}")
+
+
+def _line(stats: Stats) -> str:
+    """A reading in a line, for a pipe or a log."""
+    return "  ".join(
+        [
+            f"{common.utc(_number(stats, 'now_ns'))[:19]}Z",
+            common.counted(_number(stats, "events"), "event"),
+            f"{stats.get('events_per_s', 0):,.1f}/s",
+            common.size_text(_number(stats, "bytes_written")),
+            f"{common.size_text(_number(stats, 'bytes_per_s'))}/s",
+            f"{_number(stats, 'lost'):,} lost",
+            f"{_number(stats, 'blind'):,} blind",
+            f"{common.size_text(_number(stats, 'rss_bytes'))} rss",
+            f"{stats.get('cpu_percent', 0):.1f} % cpu",
+        ]
+    )
+
+
+def _table(stats: Stats) -> Iterator[str]:
+    """A reading on a screen."""
+    from kcap.model.text import printable
+
+    yield from _heading(stats)
+    yield ""
+    yield from _numbers(stats)
+    names = stats.get("events_by_name") or {}
+    if names:
+        yield ""
+        shown = sorted(names.items(), key=lambda item: (-item[1], item[0]))[:TOP]
+        width = max(len(f"{number:,}") for _, number in shown)
+        for name, number in shown:
+            yield f"  {number:>{width},}  {printable(str(name))}"
+    losses = stats.get("losses") or []
+    if losses:
+        yield ""
+        for text in losses[-_LOSSES:]:
+            yield printable(str(text))
+    details = stats.get("details") or {}
+    for name in _UNSEEN:
+        if details.get(name):
+            yield ""
+            yield printable(f"{name} here: {', '.join(map(str, details[name]))}")
+
+
+def _heading(stats: Stats) -> Iterator[str]:
+    from kcap.model.text import printable
+
+    since_ns, now_ns = _number(stats, "since_ns"), _number(stats, "now_ns")
+    yield printable(
+        f"recorder {stats.get('pid')}, kcap {stats.get('kcap')} with {stats.get('source')}, "
+        f"since {common.utc(since_ns)[:19]}Z: {common.duration_text(now_ns - since_ns)}"
+    )
+    part = f"part {stats.get('part')} " if _number(stats, "part") > 1 else ""
+    free = stats.get("disk_free_bytes")
+    room = "" if free is None else f", {common.size_text(_number(stats, 'disk_free_bytes'))} free"
+    yield printable(f"writes {part}{stats.get('output')}{room}")
+
+
+def _numbers(stats: Stats) -> Iterator[str]:
+    """The counters, under each other: what, how many, how quickly."""
+    ring = stats.get("ring_waiting_bytes")
+    waiting = "unknown" if ring is None else common.size_text(_number(stats, "ring_waiting_bytes"))
+    processes = common.counted(len(stats.get("pids") or ()), "process")
+    rows = [
+        ("events", f"{_number(stats, 'events'):,}", f"{stats.get('events_per_s', 0):,.1f}/s"),
+        ("left out", f"{_number(stats, 'filtered'):,}", ""),
+        ("lost", f"{_number(stats, 'lost'):,}", ""),
+        ("blind", f"{_number(stats, 'blind'):,}", ""),
+        ("damaged", f"{_number(stats, 'damaged') + _number(stats, 'torn'):,}", ""),
+        (
+            "written",
+            common.size_text(_number(stats, "bytes_written")),
+            f"{common.size_text(_number(stats, 'bytes_per_s'))}/s",
+        ),
+        ("waiting", f"{_number(stats, 'waiting_events'):,}", "events, for their chunk"),
+        ("in the ring", waiting, ""),
+        ("memory", common.size_text(_number(stats, "rss_bytes")), processes),
+        ("processor", f"{stats.get('cpu_s', 0):,.1f} s", f"{stats.get('cpu_percent', 0):.1f} %"),
+    ]
+    width = max(len(value) for _, value, _ in rows)
+    for name, value, more in rows:
+        yield f"{name:<12} {value:>{width}}  {more}".rstrip()
+
+
+def _number(stats: Stats, name: str) -> int:
+    """A counter; 0 where another version does not tell it."""
+    value = stats.get(name)
+    return int(value) if isinstance(value, int | float) else 0
