@@ -8,7 +8,7 @@ import click
 
 from kcap.tools import common, views
 from kcap.tools.cli import Verb
-from kcap.tools.play import Options, opened_source, play
+from kcap.tools.play import Options, opened_output, opened_source, playing
 
 
 @click.command(
@@ -44,8 +44,11 @@ def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Optio
     user ...), as far as the input tells.
     """
     view = views.chosen(ctx, options)
-    with opened_source(
-        capture, lenient=options["lenient"], raw_pairs=options["raw_pairs"]
-    ) as source:
-        summary = play(source, form, options, view=view)
+    with (
+        opened_source(
+            capture, lenient=options["lenient"], raw_pairs=options["raw_pairs"]
+        ) as source,
+        opened_output(form, options) as out,
+    ):
+        summary = playing(source, form, options, out, view=view)()
     common.finish(ctx, summary, capture)

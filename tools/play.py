@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict
 
 import click
 
@@ -42,66 +42,94 @@ class Options(Chosen, views.ViewOptions):
     color: str
 
 
-def play(
+class Output(NamedTuple):
+    """An open output."""
+
+    path: str
+    stream: BinaryIO
+
+
+@contextlib.contextmanager
+def opened_output(form: str, options: Options) -> Iterator[Output]:
+    """Open what the options name.
+
+    Args:
+        form: One of `common.FORMATS`, or ``arrow``.
+        options: The verb's options.
+
+    Yields:
+        The output, for `playing`.
+
+    Raises:
+        OutputError: It exists, is a link, or can't be written.
+    """
+    binary = form in common.BINARY_FORMATS
+    if binary:
+        common.save_memory()
+    path = output.capture_path(options["output"]) if form == "kcap" else options["output"]
+    with naming(path), output.opened(path, force=options["force"], binary=binary) as stream:
+        yield Output(path, stream)
+
+
+def playing(
     source: Source,
     form: str,
     options: Options,
+    out: Output,
     *,
     tracked: State | None = None,
     view: View | None = None,
     around: Callable[[list[Stage]], list[Stage]] | None = None,
     after_batch: Callable[[Summary], bool] | None = None,
-) -> Summary:
-    """Send a source's events to an output.
+) -> Callable[[], Summary]:
+    """Put together what sends a source's events to an output.
 
     Args:
         source: Where events come from; not closed.
         form: One of `common.FORMATS`, or ``arrow``.
         options: The verb's options.
+        out: The output.
         tracked: The state to keep, None for none; it resolves the events of a foreign format.
         view: The form in place of ``form``, if any.
         around: Puts more stages around those that choose events.
         after_batch: See `Pipeline`.
 
     Returns:
-        What the run did.
+        What does it, once.
     """
     from kcap.replay.pipeline import Pipeline
     from kcap.replay.resolved import OWN
 
-    binary = form in common.BINARY_FORMATS
-    if binary:
-        common.save_memory()
-    path = output.capture_path(options["output"]) if form == "kcap" else options["output"]
-    with (
-        naming(path),
-        output.opened(path, force=options["force"], binary=binary) as stream,
-    ):
-        follows = tracked is not None or view is not None
-        read, stages = narrowed(source, form, options, tracked=follows, around=around)
-        if view is None:
-            sink = common.sink_for(
-                form,
-                stream,
-                file=path,
-                state=options["state"],
-                template=options["template"],
-                color=common.wants_color(options["color"], stream),
-            )
-        else:
-            sink, stages = views.viewing(view, stream, stages)
-        pipeline = Pipeline(
-            read,
-            [sink],
-            state=tracked,
-            resolve=tracked is not None and source.info.format not in OWN,
-            stages=stages,
-            limit=options["limit"],
-            after_batch=after_batch,
+    follows = tracked is not None or view is not None
+    read, stages = narrowed(source, form, options, tracked=follows, around=around)
+    if view is None:
+        sink = common.sink_for(
+            form,
+            out.stream,
+            file=out.path,
+            state=options["state"],
+            template=options["template"],
+            color=common.wants_color(options["color"], out.stream),
         )
-        summary = pipeline.run()
-        stream.flush()
-    return summary
+    else:
+        sink, stages = views.viewing(view, out.stream, stages)
+    pipeline = Pipeline(
+        read,
+        [sink],
+        state=tracked,
+        resolve=tracked is not None and source.info.format not in OWN,
+        stages=stages,
+        limit=options["limit"],
+        after_batch=after_batch,
+    )
+
+    def run() -> Summary:
+        with naming(out.path):
+            summary = pipeline.run()
+            out.stream.flush()
+        return summary
+
+    return run
 
 
 @contextlib.contextmanager

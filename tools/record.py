@@ -6,9 +6,8 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO, Final, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
@@ -147,6 +146,10 @@ def command(
     What --events, --scope and a filter, behind -w or as words, leave out stays in the kernel as far
     as that can tell; 'kcap info' shows how much.
     """
+    from kcap.format.writer import CaptureWriter
+    from kcap.replay.pipeline import Pipeline
+    from kcap.state import State
+
     where = common.filter_given(ctx, where, words)
     selection = live_select.chosen(options, where)
     told = _told(options, where)
@@ -157,75 +160,41 @@ def command(
         live.stopping(source),
         output.opened(path, force=force) as stream,
     ):
-        plan = _Plan(
-            source=source,
-            selection=selection,
-            path=path,
-            stream=stream,
-            sync=durability.syncing(stream, durable, path),
-            durable=durable,
-            chunk_events=chunk_events,
+        state = State()
+        writer = CaptureWriter(
+            stream,
+            file=path,
+            snapshot=state.snapshot,
+            chunk_rows=chunk_events,
+            created_ns=time.time_ns(),
             level=level,
-            duration_s=options["duration"],
-            count=options["count"],
-            max_size=max_size,
+            sync=durability.syncing(stream, durable, path),
         )
-        code = apart.run(ctx, source, plan.record, user=options["user"])
+        limits = _Limits(source, writer, path, options["duration"], max_size, durable)
+        kept = _Kept(writer, selection)
+        progress = Progress(lambda: writer.bytes_written)
+        pipeline = Pipeline(
+            source,
+            [kept],
+            state=state,
+            resolve=True,
+            stages=kept.stages,
+            limit=options["count"],
+            after_batch=lambda summary: limits.check() or progress.update(summary),
+        )
+
+        def work(_: Channel | None) -> int:
+            with progress:
+                summary = pipeline.run()
+            stream.flush()
+            _report(summary, writer, path)
+            common.report_losses(summary.losses, source.info.file)
+            return summary.exit_code
+
+        code = apart.run(ctx, source, work, user=options["user"])
     if durable.synced and force and path != "-":
         durability.sync_folder(path)  # a new file has taken the old one's name
     ctx.exit(code)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What to record, where to, and until when."""
-
-    source: LiveSource
-    selection: Selection
-    path: str
-    stream: BinaryIO
-    sync: Callable[[], None] | None
-    durable: durability.Durability
-    chunk_events: int
-    level: int
-    duration_s: float | None
-    count: int | None
-    max_size: int | None
-
-    def record(self, _: Channel | None) -> int:
-        """Record until the source ends; gives the exit code."""
-        from kcap.format.writer import CaptureWriter
-        from kcap.replay.pipeline import Pipeline
-        from kcap.state import State
-
-        state = State()
-        writer = CaptureWriter(
-            self.stream,
-            file=self.path,
-            snapshot=state.snapshot,
-            chunk_rows=self.chunk_events,
-            created_ns=time.time_ns(),
-            level=self.level,
-            sync=self.sync,
-        )
-        limits = _Limits(
-            self.source, writer, self.path, self.duration_s, self.max_size, self.durable
-        )
-        with Progress(lambda: writer.bytes_written) as progress:
-            kept = _Kept(writer, self.selection)
-            summary = Pipeline(
-                self.source,
-                [kept],
-                state=state,
-                resolve=True,
-                stages=kept.stages,
-                limit=self.count,
-                after_batch=lambda summary: limits.check() or progress.update(summary),
-            ).run()
-        self.stream.flush()
-        _report(summary, writer, self.path)
-        common.report_losses(summary.losses, self.source.info.file)
-        return summary.exit_code
 
 
 def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:

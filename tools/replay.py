@@ -8,7 +8,7 @@ import click
 
 from kcap.tools import common, output, views
 from kcap.tools.cli import Verb
-from kcap.tools.play import Options, opened_source, play
+from kcap.tools.play import Options, opened_output, opened_source, playing
 
 
 @click.command(
@@ -62,16 +62,19 @@ def command(
     view = views.chosen(ctx, options)
     path = output.existing_path(name) if name else words[0]
     options["where"] = common.filter_given(ctx, options["where"], words if name else words[1:])
-    with opened_source(
-        path, lenient=options["lenient"], resolve=False, raw_pairs=options["raw_pairs"]
-    ) as opened:
+    with (
+        opened_source(
+            path, lenient=options["lenient"], resolve=False, raw_pairs=options["raw_pairs"]
+        ) as opened,
+        opened_output(form, options) as out,
+    ):
         source = opened
         if speed is not None:
             from kcap.tools.pace import Paced
 
             source = Paced(opened, speed)
         state = State()
-        summary = play(source, form, options, tracked=state, view=view)
+        summary = playing(source, form, options, out, tracked=state, view=view)()
     _report(summary.events_in, summary.events_out)
     common.finish(ctx, summary, path)
 

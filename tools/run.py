@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import common, live, live_select, views
+from kcap.tools import apart, common, live, live_select, views
 from kcap.tools.cli import Verb
-from kcap.tools.play import Options, play
+from kcap.tools.play import Options, opened_output, playing
 
 if TYPE_CHECKING:
+    from kcap.readers.live.guard.channel import Channel
     from kcap.replay.pipeline import Summary
+
+apart.settle()
 
 _INTERVAL_S: Final = 0.1
 """Seconds that an event waits for others at most: what a reader takes for at once."""
@@ -22,6 +25,8 @@ _INTERVAL_S: Final = 0.1
 
 class _RunOptions(live.LiveOptions, live_select.SelectOptions, Options):
     """The options of the verb."""
+
+    user: str | None
 
 
 @click.command(
@@ -47,6 +52,7 @@ class _RunOptions(live.LiveOptions, live_select.SelectOptions, Options):
 @views.view_option
 @live.live_options
 @live_select.select_options
+@apart.user_option
 @common.where_option
 @common.output_options
 @click.argument("words", nargs=-1, metavar="[FILTER]...")
@@ -78,24 +84,37 @@ def command(
         options["wanted"] = tuple(view.recorded)
     selection = live_select.chosen(options, options["where"])
     source = live.opened(options, interval_s=_INTERVAL_S, selection=selection)
-    with contextlib.closing(source), live.stopping(source, twice=True):
-        deadline = live.Deadline(source, options["duration"])
+    deadline = live.Deadline(source, options["duration"])
 
-        def after_batch(_: Summary) -> bool:
-            deadline.check(time.monotonic())
-            return False
+    def after_batch(_: Summary) -> bool:
+        deadline.check(time.monotonic())
+        return False
 
-        summary = play(
+    with (
+        contextlib.closing(source),
+        live.stopping(source, twice=True),
+        opened_output(form, options) as out,
+    ):
+        run = playing(
             source,
             form,
             options,
+            out,
             tracked=State(),
             view=view,
             around=partial(Selected.around, selection),
             after_batch=after_batch,
         )
-    _report(summary)
-    common.finish(ctx, summary, source.info.file)
+
+        def work(_: Channel | None) -> int:
+            summary = run()
+            _report(summary)
+            common.report_losses(summary.losses, source.info.file)
+            return summary.exit_code
+
+        out.stream.flush()
+        code = apart.run(ctx, source, work, user=options["user"])
+    ctx.exit(code)
 
 
 def _report(summary: Summary) -> None:
