@@ -33,6 +33,7 @@ from kcap.readers.live.baseline import (
 )
 from kcap.readers.live.baseline.sockets import Sockets
 from kcap.readers.live.baseline.tasks import Tasks, described
+from kcap.readers.live.probe.folders import OpenFolder
 from kcap.readers.live.procfs import ProcFS
 from kcap.state import State
 
@@ -140,17 +141,25 @@ def test_processes_that_vanish_are_left_out() -> None:
         storm.wait()
 
 
-def test_a_folder_belongs_to_its_process() -> None:
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_folder_belongs_to_its_process(probed: bool) -> None:
     """What is read below the folder of an ended process is never that of another one."""
     child = subprocess.Popen(["sleep", "60"])
-    with ProcFS().folder(child.pid) as folder:
-        assert folder is not None
-        assert ProcFS().image_in(folder, child.pid) is not None, "negative control"
+    proc = ProcFS.probed() if probed else ProcFS()
+    try:
+        with proc.folder(child.pid) as folder:
+            assert folder is not None
+            assert folder.content("cmdline") == b"sleep\x0060\0", "negative control"
+            child.kill()
+            child.wait()
+            assert folder.content("status") is None
+            assert folder.link("exe") is None
+        with proc.folder(child.pid) as folder:
+            assert folder is None
+    finally:
+        proc.close()
         child.kill()
         child.wait()
-        assert ProcFS().image_in(folder, child.pid) is None
-    with ProcFS().folder(child.pid) as folder:
-        assert folder is None
 
 
 # Sockets
@@ -266,11 +275,12 @@ def test_lines_that_are_none_are_counted(lines: list[bytes]) -> None:
     """A list of sockets may hold anything: what is no socket is counted, and nothing fails."""
     found = Sockets()
     content = b"heading\n" + b"\n".join(line.replace(b"\n", b"") or b"x" for line in lines)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            sockets.procfs, "content", lambda _, name, __: content if name == "net/tcp" else None
-        )
-        found.look(1, -1)
+
+    class OneFile(OpenFolder):
+        def content(self, name: str, most: int = 0) -> bytes | None:
+            return content if name == "net/tcp" else None
+
+    found.look(1, OneFile(-1))
 
     assert found.left_out + len(found.rows()) == len(lines)
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from kcap.readers.live import cgroups, procfs, runtimes
 from kcap.readers.live.cgroups import COLUMNS, Containers
+from kcap.readers.live.probe.hierarchies import hierarchies
 from kcap.readers.live.procfs import ProcFS
 from kcap.readers.live.runtimes import NOTHING, Facts, Runtimes
 
@@ -379,7 +380,7 @@ def in_group(folder: Path) -> Iterator[int]:
 
 
 def _hierarchy(version: int) -> Path:
-    for mounted in cgroups.hierarchies():
+    for mounted in hierarchies():
         if bool(mounted.controllers) == (version == 1) and os.access(mounted.path, os.W_OK):
             return Path(mounted.path)
     pytest.skip(f"no control groups of version {version} to write to")
@@ -394,8 +395,8 @@ def test_an_id_of_version_2_leads_to_its_container(no_runtimes: Runtimes) -> Non
         number = folder.stat().st_ino
         event = np.array([number]), np.array([pid])
         assert containers.columns(*event)["container_id"] == [ID]
-        walked = cgroups.Paths()
-        mounted = cgroups.hierarchies()[0]
+        walked = cgroups.Paths(ProcFS())
+        mounted = hierarchies()[0]
         found = dict(cgroups.walk(mounted, 10_000))
         assert found[f"/kcap-test/docker-{ID}.scope"] == number
         assert walked.path(number) == f"/kcap-test/docker-{ID}.scope"
@@ -412,7 +413,7 @@ def test_an_id_of_version_2_leads_to_its_container(no_runtimes: Runtimes) -> Non
 def test_a_group_of_version_1_leads_to_its_container(no_runtimes: Runtimes) -> None:
     """By the process, where its group of version 2 is the root; by id, where that is recorded."""
     base = _hierarchy(1)
-    controllers = next(m.controllers for m in cgroups.hierarchies() if m.path == str(base))
+    controllers = next(m.controllers for m in hierarchies() if m.path == str(base))
     folder = base / "kcap-test" / ID
     containers = Containers(ProcFS(), no_runtimes)
     by_id = Containers(ProcFS(), no_runtimes, controller=controllers.split(",")[0])

@@ -40,6 +40,9 @@ INHERITED: Final = "inherited"
 PROCFS: Final = "procfs"
 """Provenance of what /proc said, now or when a foreign capture was started."""
 
+TIMEOUT: Final = "timeout"
+"""Provenance of what is not known, as reading it hung and was given up."""
+
 PASSWD: Final = "passwd"  # noqa: S105 - the name of a file
 """Provenance of a user name looked up in the passwd file by its number."""
 

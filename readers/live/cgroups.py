@@ -9,19 +9,16 @@ reads from the state files of the runtimes (`kcap.readers.live.runtimes`): event
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from kcap.readers.live import procfs
-from kcap.readers.live.procfs import ProcFS
+from kcap.readers.live.probe.hierarchies import Mounted, hierarchies
+from kcap.readers.live.procfs import CGROUP, ProcFS
 from kcap.readers.live.runtimes import NOTHING, Facts, Runtimes
 from kcap.state.containers import container_id
 
@@ -43,11 +40,6 @@ COLUMNS: Final = (
 _POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})")
 """The uid of a pod in a path; of a static pod it is the hash of its description."""
 
-_KERNFS: Final = 0xFE
-"""FILEID_KERNFS: a handle that consists of a group's id."""
-_HANDLE: Final = struct.Struct("=IiQ")
-_ID_BYTES: Final = 8
-
 
 class Group(NamedTuple):
     """What the path of a control group says."""
@@ -55,14 +47,6 @@ class Group(NamedTuple):
     path: str
     container_id: str | None
     pod_uid: str | None
-
-
-class Mounted(NamedTuple):
-    """A hierarchy of control groups that is mounted."""
-
-    path: str
-    controllers: str
-    """Of version 1, as they are mounted: ``cpu,cpuacct``; empty for version 2."""
 
 
 def group(path: str) -> Group:
@@ -98,35 +82,6 @@ def of_process(content: bytes) -> Group | None:
     return next(iter([*named, *deep, *groups]), None)
 
 
-def hierarchies(root: str = "/proc") -> list[Mounted]:
-    """The hierarchies of control groups that are mounted.
-
-    Args:
-        root: Where proc is mounted.
-
-    Returns:
-        Each one once, that of version 2 first.
-    """
-    try:
-        lines = Path(root, "mounts").read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return []
-    found: dict[str, Mounted] = {}
-    for line in lines:
-        _, path, kind, options, *_ = [*line.split(" "), "", "", "", ""]
-        if kind == "cgroup2":
-            found.setdefault("", Mounted(path, ""))
-        elif kind == "cgroup":
-            names = [o for o in options.split(",") if o not in _MOUNT_OPTIONS]
-            found.setdefault(",".join(names), Mounted(path, ",".join(names)))
-    return [found[name] for name in sorted(found)]
-
-
-_MOUNT_OPTIONS: Final = frozenset(
-    {"rw", "ro", "nosuid", "nodev", "noexec", "relatime", "noatime", "xattr", "clone_children"}
-)
-
-
 def walk(mounted: Mounted, most: int) -> Iterator[tuple[str, int]]:
     """All groups of a hierarchy.
 
@@ -160,12 +115,13 @@ class Paths:
     """Paths of the groups of one hierarchy by their ids.
 
     Args:
-        root: Where proc is mounted.
+        proc: The proc file system.
         controller: The controller whose hierarchy of version 1 it is; None for version 2.
     """
 
-    def __init__(self, root: str = "/proc", controller: str | None = None) -> None:
-        found = hierarchies(root)
+    def __init__(self, proc: ProcFS, controller: str | None = None) -> None:
+        self._proc = proc
+        found = hierarchies(proc.root)
         wanted = (
             (m for m in found if not m.controllers)
             if controller is None
@@ -200,21 +156,8 @@ class Paths:
 
     def _by_handle(self, number: int) -> str | None:
         assert self._mounted is not None
-        handle = ctypes.create_string_buffer(_HANDLE.pack(_ID_BYTES, _KERNFS, number))
-        libc = ctypes.CDLL(None, use_errno=True)
-        if not hasattr(libc, "open_by_handle_at"):
-            return None
-        folder = libc.open_by_handle_at(self._mount_fd, handle, _open_flags())
-        if folder < 0:
-            return None
-        try:
-            target = os.readlink(f"/proc/self/fd/{folder}")  # noqa: PTH115
-        except OSError:
-            return None
-        finally:
-            os.close(folder)
-        below = target.removeprefix(self._mounted.path.rstrip("/"))
-        return below or "/"
+        mounted = (self._mount_fd, self._mounted.path)
+        return self._proc.group_path(number, self._mounted.controllers, mounted)
 
     def close(self) -> None:
         """Let go of the hierarchy."""
@@ -245,8 +188,8 @@ class Containers:
         self, proc: ProcFS, runtimes: Runtimes | None = None, *, controller: str | None = None
     ) -> None:
         self._proc = proc
-        self._runtimes = Runtimes() if runtimes is None else runtimes
-        self._paths = Paths(proc.root, controller)
+        self._runtimes = Runtimes(prober=proc.prober) if runtimes is None else runtimes
+        self._paths = Paths(proc, controller)
         self._by_id: dict[int, Group | None] = {}
         self._by_process: dict[tuple[int, int], Group | None] = {}
         self._latest: dict[int, Group | None] = {}
@@ -354,8 +297,8 @@ class Containers:
             of_event[row] = codes[key]
 
     def _read(self, pid: int) -> Group | None:
-        with self._proc.folder(pid) as folder:
-            content = None if folder is None else procfs.content(folder, "cgroup")
+        with self._proc.folder(pid, (CGROUP,)) as folder:
+            content = None if folder is None else folder.content("cgroup")
         return of_process(content) if content else None
 
     def _row(self, one: Group | None) -> tuple[str | bool | None, ...]:

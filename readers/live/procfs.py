@@ -1,7 +1,9 @@
 """What /proc tells of processes: the seed of the process table, and the image after an exec.
 
 A process can end, or execute something else, between an event and the look at /proc. That is
-normal: what is gone is None, and values read here carry the provenance ``procfs``.
+normal: what is gone is None, and values read here carry the provenance ``procfs``. Who watches a
+hostile host gives a `Prober`: then a read that hangs is given up, and what it was to bring has the
+provenance ``timeout``.
 """
 
 from __future__ import annotations
@@ -9,19 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from kcap.model import text
 from kcap.model.batch import Batch
+from kcap.model.side import Loss
+from kcap.readers.live.probe import LATE, Item, Op, Prober, Request
+from kcap.readers.live.probe.client import GONE, Answer
+from kcap.readers.live.probe.folders import Folder, OpenFolder, ProbedFolder, plain
+from kcap.readers.live.probe.reader import group_path
 from kcap.state import Process, containers, process_key
-from kcap.state.processes import FACTS, PASSWD, PROCFS, to_batch
-
-_READ_BYTES: Final = 1 << 16
-
-CONTENT_BYTES: Final = 8 << 20
-"""What is read of a file: an argument list may take some MiB."""
+from kcap.state.processes import FACTS, PASSWD, PROCFS, TIMEOUT, to_batch
 
 _UID: Final = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 _GID: Final = re.compile(rb"^Gid:\t(\d+)", re.MULTILINE)
@@ -50,6 +52,22 @@ class Image(NamedTuple):
     gid: int | None
     user: str | None
     container_id: str | None
+    late: frozenset[str] = frozenset()
+    """Files whose reading hung, and was given up."""
+
+
+STAT: Final = Item(Op.CONTENT, "stat")
+STATUS: Final = Item(Op.CONTENT, "status")
+CGROUP: Final = Item(Op.CONTENT, "cgroup")
+_CWD: Final = Item(Op.LINK, "cwd")
+
+IMAGE: Final = (STAT, STATUS, CGROUP, Item(Op.LINK, "exe"), Item(Op.CONTENT, "cmdline"))
+"""What an `Image` is made of. What may hang stands last: the rest has been told by then."""
+
+_COMM: Final = Item(Op.CONTENT, "comm")
+
+LOSSES_MAX: Final = 64
+"""Processes of which a read that hung is told one by one, before somebody asks for the losses."""
 
 
 class ProcFS:
@@ -58,15 +76,40 @@ class ProcFS:
     Args:
         root: Where it is mounted.
         users: The file that names users.
+        prober: Who reads; None for this process itself, which hangs where a read does.
     """
 
-    def __init__(self, root: str = "/proc", users: str = "/etc/passwd") -> None:
+    def __init__(
+        self, root: str = "/proc", users: str = "/etc/passwd", *, prober: Prober | None = None
+    ) -> None:
         self.root = root
         """Where it is mounted."""
+        self.prober = prober
+        """Who reads."""
         self._passwd = Path(users)
         self._tick_ns = 10**9 // os.sysconf("SC_CLK_TCK")
         self._users: dict[int, str] = {}
         self._users_mtime_ns = -1
+        self._late: dict[tuple[int, str], int] = {}
+        self._late_others = 0
+        self.late = 0
+        """Reads that hung, or were left out as one of that process had hung before."""
+
+    @classmethod
+    def probed(cls) -> ProcFS:
+        """This host's processes, read so that nobody can make us wait.
+
+        To be made before any thread, while this process may read what all processes have.
+
+        Returns:
+            A proc file system that is to be closed.
+        """
+        return cls(prober=Prober())
+
+    def close(self) -> None:
+        """End those who read."""
+        if self.prober is not None:
+            self.prober.close()
 
     def image(
         self, pid: int, *, cwd: bool = False, started_by_ns: int | None = None
@@ -82,39 +125,140 @@ class ProcFS:
         Returns:
             What could be read, None where the process is gone or another one.
         """
-        with self.folder(pid) as folder:
+        with self.folder(pid, (*IMAGE, _CWD) if cwd else IMAGE) as folder:
             if folder is None:
                 return None
             return self.image_in(folder, pid, cwd=cwd, started_by_ns=started_by_ns)
 
     @contextlib.contextmanager
-    def folder(self, pid: int) -> Iterator[int | None]:
-        """The folder of a process, open as long as it is needed.
+    def folder(self, pid: int, wanted: Sequence[Item] = (STAT,)) -> Iterator[Folder | None]:
+        """The folder of a process, as long as it is needed.
 
         Args:
             pid: The process.
+            wanted: What will be asked of it: a prober reads that at once.
 
         Yields:
-            Its descriptor, which belongs to the process and not to its pid: what is read below it
-            is never another's. None where the process is gone.
+            The folder, which belongs to the process and not to its pid: what is read of it is
+            never another's. None where the process is gone.
         """
+        if self.prober is not None:
+            yield self._probed(self.prober, self.prober.read(_request(pid, wanted)))
+            return
         try:
-            folder = os.open(f"{self.root}/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = os.open(f"{self.root}/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             yield None
             return
         try:
-            yield folder
+            yield OpenFolder(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
+
+    def folders(
+        self, pids: Iterable[int], wanted: Sequence[Item] = (STAT,)
+    ) -> Iterator[tuple[int, Folder]]:
+        """The folders of many processes.
+
+        Args:
+            pids: The processes.
+            wanted: What will be asked of each.
+
+        Yields:
+            The id and the folder of each process that is there, in order; it is to be used before
+            the next one is asked for.
+        """
+        if self.prober is None:
+            for pid in pids:
+                with self.folder(pid) as opened:
+                    if opened is not None:
+                        yield pid, opened
+            return
+        for answer in self.prober.reads(_request(pid, wanted) for pid in pids):
+            probed = self._probed(self.prober, answer)
+            if probed is not None:
+                yield answer.pid, probed
+
+    def _probed(self, prober: Prober, answer: Answer) -> Folder | None:
+        for name, found in answer.found.items():
+            if found == LATE:
+                self._note(answer.pid, name)
+        if answer.error == GONE:
+            self._note(answer.pid, "")
+        return None if answer.error else ProbedFolder(prober, answer)
+
+    def _note(self, pid: int, name: str) -> None:
+        self.late += 1
+        key = (0, name) if not name else (pid, name)
+        if key in self._late or len(self._late) < LOSSES_MAX:
+            self._late[key] = self._late.get(key, 0) + 1
+        else:
+            self._late_others += 1
+
+    def losses(self, source: str) -> list[Loss]:
+        """What could not be read since the last time, as reading it hung.
+
+        Args:
+            source: Id of the source.
+
+        Returns:
+            A loss for each process; one for all of those beyond `LOSSES_MAX`.
+        """
+        late, others = self._late, self._late_others
+        self._late, self._late_others = {}, 0
+        found = []
+        for (pid, name), count in late.items():
+            if name:
+                who = self.name(pid) or "a process"
+                reason = f"{TIMEOUT}: {name} of {who}, pid {pid}, could not be read"
+            else:
+                reason = "the process that reads /proc has ended: what only /proc has is missing"
+            found.append(Loss("blind", count, reason, source))
+        if others:
+            reason = f"{TIMEOUT}: the memory of other processes could not be read"
+            found.append(Loss("blind", others, reason, source))
+        return found
+
+    def name(self, pid: int) -> str | None:
+        """What a process is called now.
+
+        Args:
+            pid: The process.
+
+        Returns:
+            Its name; None where it is gone.
+        """
+        with self.folder(pid, (STAT, _COMM)) as folder:
+            found = None if folder is None else folder.content("comm")
+        return text.clean(found.removesuffix(b"\n"))[0] if found else None
+
+    def group_path(self, number: int, controllers: str, mounted: tuple[int, str]) -> str | None:
+        """The path of a control group by its id.
+
+        Args:
+            number: The id.
+            controllers: Those of its hierarchy, as they are mounted.
+            mounted: Descriptor of where the hierarchy is mounted, and the path of that.
+
+        Returns:
+            The path within the hierarchy; None where the group is gone or not to be found.
+        """
+        if self.prober is not None:
+            name = f"{number}:{controllers}"
+            found = self.prober.read(Request(0, (Item(Op.CGROUP, name),))).found.get(name)
+            return os.fsdecode(found) if isinstance(found, bytes) else None
+        try:
+            return os.fsdecode(group_path(*mounted, number))
+        except OSError:
+            return None
 
     def image_in(
-        self, folder: int, pid: int, *, cwd: bool = False, started_by_ns: int | None = None
+        self, folder: Folder, pid: int, *, cwd: bool = False, started_by_ns: int | None = None
     ) -> Image | None:
         """Look at the process that a folder belongs to.
 
         Args:
-            folder: Descriptor of its folder.
+            folder: Its folder.
             pid: Its id.
             cwd: See `image`.
             started_by_ns: See `image`.
@@ -122,7 +266,7 @@ class ProcFS:
         Returns:
             See `image`.
         """
-        stat = content(folder, "stat")
+        stat = folder.content("stat")
         if stat is None:
             return None
         # The name stands in parentheses and may hold any byte, parentheses and spaces too.
@@ -133,8 +277,8 @@ class ProcFS:
         start_ns = int(fields[_STAT_START]) * self._tick_ns
         if started_by_ns is not None and start_ns > started_by_ns:
             return None
-        arguments = content(folder, "cmdline")
-        status = content(folder, "status") or b""
+        arguments = folder.content("cmdline")
+        status = folder.content("status") or b""
         uid, gid = _number(_UID, status), _number(_GID, status)
         return Image(
             pid=pid,
@@ -142,14 +286,15 @@ class ProcFS:
             session=int(fields[_STAT_SESSION]),
             start_ns=start_ns,
             name=plain(stat[opening + 1 : closing]),
-            exe=link(folder, "exe"),
+            exe=folder.link("exe"),
             argv=_argv(arguments),
             cmdline=_cmdline(arguments),
-            cwd=link(folder, "cwd") if cwd else None,
+            cwd=folder.link("cwd") if cwd else None,
             uid=uid,
             gid=gid,
             user=None if uid is None else self.user(uid),
-            container_id=container_id(content(folder, "cgroup") or b""),
+            container_id=container_id(folder.content("cgroup") or b""),
+            late=frozenset(folder.late),
         )
 
     def images(self) -> Iterator[Image]:
@@ -158,8 +303,8 @@ class ProcFS:
         Yields:
             Those that were still there.
         """
-        for pid in self.pids():
-            image = self.image(pid, cwd=True)
+        for pid, folder in self.folders(self.pids(), (_CWD, *IMAGE)):
+            image = self.image_in(folder, pid, cwd=True)
             if image is not None:
                 yield image
 
@@ -236,10 +381,27 @@ def _process(image: Image, keys: dict[int, str | None]) -> Process:
         container_id=image.container_id,
         start_ns=image.start_ns,
     )
-    tags = ((PASSWD if fact == "user" else PROCFS) for fact in FACTS)
-    known = (getattr(process, fact) is not None for fact in FACTS)
-    provenance = tuple(tag if has else None for tag, has in zip(tags, known, strict=True))
-    return process._replace(provenance=provenance)
+    return process._replace(
+        provenance=tuple(
+            provenance(image, fact, known=getattr(process, fact) is not None) for fact in FACTS
+        )
+    )
+
+
+def provenance(image: Image, fact: str, *, known: bool) -> str | None:
+    """Where a value comes from.
+
+    Args:
+        image: What was read of its process.
+        fact: One of `FACTS`.
+        known: Whether there is a value.
+
+    Returns:
+        ``procfs``, ``passwd``; ``timeout`` where reading it hung; None where it was not there.
+    """
+    if known:
+        return PASSWD if fact == "user" else PROCFS
+    return TIMEOUT if fact in image.late else None
 
 
 def container_id(cgroups: bytes) -> str | None:
@@ -256,49 +418,9 @@ def container_id(cgroups: bytes) -> str | None:
     return containers.container_id(line.split(":", 2)[-1] for line in lines)
 
 
-def content(folder: int, name: str, most: int = CONTENT_BYTES) -> bytes | None:
-    """A file below a process's folder.
-
-    Args:
-        folder: Descriptor of the folder.
-        name: The file's path in it.
-        most: Bytes to read; the rest is left.
-
-    Returns:
-        Its bytes, None where the process is gone or the file is not for us.
-    """
-    try:
-        file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return None
-    try:
-        parts = [os.read(file, _READ_BYTES)]
-        left = most - len(parts[0])
-        while parts[-1] and left > 0:  # some files of /proc give a page at a time
-            parts.append(os.read(file, min(_READ_BYTES, left)))
-            left -= len(parts[-1])
-    except OSError:
-        return None
-    finally:
-        os.close(file)
-    return b"".join(parts)
-
-
-def link(folder: int, name: str) -> str | bytes | None:
-    """Where a link below a process's folder leads.
-
-    Args:
-        folder: Descriptor of the folder.
-        name: The link's path in it.
-
-    Returns:
-        Its target as `plain` gives it, None where there is none for us.
-    """
-    try:
-        target = os.readlink(name.encode(), dir_fd=folder)
-    except OSError:
-        return None
-    return plain(target)
+def _request(pid: int, wanted: Sequence[Item]) -> Request:
+    """What to read, ``stat`` first: by it a folder knows its process."""
+    return Request(pid, (STAT, *(item for item in wanted if item != STAT)))
 
 
 def _argv(arguments: bytes | None) -> list[str] | None:
@@ -313,21 +435,6 @@ def _cmdline(arguments: bytes | None) -> str | bytes | None:
     if not arguments:
         return None
     return plain(arguments.removesuffix(b"\0").replace(b"\0", b" "))
-
-
-def plain(value: bytes) -> str | bytes:
-    """Text where the bytes are valid, which columns take faster; else the bytes.
-
-    Args:
-        value: What the kernel gave.
-
-    Returns:
-        The same.
-    """
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
 
 
 def stored(value: str | bytes | None) -> str | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import queue
-import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from kcap.model import text
+from kcap.readers.live.probe import Item, Op, Prober, Request
+from kcap.readers.live.probe.reader import state
 
 FILE_BYTES: Final = 16 << 20
 """The largest state file that is read."""
@@ -72,10 +73,12 @@ class Runtimes:
 
     Args:
         root: The root of the host's file system.
+        prober: Who reads, of the same root; None for this process itself.
     """
 
-    def __init__(self, root: str = "/") -> None:
+    def __init__(self, root: str = "/", *, prober: Prober | None = None) -> None:
         self._root = root.rstrip("/")
+        self._prober = prober
         self._known: dict[str, Facts] = {}
         self._tries: dict[str, tuple[int, float]] = {}
         self._wanted: queue.Queue[str | None] = queue.Queue(_WAITING_MAX)
@@ -161,10 +164,9 @@ class Runtimes:
             yield labelled
 
     def _folders(self, path: str) -> list[str]:
-        try:
-            return sorted(os.listdir(self._root + path))[:_NAMESPACES_MAX]  # noqa: PTH208
-        except OSError:
-            return []
+        found = self._read(Item(Op.NAMES, path)) or b""
+        names = [os.fsdecode(name) for name in found.split(b"\0")]
+        return [name for name in names if name][:_NAMESPACES_MAX]
 
     def _json(self, path: str) -> dict[str, Any]:
         return _dict(self._content(path))
@@ -172,20 +174,19 @@ class Runtimes:
     def _content(self, path: str) -> Any:  # noqa: ANN401  (plain JSON values)
         """The JSON of a file; None where it is gone, too large, or half written."""
         try:
-            # A FIFO in its place must not make the thread wait.
-            fd = os.open(self._root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return json.loads(self._read(Item(Op.FILE, path, FILE_BYTES)) or b"")
+        except (ValueError, RecursionError):
+            return None
+
+    def _read(self, item: Item) -> bytes | None:
+        """What a file or folder holds; None where it is gone, or its disk does not answer."""
+        if self._prober is not None:
+            found = self._prober.read(Request(0, (item,))).found.get(item.name)
+            return found if isinstance(found, bytes) else None
+        try:
+            return state(self._root, item)
         except OSError:
             return None
-        try:
-            about = os.fstat(fd)
-            if not stat.S_ISREG(about.st_mode) or about.st_size > FILE_BYTES:
-                return None
-            with os.fdopen(fd, "rb", closefd=False) as file:
-                return json.loads(file.read(FILE_BYTES))
-        except (OSError, ValueError, RecursionError):
-            return None
-        finally:
-            os.close(fd)
 
 
 def _docker(config: Mapping[str, Any]) -> Facts:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kcap.errors import KcapError
-from kcap.readers.live.cgroups import GROUPS_MAX, Mounted, hierarchies, walk
+from kcap.readers.live.cgroups import GROUPS_MAX, walk
+from kcap.readers.live.probe.hierarchies import Mounted, hierarchies
 from kcap.readers.live.scopes import Scope
 from kcap.state.containers import container_id
 

@@ -23,6 +23,8 @@ from kcap.readers.live import cgroups, host, procfs
 from kcap.readers.live.baseline import interfaces, kernel
 from kcap.readers.live.baseline.sockets import Sockets
 from kcap.readers.live.baseline.tasks import Tasks
+from kcap.readers.live.probe.hierarchies import hierarchies
+from kcap.readers.live.probe.wire import CONTENT_BYTES
 from kcap.readers.live.procfs import ProcFS
 from kcap.state import State, fds, rows, threads
 from kcap.state.state import FDS, PROCESSES, THREADS, USERS
@@ -224,7 +226,7 @@ class _Taken:
             yield (*socket, *owners.get(socket.inode, (None, None)))
 
     def _cgroups(self) -> Iterator[Sequence[Any]]:
-        for mounted in cgroups.hierarchies(self.proc.root):
+        for mounted in hierarchies(self.proc.root):
             for path, number in cgroups.walk(mounted, ENTRIES_MAX + 1):
                 shown = procfs.stored(path.encode("utf-8", "surrogateescape")) or ""
                 group = cgroups.group(shown)
@@ -235,7 +237,7 @@ def _entries(path: Path, fields: int) -> list[list[str]]:
     """The entries of a file of /etc; none where there is no such file."""
     try:
         with path.open("rb") as file:
-            lines = file.read(procfs.CONTENT_BYTES).split(b"\n")
+            lines = file.read(CONTENT_BYTES).split(b"\n")
     except OSError:
         return []
     split = (text.clean(line)[0].split(":") for line in lines)

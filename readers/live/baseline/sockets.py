@@ -13,7 +13,8 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from kcap.model import text
-from kcap.readers.live import procfs
+from kcap.readers.live.probe import Item, Op
+from kcap.readers.live.probe.folders import Folder
 
 SOCKETS_MAX: Final = 131_072
 """Sockets of a host that are kept."""
@@ -204,16 +205,17 @@ class Sockets:
         self.left_out = 0
         """Sockets that found no room, and lines that are none."""
 
-    def look(self, net_ns: int, folder: int) -> None:
+    def look(self, net_ns: int, folder: Folder) -> None:
         """Read the files of a namespace, where that was not done before.
 
         Args:
             net_ns: Inode of the namespace.
-            folder: Descriptor of the /proc folder of a process in it.
+            folder: The /proc folder of a process in it.
         """
         if net_ns in self._namespaces:
             return
         self._namespaces.add(net_ns)
+        folder.fetch([Item(Op.CONTENT, f"net/{file}", FILE_BYTES) for file in _FILES])
         for file, (parse, protocol) in _FILES.items():
             for line in _lines(folder, f"net/{file}"):
                 try:
@@ -240,8 +242,8 @@ class Sockets:
         )
 
 
-def _lines(folder: int, name: str) -> Iterator[bytes]:
+def _lines(folder: Folder, name: str) -> Iterator[bytes]:
     """The lines of a table behind its heading; none where the kernel has no such file."""
-    content = procfs.content(folder, name, FILE_BYTES)
+    content = folder.content(name, FILE_BYTES)
     if content:
         yield from content.rstrip(b"\n").split(b"\n")[1:]

@@ -14,7 +14,9 @@ from typing import Final, NamedTuple
 from kcap.model import text
 from kcap.readers.live import procfs
 from kcap.readers.live.baseline.sockets import Sockets
-from kcap.readers.live.procfs import Image, ProcFS
+from kcap.readers.live.probe import Item, Op
+from kcap.readers.live.probe.folders import Folder
+from kcap.readers.live.procfs import IMAGE, Image, ProcFS
 from kcap.state import fds, processes, threads
 from kcap.state.fds import Descriptor
 from kcap.state.processes import PROCFS
@@ -43,6 +45,21 @@ _ANONYMOUS: Final = {
     "inotify": "inotify",
 }
 """Types of descriptors by what stands behind ``anon_inode:``; others have that as their type."""
+
+_NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+_WANTED: Final = (
+    *(Item(Op.LINK, f"ns/{kind}") for kind in _NAMESPACES),
+    Item(Op.LINK, "cwd"),
+    Item(Op.NUMBERS, "task"),
+    Item(Op.CONTENT, "task/*/comm"),
+    Item(Op.CONTENT, "task/*/status"),
+    Item(Op.NUMBERS, "fd"),
+    Item(Op.LINK, "fd/*"),
+    Item(Op.CONTENT, "fdinfo/*"),
+    *IMAGE,
+)
+"""What is asked of each process."""
 
 _MEMFD: Final = "/memfd:"
 _DELETED: Final = " (deleted)"
@@ -94,15 +111,12 @@ class Tasks:
 
     def collect(self) -> None:
         """Read all processes that are there."""
-        for pid in self._proc.pids():
-            if len(self.images) >= processes.ENTRIES_MAX:
-                self.left_out += 1
-                continue
-            with self._proc.folder(pid) as folder:
-                if folder is not None:
-                    self._process(folder, pid)
+        pids = self._proc.pids()
+        self.left_out += max(0, len(pids) - processes.ENTRIES_MAX)
+        for pid, folder in self._proc.folders(pids[: processes.ENTRIES_MAX], _WANTED):
+            self._process(folder, pid)
 
-    def _process(self, folder: int, pid: int) -> None:
+    def _process(self, folder: Folder, pid: int) -> None:
         image = self._proc.image_in(folder, pid, cwd=True)
         if image is None:
             return
@@ -115,8 +129,8 @@ class Tasks:
             if kind == "net":
                 self._sockets.look(inode, folder)
             elif kind == "mnt" and inode not in self.mounts:
-                self.mounts[inode] = procfs.content(folder, "mountinfo") or b""
-        self.cgroups.update((procfs.content(folder, "cgroup") or b"").split(b"\n"))
+                self.mounts[inode] = folder.content("mountinfo") or b""
+        self.cgroups.update((folder.content("cgroup") or b"").split(b"\n"))
         self._threads_of(folder, image)
         for file in self._files_of(folder, pid):
             size = len(file.name or "") + len(file.details or "")
@@ -129,25 +143,25 @@ class Tasks:
             self._files.append(file)
 
     @staticmethod
-    def _namespaces_of(folder: int) -> Iterator[tuple[str, int]]:
-        for kind in ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"):
-            target = procfs.link(folder, f"ns/{kind}")
+    def _namespaces_of(folder: Folder) -> Iterator[tuple[str, int]]:
+        for kind in _NAMESPACES:
+            target = folder.link(f"ns/{kind}")
             found = isinstance(target, str) and _NUMBERED.fullmatch(target)
             if found:
                 yield kind, int(found[2])
 
-    def _threads_of(self, folder: int, image: Image) -> None:
-        for tid in _numbers(folder, "task") or ():
+    def _threads_of(self, folder: Folder, image: Image) -> None:
+        for tid in folder.numbers("task") or ():
             if len(self.threads) >= threads.ENTRIES_MAX:
                 self.left_out += 1
                 continue
             first = tid == image.pid
-            name = image.name if first else procfs.content(folder, f"task/{tid}/comm")
+            name = image.name if first else folder.content(f"task/{tid}/comm")
             if name is None:
                 continue  # the thread has ended
             if isinstance(name, bytes):
                 name = name.removesuffix(b"\n")
-            inner = _NS_TIDS.search(procfs.content(folder, f"task/{tid}/status") or b"")
+            inner = _NS_TIDS.search(folder.content(f"task/{tid}/status") or b"")
             ids = [] if inner is None else inner[1].split()
             details = {"ns_tid": int(ids[-1])} if len(ids) > 1 else None
             self.threads.append(
@@ -161,15 +175,15 @@ class Tasks:
                 )
             )
 
-    def _files_of(self, folder: int, pid: int) -> Iterator[Descriptor]:
-        numbers = _numbers(folder, "fd")
+    def _files_of(self, folder: Folder, pid: int) -> Iterator[Descriptor]:
+        numbers = folder.numbers("fd")
         if numbers is None:
             self.refused += 1
         for fd in numbers or ():
-            target = procfs.link(folder, f"fd/{fd}")
+            target = folder.link(f"fd/{fd}")
             if target is None:
                 continue  # closed meanwhile
-            info = procfs.content(folder, f"fdinfo/{fd}") or b""
+            info = folder.content(f"fdinfo/{fd}") or b""
             flags, inode = _FLAGS.search(info), _INODE.search(info)
             file = described(procfs.stored(target) or "")
             number = None if flags is None else int(flags[1], 8)
@@ -230,19 +244,3 @@ def described(target: str) -> Descriptor:
     if target.startswith(_MEMFD):
         return Descriptor(0, 0, "memfd", target.removeprefix("/").removesuffix(_DELETED))
     return Descriptor(0, 0, "file", target)
-
-
-def _numbers(folder: int, name: str) -> list[int] | None:
-    """The numbers that a folder of a process holds, ascending; None where it is not for us."""
-    try:
-        within = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    except PermissionError:
-        return None
-    except OSError:
-        return []
-    try:
-        return sorted(int(entry) for entry in os.listdir(within))  # noqa: PTH208
-    except OSError:
-        return []
-    finally:
-        os.close(within)

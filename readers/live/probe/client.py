@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from kcap.readers.live.probe.supervisor import (
     Shared,
     run,
 )
-from kcap.readers.live.probe.wire import END, WHOLE, Item, Request
+from kcap.readers.live.probe.wire import WHOLE, Item, Request
 
 DEADLINE_S: Final = 0.2
 """How long a read of a process may hang."""
@@ -94,7 +94,6 @@ class Prober:
     Args:
         proc: Where the proc file system is mounted.
         root: The root of the host's file system.
-        hierarchies: Where control groups are mounted, by their controllers.
         deadline_s: How long a read of a process may hang.
 
     Example:
@@ -108,7 +107,6 @@ class Prober:
         proc: str = "/proc",
         *,
         root: str = "/",
-        hierarchies: Mapping[str, str] | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> None:
         self.root = root.rstrip("/")
@@ -118,7 +116,7 @@ class Prober:
         self._shared = Shared(page)
         self._door, door = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._owner = os.getpid()
-        places = Places(proc, self.root, dict(hierarchies or {}))
+        places = Places(proc, self.root)
         self._supervisor = os.fork()
         if not self._supervisor:
             run(door, self._shared, places)
@@ -433,7 +431,7 @@ class _Connection:
 
 
 def _ended(supervisor: int) -> None:
-    """Wait for the supervisor to end as its door is closed; one that others hold on to is killed."""
+    """Wait for the supervisor, whose door is closed; one that others hold on to is killed."""
     until_s = time.monotonic() + _END_S
     while time.monotonic() < until_s:
         with contextlib.suppress(ChildProcessError):  # who waits for all children has seen it

@@ -6,15 +6,16 @@ It knows nothing of what it reads: who asked takes it apart.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import stat
 import struct
 import time
-from collections.abc import Mapping
 from typing import Final
 
 from kcap.readers.live.probe import wire
+from kcap.readers.live.probe.hierarchies import hierarchies
 from kcap.readers.live.probe.wire import Item, Op
 
 _READ_BYTES: Final = 1 << 16
@@ -107,7 +108,7 @@ def group_path(mount: int, mounted: str, number: int) -> bytes:
     handle = ctypes.create_string_buffer(_HANDLE.pack(_ID_BYTES, _KERNFS, number))
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "open_by_handle_at"):
-        raise OSError("this C library has no open_by_handle_at")
+        raise OSError(errno.ENOSYS, "open_by_handle_at")
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     folder = libc.open_by_handle_at(mount, handle, flags)
     if folder < 0:
@@ -119,60 +120,57 @@ def group_path(mount: int, mounted: str, number: int) -> bytes:
     return target.removeprefix(os.fsencode(mounted.rstrip("/"))) or b"/"
 
 
-def state_file(path: str, most: int) -> bytes:
-    """Read a file that is written by a container runtime.
+def state(root: str, item: Item) -> bytes:
+    """Read a file or folder that a container runtime writes.
 
     Args:
-        path: Where it is.
-        most: The largest that is read.
+        root: The root of the host's file system, without the last slash.
+        item: `Op.FILE` or `Op.NAMES`.
 
     Returns:
-        Its bytes.
+        The file's bytes; the names in the folder, sorted, with zeros between them.
 
     Raises:
         OSError: It is gone, no regular file, or too large.
     """
+    path = os.fsencode(root + item.name)
+    if item.op is Op.NAMES:
+        return b"\0".join(sorted(os.listdir(path))[: wire.ELEMENTS_MAX])  # noqa: PTH208
     # A FIFO in its place must not make anyone wait.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         about = os.fstat(file)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > most:
-            raise OSError(0, "no regular file, or too large", path)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > item.most:
+            raise OSError(errno.EFBIG, "no regular file, or too large", item.name)
         with os.fdopen(file, "rb", closefd=False) as stream:
-            return stream.read(most)
+            return stream.read(item.most)
     finally:
         os.close(file)
 
 
-def serve(
-    connection: socket.socket, *, proc: str, root: str, hierarchies: Mapping[str, str]
-) -> None:
+def serve(connection: socket.socket, *, proc: str, root: str) -> None:
     """Answer requests until the client is gone.
 
     Args:
         connection: The client.
         proc: Where the proc file system is mounted.
         root: The root of the host's file system, without the last slash.
-        hierarchies: Where control groups are mounted, by their controllers.
 
     Raises:
         ValueError: The client asked for what may not be asked for.
         OSError: The client is gone.
     """
-    _Reader(connection, proc, root, hierarchies).run()
+    _Reader(connection, proc, root).run()
 
 
 class _Reader:
     """Answers one client."""
 
-    def __init__(
-        self, connection: socket.socket, proc: str, root: str, hierarchies: Mapping[str, str]
-    ) -> None:
+    def __init__(self, connection: socket.socket, proc: str, root: str) -> None:
         self._connection = connection
         self._proc = proc
         self._root = root
-        self._hierarchies = hierarchies
-        self._mounts: dict[str, int] = {}
+        self._mounts: dict[str, tuple[int, str]] | None = None
         self._out = bytearray()
         self._told_s = 0.0
         self._careful = False
@@ -256,21 +254,20 @@ class _Reader:
                 return wire.pack_numbers(numbers(folder, item.name)[: wire.ELEMENTS_MAX])
             case Op.CGROUP:
                 return self._group(item.name)
-            case Op.FILE:
-                return state_file(self._root + item.name, item.most)
-            case Op.NAMES:
-                found = sorted(os.listdir(os.fsencode(self._root + item.name)))  # noqa: PTH208
-                return b"\0".join(found[: wire.ELEMENTS_MAX])
+            case Op.FILE | Op.NAMES:
+                return state(self._root, item)
 
     def _group(self, name: str) -> bytes:
         number, _, controllers = name.partition(":")
-        mounted = self._hierarchies.get(controllers)
-        if mounted is None:
-            raise FileNotFoundError(2, "no such hierarchy", controllers)
-        if controllers not in self._mounts:
+        if self._mounts is None:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            self._mounts[controllers] = os.open(mounted, flags)
-        return group_path(self._mounts[controllers], mounted, int(number))
+            self._mounts = {
+                each.controllers: (os.open(each.path, flags), each.path)
+                for each in hierarchies(self._proc)
+            }
+        if controllers not in self._mounts:
+            raise FileNotFoundError(errno.ENOENT, "no such hierarchy", controllers)
+        return group_path(*self._mounts[controllers], int(number))
 
     def _tell(self, at: int, error: int, element: int, data: bytes) -> None:
         self._out += wire.ANSWER.pack(at, error, element, len(data))

@@ -17,7 +17,6 @@ import select
 import signal
 import socket
 import struct
-from collections.abc import Mapping
 from typing import Final, NamedTuple, NoReturn
 
 from kcap.errors import KcapError
@@ -93,8 +92,6 @@ class Places(NamedTuple):
 
     proc: str
     root: str
-    hierarchies: Mapping[str, str]
-    """Where control groups are mounted, by their controllers."""
 
 
 def run(door: socket.socket, shared: Shared, places: Places) -> NoReturn:
@@ -225,8 +222,7 @@ class _Supervisor:
             if os.uname().machine == "x86_64":
                 seccomp.forbid(but={"open_by_handle_at"})
             if os.getppid() == parent:
-                places = self._places
-                serve(served, proc=places.proc, root=places.root, hierarchies=places.hierarchies)
+                serve(served, proc=self._places.proc, root=self._places.root)
             status = 0
         except (OSError, ValueError, KcapError):
             status = 2  # the client sees its connection closed
