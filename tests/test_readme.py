@@ -116,6 +116,9 @@ def test_every_verb_and_option_shown_exists() -> None:
     for verb, *words in calls:
         command = main.get_command(click.Context(main), verb)
         assert command is not None, verb
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words[0])
+            assert command is not None, words
         known = {o for p in command.params for o in p.opts}
         assert {w for w in words if w.startswith("-") and w != "-"} <= known
 

@@ -29,15 +29,24 @@ class _Verb(NamedTuple):
     section: str
     help: str
     hidden: bool = False
+    command: tuple[str, ...] = ()
+    """The way to a command of a group's, where the verb is a short name of that."""
 
 
 _VERBS: Final = {
     "record": _Verb("record", "Capture", "Record what happens on this host."),
     "capture": _Verb("record", "Capture", "The same as record.", hidden=True),
     "run": _Verb("run", "Capture", "Print what happens on this host, as it happens."),
+    "service": _Verb("service", "Capture", "Let systemd record this host, from boot on."),
     "import": _Verb(
         "import_", "Capture", "Turn foreign captures into a .kcap file, merged by time."
     ),
+    **{
+        f"{name}-service": _Verb(
+            "service", "Capture", f"The same as service {name}.", hidden=True, command=(name,)
+        )
+        for name in ("install", "start", "stop", "restart", "remove")
+    },
     "info": _Verb("info", "Look", "What a capture holds, on one screen."),
     "cat": _Verb("cat", "Look", "Print events."),
     "tree": _Verb("tree", "Look", "The process tree: who started whom, when, and how it ended."),
@@ -92,6 +101,14 @@ class Verb(click.Command):
         super().format_help_text(ctx, formatter)
 
 
+class VerbGroup(Verb, click.Group):
+    """A verb that has verbs of its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Its verbs in the order in which they were written."""
+        return list(self.commands)
+
+
 class KcapGroup(click.Group):
     """The group of all verbs: lazy, with sections, and with kcap's exit codes."""
 
@@ -104,7 +121,10 @@ class KcapGroup(click.Group):
         if cmd_name not in _VERBS:
             return None
         module = importlib.import_module(f"kcap.tools.{_VERBS[cmd_name].module}")
-        command: click.Command = module.command
+        command: click.Command | None = module.command
+        for name in _VERBS[cmd_name].command:
+            assert isinstance(command, click.Group), cmd_name
+            command = command.get_command(ctx, name)
         return command
 
     def resolve_command(

@@ -68,14 +68,35 @@ class Image(NamedTuple):
     initramfs: Path
 
 
-def _program(name: str, package: str) -> str:
+def program(name: str, package: str) -> str:
+    """Find a program of the host.
+
+    Args:
+        name: Its name.
+        package: Debian's package of it.
+
+    Returns:
+        Its path.
+
+    Raises:
+        SkipTest: It is not installed.
+    """
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if path is None:
         raise SkipTest(f"{name} is not installed; on Debian: apt-get install {package}")
     return path
 
 
-def _output(*command: str | Path, cwd: Path | None = None) -> str:
+def output(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a program of the host.
+
+    Args:
+        command: Its path and arguments.
+        cwd: Where.
+
+    Returns:
+        What it printed.
+    """
     return subprocess.run(
         command, cwd=cwd, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     ).stdout.decode()
@@ -83,7 +104,7 @@ def _output(*command: str | Path, cwd: Path | None = None) -> str:
 
 def _package(series: str) -> str:
     """The newest cloud kernel of a series that apt knows."""
-    names = _output(_program("apt-cache", "apt"), "pkgnames", f"linux-image-{series}.").split()
+    names = output(program("apt-cache", "apt"), "pkgnames", f"linux-image-{series}.").split()
     kernels = [name for name in names if re.search(r"\d[^-]*(-\d+)?-cloud-amd64$", name)]
     if not kernels:
         raise SkipTest(f"apt knows no cloud kernel of {series}; apt-get update may help")
@@ -126,7 +147,7 @@ def _entry(name: str, mode: int, content: bytes = b"") -> bytes:
 
 
 def _initramfs(modules: Iterable[tuple[str, bytes]]) -> bytes:
-    busybox = Path(_program("busybox", "busybox-static")).read_bytes()
+    busybox = Path(program("busybox", "busybox-static")).read_bytes()
     folders = [_entry(name, 0o40755) for name in ("bin", "dev", "modules", "root")]
     files = [
         _entry("init", 0o100755, _INIT.encode()),
@@ -153,9 +174,9 @@ def image(series: str) -> Image:
     initramfs = folder / "initramfs"
     if not initramfs.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _output(_program("apt-get", "apt"), "download", "-qq", package, cwd=folder)
+        output(program("apt-get", "apt"), "download", "-qq", package, cwd=folder)
         [archive] = folder.glob("*.deb")
-        _output(_program("dpkg", "dpkg"), "-x", archive, folder / "tree")
+        output(program("dpkg", "dpkg"), "-x", archive, folder / "tree")
         [kernel] = folder.glob("tree/boot/vmlinuz-*")
         kernel.rename(folder / "vmlinuz")
         initramfs.write_bytes(_initramfs(_modules(folder / "tree")))
@@ -165,7 +186,7 @@ def image(series: str) -> Image:
     return Image(version, folder / "vmlinuz", initramfs)
 
 
-def _needed() -> list[str]:
+def needed() -> list[str]:
     """The libraries that kcap names."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     return list(table["project"]["dependencies"])
@@ -181,19 +202,23 @@ def _shared(tree: Path) -> Iterator[str]:
         yield from re.findall(r"(?:=> |^\s+)(/\S+) \(0x", listing, re.MULTILINE)
 
 
-def _fill(tree: Path) -> None:
-    """Lay out the first disk."""
+def fill(tree: Path) -> None:
+    """Lay out the first disk.
+
+    Args:
+        tree: A folder that is not there yet, or empty.
+    """
     for name in ("bin", "sbin", "dev", "proc", "sys", "tmp", "etc", "packages", "root"):
         (tree / name).mkdir(parents=True)
     python = Path(sys.executable).resolve()
     shutil.copy(python, tree / "bin/python3")
-    shutil.copy(_program("busybox", "busybox-static"), tree / "bin/busybox")
+    shutil.copy(program("busybox", "busybox-static"), tree / "bin/busybox")
     (tree / "bin/sh").symlink_to("busybox")
     stdlib = Path(sysconfig.get_path("stdlib"))
     home = tree / str(stdlib).lstrip("/")
     shutil.copytree(stdlib, home, ignore=_LEFT_OUT)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-    _output(*pip, "--target", tree / "packages", *_needed())
+    output(*pip, "--target", tree / "packages", *needed())
     for extra in ("pyarrow/include", "pyarrow/tests", "numpy/f2py"):
         shutil.rmtree(tree / "packages" / extra, ignore_errors=True)
     for shared in sorted(set(_shared(tree))):
@@ -217,8 +242,8 @@ def disk() -> Path:
     Raises:
         SkipTest: A program for it is missing.
     """
-    mke2fs = _program("mke2fs", "e2fsprogs")
-    recipe = "\n".join([Path(__file__).read_text("utf-8"), sys.version, *_needed()])
+    mke2fs = program("mke2fs", "e2fsprogs")
+    recipe = "\n".join([Path(__file__).read_text("utf-8"), sys.version, *needed()])
     key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     made = CACHE / f"disk-{key}"
     if not made.exists():
@@ -228,8 +253,8 @@ def disk() -> Path:
         tree, half = CACHE / "tree", CACHE / "half"
         shutil.rmtree(tree, ignore_errors=True)
         half.unlink(missing_ok=True)
-        _fill(tree)
-        _output(mke2fs, "-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, half, "900m")
+        fill(tree)
+        output(mke2fs, "-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, half, "900m")
         shutil.rmtree(tree)
         half.rename(made)
     return made
@@ -256,13 +281,21 @@ def archive(files: Iterable[tuple[Path, str]], run: str) -> bytes:
     return packed.getvalue()
 
 
-def boot(booted: Image, brought: bytes, folder: Path, timeout_s: float = 300) -> str:
+def boot(
+    booted: Image,
+    brought: bytes,
+    folder: Path,
+    *,
+    first: Path | None = None,
+    timeout_s: float = 300,
+) -> str:
     """Run a machine until it is done.
 
     Args:
         booted: Its kernel.
         brought: The archive of ``archive``.
         folder: Where ``out`` comes to lie.
+        first: The first disk, if not that of ``disk``.
         timeout_s: How long it may take.
 
     Returns:
@@ -272,12 +305,12 @@ def boot(booted: Image, brought: bytes, folder: Path, timeout_s: float = 300) ->
         SkipTest: There is no QEMU.
         subprocess.TimeoutExpired: It took longer.
     """
-    qemu = _program("qemu-system-x86_64", "qemu-system-x86")
+    qemu = program("qemu-system-x86_64", "qemu-system-x86")
     incoming, outgoing = folder / "in.tar", folder / "out.tar"
     incoming.write_bytes(brought)
     outgoing.touch()
     os.truncate(outgoing, OUTPUT_BYTES)  # sparse
-    drives = (f"{disk()},snapshot=on", f"{incoming},snapshot=on", str(outgoing))
+    drives = (f"{first or disk()},snapshot=on", f"{incoming},snapshot=on", str(outgoing))
     command = [
         qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1536", "-smp", "2",
         "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
