@@ -186,12 +186,14 @@ def _reader(head: bytes, name: str) -> tuple[str, Any]:
                     hint=f"pip install 'kcap[{','.join(extras)}]'",
                 )
             return entry, reader
+    others = [plugins.whence(entry) for entry in plugins.hidden(plugins.READERS).values()]
+    unread = f"; as another user than root also: {'; '.join(others)}" if others else ""
     raise NotACaptureError(
         "no capture that kcap can read",
         file=name,
         offset=0,
         expected=f"one of {', '.join(known)}",
-        hint="kcap import --list says what each reader reads",
+        hint=f"kcap import --list says what each reader reads{unread}",
     )
 
 

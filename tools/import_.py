@@ -89,7 +89,7 @@ def _readers() -> Iterator[dict[str, Any]]:
     ):
         found: dict[str, Any] = {"name": name, "reads": "?", "needs": [], "why": None}
         if name not in plugins.found(plugins.READERS):
-            found["why"] = f"{entry.value} is not kcap's own, and root loads nothing else"
+            found["why"] = f"root loads nothing but kcap's own: {plugins.whence(entry)}"
             yield found
             continue
         try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from kcap import trust
 from kcap.errors import DamagedError, KcapError, LimitError, NotACaptureError, TruncatedError
 
 KERNEL: Final = "/sys/kernel/btf/vmlinux"
@@ -160,11 +161,14 @@ class Btf:
             The types.
 
         Raises:
-            KcapError: The kernel publishes none, or they cannot be read.
+            KcapError: The kernel publishes none, or they cannot be read; or another user than
+                root could change the file, and this is root.
         """
         path = path or os.environ.get(PATH_VARIABLE) or KERNEL
         try:
             with Path(path).open("rb") as file:
+                if path != KERNEL:
+                    trust.check(path)  # it says where a program in the kernel reads
                 data = file.read(FILE_BYTES + 1)
         except OSError as error:
             raise KcapError(
