@@ -26,6 +26,9 @@ CLIENTS: Final = 8
 REQUEST_BYTES: Final = 4096
 """Longest request."""
 
+REQUESTS: Final = 16
+"""Most requests that a client may send without waiting for an answer."""
+
 ANSWER_BYTES: Final = 64 << 10
 """Longest answer; also the most that waits for a client that does not read."""
 
@@ -188,7 +191,8 @@ class _Client:
             raise EOFError
         self._moved_s = now_s
         *lines, self._received = (self._received + fresh).split(b"\n")
-        if max(map(len, (*lines, self._received))) >= REQUEST_BYTES:
+        longest = max(map(len, (*lines, self._received)))
+        if longest >= REQUEST_BYTES or len(lines) > REQUESTS:
             raise _DroppedError
         return lines
 
