@@ -32,8 +32,8 @@ from kcap.readers.live import cn_proc, host, netlink
 from kcap.readers.live.baseline import Baseline, take
 from kcap.readers.live.beats import Beats
 from kcap.readers.live.cn_proc import Columns, Decoded, Gaps
-from kcap.readers.live.procfs import Image, ProcFS
-from kcap.state.processes import PASSWD, PROCFS, pairs
+from kcap.readers.live.procfs import Image, ProcFS, provenance
+from kcap.state.processes import PASSWD, pairs
 from kcap.state.state import FDS, PROCESSES, THREADS
 
 _LEAVE: Final = "leave"
@@ -98,6 +98,7 @@ class ProcConnector:
         self._listening = True
         self.overruns = 0
         """How often the receive buffer was full."""
+        self._procfs = ProcFS.probed()
         try:
             self._datagrams = netlink.subscribe(self._socket)
         except BaseException:
@@ -105,13 +106,13 @@ class ProcConnector:
             raise
         self._clocks = host.Clocks.measure()
         self._source = host.source(self.name, self._clocks)
-        self._procfs = ProcFS()
         self._details = details
         self._gaps = Gaps()
         self._beats = Beats(self._source.id)
         self._known: set[int] = set()
         self._ord = 0
         self._images: dict[int, Image] = {}
+        self._asked: list[tuple[int, Callable[[], Image | None]]] = []
         self._baseline: Baseline | None = None
         self._ask: Callable[[str, bytes], bytes] = self.serve
 
@@ -134,6 +135,7 @@ class ProcConnector:
                 netlink.send(self._socket, netlink.MCAST_IGNORE)
         for sock in (self._socket, self._stop_read, self._stop_write):
             sock.close()
+        self._procfs.close()
 
     def prepare(self) -> None:
         """Look at the host as it is, after subscribing."""
@@ -194,13 +196,22 @@ class ProcConnector:
 
     def _counters(self) -> dict[str, int]:
         """What a heartbeat says beside that we live."""
-        return {"lost": self._gaps.lost, "overruns": self.overruns}
+        return {"lost": self._gaps.lost, "overruns": self.overruns, "late": self._procfs.late}
 
     def _drain(self) -> bool:
         """Take what the socket holds, up to a full batch; True where there may be more.
 
-        An executed image is looked up at once: later the process may be gone.
+        An executed image is asked for at once: later the process may be gone.
         """
+        more = self._take()
+        for at, wait in self._asked:
+            image = wait()
+            if image is not None:
+                self._images[at] = image
+        self._asked = []
+        return more
+
+    def _take(self) -> bool:
         receive, keep = self._socket.recv, self._datagrams.append
         for at in range(len(self._datagrams), self._batch_rows):
             try:
@@ -226,9 +237,7 @@ class ProcConnector:
         (pid,) = _PID.unpack_from(datagram, _PID_AT)
         (monotonic_ns,) = _TIMES.unpack_from(datagram, _TIME_AT)
         by_ns = monotonic_ns + self._clocks.boottime_ns
-        image = self._procfs.image(pid, started_by_ns=by_ns)
-        if image is not None:
-            self._images[at] = image
+        self._asked.append((at, self._procfs.image_soon(pid, started_by_ns=by_ns)))
 
     def _batch(self) -> Batch:
         """Make a batch of what was received."""
@@ -254,6 +263,7 @@ class ProcConnector:
         if made.cuts:
             reason = f"values over {limits.VALUE_BYTES} bytes are cut, their length in NAME__size"
             before.append(Loss("cut", made.cuts, reason, self._source.id))
+        before += self._procfs.losses(self._source.id)
         return Batch(made.count, made.columns, tuple(before))
 
     def _tail(self) -> Iterator[Batch]:
@@ -347,7 +357,10 @@ def _image_values(found: dict[int, Image], new: set[int]) -> _Values:
         for name, value in told.items():
             if value is not None:
                 values[name][row] = value
-                tags[name] = PASSWD if name == "user" else PROCFS
+            field = _IMAGE_COLUMNS.get(name, "start_ns")
+            tag = provenance(image, field, known=value is not None)
+            if tag is not None:
+                tags[name] = tag
         values["provenance"][row] = _tag_text(tags)
     return values
 

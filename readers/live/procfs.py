@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -129,6 +129,31 @@ class ProcFS:
             if folder is None:
                 return None
             return self.image_in(folder, pid, cwd=cwd, started_by_ns=started_by_ns)
+
+    def image_soon(
+        self, pid: int, *, started_by_ns: int | None = None
+    ) -> Callable[[], Image | None]:
+        """Begin to look at one process; a prober does it while the caller goes on.
+
+        Args:
+            pid: Its id.
+            started_by_ns: See `image`.
+
+        Returns:
+            What waits for the image, and returns it.
+        """
+        if self.prober is None:
+            found = self.image(pid, started_by_ns=started_by_ns)
+            return lambda: found
+        prober, asked = self.prober, self.prober.send(_request(pid, IMAGE))
+
+        def wait() -> Image | None:
+            folder = self._probed(prober, prober.wait(asked))
+            if folder is None:
+                return None
+            return self.image_in(folder, pid, started_by_ns=started_by_ns)
+
+        return wait
 
     @contextlib.contextmanager
     def folder(self, pid: int, wanted: Sequence[Item] = (STAT,)) -> Iterator[Folder | None]:

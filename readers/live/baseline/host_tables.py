@@ -153,7 +153,8 @@ def take(
     details = {**source.details, **host.facts(taken.proc.root, etc), **(recording or {})}
     if taken.unavailable:
         details["baseline_unavailable"] = taken.unavailable
-    return Baseline(replace(source, details=details), tables, tuple(taken.losses))
+    losses = (*taken.losses, *taken.proc.losses(source.id))
+    return Baseline(replace(source, details=details), tables, losses)
 
 
 class _Taken:

@@ -45,6 +45,9 @@ BRAKE_S: Final = 10.0
 WINDOW: Final = 8
 """Requests that are under way at one time."""
 
+WAITING_MAX: Final = 64
+"""Requests that wait in a connection at most; they fit its buffer whatever the reader does."""
+
 LATE: Final = -100
 """In place of an error: the read hung, and was given up."""
 GONE: Final = -101
@@ -311,6 +314,8 @@ class _Connection:
         if not answer.left:
             answer.done = True
             return answer
+        while len(self._pending) >= WAITING_MAX:
+            self.wait(self._pending[0])
         self._pending.append(answer)
         if self._socket is None:
             self._again()
@@ -342,10 +347,13 @@ class _Connection:
     def _ask(self, answer: Answer) -> None:
         assert self._socket is not None
         request = wire.packed(Request(answer.pid, answer.left), careful=answer.careful)
-        # A reader that is gone, or takes nothing, is found out by who waits for its answer.
-        with contextlib.suppress(OSError):
+        try:
             self._socket.settimeout(DEADLINE_S)
             self._socket.sendall(request)
+        except OSError:
+            # Gone, or it does not even take what is asked: who waits for its answer finds out.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _receive(self, patience_s: float) -> bool:
         """Take what the reader has sent; False where nothing came in time."""
