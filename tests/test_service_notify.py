@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kcap.errors import KcapError
-from kcap.tools.notify import Notifier
+from kcap.readers.live.guard.channel import Channel
+from kcap.tools.notify import QUESTION, Notifier, Signs
 
 if not hasattr(socket, "AF_UNIX") or not hasattr(socket, "SOCK_CLOEXEC"):
     pytest.skip("systemd's sockets are Linux's", allow_module_level=True)
@@ -105,3 +107,54 @@ def test_an_address_that_is_none_is_refused(told: dict[str, str], said: str) -> 
     """At the start, by name: later nobody would notice that nothing is heard."""
     with pytest.raises(KcapError, match=said):
         Notifier(told)
+
+
+def test_a_recording_says_that_it_has_begun_and_how_it_does(
+    manager: tuple[socket.socket, str],
+) -> None:
+    """With the first batch; later a line each 5 s, and a sign of life when one is due."""
+    listener, address = manager
+    told = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "20000000"}
+
+    with Notifier(told) as notifier:
+        events = iter(range(100))
+        signs = Signs(notifier, lambda: f"{next(events)} events")
+        for now_s in range(16):
+            signs.check(float(now_s))
+        notifier.send("END=1")
+    heard: list[bytes] = []
+    while heard[-1:] != [b"END=1"]:
+        heard.append(listener.recv(4096))
+
+    assert heard[0] == b"READY=1\nSTATUS=0 events"
+    assert [line for line in heard if line.startswith(b"STATUS=")] == [
+        f"STATUS={n} events".encode() for n in (1, 2, 3)
+    ]
+    assert heard.count(b"WATCHDOG=1") == 2
+
+
+def test_a_recording_without_a_manager_is_not_asked_how_it_does() -> None:
+    """The line costs something, and nobody would read it."""
+    with Notifier({}) as notifier:
+        Signs(notifier, lambda: pytest.fail("asked for a line")).check(0.0)
+
+
+def test_a_worker_has_the_main_process_speak(manager: tuple[socket.socket, str]) -> None:
+    """And nothing sent but what a recording says: no other main process, no descriptor kept."""
+    listener, address = manager
+    here, there = Channel.pair()
+    with Notifier({"NOTIFY_SOCKET": address}) as main:
+        thread = threading.Thread(target=lambda: [here.serve(main.answers()) for _ in range(4)])
+        thread.start()
+        with Notifier({"NOTIFY_SOCKET": address}) as worker:
+            worker.through(there)
+            assert worker.ready("recording")
+            for refused in ("MAINPID=1", "FDSTORE=1", "STATUS=" + "x" * 5000):
+                assert not worker.send(refused)
+        thread.join()
+        main.send("END=1")
+    here.close()
+    there.close()
+
+    assert [listener.recv(8192) for _ in range(2)] == [b"READY=1\nSTATUS=recording", b"END=1"]
+    assert list(main.answers()) == [QUESTION]

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
-from typing import Final, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, Self
 
 from kcap.errors import KcapError
 
+if TYPE_CHECKING:
+    from kcap.readers.live.guard.channel import Answer, Channel, Serve
+
+QUESTION: Final = "notify"
+"""What a worker asks the main process for."""
+
 _TEXT_CHARS: Final = 1024
+_ALLOWED: Final = ("READY=1", "STOPPING=1", "WATCHDOG=1", "STATUS=")
+"""What is sent for a worker: nothing of it names another main process, or keeps a descriptor."""
+
+_STATUS_S: Final = 5.0
 
 
 class Notifier:
@@ -36,6 +46,7 @@ class Notifier:
         """Seconds within which the manager wants a sign of life; None where it wants none."""
         self._due_s: float | None = None
         self._status: str | None = None
+        self._channel: Channel | None = None
         self._socket = _connected(address) if address else None
 
     @property
@@ -103,11 +114,36 @@ class Notifier:
         """
         if self._socket is None:
             return False
+        datagram = "\n".join(assignments).encode(errors="replace")
         try:
-            self._socket.send("\n".join(assignments).encode(errors="replace"), socket.MSG_DONTWAIT)
-        except OSError:
+            if self._channel is not None:
+                return bool(self._channel.ask(QUESTION, datagram))
+            self._socket.send(datagram, socket.MSG_DONTWAIT)
+        except (OSError, KcapError):
             return False
         return True
+
+    def through(self, channel: Channel) -> None:
+        """Have the main process send everything from now on: in a worker, to which nobody listens.
+
+        Args:
+            channel: Leads to the main process, which answers as `answers` says.
+        """
+        self._channel = channel
+
+    def answers(self) -> dict[str, Serve]:
+        """What the main process answers to a worker that was sent `through` a channel to it."""
+        from kcap.readers.live.guard.channel import Answer
+
+        def serve(datagram: bytes) -> Answer:
+            lines = datagram.decode(errors="replace").split("\n")
+            if len(lines) > len(_ALLOWED) or not all(map(_allowed, lines)):
+                raise KcapError(
+                    "this is not told to a service manager", expected="; ".join(_ALLOWED)
+                )
+            return Answer(b"1" if self.send(*lines) else b"")
+
+        return {QUESTION: serve}
 
     def close(self) -> None:
         """Close the socket."""
@@ -129,6 +165,41 @@ class Notifier:
             return ()
         self._status = status
         return ("STATUS=" + " ".join(status[:_TEXT_CHARS].split()),)
+
+
+class Signs:
+    """What the service manager hears of a recording: that it has begun, how it does, that it lives.
+
+    Args:
+        notifier: Tells it.
+        status: Says in a line how the recording does; asked a few times a minute.
+    """
+
+    def __init__(self, notifier: Notifier, status: Callable[[], str]) -> None:
+        self._notifier = notifier
+        self._status = status
+        self._due_s: float | None = None
+
+    def check(self, now_s: float) -> None:
+        """After each batch: say what there is to say. The first one says that it has begun.
+
+        Args:
+            now_s: The monotonic clock.
+        """
+        if not self._notifier.listened:
+            return
+        if self._due_s is None or now_s >= self._due_s:
+            tell = self._notifier.ready if self._due_s is None else self._notifier.status
+            tell(self._status())
+            self._due_s = now_s + _STATUS_S
+        self._notifier.watchdog(now_s)
+
+
+def _allowed(line: str) -> bool:
+    """Whether a worker may have a line sent."""
+    if line.startswith("STATUS="):
+        return len(line) <= len("STATUS=") + _TEXT_CHARS and line.isprintable()
+    return line in _ALLOWED
 
 
 def _watchdog_s(told: Mapping[str, str]) -> float | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import apart, common, durability, live, live_select, output
+from kcap.tools import apart, common, durability, live, live_select, notify, output
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
@@ -51,6 +51,7 @@ class _Limits:
     duration_s: float | None
     max_size: int | None
     durable: durability.Durability
+    signs: notify.Signs
 
     def __post_init__(self) -> None:
         self._told = False
@@ -72,6 +73,7 @@ class _Limits:
         now = time.monotonic()
         self._committer.check(now)
         self._deadline.check(now)
+        self.signs.check(now)
         if self.max_size is not None and self.writer.expected_bytes >= self.max_size:
             self.source.stop()
         return False
@@ -157,6 +159,7 @@ def command(
     path = output.capture_path(target) if target else _default_name()
     with (
         contextlib.closing(source),
+        notify.Notifier() as manager,
         live.stopping(source),
         output.opened(path, force=force) as stream,
     ):
@@ -170,7 +173,8 @@ def command(
             level=level,
             sync=durability.syncing(stream, durable, path),
         )
-        limits = _Limits(source, writer, path, options["duration"], max_size, durable)
+        signs = notify.Signs(manager, lambda: _sign(writer, path))
+        limits = _Limits(source, writer, path, options["duration"], max_size, durable, signs)
         kept = _Kept(writer, selection)
         progress = Progress(lambda: writer.bytes_written)
         pipeline = Pipeline(
@@ -183,7 +187,9 @@ def command(
             after_batch=lambda summary: limits.check() or progress.update(summary),
         )
 
-        def work(_: Channel | None) -> int:
+        def work(channel: Channel | None) -> int:
+            if channel is not None:
+                manager.through(channel)
             with progress:
                 summary = pipeline.run()
             stream.flush()
@@ -191,7 +197,7 @@ def command(
             common.report_losses(summary.losses, source.info.file)
             return summary.exit_code
 
-        code = apart.run(ctx, source, work, user=options["user"])
+        code = apart.run(ctx, source, work, user=options["user"], answers=manager.answers())
     if durable.synced and force and path != "-":
         durability.sync_folder(path)  # a new file has taken the old one's name
     ctx.exit(code)
@@ -220,6 +226,11 @@ def _report(summary: Summary, writer: CaptureWriter, path: str) -> None:
         f"exit code {summary.exit_code}: {printable(path)}",
         err=True,
     )
+
+
+def _sign(writer: CaptureWriter, path: str) -> str:
+    """How a recording does, in a line for the service manager."""
+    return f"recording: {common.size_text(writer.bytes_written)} in {path}"
 
 
 class _Kept:

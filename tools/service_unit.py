@@ -47,7 +47,7 @@ CAPABILITIES: Final = (
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.-]{0,199}")
 _BARE: Final = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
-# WatchdogSec: a sign of life is due four times a second. Nice: a busy host must not hide what made
+# WatchdogSec: much longer than a slow disk may take. Nice: a busy host must not hide what made
 # it busy. OOMScoreAdjust: others go first, yet not the whole host. The limits are a multiple of
 # what a recording at full load was measured to take.
 _TEMPLATE: Final = """{mark}
@@ -61,7 +61,7 @@ StartLimitBurst=5
 Type=notify
 NotifyAccess=main
 ExecStart={command}
-{reload}WatchdogSec=1min
+{reload}WatchdogSec=3min
 TimeoutStartSec=2min
 TimeoutStopSec=90s
 KillMode=mixed
