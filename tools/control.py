@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
+import click
+
 from kcap.errors import KcapError, PrivilegeError
 
 CLIENTS: Final = 8
@@ -216,17 +218,24 @@ class _Client:
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[Control]:
-    """The control socket of this recorder, where this user can have one.
+def opened() -> Iterator[Control | None]:
+    """The control socket of this recorder; a recording without one is better than none.
 
     Yields:
-        The socket; its name is gone afterwards.
-
-    Raises:
-        KcapError: There is no private folder for it.
+        The socket, whose name is gone afterwards; None where this user can't have one.
     """
-    with Control(folders()[0]) as control:
-        yield control
+    try:
+        made = Control(folders()[0])
+    except KcapError as e:
+        from kcap.model.text import printable
+
+        click.echo(
+            f"kcap: 'kcap stats --live' will not see this recording: {printable(str(e))}", err=True
+        )
+        yield None
+        return
+    with made:
+        yield made
 
 
 def folders() -> list[Path]:
