@@ -1,0 +1,343 @@
+"""A recorder gives up its rights: who it is then, what it can't do, what its parts say."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live_support import COMMAND, ROOT, Recording, info, recording
+
+import kcap
+from kcap.errors import KcapError, OutputError, PrivilegeError
+from kcap.readers.live.guard import channel as channels
+from kcap.readers.live.guard import rights, seccomp
+from kcap.readers.live.guard.channel import Answer, Channel, GoneError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's rights")
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up the rights of root")
+
+
+def child(act: Callable[[], object]) -> str:
+    """What an act in a process of its own gives or fails with, as text."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            said = repr(act())
+        except BaseException as e:  # noqa: BLE001
+            said = f"{type(e).__name__}: {e}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    with os.fdopen(read) as stream:
+        return stream.read()
+
+
+def processes(recorder: Recording) -> dict[str, int]:
+    """The collector and the worker of a recorder."""
+    found = {"collector": recorder.process.pid}
+    for pid in children(recorder.process.pid):
+        if rights.held(str(pid)).seccomp and uid_of(pid) != 0:
+            found["worker"] = pid
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def uid_of(pid: int) -> int:
+    """The user of a process."""
+    return int(status(pid, "Uid"))
+
+
+def status(pid: int, name: str) -> str:
+    """The first value of a line of a process's status."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    values = re.search(rf"^{name}:[ \t]*(\S*)", text, re.MULTILINE)
+    return values[1] if values else ""
+
+
+@as_root
+@pytest.mark.parametrize("source", ["bpf", "proc"])
+def test_who_a_recorder_is(source: str, tmp_path: Path) -> None:
+    """The collector has the documented capabilities and no more, the worker none and no root."""
+    with recording_of(source, tmp_path / "r.kcap") as recorder:
+        found = processes(recorder)
+        collector, worker = (rights.held(str(found[name])) for name in ("collector", "worker"))
+        assert rights.names(collector.effective) == sorted(
+            rights.COLLECTOR, key=lambda name: rights.BITS[name]
+        )
+        assert collector.permitted == collector.bounding == collector.effective
+        assert collector.no_new_privs
+        assert (worker.effective, worker.permitted, worker.bounding) == (0, 0, 0)
+        assert worker.no_new_privs
+        assert worker.seccomp == 2
+        user = rights.chosen(None)
+        assert uid_of(found["worker"]) == user.uid != 0
+        assert status(found["worker"], "Gid") == str(user.gid)
+        assert status(found["worker"], "Groups") == ""
+        for pid in found.values():  # rights are a thread's: another one would have kept them
+            assert status(pid, "Threads") == "1"
+
+
+@contextmanager
+def recording_of(source: str, path: Path, *words: object) -> Iterator[Recording]:
+    """Record with a source."""
+    if source == "bpf":
+        with recording(path, "--source", "bpf", *words) as recorder:
+            yield recorder
+        return
+    command = [*COMMAND, "record", "-o", path, "--source", source, "--duration", "5m", *words]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    recorder = Recording.__new__(Recording)
+    recorder.process = process
+    try:
+        assert process.stderr is not None
+        while "recording with" not in process.stderr.readline():
+            assert process.poll() is None
+        yield recorder
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@as_root
+def test_what_a_worker_needs_is_loaded_before(tmp_path: Path) -> None:
+    """Nothing is imported once the rights are gone: Python's folders may not be for everybody."""
+    command = [sys.executable, "-X", "importtime", *COMMAND[1:], "record", "-o"]
+    done = subprocess.run(
+        [*command, tmp_path / "r.kcap", "--events", "all", "--duration", "1.5"],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    before, _, after = done.stderr.partition("kcap: recording with")
+    assert "import time:" in before
+    assert "import time:" not in after.partition("\n")[2]
+
+
+@as_root
+def test_calls_that_are_given_up_fail() -> None:
+    """No program, process, socket or other door of the kernel; without the filter, there is."""
+    attempts: dict[str, Callable[[], object]] = {
+        "execve": lambda: os.execv("/bin/true", ["true"]),
+        "fork": os.fork,
+        "socket": socket.socket,
+        "unshare": lambda: libc_call("unshare", 0x20000),
+        "ptrace": lambda: libc_call("ptrace", 0, 0, 0, 0),
+        "mount": lambda: libc_call("mount", b"none", b"/mnt", b"tmpfs", 0, None),
+        "chroot": lambda: os.chroot("/"),
+        "subprocess": lambda: subprocess.run(["/bin/true"], check=True),
+    }
+
+    def all_fail() -> list[str]:
+        rights.keep(rights.BITS)
+        seccomp.forbid()
+        allowed = []
+        for name, attempt in attempts.items():
+            try:
+                attempt()
+                allowed.append(name)
+            except PermissionError:
+                pass
+        thread = threading.Thread(target=lambda: allowed.append("thread"))
+        thread.start()
+        thread.join()
+        return allowed
+
+    assert child(all_fail) == "['thread']"
+    assert child(attempts["unshare"]) == "0"
+    assert child(attempts["chroot"]) == "None"
+
+
+def libc_call(name: str, *words: object) -> int:
+    """A function of the C library, with its error as Python has it."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if library[name](*words) < 0:
+        raise OSError(ctypes.get_errno(), name)
+    return 0
+
+
+def test_every_refused_call_is_in_the_filter() -> None:
+    """The filter refuses each named call, and calls of the machine's other numbers; no other."""
+    code = seccomp._program(network=False, forks=False, but=())
+    words = [
+        (int.from_bytes(code[at : at + 2], "little"), code[at + 2], code[at + 3],
+         int.from_bytes(code[at + 4 : at + 8], "little"))
+        for at in range(0, len(code), 8)
+    ]  # fmt: skip
+
+    def verdict(number: int, argument: int = 0, arch: int = 0xC000003E) -> int:
+        at, value = 0, 0
+        while True:
+            what, yes, no, operand = words[at]
+            at += 1
+            if what == 0x20:
+                value = {0: number, 4: arch, 16: argument}[operand]
+            elif what == 0x06:
+                return operand
+            else:
+                holds = {0x15: value == operand, 0x35: value >= operand, 0x45: value & operand}
+                at += yes if holds[what] else no
+
+    refused = {**seccomp.REFUSED, **seccomp.NETWORK}
+    assert {n for n in range(600) if verdict(n) == 0x50001} == {*refused.values(), 56}
+    assert verdict(435) == 0x50026  # clone3: the C library takes clone then
+    assert verdict(56, 0x10000) == verdict(0) == verdict(1) == 0x7FFF0000
+    assert verdict(0x40000000 | 1) == 0x50001
+    assert verdict(1, arch=0x40000003) == 0x80000000
+
+
+@given(st.text(max_size=16), st.binary(max_size=4096), st.binary(max_size=1 << 18))
+def test_questions_and_answers_come_as_they_were(name: str, argument: bytes, said: bytes) -> None:
+    """What is asked arrives, and what is answered."""
+    name = name.encode("utf-8", "replace").decode()
+    with channel_pair() as (asking, serving):
+        got = []
+
+        def answer(content: bytes) -> Answer:
+            got.append(content)
+            return Answer(said)
+
+        thread = threading.Thread(target=serving.serve, args=({name: answer},))
+        thread.start()
+        assert asking.ask(name, argument) == said
+        thread.join()
+        assert got == [argument]
+
+
+@contextmanager
+def channel_pair() -> Iterator[tuple[Channel, Channel]]:
+    """Both ends, closed afterwards."""
+    one, other = Channel.pair()
+    try:
+        yield one, other
+    finally:
+        one.close()
+        other.close()
+
+
+def test_errors_and_descriptors_go_over(tmp_path: Path) -> None:
+    """An error arrives with hint and kind, a descriptor open; what nobody serves is an error."""
+    (tmp_path / "f").write_text("content")
+
+    def fail(_: bytes) -> Answer:
+        raise OutputError("there is no room", file="F", hint="make some")
+
+    answers = {
+        "fail": fail,
+        "open": lambda name: Answer(descriptor=os.open(name, os.O_RDONLY)),
+    }
+    with channel_pair() as (asking, serving):
+        thread = threading.Thread(target=lambda: [serving.serve(answers) for _ in range(3)])
+        thread.start()
+        with pytest.raises(OutputError, match="F: there is no room") as caught:
+            asking.ask("fail")
+        assert caught.value.hint == "make some"
+        with os.fdopen(asking.descriptor("open", bytes(tmp_path / "f"))) as stream:
+            assert stream.read() == "content"
+        with pytest.raises(KcapError, match="no answer to 'exec'"):
+            asking.ask("exec")
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\x00",
+        b"\x07" + bytes(8),
+        bytes([0]) + (1 << 30).to_bytes(4, "little") + bytes(4),
+        bytes([0]) + bytes(4) + (channels.QUESTION_BYTES + 1).to_bytes(4, "little"),
+        b"\xff" * 100,
+    ],
+)
+def test_nonsense_ends_the_conversation(said: bytes) -> None:
+    """Whoever has taken over the worker gets nothing for questions that are none."""
+    ours, theirs = socket.socketpair()
+    serving = Channel(ours)
+    serving.wait_at_most(0.2)
+    theirs.sendall(said)
+    assert not serving.serve({"": lambda _: Answer(b"secret")}) or not said
+    theirs.close()
+    assert not serving.serve({})
+    serving.close()
+
+
+def test_who_asks_nobody_is_told() -> None:
+    """Where the other end is gone, that is an error of its own."""
+    asking, serving = Channel.pair()
+    serving.close()
+    with pytest.raises(GoneError):
+        asking.ask("counts")
+    asking.close()
+
+
+def test_the_user_is_one_who_can_do_little(tmp_path: Path) -> None:
+    """kcap before nobody, a name, a number; never root, nor somebody who is not there."""
+    users = tmp_path / "passwd"
+    users.write_text("root:x:0:0::/:\nnobody:x:65534:65534::/:\nann:x:1000:100::/:\nbad:x:y:z\n")
+    path = str(users)
+    assert rights.chosen(None, path) == ("nobody", 65534, 65534)
+    assert rights.chosen("ann", path) == rights.chosen("1000", path) == ("ann", 1000, 100)
+    assert rights.chosen("4000", path) == ("4000", 4000, 4000)
+    for name in ("root", "0"):
+        with pytest.raises(PrivilegeError):
+            rights.chosen(name, path)
+    for name in ("bad", "eve", "-1", "99999999999"):
+        with pytest.raises(KcapError, match="there is no user"):
+            rights.chosen(name, path)
+    users.write_text(users.read_text() + "kcap:x:900:900::/:\n")
+    assert rights.chosen(None, path).name == "kcap"
+    assert rights.chosen(None, str(tmp_path / "none")) == ("nobody", 65534, 65534)
+
+
+@as_root
+def test_a_killed_collector_leaves_a_closed_capture(tmp_path: Path) -> None:
+    """The worker ends the recording, and says what nobody can know any more."""
+    path = tmp_path / "r.kcap"
+    recorder = Recording(path, "--source", "bpf")
+    worker = processes(recorder)["worker"]
+    recorder.process.kill()
+    recorder.process.wait()
+    limit_s = time.monotonic() + 20
+    with contextlib.suppress(FileNotFoundError):  # it has ended, and whoever took it over knows
+        while status(worker, "State") != "Z":
+            assert time.monotonic() < limit_s
+            time.sleep(0.05)
+    assert recorder.process.stderr is not None
+    recorder.process.stderr.close()
+    assert info(path)["state"] == "closed"
+    with kcap.open(path) as capture:
+        assert any("is gone" in loss.reason for loss in capture.info.losses)
+
+
+@as_root
+def test_a_killed_worker_is_told(tmp_path: Path) -> None:
+    """What was committed can be read, and the exit code says that something is missing."""
+    path = tmp_path / "r.kcap"
+    recorder = Recording(path, "--source", "bpf")
+    os.kill(processes(recorder)["worker"], signal.SIGKILL)
+    said = recorder._ended()
+    assert recorder.process.returncode == 3
+    assert "killed by SIGKILL" in said
+    assert info(path)["state"] == "open"
