@@ -2,52 +2,77 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Self
 
 import click
 
 from kcap.tools import common
+from kcap.tools.status import Status
 
 if TYPE_CHECKING:
+    from kcap.model.batch import Batch
     from kcap.model.side import Loss
+    from kcap.model.stream import StreamInfo
     from kcap.readers.live.guard.watch import Watch
     from kcap.replay.pipeline import Summary
     from kcap.tools.control import Control
-    from kcap.tools.status import Output, Status
+    from kcap.tools.status import Output
 
 
 class Attendant:
-    """Attends to a recording, as often as batches come.
+    """Attends to a recording: a sink of its pipeline that keeps nothing.
+
+    Made by the process that the user started. `begin` is called in the one that records, by its
+    main thread, and `check` after each batch.
 
     Args:
-        status: Also a sink of the pipeline.
-        watch: Says what is done to the recorder; made by the process that writes.
-        control: Who asks there is answered; None where there is no socket.
+        info: The source.
         tell: Takes findings into the capture.
+        control: Who asks there is answered; None where there is no socket.
+        others: Gives processes of this recorder beside those two.
     """
 
     def __init__(
         self,
-        status: Status,
-        watch: Watch,
-        control: Control | None,
+        info: StreamInfo,
         tell: Callable[[Sequence[Loss]], None],
+        control: Control | None,
+        others: Callable[[], Iterable[int]] = tuple,
     ) -> None:
-        self._status = status
-        self._watch = watch
-        self._control = control
+        self._pid = os.getpid()
+        self._others = others
         self._tell = tell
+        self._control = control
+        self._status = Status(info, pid=self._pid, pids=self._pids, since_ns=time.time_ns())
+        self._watch: Watch | None = None
+        self._output_fd: int | None = None
 
-    def check(self, summary: Summary, output: Output) -> None:
+    def begin(self) -> Self:
+        """Watch from now on what is done to the recorder."""
+        from kcap.readers.live.guard.watch import Watch
+
+        self._watch = Watch(self._pids, lambda: self._output_fd)
+        return self
+
+    def write(self, batch: Batch) -> None:
+        """See `Sink.write`."""
+        self._status.write(batch)
+
+    def check(self, summary: Summary, output: Output) -> bool:
         """After each batch, before anything more is written: look, tell, answer.
 
         Args:
             summary: Of the pipeline; gets what was noticed.
             output: Where the recording goes now.
+
+        Returns:
+            False: it goes on.
         """
-        found = self._watch.check(time.time_ns())
+        self._output_fd = output.fd
+        found = [] if self._watch is None else self._watch.check(time.time_ns())
         if found:
             summary.losses += found
             for loss in found:
@@ -56,7 +81,13 @@ class Attendant:
         self._status.tick(summary, output)
         if self._control is not None:
             self._control.serve(self._status.report)
+        return False
 
     def close(self) -> None:
-        """Attend no more."""
-        self._watch.close()
+        """See `Sink.close`: attend no more."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _pids(self) -> set[int]:
+        return {self._pid, os.getpid(), *self._others()}

@@ -229,9 +229,8 @@ def opened() -> Iterator[Control | None]:
     except KcapError as e:
         from kcap.model.text import printable
 
-        click.echo(
-            f"kcap: 'kcap stats --live' will not see this recording: {printable(str(e))}", err=True
-        )
+        note = f"kcap: 'kcap stats --live' will not see this recording: {e}"
+        click.echo(printable(note), err=True)
         yield None
         return
     with made:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import kcap
 from kcap.tools import common
 
 if TYPE_CHECKING:
+    from kcap.format.writer import CaptureWriter
     from kcap.model.batch import Batch
     from kcap.model.side import Heartbeat, SourceInfo
     from kcap.model.stream import StreamInfo
@@ -87,6 +89,23 @@ class Output(NamedTuple):
     """The file that is being written, None for what is none."""
     part: int = 1
     waiting_events: int = 0
+
+    @classmethod
+    def of(cls, writer: CaptureWriter, path: str, stream: BinaryIO) -> Output:
+        """Where a writer stands.
+
+        Args:
+            writer: It writes all there is.
+            path: To this name.
+            stream: By this stream.
+
+        Returns:
+            All that is to be told of it.
+        """
+        fd = None
+        with contextlib.suppress(io.UnsupportedOperation):  # it is in memory
+            fd = stream.fileno()
+        return cls(path, writer.bytes_written, fd, waiting_events=writer.waiting_rows)
 
 
 class _Sample(NamedTuple):
