@@ -6,12 +6,24 @@ import contextlib
 import re
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import apart, common, durability, live, live_select, notify, output
+from kcap.tools import (
+    apart,
+    attend,
+    common,
+    control,
+    durability,
+    live,
+    live_select,
+    notify,
+    output,
+    status,
+)
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
@@ -161,6 +173,7 @@ def command(
         contextlib.closing(source),
         notify.Notifier() as manager,
         live.stopping(source),
+        control.opened() as asked,
         output.opened(path, force=force) as stream,
     ):
         state = State()
@@ -176,21 +189,26 @@ def command(
         signs = notify.Signs(manager, lambda: _sign(writer, path))
         limits = _Limits(source, writer, path, options["duration"], max_size, durable, signs)
         kept = _Kept(writer, selection)
+        attendant = attend.Attendant(source.info, kept.tell, asked)
         progress = Progress(lambda: writer.bytes_written)
         pipeline = Pipeline(
             source,
-            [kept],
+            [kept, attendant],
             state=state,
             resolve=True,
             stages=kept.stages,
             limit=options["count"],
-            after_batch=lambda summary: limits.check() or progress.update(summary),
+            after_batch=lambda summary: (
+                attendant.check(summary, status.Output.of(writer, path, stream))
+                or limits.check()
+                or progress.update(summary)
+            ),
         )
 
         def work(channel: Channel | None) -> int:
             if channel is not None:
                 manager.through(channel)
-            with progress:
+            with progress, contextlib.closing(attendant.begin()):
                 summary = pipeline.run()
             stream.flush()
             _report(summary, writer, path)
@@ -253,6 +271,12 @@ class _Kept:
     def write(self, batch: Batch) -> None:
         """See `Sink.write`."""
         self._writer.write(batch)
+
+    def tell(self, losses: Sequence[Loss]) -> None:
+        """Take into the capture what happened to its recording."""
+        from kcap.model.batch import EMPTY
+
+        self._writer.write(EMPTY.with_before(losses))
 
     def close(self) -> None:
         """See `Sink.close`."""
