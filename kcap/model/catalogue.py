@@ -111,6 +111,22 @@ def events(family: str) -> dict[str, EventInfo]:
     return found
 
 
+_LIKE: Final = {"kcap-perf": "kcap-bpf", "kcap-tracefs": "kcap-bpf"}
+"""Collectors whose events have the names and arguments of another one's."""
+
+
+def family(collector: str) -> str:
+    """The family that the events of a source belong to.
+
+    Args:
+        collector: What produced them.
+
+    Returns:
+        The collector's own name, unless its events are like those of another.
+    """
+    return _LIKE.get(collector, collector)
+
+
 @cache
 def families() -> list[str]:
     """The families of sources whose events are known, by name."""
@@ -156,11 +172,11 @@ def _decoded() -> dict[tuple[str, str, str], str]:
 
 
 @cache
-def decoder_of(family: str, event: str, argument: str) -> str:
+def decoder_of(collector: str, event: str, argument: str) -> str:
     """The flag or enum table of an event's argument.
 
     Args:
-        family: The family of its source: ``tracee``, ``scap``.
+        collector: What produced it, or the family of that: ``tracee``, ``scap``.
         event: The event's own name.
         argument: The argument's own name.
 
@@ -168,10 +184,10 @@ def decoder_of(family: str, event: str, argument: str) -> str:
         The table's name: that of the event's argument; else that of every such argument of the
         family, else that of the name in all families. Empty where there is none.
     """
-    tables = _decoded()
+    tables, of = _decoded(), family(collector)
     for name in (event, "*"):
-        if (family, name, argument) in tables:
-            return tables[family, name, argument]
+        if (of, name, argument) in tables:
+            return tables[of, name, argument]
     known = arguments().get(argument)
     return known.decoder if known else ""
 

@@ -146,7 +146,7 @@ class Derivation:
             sides: What stands beside events.
         """
         for side in sides:
-            if isinstance(side, SourceInfo) and side.collector == FAMILY:
+            if isinstance(side, SourceInfo) and catalogue.family(side.collector) == FAMILY:
                 events = side.details.get("events")
                 held = frozenset(events) if isinstance(events, list) else frozenset()
                 self._native[side.id] = held - _ADDED_TO

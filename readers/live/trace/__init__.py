@@ -1,0 +1,1 @@
+"""Recording by the kernel's tracepoints: rings of perf events, or an instance of tracefs."""

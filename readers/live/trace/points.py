@@ -1,0 +1,265 @@
+"""Which tracepoints tell of which events, and what their records are for.
+
+Some events take several tracepoints: a call is what was asked for (``sys_enter``) and what came of
+it (``sys_exit``); whether a child is a process or a thread says ``task_newtask``, what a program is
+called ``task_rename``, and how a process ends what it asked for or the signal that it got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import IntEnum
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from kcap.errors import KcapError
+from kcap.readers.live.bpf import events
+from kcap.readers.live.bpf.events import Argument, Event
+from kcap.readers.live.trace.formats import Format
+from kcap.readers.live.trace.tracefs import Tracefs
+
+CALL_ARGUMENTS: Final = 6
+"""Arguments of a system call at most."""
+
+_FIRST_ARGUMENT: Final = 16
+"""Where the first argument stands in the record of a call that begins; the others follow."""
+
+_WORD: Final = 8
+_TYPES: Final = 1 << 16
+
+
+class Role(IntEnum):
+    """What a record is for."""
+
+    NONE = 0
+    EXEC = 1
+    FORK = 2
+    EXIT = 3
+    NEWTASK = 4
+    RENAME = 5
+    STATE = 6
+    MODULE = 7
+    ENTER = 8
+    LEAVE = 9
+    QUIT = 10
+    SIGNAL = 11
+
+
+class Point(NamedTuple):
+    """A tracepoint that is recorded."""
+
+    format: Format
+    role: Role
+    event: int
+    """Number of the event that it tells of; 0 where it only helps to tell of others."""
+    filter: str = ""
+    """What the kernel is asked to leave out, in its own language."""
+
+
+MODULE_LOAD: Final = Event(
+    number=events.EVENTS - 1,
+    name="module_load",
+    source="tp/module_load",
+    native=(),
+    compat=(),
+    handler="module",
+    kernel=(),
+    ring="rare",
+    sets=("security",),
+    arguments=tuple(Argument(name, "str", "") for name in ("name", "version", "src_version")),
+)
+"""The event that the kernel program makes a view of a call for."""
+
+_PROCESSES: Final = {
+    "sched_process_exec": ("sched/sched_process_exec", Role.EXEC, ("filename", "pid", "old_pid")),
+    "sched_process_fork": ("sched/sched_process_fork", Role.FORK, ("parent_comm", "child_pid")),
+    "sched_process_exit": ("sched/sched_process_exit", Role.EXIT, ("comm",)),
+}
+"""Events that always come, their tracepoints, and the fields that are read."""
+
+_OTHERS: Final = {
+    "inet_sock_set_state": (
+        "sock/inet_sock_set_state",
+        Role.STATE,
+        ("oldstate", "newstate", "sport", "dport", "family", "saddr", "daddr", "saddr_v6"),
+    ),
+    "module_load": ("module/module_load", Role.MODULE, ("name",)),
+}
+
+_HELPERS: Final = {
+    "task/task_newtask": (Role.NEWTASK, ("pid", "clone_flags")),
+    "task/task_rename": (Role.RENAME, ("oldcomm", "newcomm")),
+    "signal/signal_deliver": (Role.SIGNAL, ("sig", "sa_handler")),
+    "syscalls/sys_enter_exit": (Role.QUIT, ("error_code",)),
+    "syscalls/sys_enter_exit_group": (Role.QUIT, ("error_code",)),
+}
+"""Tracepoints that tell of no event by themselves."""
+
+_DEFAULT_ACTION: Final = "sa_handler == 0"
+_RENAME: Final = "task_rename"
+_EXECUTES: Final = "prot & 4"
+_FILTERS: Final = {
+    "mmap": _EXECUTES,
+    "mprotect": _EXECUTES,
+    "pkey_mprotect": _EXECUTES,
+}
+"""Calls that would come by the thousand: only those that matter, as the kernel program has it."""
+
+_TRACEPOINT_OF: Final = {"umount2": "umount"}
+"""Calls whose tracepoint has the name of the kernel's function."""
+
+_NOT_BY_DEFAULT: Final = frozenset({"mmap"})
+"""Each begun program maps a dozen files; without their names that says nothing."""
+
+_BY_DEFAULT: Final = ("inet_sock_set_state", "module_load")
+"""What has no place in the default set elsewhere, but is all that tells who is connected to whom,
+and which module was loaded."""
+
+
+@cache
+def known() -> dict[int, Event]:
+    """The events that there are, by number."""
+    return {**events.by_number(), MODULE_LOAD.number: MODULE_LOAD}
+
+
+@cache
+def told() -> frozenset[str]:
+    """The events that tracepoints tell of.
+
+    Not of files, as all that is known of them would be that something was opened or removed, and
+    nothing that may come by the million.
+    """
+    calls = (e.name for e in events.events().values() if e.is_call and _tells(e))
+    return frozenset([*_PROCESSES, *_OTHERS, _RENAME, *calls])
+
+
+def _tells(event: Event) -> bool:
+    return event.ring == "rare" and "fs" not in event.sets
+
+
+@cache
+def default() -> frozenset[str]:
+    """The events that are recorded unless others are named."""
+    usual = told().intersection(events.sets()["default"]) - _NOT_BY_DEFAULT
+    return usual.union(_BY_DEFAULT)
+
+
+class Points:
+    """The tracepoints of a recording, as this kernel has them.
+
+    Args:
+        wanted: The names of the events; those of processes come in any case.
+        tracefs: The kernel's tracing files.
+
+    Raises:
+        PrivilegeError: This user may not read them.
+        KcapError: One without which there is no recording is missing; or there is no such event.
+    """
+
+    def __init__(self, wanted: Collection[str], tracefs: Tracefs) -> None:
+        unknown = sorted(set(wanted) - told())
+        if unknown:
+            raise KcapError(
+                f"tracepoints do not tell of {unknown[0]}",
+                hint="record with --source bpf; 'kcap doctor' says what is missing for it",
+            )
+        self._tracefs = tracefs
+        self.wanted = frozenset(wanted) | _PROCESSES.keys()
+        self.every: list[Point] = []
+        """All of them."""
+        self.unavailable: list[str] = []
+        """Tracepoints that this kernel has not, or not as they are known."""
+        for name, (tracepoint, role, fields) in _PROCESSES.items():
+            if not self._add(tracepoint, role, events.events()[name].number, fields):
+                raise KcapError(
+                    f"no tracepoint {tracepoint} with {', '.join(fields)}",
+                    file=self._tracefs.path,
+                    expected="a kernel that tells of processes",
+                )
+        numbers = {event.name: event.number for event in known().values()}
+        for name, (tracepoint, role, fields) in _OTHERS.items():
+            if name in self.wanted:
+                self._add(tracepoint, role, numbers[name], fields)
+        for tracepoint, (role, fields) in _HELPERS.items():
+            rule = _DEFAULT_ACTION if role is Role.SIGNAL else ""
+            number = numbers[_RENAME] if role is Role.RENAME and _RENAME in self.wanted else 0
+            self._add(tracepoint, role, number, fields, rule)
+        for name in sorted(self.wanted):
+            event = events.events().get(name)
+            if event is not None and event.is_call:
+                self._add_call(event)
+        self._tables()
+
+    def _add(
+        self, tracepoint: str, role: Role, event: int, fields: Sequence[str], rule: str = ""
+    ) -> bool:
+        found = self._tracefs.format(tracepoint)
+        if found is None or not found.has(*fields):
+            self.unavailable.append(tracepoint)
+            return False
+        self.every.append(Point(found, role, event, rule))
+        return True
+
+    def _add_call(self, event: Event) -> None:
+        """Both ends of a call; one alone would tell half of it."""
+        name = _TRACEPOINT_OF.get(event.name, event.name)
+        enter = self._tracefs.format(f"syscalls/sys_enter_{name}")
+        leave = self._tracefs.format(f"syscalls/sys_exit_{name}")
+        if enter is None or leave is None or not leave.has("ret"):
+            self.unavailable.append(f"syscalls/sys_enter_{name}")
+            return
+        rule = _FILTERS.get(event.name, "")
+        self.every.append(Point(enter, Role.ENTER, event.number, rule))
+        self.every.append(Point(leave, Role.LEAVE, event.number))
+
+    def _tables(self) -> None:
+        self.common = self.every[0].format.layout
+        """What has the fields of every record."""
+        self.roles = np.zeros(_TYPES, np.int8)
+        """By type of record, its role."""
+        self.events = np.zeros(_TYPES, np.int16)
+        """By type of record, the event's number."""
+        self.sizes = np.full(_TYPES, np.iinfo(np.int64).max)
+        """By type of record, the bytes that its fields take."""
+        self.filtered = np.zeros(events.EVENTS, np.bool_)
+        """By event, whether the kernel leaves some of its calls out."""
+        self.arguments = np.zeros(_TYPES, np.int8)
+        """By type of record, how many arguments of a call it has."""
+        for point in self.every:
+            number = point.format.number
+            self.roles[number] = point.role
+            self.events[number] = point.event
+            self.sizes[number] = point.format.layout.itemsize
+            if point.role is Role.ENTER:
+                self.filtered[point.event] = bool(point.filter)
+                self.arguments[number] = arguments_of(point.format)
+
+    def formats(self, role: Role) -> list[Format]:
+        """The layouts of the records that are for something.
+
+        Args:
+            role: What for.
+
+        Returns:
+            They; several only of calls, and of what ends a process.
+        """
+        return [point.format for point in self.every if point.role is role]
+
+
+def arguments_of(found: Format) -> int:
+    """How many arguments of a call stand in the record of its beginning.
+
+    Args:
+        found: Its layout.
+
+    Returns:
+        Their number; they are words of 64 bits, one after the other.
+    """
+    fields: Mapping[str, Any] = found.layout.fields or {}
+    places = {field[1] for field in fields.values() if field[0].itemsize == _WORD}
+    count = 0
+    while _FIRST_ARGUMENT + _WORD * count in places and count < CALL_ARGUMENTS:
+        count += 1
+    return count
