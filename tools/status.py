@@ -105,7 +105,9 @@ class Output(NamedTuple):
         fd = None
         with contextlib.suppress(io.UnsupportedOperation):  # it is in memory
             fd = stream.fileno()
-        return cls(path, writer.bytes_written, fd, waiting_events=writer.waiting_rows)
+        # Whoever asks is somewhere else.
+        name = path if path == "-" else str(Path(path).absolute())
+        return cls(name, writer.bytes_written, fd, waiting_events=writer.waiting_rows)
 
 
 class _Sample(NamedTuple):
