@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -108,6 +109,21 @@ def recording(path: Path, *words: object, codes: tuple[int, ...] = (0,)) -> Iter
         if running.process.poll() is None:
             running.process.kill()
             running.process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def kill_all(pid: int) -> None:
+    """Kill a recorder with all that work for it, as a failing host does.
+
+    What works for it first: it would end in order where the other one is gone.
+    """
+    for each in (*children(pid), pid):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 def record_calls(

@@ -33,6 +33,7 @@ from durability_support import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from live_support import kill_all
 from support import FILE_ID, opened
 
 from kcap.errors import NotACaptureError, OutputError
@@ -397,7 +398,7 @@ def test_a_recording_that_is_killed_loses_at_most_the_interval(tmp_path: Path) -
         while time.monotonic() < end:
             with subprocess.Popen(["/bin/true"]) as child:
                 started.append((time.monotonic(), child.pid))
-        process.send_signal(signal.SIGKILL)
+        kill_all(process.pid)
         at = time.monotonic()
     assert len(started) > 50
 

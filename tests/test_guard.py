@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live_support import COMMAND, ROOT, Recording, info, recording
+from live_support import COMMAND, ROOT, Recording, children, info, recording
 
 import kcap
 from kcap.errors import KcapError, OutputError, PrivilegeError
@@ -56,11 +56,6 @@ def processes(recorder: Recording) -> dict[str, int]:
         if rights.held(str(pid)).seccomp and uid_of(pid) != 0:
             found["worker"] = pid
     return found
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def uid_of(pid: int) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from badinput_support import ROOT
 from cli_support import run
+from live_support import kill_all
 
 PROC = ("--source", "proc")
 COMMAND = (sys.executable, "-m", "kcap.tools", "record", *PROC)
@@ -207,7 +208,7 @@ def test_a_kill_leaves_an_open_capture_with_what_was_flushed(tmp_path: Path) -> 
     size = path.stat().st_size
     until(lambda: path.stat().st_size > size)
     until(lambda: '"arg_exit_code":41' in run("cat", "--format", "jsonl", path).stdout)
-    process.kill()
+    kill_all(process.pid)
     process.wait()
 
     found = info(path, code=3)
