@@ -28,7 +28,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from contents import PACKAGES, PYTHON, BundleError, copy, copy_python, copy_wheels, excluded, run
+from contents import (
+    PACKAGES,
+    PYTHON,
+    BundleError,
+    copy,
+    copy_python,
+    copy_wheels,
+    excluded,
+    run,
+    write_landmark,
+)
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 HERE: Final = ROOT / "bundle"
@@ -336,6 +346,7 @@ def build(work: Path, dist: Path, *, say: Callable[[str], None] = print) -> Path
     tree = work / name
     tree.mkdir(parents=True)
     copy_python(tree)
+    write_landmark(tree)
     wheels = copy_wheels(tree)
     copy_kcap(tree, work)
     libraries = copy_libraries(tree)

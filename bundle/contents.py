@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import zipfile
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -118,6 +119,19 @@ def copy_python(tree: Path) -> None:
             name = path.relative_to(home).as_posix()
             if not excluded(name, STDLIB_LEFT_OUT):
                 copy(path, tree / "lib/python3.11" / name)
+
+
+def write_landmark(tree: Path) -> None:
+    """Write the archive by which Python knows its home folder, with nothing in it.
+
+    Without it, Python looks for one in every folder above, too, and believes what it finds: in
+    /tmp/lib, for a bundle in /tmp, that may be anybody's.
+
+    Args:
+        tree: The bundle's folder.
+    """
+    with zipfile.ZipFile(tree / "lib/python311.zip", "w"):
+        pass
 
 
 def dependencies(name: str) -> dict[str, importlib.metadata.Distribution]:

@@ -124,7 +124,7 @@ def _is_ours(entry: EntryPoint) -> bool:
     return (
         dist is not None
         and dist.name == _OURS
-        and Path(str(dist.locate_file(""))).resolve() == Path(trust.HOME)
+        and Path(str(dist.locate_file(""))).resolve() == trust.HOME
     )
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from kcap.errors import KcapError
 
-HOME: Final = os.path.realpath(os.path.join(os.path.dirname(__file__), os.pardir))  # noqa: PTH118, PTH120
+HOME: Final = Path(__file__).resolve().parent.parent
 """The folder that has kcap's packages: site-packages, or a checkout."""
 
 _PATH: Final = "PYTHONPATH"
@@ -168,7 +168,7 @@ def _check_user_packages() -> None:
 
 def _is_home(folder: str) -> bool:
     """Whether kcap itself lies there: as in a checkout, where that is what finds it."""
-    return os.path.realpath(folder or _working_folder()) == HOME
+    return Path(folder or _working_folder()).resolve() == HOME
 
 
 def _working_folder() -> str:
