@@ -14,6 +14,7 @@
     ├── PrivilegeError       this host or user may not do what was asked
     ├── MissingExtraError    an optional dependency is not installed
     └── OutputError          the output cannot be written, or would overwrite something
+        └── FullError        there is no room left for it
 """
 
 from __future__ import annotations
@@ -119,6 +120,10 @@ class MissingExtraError(KcapError):
 
 class OutputError(KcapError):
     """The output cannot be written, or would overwrite something."""
+
+
+class FullError(OutputError):
+    """There is no room left for the output: what is there already is whole."""
 
 
 class LossWarning(UserWarning):

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from support import RECORDS, Pipe, batch_of, capture, opened, read, rows_of
 
 from kcap.errors import KcapError, LimitError
-from kcap.format import chunk, tail
+from kcap.format import cadence, chunk, tail
 from kcap.format import writer as writing
 from kcap.format.chunk import Superseded
 from kcap.format.reader import CaptureReader
@@ -273,10 +273,10 @@ def test_of_several_chunks_the_first_has_the_rows_of_tails(narrow: Callable[[], 
 def test_control_tails_of_several_chunks_bring_rows_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a writer that divides the rows of TAILs is caught by the check above."""
 
-    def unlimited(self: writing._Tails, *one: int) -> writing._Tails:
-        return writing._Tails(Superseded(self.names.first or one[0], self.names.records + 1))
+    def unlimited(self: cadence.WrittenTails, *one: int) -> cadence.WrittenTails:
+        return cadence.WrittenTails(Superseded(self.names.first or one[0], self.names.records + 1))
 
-    monkeypatch.setattr(writing._Tails, "with_one", unlimited)
+    monkeypatch.setattr(cadence.WrittenTails, "with_one", unlimited)
     commits: list[Step] = [("write", 25), ("commit", 0)]
     data = written([*commits, *commits, ("flush", 0)]).data
     with pytest.raises(AssertionError, match="pipe"):

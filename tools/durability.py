@@ -117,14 +117,28 @@ def syncing(stream: BinaryIO, durability: Durability, path: str) -> Callable[[],
     Raises:
         OutputError: The folder can't be made durable.
     """
+    sync = syncing_file(stream, durability)
+    if sync is not None and path != "-":
+        sync_folder(path)
+    return sync
+
+
+def syncing_file(stream: BinaryIO, durability: Durability) -> Callable[[], None] | None:
+    """What makes a stream's bytes durable, but not its name.
+
+    Args:
+        stream: The output.
+        durability: What was asked for.
+
+    Returns:
+        What to call behind a flush; None where nobody asked, or the output is no file.
+    """
     try:
         number = stream.fileno()
     except io.UnsupportedOperation:
         return None  # it is in memory
     if not durability.synced or not stat.S_ISREG(os.fstat(number).st_mode):
         return None
-    if path != "-":
-        sync_folder(path)
     sync = getattr(os, "fdatasync", os.fsync)
     return lambda: sync(number)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from kcap.errors import LimitError
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.stream import Sink
 from kcap.replay.artifacts import Artifacts
 from kcap.replay.origins import as_part
 from kcap.replay.rebatch import row_bytes
@@ -48,18 +49,109 @@ _EMPTY: Final = "(empty)"
 """A part's name for an empty text."""
 
 
-class _Part(NamedTuple):
+class PartSink(Sink, Protocol):
+    """What takes the events of a part."""
+
+    losses: list[Loss]
+    """What could not be written, once it is closed."""
+
+
+class OpenPart(NamedTuple):
     """A part that is being written."""
 
+    name: str
     stack: contextlib.ExitStack
-    sink: Survivors
+    """Closes its file."""
+    sink: PartSink
     writer: CaptureWriter
 
 
-class Parts:
-    """A sink that writes parts that follow one another.
+class OpenParts:
+    """Parts that are being written, and what each says of where it begins.
 
     As a context manager it completes their files.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[Loss] = []
+        """What could not be written."""
+        self.names: list[str] = []
+        """The parts in order of their number."""
+        self._number = 0
+        """Of the part that was opened last."""
+        self._open: dict[str | None, OpenPart] = {}
+        self._sources: dict[str, SourceInfo] = {}
+        self._greatest: dict[str, int] = {}
+        """The greatest number of an event so far, by origin."""
+        self._before: dict[str, int] = {}
+        """The same before the part."""
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Complete the files, or leave them as what opened them leaves what is incomplete."""
+        for part in self._open.values():
+            part.stack.__exit__(kind, error, trace)
+
+    @property
+    def writer(self) -> CaptureWriter | None:
+        """The writer of the part, where one follows another; None before there is one."""
+        part = self._open.get(None)
+        return None if part is None else part.writer
+
+    def _opened(self, number: int, part: OpenPart, value: str | None = None) -> None:
+        """Take note of a part, and tell it the sources."""
+        self._number = number
+        self._before = dict(self._greatest)
+        self.names.append(part.name)
+        part.sink.write(EMPTY.with_before(list(map(self._described, self._sources.values()))))
+        self._open[value] = part
+
+    def _hand_on(self, batch: Batch) -> None:
+        """Give the part its events."""
+        self._open[None].sink.write(batch.with_before(list(map(self._described, batch.before))))
+        self._count(batch)
+
+    def _end(self) -> None:
+        """Complete the part before, if there is one."""
+        part = self._open.pop(None, None)
+        if part is not None:
+            self._complete(part)
+
+    def _complete(self, part: OpenPart) -> None:
+        part.sink.close()
+        self.losses += part.sink.losses
+        part.stack.close()
+
+    def _described(self, side: Side) -> Side:
+        """A source says, too, where the part begins."""
+        if not isinstance(side, SourceInfo):
+            return side
+        return as_part(side, self._number, self._before.get(side.origin or ""))
+
+    def _count(self, batch: Batch) -> None:
+        """Take note of the events' numbers."""
+        column = batch.get("origin")
+        if column is None:
+            return
+        ords = batch.numpy("ord", I64_MIN)
+        codes = np.full(batch.rows, -1, np.int64)
+        codes[slice(None) if column.rows is None else column.rows] = column.codes()
+        for code in np.unique(codes[codes >= 0]).tolist():
+            origin = column.values.dictionary[code].as_py()
+            greatest = int(ords[codes == code].max())
+            self._greatest[origin] = max(greatest, self._greatest.get(origin, I64_MIN))
+
+
+class Parts(OpenParts):
+    """A sink that writes parts that follow one another.
 
     Args:
         template: Their names.
@@ -79,41 +171,12 @@ class Parts:
         *,
         force: bool,
     ) -> None:
-        self.losses: list[Loss] = []
-        """What could not be written."""
-        self.names: list[str] = []
-        """The parts in order of their number."""
+        super().__init__()
         self._template = template
         self._make = make
         self._artifacts = artifacts
         self._force = force
         self._start: Snapshot | None = None
-        self._open: dict[str | None, _Part] = {}
-        self._sources: dict[str, SourceInfo] = {}
-        self._greatest: dict[str, int] = {}
-        """The greatest number of an event so far, by origin."""
-        self._before: dict[str, int] = {}
-        """The same before the part."""
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Complete the files, or leave them as `output.opened` leaves what is incomplete."""
-        for part in self._open.values():
-            part.stack.__exit__(kind, error, trace)
-
-    @property
-    def writer(self) -> CaptureWriter | None:
-        """The writer of the part, where one follows another; None before there is one."""
-        part = self._open.get(None)
-        return None if part is None else part.writer
 
     def begin(self, start: Snapshot) -> None:
         """Say that a part begins with the next event.
@@ -130,8 +193,7 @@ class Parts:
             self._end()
         if None not in self._open:
             self._add(len(self.names) + 1)
-        self._open[None].sink.write(batch.with_before(list(map(self._described, batch.before))))
-        self._count(batch)
+        self._hand_on(batch)
 
     def close(self) -> None:
         """See `kcap.model.stream.Sink.close`."""
@@ -150,43 +212,13 @@ class Parts:
         stream = stack.enter_context(output.opened(name, force=self._force, whole=True))
         writer = self._make(stream, name)
         start, self._start = self._start, None
-        self._before = dict(self._greatest)
         sink = Survivors(
             writer,
             self._artifacts.another(unnamed=number == 1),
             snapshots=() if start is None or not _says(start) else [(0, start)],
             states=self.states,
         )
-        self.names.append(name)
-        sink.write(EMPTY.with_before(list(map(self._described, self._sources.values()))))
-        self._open[value] = _Part(stack, sink, writer)
-
-    def _end(self) -> None:
-        """Complete the part before, if there is one."""
-        part = self._open.pop(None, None)
-        if part is not None:
-            part.sink.close()
-            self.losses += part.sink.losses
-            part.stack.close()
-
-    def _described(self, side: Side) -> Side:
-        """A source says, too, where the part begins."""
-        if not isinstance(side, SourceInfo):
-            return side
-        return as_part(side, len(self.names), self._before.get(side.origin or ""))
-
-    def _count(self, batch: Batch) -> None:
-        """Take note of the events' numbers."""
-        column = batch.get("origin")
-        if column is None:
-            return
-        ords = batch.numpy("ord", I64_MIN)
-        codes = np.full(batch.rows, -1, np.int64)
-        codes[slice(None) if column.rows is None else column.rows] = column.codes()
-        for code in np.unique(codes[codes >= 0]).tolist():
-            origin = column.values.dictionary[code].as_py()
-            greatest = int(ords[codes == code].max())
-            self._greatest[origin] = max(greatest, self._greatest.get(origin, I64_MIN))
+        self._opened(number, OpenPart(name, stack, sink, writer), value)
 
 
 class PartsByValue(Parts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
@@ -12,6 +13,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
+from kcap.errors import OutputError
 from kcap.model.batch import Batch, without_state
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Snapshot
@@ -40,15 +42,16 @@ class Template:
     Args:
         text: As the user gave it.
         by: The parts are told apart by a value.
+        timed: A name may have the ``{time}`` at which its part begins.
 
     Raises:
         click.UsageError: It would give several parts one name.
     """
 
-    def __init__(self, text: str, *, by: bool) -> None:
+    def __init__(self, text: str, *, by: bool, timed: bool = False) -> None:
         self.text = text if Path(text).suffix else f"{text}.kcap"
-        fields = self._fields()
-        allowed = {"n", "value"} if by else {"n"}
+        fields = _fields(self.text)
+        allowed = {"n"} | ({"value"} if by else set()) | ({"time"} if timed else set())
         for name, form in fields:
             if name not in allowed or not re.fullmatch(
                 r"(0?\d{1,2})?" if name == "n" else "", form
@@ -61,34 +64,75 @@ class Template:
         if "/" in text and any("{" in above for above in text.split("/")[:-1]):
             raise click.UsageError(f"{text!r}: only the last part of a path can have {{n}}")
 
-    def name(self, number: int, value: str) -> str:
+    def name(self, number: int, value: str, begun_s: float = 0) -> str:
         """The name of a part.
 
         Args:
             number: Its number, from 1.
             value: What its events have in common.
+            begun_s: When it begins, seconds since 1970 UTC.
 
         Returns:
             The path.
         """
-        return self.text.format(n=number, value=value)
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(begun_s))
+        return self.text.format(n=number, value=value, time=moment)
 
     def existing(self) -> list[Path]:
         """The files that have a name like that of a part with a number, in order of name."""
+        return sorted(path for _, path in self.numbered())
+
+    def numbered(self) -> list[tuple[int, Path]]:
+        """The files that have a name like that of a part with a number, in order of number.
+
+        Returns:
+            The number of each, and the file.
+
+        Raises:
+            OutputError: Their folder can't be read.
+        """
         folder = Path(self.text).parent
         pattern = ""
         for literal, name, _, _ in string.Formatter().parse(Path(self.text).name):
-            pattern += re.escape(literal) + ("" if name is None else r"\d+")
-        if not folder.is_dir():
-            return []
-        return sorted(p for p in folder.iterdir() if re.fullmatch(pattern, p.name))
-
-    def _fields(self) -> list[tuple[str, str]]:
+            pattern += re.escape(literal) + ("" if name is None else _PATTERNS.get(name, r"\d+"))
         try:
-            parsed = list(string.Formatter().parse(self.text))
-        except ValueError as e:
-            raise click.UsageError(f"{self.text!r} is no name for parts: {e}") from e
-        return [(n, f"!{c}" if c else f or "") for _, n, f, c in parsed if n is not None]
+            found = [(re.fullmatch(pattern, p.name), p) for p in folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as e:
+            raise OutputError(f"can't be read: {e.strerror}", file=str(folder)) from e
+        return sorted((int(of.group(of.lastindex or 0)), path) for of, path in found if of)
+
+
+_PATTERNS: Final = {"n": r"(\d{1,18})", "time": r"\d{8}T\d{6}Z"}
+"""What stands for the fields of a template in the names of parts."""
+
+
+def with_number(text: str) -> str:
+    """A name as a template of parts: ``host.kcap`` means ``host-{n:06}.kcap``.
+
+    Args:
+        text: As the user gave it.
+
+    Returns:
+        The same where it has a number.
+
+    Raises:
+        click.UsageError: Its braces can't be understood.
+    """
+    if any(name == "n" for name, _ in _fields(text)):
+        return text
+    path = Path(text)
+    return str(path.with_name(f"{path.stem}-{{n:06}}{path.suffix}"))
+
+
+def _fields(text: str) -> list[tuple[str, str]]:
+    """The names and formats that stand in braces."""
+    try:
+        parsed = list(string.Formatter().parse(text))
+    except ValueError as e:
+        raise click.UsageError(f"{text!r} is no name for parts: {e}") from e
+    return [(n, f"!{c}" if c else f or "") for _, n, f, c in parsed if n is not None]
 
 
 class Rule(Protocol):

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Final
 
 from kcap import limits
-from kcap.errors import OutputError
+from kcap.errors import FullError, OutputError
 from kcap.format import record
 from kcap.format.record import Kind
+from kcap.format.room import Room, is_full
 
 _JOINED_BYTES: Final = 1 << 20
 """Payloads up to this go out in one piece with their header; larger ones are not copied."""
@@ -27,6 +28,7 @@ class Appender:
         *,
         file: str = "-",
         sync: Callable[[], None] | None = None,
+        room: Room | None = None,
     ) -> None:
         """Begin at the start of a file.
 
@@ -35,11 +37,13 @@ class Appender:
             file_id: The file's 16 bytes.
             file: The stream's name, for errors.
             sync: Makes durable what was written; None where nobody asks for that.
+            room: The room that the file has; None where a full disk is an error like others.
         """
         self._stream = stream
         self._file_id = file_id
         self._file = file
         self._sync = sync
+        self._room = room
         self._chain = record.Chain(file_id)
         self._hash = hashlib.sha256()
         self.number = 0
@@ -60,25 +64,43 @@ class Appender:
         """SHA-256 of all bytes so far, in hex."""
         return self._hash.hexdigest()
 
-    def append(self, kind: Kind, payload: bytes | bytearray) -> int:
+    def append(self, kind: Kind, payload: bytes | bytearray, *, reserve: int = 0) -> int:
         """Append a record.
 
         Args:
             kind: What it holds.
             payload: Its payload.
+            reserve: Bytes for which there must be room behind it, where the room is known.
 
         Returns:
             Its offset.
 
         Raises:
+            FullError: There is no room for it, and nothing of it was written.
             OutputError: The stream does not take it.
         """
         assert len(payload) <= limits.RECORD_PAYLOAD_BYTES, kind
         header = record.pack(kind, self.number, payload, self._file_id)
         padding = bytes(record.padded(len(payload)) - len(payload))
         if len(payload) <= _JOINED_BYTES:
-            return self._append((b"".join((header, payload, padding)),), self.number)
-        return self._append((header, payload, padding), self.number)
+            return self._append((b"".join((header, payload, padding)),), self.number, reserve)
+        return self._append((header, payload, padding), self.number, reserve)
+
+    def claim(self, size: int) -> bool:
+        """Make sure that there is room behind the last record.
+
+        Args:
+            size: How much.
+
+        Returns:
+            False where there is not.
+        """
+        return self._room is None or self.failed or self._room.claim(self.offset + size)
+
+    def release(self) -> None:
+        """Give back room that is not needed any more: the file has its end."""
+        if self._room is not None:
+            self._room.release(self.offset)
 
     def copy(self, raw: bytes | bytearray | memoryview) -> int:
         """Append a record as it is.
@@ -94,13 +116,16 @@ class Appender:
         """
         return self._append((raw,), record.unchecked(raw).number)
 
-    def _append(self, parts: Sequence[bytes | bytearray | memoryview], number: int) -> int:
+    def _append(
+        self, parts: Sequence[bytes | bytearray | memoryview], number: int, reserve: int = 0
+    ) -> int:
         """Write a record in one part or several."""
         if self.failed:
             raise OutputError("writing failed before", file=self._file, offset=self.offset)
+        if not self.claim(sum(map(len, parts)) + reserve):
+            raise self._full()
         with self._failing():
-            for part in parts:
-                self._write(part)
+            self._put(parts)
         self._chain.add(*parts)
         offset = self.offset
         for part in parts:
@@ -108,6 +133,24 @@ class Appender:
             self.offset += len(part)
         self.number = number + 1
         return offset
+
+    def _put(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Write all of a record, or nothing where there is no room for it."""
+        while True:
+            try:
+                for part in parts:
+                    self._write(part)
+            except OSError as e:
+                if self._room is None or not is_full(e):
+                    raise
+                if not self._room.take_back(self.offset):
+                    raise self._full() from e
+            else:
+                return
+
+    def _full(self) -> FullError:
+        what = "there is no room left on the disk, or in the file"
+        return FullError(what, file=self._file, offset=self.offset)
 
     def flush(self) -> None:
         """Hand everything to the system, and to the disk where that was asked for.

@@ -22,7 +22,8 @@ class Pending:
     def __init__(self, rows: int) -> None:
         self._most = rows
         self._parts: list[Batch] = []
-        self._bytes = 0
+        self.nbytes = 0
+        """What they take in memory."""
         self._text_bytes = 0
         self._fresh = 0
         self.rows = 0
@@ -42,7 +43,7 @@ class Pending:
             while rest.rows:
                 size, text_size = rest.nbytes, _text_bytes(rest)
                 if self.rows and (
-                    self._bytes + size > limits.CHUNK_BYTES
+                    self.nbytes + size > limits.CHUNK_BYTES
                     or self._text_bytes + text_size > _TEXT_BYTES
                 ):
                     yield
@@ -50,7 +51,7 @@ class Pending:
                 head, rest = rest.slice(0, room), rest.slice(min(room, rest.rows), rest.rows)
                 self._parts.append(head.with_before(()))
                 self.rows += head.rows
-                self._bytes += size
+                self.nbytes += size
                 self._text_bytes += text_size
                 if self.rows == self._most:
                     yield
@@ -59,7 +60,7 @@ class Pending:
         """All rows that wait; none do afterwards."""
         batch = concat(self._parts) if self._parts else EMPTY
         self._parts, self.rows, self._fresh = [], 0, 0
-        self._bytes = self._text_bytes = 0
+        self.nbytes = self._text_bytes = 0
         return batch
 
     def fresh(self) -> Batch:

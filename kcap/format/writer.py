@@ -5,27 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO, Final, NamedTuple
-
-import numpy as np
+from typing import Any, BinaryIO, Final
 
 import kcap
 from kcap import limits
-from kcap.errors import LimitError, OutputError
+from kcap.errors import FullError, LimitError, OutputError
 from kcap.format import bloom, body, chunk, heartbeat, payloads, record, schema, tail
 from kcap.format.appender import Appender
 from kcap.format.blob_writer import BlobStore
 from kcap.format.blobs import Gap, Manifest
 from kcap.format.bloom import Bloom
-from kcap.format.chunk import Superseded
+from kcap.format.cadence import LastCheckpoint, StateCadence, WrittenTails
 from kcap.format.chunk_index import Indexer
-from kcap.format.content import ByProducts, ContentHash
+from kcap.format.content import ContentHash
+from kcap.format.encoder import Encoder
 from kcap.format.pending import Pending
 from kcap.format.record import Kind
+from kcap.format.room import REPEATED, End, Room
 from kcap.format.totals import Running
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, without_state
 from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 
 TAIL_ROWS: Final = 2048
@@ -71,6 +71,7 @@ class CaptureWriter:
         level: int = 3,
         canonical: bool = False,
         sync: Callable[[], None] | None = None,
+        room: Room | None = None,
     ) -> None:
         """Write the FILE_HEADER; in canonical mode it waits for the first batch.
 
@@ -87,27 +88,35 @@ class CaptureWriter:
                 them, and no time is written. Each batch becomes a chunk, so that the bytes depend
                 on the events alone where `kcap.replay.rebatch` has cut them.
             sync: Makes durable what was written; called behind every chunk and `commit`.
+            room: The room that the file has: where there is no more, nothing but its end is
+                written, and `full` says so. None where a full disk is an error like others.
         """
         self._stream = stream
         self._file = file
         self._snapshot = snapshot
-        self._level = level
         self._canonical = canonical
         self._created_ns = 0 if canonical else created_ns
         self._sync = sync
+        self._room = room
         self._schema = schema.Schema()
+        self._encoder = Encoder(self._schema, level, self._leave_out)
         self._pending = Pending(chunk_rows)
         self._options = {"chunk_rows": chunk_rows, "level": level}
-        self._tails = _Tails()
+        self._tails = WrittenTails()
         self._indexer = Indexer()
         self._content = ContentHash()
         self._losses: list[Loss] = []
         self._totals = Running()
-        self._last = _Checkpoint()
+        self._last = LastCheckpoint()
         self.losses: list[Loss] = []
         """Events that could not be written."""
-        self._states = _StateCadence()
+        self._states = StateCadence()
         self.blobs = BlobStore(self._blob_record, level)
+        self.full = False
+        """There is no room left: events that come now are counted, and lost."""
+        self._end = End()
+        self._refused = 0
+        """Events that came when there was no room left."""
         self._closed = False
         self._out: Appender | None = None
         if not canonical:
@@ -120,6 +129,9 @@ class CaptureWriter:
         Args:
             batch: The events.
         """
+        if self.full:
+            self._refuse(batch)
+            return
         if self._out is None:
             self._begin(self._derived_id(batch.before))
         for side in batch.before:
@@ -131,11 +143,17 @@ class CaptureWriter:
         if self._snapshot and self._states.due(self.bytes_written, self._totals.ts.high):
             self.flush()
             self._state(self._snapshot())
+        self._settle()
 
     @property
     def bytes_written(self) -> int:
         """Length of the file so far."""
         return 0 if self._out is None else self._out.offset
+
+    @property
+    def failed(self) -> bool:
+        """The stream took no more: nothing can be written any more."""
+        return self._out is not None and self._out.failed
 
     @property
     def file_hash(self) -> str:
@@ -183,42 +201,95 @@ class CaptureWriter:
 
     def flush(self) -> None:
         """Close the current chunk, so that everything taken so far is in the file."""
-        if self._out is None:
-            return  # nothing was taken yet
-        if self._pending.rows:
-            self._chunk(self._pending.take())
-        self._write_losses()
-        self._appender.flush()
+        if self._out is None or self.full:
+            return  # nothing was taken yet, or can be
+        self._write_all()
+        self._settle()
 
     def commit(self) -> None:
         """Make everything taken so far durable.
 
         Events that came since the last time go into a TAIL; where they are many, a chunk is closed.
         """
-        if self._out is None or not self._tail():
+        if self._out is None or self.full or not self._tail():
             self.flush()
         else:
             self._write_losses()
             self._appender.flush()
+            self._settle()
 
     def close(self) -> None:
         """Write what is left and the footer."""
-        if self._closed or (self._out is not None and self._out.failed):
+        if self._closed or self.failed:
             return
         if self._out is None:
             self._begin(self._derived_id(()))
         self.blobs.close()
         self.flush()
         self._closed = True
+        if self.full:
+            self._lose(self._refused + without_state(self._pending.take()).rows)
+            self._write_losses()
         out = self._appender
         totals = self._totals.to_json(self._schema.specs()) | self._content.digests()
         footer = payloads.Footer(self._file_id, out.chain, self._totals.table(), totals)
-        self._record(Kind.FOOTER, footer.pack(out.offset))
+        try:
+            self._record(Kind.FOOTER, footer.pack(out.offset))
+        except FullError as e:
+            self.losses.append(Loss("torn", None, f"the capture has no end: {e.what}"))
         out.flush()
+        out.release()
+
+    # A disk that is full
+
+    def _settle(self) -> None:
+        """Make sure of the room for the end; where there is none, write what still can be."""
+        if self._room is None or self.full or self._closed:
+            return
+        if not self._end.short and not self._appender.claim(self._needed()):
+            # What the rows that wait need was an estimate: in the file they may need less.
+            self._write_all()
+            self._end.short |= not self._appender.claim(self._needed())
+        if self._end.short:
+            self.full = True
+            self._write_all()
+
+    def _needed(self) -> int:
+        """What the end takes: the rows that wait, and the footer."""
+        if self._room is None:
+            return 0
+        return self._end.size(self._pending.nbytes if self._pending.rows else 0)
+
+    def _measure(self, memory: int, size: int) -> None:
+        """Take note of what a chunk took, and of what the footer would."""
+        if self._room is not None:
+            says = json.dumps(self._totals.to_json(self._schema.specs()))
+            table = payloads.TABLE.itemsize * self._totals.chunks
+            self._end.chunk(memory, size, table + len(says))
+
+    def _try(self, kind: Kind, payload: bytes | bytearray) -> int | None:
+        """Append a record that the end can do without; None where there is no room for it."""
+        try:
+            return self._record(kind, payload, reserve=self._needed())
+        except FullError:
+            self._end.short = True
+            return None
+
+    def _lose(self, events: int) -> None:
+        self._leave_out(Loss("lost", events, "the disk was full"))
+
+    def _refuse(self, batch: Batch) -> None:
+        """Count events for which there is no room, and remember what was lost before them."""
+        self._refused += without_state(batch).rows
+        for side in batch.before:
+            if isinstance(side, Loss) and len(self._losses) < _LOSSES_A_RECORD:
+                self._losses.append(side)
 
     def _begin(self, file_id: bytes) -> None:
         self._file_id = file_id
-        self._out = Appender(self._stream, file_id, file=self._file, sync=self._sync)
+        self._out = Appender(
+            self._stream, file_id, file=self._file, sync=self._sync, room=self._room
+        )
         meta = {
             "canonical": self._canonical,
             "kcap": kcap.__version__,
@@ -258,20 +329,36 @@ class CaptureWriter:
         if self._tails.size + size > _TAILS_BYTES:
             return False
         number = self._appender.number
-        self._record(Kind.TAIL, payload)
-        self._tails = self._tails.with_one(number, fresh.rows, size)
+        if self._try(Kind.TAIL, payload) is not None:
+            self._tails = self._tails.with_one(number, fresh.rows, size)
+            self._end.tail(len(payload))
         return True
+
+    def _write_all(self) -> None:
+        """Write what was taken so far, and hand it to the system."""
+        if self._pending.rows:
+            self._chunk(self._pending.take())
+        self._write_losses()
+        self._appender.flush()
 
     def _chunk(self, batch: Batch) -> None:
         """Write events as a chunk, as several where they are more than one may hold."""
         batch = self._describable(schema.EVENTS, batch)
-        tails, self._tails = self._tails, _Tails()
-        for part, payload, made in self._encoded(schema.EVENTS, batch, self._totals.chunks, tails):
+        tails, self._tails = self._tails, WrittenTails()
+        written, skipped = 0, self._encoder.skipped
+        chunks = self._encoder.encoded(schema.EVENTS, batch, self._totals.chunks, tails)
+        for part, payload, made in chunks:
             if self._totals.chunks >= limits.CHUNKS:
                 what = f"the capture has {limits.CHUNKS:,} chunks, the most it can"
                 raise OutputError(what, file=self._file, hint="begin another file")
-            offset = self._record(Kind.CHUNK, payload)
-            strings = Bloom.of(bloom.distinct(made.entries), len(payload) // BLOOM_SHARE)
+            offset = self._try(Kind.CHUNK, payload)
+            if offset is None:
+                # As much of it as there is room for; the parts behind it are lost.
+                rest = batch.rows - written - part.rows - (self._encoder.skipped - skipped)
+                self._shorter(part, rest, WrittenTails() if written else tails)
+                return
+            size = len(payload)
+            strings = Bloom.of(bloom.distinct(made.entries), size // BLOOM_SHARE)
             index = self._indexer.index(part, self._totals.chunks, strings)
             length = self.bytes_written - offset
             del payload  # up to 32 MiB, and what follows needs as much
@@ -280,8 +367,18 @@ class CaptureWriter:
             self._totals.place(offset, length, index_offset, index)
             self._content.add(part, made.digests)
             self._states.chunks += 1
+            self._measure(part.nbytes, size)
+            written += part.rows
         if self._checkpoint_due():
             self._checkpoint()
+
+    def _shorter(self, part: Batch, lost: int, tails: WrittenTails) -> None:
+        """Write half of a chunk for which there was no room; the other half is lost, too."""
+        half = part.rows // 2
+        self._lose(lost + without_state(part.slice(half, part.rows)).rows)
+        self._tails = tails
+        if half:
+            self._chunk(part.slice(0, half).compact())
 
     def _checkpoint_due(self) -> bool:
         """Whether there is enough for a CHECKPOINT."""
@@ -299,66 +396,22 @@ class CaptureWriter:
             since.to_json(self._schema.specs(last.columns)),
         ).pack()
         number = self._appender.number
-        offset = self._record(Kind.CHECKPOINT, payload)
+        offset = self._try(Kind.CHECKPOINT, payload)
+        if offset is None:
+            return
         raw = record.whole(Kind.CHECKPOINT, number, payload, self._file_id)
         digest = hashlib.sha256(raw).digest()
-        self._last = _Checkpoint(offset, digest, len(self._schema), self.bytes_written)
+        self._last = LastCheckpoint(offset, digest, len(self._schema), self.bytes_written)
         self._totals.checkpoint()
-
-    def _encoded(
-        self,
-        table: str,
-        batch: Batch,
-        number: int,
-        tails: _Tails | None = None,
-    ) -> Iterator[tuple[Batch, bytearray, ByProducts]]:
-        """Rows and their chunk payloads; rows that no chunk can hold are left out and counted."""
-        todo = [batch] if batch.rows else []
-        done: list[tuple[Batch, bytearray, ByProducts]] = []
-        tails = tails or _Tails()
-        while todo:
-            part = todo.pop()
-            try:
-                made = ByProducts()
-                payload = chunk.encode(
-                    part, self._schema, number, table, self._level, tails.names, made.column
-                )
-            except LimitError as e:
-                if part.rows == 1:
-                    self._leave_out(1, str(e))
-                    continue
-                assert tails.rows < part.rows, "rows of tails fit one chunk"
-                middle = tails.rows or part.rows // 2
-                todo.append(part.slice(middle, part.rows).compact())
-                todo.append(part.slice(0, middle).compact())
-                continue
-            done.append((part, payload, made))
-            del part, payload, made  # whoever takes them says how long they live
-            yield done.pop()
-            number += 1
-            tails = _Tails()
 
     def _describable(self, table: str, batch: Batch) -> Batch:
         """Describe the columns that none describes yet; leave out rows that would need too many."""
-        # Columns of many rows first: where there is no room for all, few rows have to go.
-        dense = sorted(batch.columns.items(), key=lambda item: (-len(item[1]), item[0]))
-        columns = [(n, c.cls) for n, c in dense if len(c)]
-        refused = self._schema.refused(table, columns)
-        if refused:
-            kept = ~np.logical_or.reduce([batch.mask(n) for n in refused])
-            self._leave_out(
-                batch.rows - int(kept.sum()),
-                f"more than {limits.COLUMNS} columns, or names too long to describe",
-            )
-            batch = batch.take(np.flatnonzero(kept).astype(np.int32))
-            columns = [(n, c.cls) for n, c in batch.columns.items() if len(c)]
-        new = self._schema.learn(table, columns)
+        batch, new = self._encoder.describable(table, batch)
         if new:
             self._record(Kind.SCHEMA, schema.pack(new))
         return batch
 
-    def _leave_out(self, rows: int, reason: str) -> None:
-        loss = Loss("skipped", rows, f"what the format can't hold: {reason}")
+    def _leave_out(self, loss: Loss) -> None:
         self.losses.append(loss)
         self._losses.append(loss)
 
@@ -375,7 +428,7 @@ class CaptureWriter:
                 self._record(Kind.SOURCE, body.pack(entry))
         elif isinstance(side, Heartbeat):
             # At once, and not behind its events: it is to outlive a recorder that is killed.
-            self._record(Kind.HEARTBEAT, heartbeat.pack(side))
+            self._try(Kind.HEARTBEAT, heartbeat.pack(side))
         else:
             self.flush()
             self._state(side)
@@ -389,15 +442,17 @@ class CaptureWriter:
             table = self._describable(name, snapshot.tables[name])
             for start in range(0, table.rows, limits.CHUNK_ROWS):
                 rows = table.slice(start, start + limits.CHUNK_ROWS).compact()
-                for part, payload, _ in self._encoded(name, rows, 0):
+                for part, payload, _ in self._encoder.encoded(name, rows, 0):
                     room -= chunk.Chunk(memoryview(payload), self._schema, name).size
                     if room < 0:
-                        self._leave_out(
+                        self._encoder.leave_out(
                             part.rows, f"a state of more than {limits.STATE_BYTES} bytes"
                         )
                         continue
                     tables.append((name, bytes(payload)))
-        offset = self._record(Kind.STATE, payloads.pack_state(tables))
+        offset = self._try(Kind.STATE, payloads.pack_state(tables))
+        if offset is None:
+            return
         length = self.bytes_written - offset
         self._totals.state(offset, length)
         self._states.written(length, self._totals.ts.high)
@@ -418,10 +473,12 @@ class CaptureWriter:
         if not self._tails.rows and self._checkpoint_due():
             self._checkpoint()
 
-    def _record(self, kind: Kind, payload: bytes | bytearray) -> int:
+    def _record(self, kind: Kind, payload: bytes | bytearray, *, reserve: int = 0) -> int:
         """Append a record and give its offset."""
-        offset = self._appender.append(kind, payload)
+        offset = self._appender.append(kind, payload, reserve=reserve)
         self._totals.record(kind.name)
+        if kind in REPEATED:
+            self._end.repeats(len(payload))
         return offset
 
 
@@ -429,64 +486,3 @@ def _brief(loss: Loss) -> Loss:
     """A loss whose texts fit a LOSS record."""
     event = loss.event and loss.event[:_REASON_CHARS]
     return replace(loss, reason=loss.reason[:_REASON_CHARS], event=event)
-
-
-class _Tails(NamedTuple):
-    """The TAILs of rows that wait for their chunk."""
-
-    names: Superseded = Superseded()
-    rows: int = 0
-    size: int = 0
-    """What the rows take in memory (clause 3.3)."""
-
-    def with_one(self, number: int, rows: int, size: int) -> _Tails:
-        """These and one more."""
-        first, count = self.names
-        names = Superseded(first if count else number, count + 1)
-        return _Tails(names, self.rows + rows, self.size + size)
-
-
-class _Checkpoint(NamedTuple):
-    """The last CHECKPOINT, or the start of the file."""
-
-    offset: int = 0
-    digest: bytes = bytes(32)
-    columns: int = 0
-    """Columns described by then."""
-    end: int = 0
-
-
-class _StateCadence:
-    """When the next STATE record is due (clause 4.5)."""
-
-    def __init__(self) -> None:
-        self.chunks = 0
-        self._last_ns: int | None = None
-        self._bytes = 0
-        self._last_bytes = 0
-
-    def due(self, file_bytes: int, now_ns: int) -> bool:
-        """Whether one is due.
-
-        Args:
-            file_bytes: Length of the file so far.
-            now_ns: Greatest event time so far.
-        """
-        if not self.chunks:
-            return False
-        late = self._last_ns is not None and now_ns - self._last_ns >= limits.STATE_NS
-        if self.chunks < limits.STATE_CHUNKS and not late:
-            return False
-        return self._bytes + self._last_bytes <= limits.STATE_SHARE * file_bytes
-
-    def written(self, length: int, now_ns: int) -> None:
-        """Take note of a STATE record.
-
-        Args:
-            length: Its length.
-            now_ns: Greatest event time so far.
-        """
-        self._bytes += length
-        self._last_bytes = length
-        self._last_ns = now_ns if now_ns > 0 else None
-        self.chunks = 0
