@@ -18,7 +18,8 @@ from cli_support import EVENTS
 from click.testing import CliRunner, Result
 from support import capture
 
-from kcap.tools import cli, service_unit
+from kcap import trust
+from kcap.tools import cli, service, service_unit
 from kcap.tools.cli import main
 from kcap.tools.systemd import Systemd
 
@@ -116,6 +117,8 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host with systemd, on which we are root."""
+    if os.geteuid() != 0:
+        monkeypatch.setattr(trust, "check", lambda _: None)  # all of this is ours, not root's
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     return Host(tmp_path)
 
@@ -206,6 +209,34 @@ def test_a_kcap_that_is_only_found_from_here_is_refused(
     assert (result.exit_code, host.asked(), host.unit.exists()) == (1, [], False)
     assert "does not start outside" in result.stderr
     assert "venv" in result.stderr
+
+
+def test_a_bundle_is_started_by_its_launcher(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python finds nothing by itself; a script of pip's lies beside Python, not above kcap."""
+    above = Path(service.__file__).absolute().parent.parent
+    for launcher, program in (
+        (above / "kcap", f"{above}/kcap"),
+        (above / ".venv/bin/kcap", f"{Path(sys.executable).absolute()} -I -m kcap.tools"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(launcher)])
+        assert f"\nExecStart={program} record -o " in host.install("--print").stdout
+
+
+@pytest.mark.root
+def test_a_kcap_that_others_can_change_is_refused(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can change what root's service executes is root at the next boot."""
+    python = host.folder / "python"
+    python.symlink_to(Path(sys.executable).absolute())
+    monkeypatch.setattr(sys, "executable", str(python))
+    os.lchown(python, 65534, 65534)
+    refused = host.install()
+    assert (refused.exit_code, host.asked(), host.unit.exists()) == (1, [], False)
+    assert str(python) in refused.stderr
+
+    os.lchown(python, 0, 0)
+    assert "others can change" not in host.install().stderr
 
 
 def test_print_shows_the_unit_and_changes_nothing(tmp_path: Path) -> None:

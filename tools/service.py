@@ -268,13 +268,21 @@ def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[str, ...]:
 
 def _program() -> tuple[str, ...]:
     """What runs this kcap, wherever it is started and whatever the surroundings say."""
+    launcher = Path(sys.argv[0]).absolute()
+    if launcher.name == "kcap" and Path(__file__).absolute().is_relative_to(launcher.parent):
+        return (str(launcher),)  # a bundle, whose Python finds nothing by itself
     if not sys.executable:
         raise KcapError("Python does not know its own program", expected="sys.executable")
     return (str(Path(sys.executable).absolute()), "-I", "-m", "kcap.tools")
 
 
 def _check_program(program: Sequence[str]) -> None:
-    """Refuse what would not start at boot: a kcap that is only found from here."""
+    """Refuse what would not start at boot, or what others than root could change until then."""
+    import kcap
+    from kcap import trust
+
+    for path in (program[0], kcap.__file__):
+        trust.check(path)
     try:
         done = subprocess.run(  # noqa: S603  (this very program)
             [*program, "--version"],

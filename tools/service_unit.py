@@ -25,31 +25,13 @@ UNIT_BYTES: Final = 1 << 16
 STATE: Final = PurePosixPath("/var/lib")
 """Below it systemd makes a service's folder itself."""
 
-CAPABILITIES: Final = (
-    "CAP_AUDIT_CONTROL",  # the audit subsystem's events, on request
-    "CAP_AUDIT_READ",
-    "CAP_BPF",  # the program in the kernel
-    "CAP_DAC_OVERRIDE",  # a folder of captures that belongs to somebody else
-    "CAP_DAC_READ_SEARCH",  # what processes run and have open, whoever they belong to
-    "CAP_KILL",  # a worker that hangs, and runs as another user
-    "CAP_NET_ADMIN",  # the process connector; sockets that processes listen on
-    "CAP_PERFMON",
-    "CAP_SETGID",  # giving up what is not needed
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYSLOG",  # the kernel's symbols
-    "CAP_SYS_ADMIN",  # what the two above are on kernels before 5.8; tracefs
-    "CAP_SYS_PTRACE",  # environment, folder and descriptors of processes
-    "CAP_SYS_RESOURCE",  # locked memory, which maps were counted as before 5.11
-)
-"""The most that the service may keep; the recorder itself gives up more."""
-
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.-]{0,199}")
 _BARE: Final = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
-# WatchdogSec: much longer than a slow disk may take. Nice: a busy host must not hide what made
-# it busy. OOMScoreAdjust: others go first, yet not the whole host. The limits are a multiple of
-# what a recording at full load was measured to take.
+# TimeoutStartSec and WatchdogSec: much longer than a busy host or a slow disk may take.
+# RuntimeDirectory: control sockets, of all recorders, so that none of them takes it away.
+# Nice: a busy host must not hide what made it busy. OOMScoreAdjust: others go first, yet not the
+# whole host. The limits are a multiple of what a recording at full load was measured to take.
 _TEMPLATE: Final = """{mark}
 [Unit]
 Description=Recording of this host ({name})
@@ -62,7 +44,7 @@ Type=notify
 NotifyAccess=main
 ExecStart={command}
 {reload}WatchdogSec=3min
-TimeoutStartSec=2min
+TimeoutStartSec=5min
 TimeoutStopSec=90s
 KillMode=mixed
 Restart=on-failure
@@ -70,6 +52,9 @@ RestartSec=5s
 SuccessExitStatus=3
 RestartPreventExitStatus=2
 {folder}
+RuntimeDirectory=kcap
+RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=yes
 UMask=0077
 Nice=-5
 OOMScoreAdjust=-500
@@ -87,6 +72,7 @@ ProtectKernelModules=yes
 PrivateTmp=yes
 DevicePolicy=closed
 LockPersonality=yes
+RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 RestrictAddressFamilies=AF_UNIX AF_NETLINK
@@ -124,6 +110,8 @@ class Unit:
 
     def text(self) -> str:
         """The unit file."""
+        from kcap.readers.live.guard.rights import BITS
+
         before = (*self.program, "record", "-o")
         words = [quoted(word, exec_line=True) for word in before]
         # %H is the host's name: systemd puts it in at each start, so it must not be doubled.
@@ -141,7 +129,7 @@ class Unit:
             command=" ".join(words),
             reload=reload,
             folder=self._folder(),
-            capabilities=" ".join(CAPABILITIES),
+            capabilities=" ".join(sorted(BITS)),
             captures=self.captures,
         )
 
