@@ -52,6 +52,8 @@ class Batches:
         self._bad = 0
         self._bad_first: list[str] = []
         self._cuts = 0
+        self._nodes = False
+        """Whether events name their machines themselves."""
 
     def __len__(self) -> int:
         """Events since the last `finish`."""
@@ -74,6 +76,7 @@ class Batches:
         if row.values.get("pid") in self.left_out:
             return
         self._missing.update(row.missing)
+        self._nodes |= "host" in row.values
         values: dict[str, Any] = {}
         for base, value in row.values.items():
             if isinstance(value, list):
@@ -110,6 +113,8 @@ class Batches:
         numbers = np.arange(self.ord, self.ord + count)
         constants = {"ord": Column(TypeClass.I64, pa.array(numbers))}
         texts = {"origin": source.origin, "source": source.id, "host": source.host, "kind": "event"}
+        if self._nodes:
+            del texts["host"]
         for name, value in texts.items():
             if value is not None:
                 constants[name] = constant(TypeClass.STR, value, count)

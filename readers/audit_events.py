@@ -118,8 +118,10 @@ def row_of(event: Event) -> Row | None:
     records: dict[str, list[Record]] = defaultdict(list)
     for record in event.records:
         records[record.type].append(record)
+    host = {"host": event.records[0].node} if event.records and event.records[0].node else {}
     if SYSCALL in records:
-        return _of_call(event, records)
+        made = _of_call(event, records)
+        return made._replace(values=made.values | host)
     first = next((r for r in event.records if r.type not in _PARTS), None)
     if first is None:
         return None
@@ -130,7 +132,7 @@ def row_of(event: Event) -> Row | None:
         arguments["records"] = [b"type=" + r.type.encode() + b" " + r.text for r in rest]
     named = {argument(name): value for name, value in arguments.items() if value is not None}
     key = arguments.get("key")
-    return Row(found | columns | named, [], key if isinstance(key, bytes) else b"")
+    return Row(found | columns | named | host, [], key if isinstance(key, bytes) else b"")
 
 
 def _of_call(event: Event, records: Mapping[str, Sequence[Record]]) -> Row:
@@ -240,7 +242,11 @@ def _who(fields: Mapping[bytes, bytes], name: str) -> dict[str, Any]:
         new: optional(fields, old) for old, new in audit_messages.RENAMED.items()
     }
     known = events.events().get(name)
-    wanted = {a.name for a in known.arguments if a.place not in _PLACES} if known else set()
+    wanted = (
+        {a.name for a in known.arguments if not known.is_call or a.place not in _PLACES}
+        if known
+        else set()
+    )
     for new, old in _CREDENTIALS.items():
         if new in wanted:
             found[new] = optional(fields, old)

@@ -67,7 +67,7 @@ class Groups:
 
     Args:
         end: Type of the record that ends an event. The kernel's last is EOE, but logs have none:
-            there it is the one before, and an EOE means nothing.
+            there it is the one before, and an EOE means nothing; old kernels' have none at all.
 
     Example:
         >>> from kcap.readers.audit_records import parse_line
@@ -151,6 +151,7 @@ class Groups:
     def _take(self, key: tuple[bytes, int, int], *, ended: bool) -> Event:
         group = self._open.pop(key)
         self._bytes -= group.bytes
+        ended = ended or self._end != EOE
         return Event(key[1], key[2], group.records, ended, group.cut_bytes)
 
 

@@ -21,13 +21,14 @@ LINE_BYTES: Final = 4 * RECORD_BYTES
 """Longest line of a log: with the names that auditd may add to a record (``log_format``)."""
 
 _LINE: Final = re.compile(rb"(?:node=(\S{1,256}) )?type=([A-Z0-9_\[\]]{1,64}) msg=")
-_STAMP: Final = re.compile(rb"audit\((\d{1,12})\.(\d{3}):(\d{1,20})\): ?")
+_STAMP: Final = re.compile(rb"audit\((\d{1,10})\.(\d{3}):(\d{1,10})\): ?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:\[\d{1,10}\])?")
 _UNKNOWN_TYPE: Final = re.compile(r"UNKNOWN\[(\d{1,5})\]")
 _HEX: Final = re.compile(rb"(?:[0-9A-F]{2})+")
 _NUMBER: Final = re.compile(rb"-?\d{1,20}")
 _BITS: Final = re.compile(rb"[0-9a-f]{1,16}")
 
+_SECONDS_MAX: Final = (1 << 63) // 10**9 - 1
 _ENRICHED: Final = b"\x1d"
 """Behind it stands what auditd has added: the same values once more, as names."""
 
@@ -134,6 +135,8 @@ def parse(kind: str, message: bytes, node: bytes = b"") -> Record:
     if len(message) > LINE_BYTES:
         raise BadRecordError(f"a record of {len(message)} bytes, more than {LINE_BYTES}")
     seconds, ms, serial = map(int, stamp.groups())
+    if seconds > _SECONDS_MAX:
+        raise BadRecordError(f"a time beyond the year 2262: {seconds} s")
     text, _, names = message[stamp.end() :].partition(_ENRICHED)
     return Record(kind, seconds * 1000 + ms, serial, text.rstrip(b"\n\0 "), node, names)
 

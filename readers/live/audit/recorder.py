@@ -44,6 +44,9 @@ RECEIVE_BYTES: Final = 64 << 20
 STATUS: Final = "status"
 """What `AuditRecorder.serve` is asked: how many records the kernel has lost, and the like."""
 
+MARK: Final = "mark"
+"""What it is asked where records found no room: one more, behind those that are missing."""
+
 _DRAIN_S: Final = 1.0
 """How long, at the end, is waited for records that the kernel has not sent yet."""
 
@@ -147,8 +150,11 @@ class AuditRecorder:
 
     def serve(self, name: str, argument: bytes) -> bytes:
         """See `kcap.model.stream.LiveSource`."""
-        if name != STATUS or argument:
+        if name not in (MARK, STATUS) or argument:
             raise KcapError(f"the audit source has no answer to {name!r}")
+        if name == MARK:
+            self._settings.mark()
+            return b""
         return json.dumps(self._settings.status()._asdict()).encode()
 
     def batches(self) -> Iterator[Batch]:
@@ -191,19 +197,26 @@ class AuditRecorder:
 
     def _rest(self) -> Iterator[Batch]:
         """What is on its way: the kernel sends records some time after it has made them."""
+        until_ms = time.time_ns() // 1_000_000
+        yield from self._drained(until_ms)
+        if (netlink.dropped(self._socket) or 0) > self._dropped:
+            self._ask(MARK, b"")
+            yield from self._drained(until_ms)
+        for event in self._groups.rest():
+            self._batches.add(event)
+        yield self._batches.finish()
+
+    def _drained(self, until_ms: int) -> Iterator[Batch]:
+        """What comes until it is quiet, or what comes is younger than a time."""
         limit_s = time.monotonic() + _DRAIN_S
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        until_ms = time.time_ns() // 1_000_000
         while time.monotonic() < limit_s and poll.poll(_QUIET_S * 1000):
             self._drain()
             if len(self._batches) >= BATCH_ROWS:
                 yield self._batches.finish()
             if self._newest_ms > until_ms:
                 break
-        for event in self._groups.rest():
-            self._batches.add(event)
-        yield self._batches.finish()
 
     def _drain(self) -> None:
         """Take what the socket holds, up to a full batch."""
@@ -252,6 +265,8 @@ class AuditRecorder:
         headless.discard(self._serials.first or 0)  # its first records came before we listened
         dropped = netlink.dropped(self._socket) or 0
         records, self._dropped = dropped - self._dropped, dropped
+        if records and not last:
+            self._ask(MARK, b"")
         whole = len(headless) + (missing if self._recent_drops(records) else 0)
         if records or whole:
             self._whole_lost += whole

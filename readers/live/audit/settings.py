@@ -95,6 +95,16 @@ class Settings:
         """
         return self._control.status()
 
+    def mark(self) -> None:
+        """Have the kernel make a record, whose number tells how many events there were before.
+
+        Raises:
+            PrivilegeError: This user may not any more.
+            KcapError: The kernel gives no answer.
+        """
+        if self._key is not None:
+            self._control.set(backlog_limit=self._control.status().backlog_limit)
+
     def restore(self) -> None:
         """Take our rules away and put the settings back; may be called twice.
 

@@ -1,0 +1,400 @@
+"""Recordings by the audit system: what happened is in them, and the host is as it was before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from audit_support import Recording, recording, settings
+from hypothesis import given
+from hypothesis import strategies as st
+from workload_support import Workloads
+
+from kcap.errors import KcapError, PrivilegeError
+from kcap.readers.live.audit import link, rules
+from kcap.readers.live.audit.link import Control, Status
+from kcap.readers.live.audit.recorder import STATUS, AuditRecorder, cannot_see
+from kcap.readers.live.audit.rules import Key
+from kcap.readers.live.audit.serials import Serials
+from kcap.readers.live.audit.settings import BACKLOG, Settings
+
+EXECUTION = "sched_process_exec"
+
+
+def executions(made: Recording, pids: set[int]) -> dict[int, dict[str, object]]:
+    """The programs that processes ran, by process; each once."""
+    found = [r for r in made.rows if r.get("event") == EXECUTION and r["pid"] in pids]
+    assert len({row["pid"] for row in found}) == len(found)
+    return {row["pid"]: row for row in found}
+
+
+@contextlib.contextmanager
+def rule_of_somebody(key: bytes) -> Iterator[bytes]:
+    """A rule that is not ours, while the block runs."""
+    control = Control()
+    rule = rules.encode([83], rules.X86_64, [], key)
+    try:
+        control.add(rule)
+        [added] = [each for each in control.rules() if rules.key_of(each) == key]
+        yield added
+    finally:
+        control.delete(rule)
+        control.close()
+
+
+@pytest.mark.root
+def test_a_thousand_programs_are_recorded_with_their_arguments(workloads: Workloads) -> None:
+    """Of 1,000 short-lived processes each is there once, with arguments, path and parent."""
+    child = workloads.child
+    with recording() as made:
+        said = workloads.run("burst", child, 1000)
+
+    assert made.losses == []
+    found = executions(made, {fact["child"] for fact in said})
+    for fact in said:
+        row = found[fact["child"]]
+        assert row["arg_argv"] == fact["argv"]
+        assert (row["exe"], row["arg_pathname"], row["ppid"]) == (child, child, fact["pid"])
+        assert row["arg_inode"] == Path(child).stat().st_ino
+        assert row["arg_pwd"] == str(Path.cwd())
+    assert [row["ord"] for row in made.rows] == list(range(len(made.rows)))
+
+
+@pytest.mark.root
+def test_what_is_done_to_files_and_sockets_is_recorded(tmp_path: Path) -> None:
+    """Files that are written, renamed and removed, connections and failures are told."""
+    script = (
+        "import os, socket\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "open('a', 'w').close(); open('a').close(); os.rename('a', 'b'); os.unlink('b')\n"
+        "s = socket.socket(); s.connect_ex(('127.0.0.1', 1)); s.close()\n"
+        "os.kill(os.getpid(), 0)\n"
+        "try: os.execv('/no/such', ['x'])\n"
+        "except OSError: pass\n"
+    )
+    with recording() as made:
+        process = subprocess.Popen([sys.executable, "-S", "-c", script])
+        process.wait(30)
+    mine = [row for row in made.rows if row.get("pid") == process.pid]
+    told = {
+        row["event"]: row for row in mine if row["event"] != "openat" or row["arg_path_arg"] == "a"
+    }
+
+    opened = [row for row in mine if row.get("arg_pathname") == f"{tmp_path}/a"]
+    assert [row["arg_flags"] & os.O_ACCMODE for row in opened] == [os.O_WRONLY]
+    assert told["rename"]["arg_oldpath"] == f"{tmp_path}/a"
+    assert told["rename"]["arg_newpath"] == f"{tmp_path}/b"
+    assert told["unlink"]["arg_pathname"] == f"{tmp_path}/b"
+    assert told["connect"]["status"] == "ECONNREFUSED"
+    assert json.loads(told["connect"]["arg_remote_addr"])["sin_addr"] == "127.0.0.1"
+    assert told["kill"]["arg_pid"] == process.pid
+    assert (told["execve"]["arg_pathname"], told["execve"]["retval"]) == ("/no/such", -2)
+    assert {row["process_name"] for row in opened} == {Path(sys.executable).name[:15]}
+
+
+@pytest.mark.root
+def test_the_host_is_as_before(workloads: Workloads) -> None:
+    """Rules, switch and limit are changed while we record, and afterwards as they were."""
+    before = settings()
+    with recording():
+        workloads.run("burst", workloads.child, 1)
+        status, found = settings()
+        assert len(found) > len(before[1])  # negative control: something was changed
+        assert status.enabled == 1
+        assert status.backlog_limit == max(BACKLOG, before[0].backlog_limit)
+        assert status.pid == before[0].pid
+
+    assert settings() == before
+
+
+@pytest.mark.root
+def test_a_rule_of_somebody_else_stays() -> None:
+    """Rules of others are there before, while and after we record; their events say the key."""
+    settings()
+    with rule_of_somebody(b"mine") as rule:
+        with recording() as made:
+            assert rule in settings()[1]
+            subprocess.run(
+                [sys.executable, "-S", "-c", "import os; os.mkdir('/proc/x')"],
+                check=False,
+                capture_output=True,
+            )
+        after = settings()[1]
+        assert after.count(rule) == 1
+        assert not [key for each in after if (key := rules.owner(each)) and key.pid == os.getpid()]
+    told = [row for row in made.rows if row.get("event") == "mkdir"]
+
+    assert [row["arg_key__str"] for row in told] == ["mine"]
+    assert made.source.info.sources[0].details["audit"]["foreign_rules"] == 1
+
+
+@pytest.mark.root
+def test_what_a_killed_recorder_left_is_cleared_up() -> None:
+    """The rules of a recorder that was killed go, and the settings it found come back."""
+    before = settings()
+    code = (
+        "import time; from kcap.readers.live.audit.recorder import AuditRecorder;"
+        "made = AuditRecorder(); print('on', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
+    finally:
+        process.kill()
+        process.communicate()
+    left = [key for rule in settings()[1] if (key := rules.owner(rule))]
+    assert {key.pid for key in left} == {process.pid}  # negative control: it left something
+    assert not any(key.alive for key in left)
+
+    with recording() as made:
+        pids = {key.pid for rule in settings()[1] if (key := rules.owner(rule))}
+        assert pids == {os.getpid()}
+    assert made.losses == []
+    assert settings() == before
+
+
+@pytest.mark.root
+def test_the_last_of_two_recorders_restores() -> None:
+    """While another recorder runs the settings stay; behind the last one they are as before."""
+    before = settings()
+    first = AuditRecorder()
+    code = (
+        "import signal; from kcap.readers.live.audit.recorder import AuditRecorder;"
+        "made = AuditRecorder(); signal.signal(15, lambda *_: made.stop());"
+        "print('on', flush=True); sum(b.rows for b in made.batches()); made.close()"
+    )
+    second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert second.stdout is not None
+        assert second.stdout.readline() == b"on\n"
+        first.close()
+        status, found = settings()
+        assert status.enabled == 1
+        assert {key.pid for rule in found if (key := rules.owner(rule))} == {second.pid}
+    finally:
+        first.close()
+        second.terminate()
+        second.communicate(timeout=30)
+
+    assert second.returncode == 0
+    assert settings() == before
+
+
+@pytest.mark.root
+def test_what_others_change_meanwhile_stays() -> None:
+    """A limit that somebody else has set while we recorded is not overwritten."""
+    before, _ = settings()
+    control = Control()
+    try:
+        with recording():
+            control.set(backlog_limit=1234)
+        assert control.status().backlog_limit == 1234
+    finally:
+        control.set(backlog_limit=before.backlog_limit)
+        control.close()
+
+    assert settings()[0] == before
+
+
+@pytest.mark.root
+def test_what_found_no_room_is_counted_exactly(workloads: Workloads) -> None:
+    """With a receive buffer that is too small, seen and lost events add up to what there was."""
+    settings()
+    source = AuditRecorder(receive_bytes=100_000, events={EXECUTION})
+    made = Recording(source)
+    try:
+        source.prepare()
+        said = workloads.run("burst", workloads.child, 300)
+        source.stop()  # nothing was read so far
+        made.batches = list(source.batches())
+    finally:
+        source.close()
+    pids = {fact["child"] for fact in said}
+    missing = len(pids) - len(executions(made, pids))
+    lost = sum(loss.count or 0 for loss in made.losses if "receive buffer" in loss.reason)
+    numbers = {row["seq"] for row in made.rows}
+
+    assert missing > 0  # negative control: something was lost
+    assert lost >= missing
+    assert lost <= max(numbers) - min(numbers) + 1 - len(numbers)
+    assert made.beats[-1].details["dropped_records"] > lost
+
+
+class Asked(Control):
+    """A kernel that is asked, and not changed."""
+
+    def __init__(self, status: Status, found: list[bytes]) -> None:
+        self._status = status
+        self._rules = found
+        self.orders: list[str] = []
+
+    def status(self) -> Status:
+        """How it is."""
+        return self._status
+
+    def rules(self) -> list[bytes]:
+        """The rules."""
+        return self._rules
+
+    def set(self, **changes: int) -> None:
+        """An order."""
+        self.orders.append(f"set {changes}")
+
+    def add(self, rule: bytes) -> None:
+        """An order."""
+        self.orders.append("add")
+
+    def delete(self, rule: bytes) -> None:
+        """An order."""
+        self.orders.append("delete")
+
+
+OFF = Status(0, 0, 1, 0, 0, 64, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [(OFF._replace(enabled=2), "locked"), (OFF._replace(enabled=1, failure=2), "panic")],
+)
+def test_nothing_is_changed_where_that_is_refused_or_dangerous(status: Status, why: str) -> None:
+    """Locked rules, and a host that panics when a record is lost, are left alone, and told."""
+    kernel = Asked(status, [])
+    changes = Settings(kernel)
+    changes.change(rules.told())
+    changes.restore()
+
+    assert kernel.orders == []
+    assert any(why in sentence for sentence in cannot_see(changes))
+
+    kernel = Asked(OFF, [])  # negative control
+    changes = Settings(kernel)
+    changes.change(rules.told())
+    assert {"add", "set {'enabled': 1, 'backlog_limit': 65536}"} <= set(kernel.orders)
+    assert not any(why in sentence for sentence in cannot_see(changes))
+
+
+def test_a_daemon_that_came_keeps_the_audit_on() -> None:
+    """Where auditd was started meanwhile, we do not turn off what it needs."""
+    kernel = Asked(OFF, [])
+    changes = Settings(kernel)
+    changes.change(rules.told())
+    kernel._status = OFF._replace(enabled=1, pid=4, backlog_limit=8192)
+    kernel.orders.clear()
+    changes.restore()
+    assert kernel.orders == []
+
+    changes.change(rules.told())
+    kernel._status = OFF._replace(enabled=1, backlog_limit=BACKLOG)
+    kernel.orders.clear()
+    changes.restore()
+    assert kernel.orders == ["set {'enabled': 0, 'backlog_limit': 64}"]
+
+
+def test_a_rule_that_hides_everything_is_told() -> None:
+    """The rule against all auditing of tasks, which some distributions have, is noticed."""
+    never = bytearray(rules.encode([], rules.X86_64, [], b""))
+    never[0:12] = (1).to_bytes(4, sys.byteorder) + bytes(8)
+    changes = Settings(Asked(OFF, [bytes(never)]))
+    changes.change(rules.told())
+
+    assert any("-a task,never" in sentence for sentence in cannot_see(changes))
+    assert not any("never" in sentence for sentence in cannot_see(Settings(Asked(OFF, []))))
+
+
+@given(
+    st.sets(st.integers(0, 511), max_size=40),
+    st.sampled_from([rules.X86_64, rules.I386]),
+    st.lists(st.builds(rules.Condition, st.integers(0, 3), st.just(1), st.integers(0, 9))),
+    st.binary(max_size=200),
+)
+def test_a_key_is_found_in_any_rule(
+    numbers: set[int], arch: int, conditions: list[rules.Condition], key: bytes
+) -> None:
+    """A rule's key is read back, whatever else the rule has; only our own are ours."""
+    rule = rules.encode(numbers, arch, conditions[:60], key)
+
+    assert rules.key_of(rule) == key
+    assert rules.owner(rule) is None
+    own = Key(1, 2, 0, 64)
+    assert rules.owner(rules.encode(numbers, arch, conditions[:60], own.text)) == own
+
+
+def test_a_recorder_is_alive_only_as_itself() -> None:
+    """Another process under the pid of a recorder does not count as it."""
+    mine = rules.started(os.getpid())
+    assert mine is not None
+
+    assert Key(os.getpid(), mine, 0, 64).alive
+    assert not Key(os.getpid(), mine + 1, 0, 64).alive
+    assert not Key(1 << 30, mine, 0, 64).alive
+
+
+@given(st.integers(1, 300), st.sets(st.integers(0, 299)), st.randoms(use_true_random=False))
+def test_numbers_that_never_came_are_counted(count: int, gone: set[int], chance: object) -> None:
+    """However events overtake each other, just the numbers within that are missing count."""
+    left = [number for number in range(1000, 1000 + count) if number - 1000 not in gone]
+    serials, missing = Serials(), 0
+    chance = random.Random(seed)
+    order = sorted(left[1:], key=lambda number: number + chance.random() * 20)
+    for at, number in enumerate([*left[:1], *order]):
+        serials.add(number)
+        if at % 50 == 49:
+            missing += serials.missing()
+    missing += serials.missing(last=True)
+
+    inside = {g for g in gone if left and left[0] <= 1000 + g <= left[-1]}
+    assert missing == len(inside)
+
+
+def test_errors_say_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel refuses names the rights; a kernel without audit is named as such."""
+    with pytest.raises(PrivilegeError, match="CAP_AUDIT_CONTROL"):
+        link._fail(1, "adding an audit rule")
+    monkeypatch.setattr(link, "_NETLINK_AUDIT", 30)
+    with pytest.raises(KcapError, match="no audit system"):
+        Control()
+
+
+@pytest.mark.root
+def test_the_status_is_asked_of_whoever_has_the_rights() -> None:
+    """In a process of its own, the source asks another one, and knows of no other question."""
+    settings()
+    asked: list[str] = []
+    made = AuditRecorder(interval_s=0.05)
+
+    def ask(name: str, argument: bytes) -> bytes:
+        asked.append(name)
+        return made.serve(name, argument)
+
+    try:
+        made.part(ask)
+        made.prepare()
+        made.stop()
+        assert sum(batch.rows for batch in made.batches()) >= 0
+        with pytest.raises(KcapError, match="no answer"):
+            made.serve("other", b"")
+    finally:
+        made.close()
+    assert set(asked) == {STATUS}
+
+
+@pytest.mark.root
+@pytest.mark.long
+def test_a_burst_of_five_thousand_is_recorded(workloads: Workloads) -> None:
+    """Of 5,000 short-lived processes all are there with their arguments, or counted as lost."""
+    with recording() as made:
+        said = workloads.run("burst", workloads.child, 5000, timeout_s=300)
+    found = executions(made, {fact["child"] for fact in said})
+    lost = sum(loss.count or 0 for loss in made.losses)
+    whole = [fact for fact in said if found.get(fact["child"], {}).get("arg_argv") == fact["argv"]]
+
+    assert len(whole) + lost >= len(said)
+    assert lost or len(whole) == len(said)
