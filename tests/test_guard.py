@@ -89,8 +89,12 @@ def test_who_a_recorder_is(source: str, tmp_path: Path) -> None:
         assert uid_of(found["worker"]) == user.uid != 0
         assert status(found["worker"], "Gid") == str(user.gid)
         assert status(found["worker"], "Groups") == ""
-        for pid in found.values():  # rights are a thread's: another one would have kept them
-            assert status(pid, "Threads") == "1"
+        for pid, permitted in (
+            (found["collector"], collector.permitted),
+            (found["worker"], 0),
+        ):  # rights are a thread's: one that was started before would have kept them
+            tasks = [each.name for each in Path(f"/proc/{pid}/task").iterdir()]
+            assert {rights.held(f"{pid}/task/{tid}").permitted for tid in tasks} == {permitted}
 
 
 @contextmanager

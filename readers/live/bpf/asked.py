@@ -8,7 +8,8 @@ questions go as bytes to the process that has kept its rights, or stay in this o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from kcap.errors import KcapError
 from kcap.readers.live.bpf import events, hooks
 from kcap.readers.live.bpf.hooks import Hook, Symbols
-from kcap.readers.live.bpf.program import COUNT, KernelProgram
+from kcap.readers.live.bpf.program import COUNT, OWN, KernelProgram
 
 Ask = Callable[[str, bytes], bytes]
 
@@ -29,14 +30,22 @@ class Answers:
         program: The program.
         layout: ``struct kcap_call`` as the program has it.
         symbols: The kernel's layout, None where it does not tell.
+        readers: Gives the processes that read /proc for the recorder.
     """
 
     def __init__(
-        self, program: KernelProgram, layout: np.dtype[np.void], symbols: Symbols | None
+        self,
+        program: KernelProgram,
+        layout: np.dtype[np.void],
+        symbols: Symbols | None,
+        readers: Callable[[], Collection[int]],
     ) -> None:
         self._program = program
         self._layout = layout
         self._symbols = symbols
+        self._readers = readers
+        self._own: tuple[int, ...] = (os.getpid(),)
+        self.own()
 
     def serve(self, name: str, argument: bytes) -> bytes:
         """Answer a question.
@@ -54,6 +63,9 @@ class Answers:
         program = self._program
         if name == "counts":
             return program.counts().tobytes()
+        if name == "own":
+            self.own()
+            return b""
         answers: dict[str, Callable[[], Any]] = {
             "alive": program.alive,
             "attach": lambda: program.attach_calls(self._layout),
@@ -67,6 +79,16 @@ class Answers:
         if name not in answers:
             raise KcapError(f"the recorder's program has no answer to {name!r}")
         return json.dumps(answers[name]()).encode()
+
+    def own(self, pids: Sequence[int] | None = None) -> None:
+        """Leave the recorder's processes out, those who read /proc for it included.
+
+        Args:
+            pids: The others; None for those that were named last, where the readers have changed.
+        """
+        if pids is not None:
+            self._own = tuple(pids)
+        self._program.own([*self._own, *sorted(self._readers())][:OWN])
 
     def _hooks(self) -> list[Hook] | None:
         return None if self._symbols is None else hooks.hooks(self._program.peek, self._symbols)
@@ -113,6 +135,10 @@ class Asked:
     def broken(self) -> list[str]:
         """See `KernelProgram.broken`."""
         return list(self._said("broken"))
+
+    def own(self) -> None:
+        """See `Answers.own`: other processes read /proc now."""
+        self._ask("own", b"")
 
     def attach(self) -> None:
         """See `KernelProgram.attach_calls`."""

@@ -59,7 +59,7 @@ _NEEDS_ENTER: Final = "close"
 COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8")])
 """What `KernelProgram.counts` has for each event."""
 
-_OWN: Final = 8
+OWN: Final = 8
 """``KCAP_OWN``: so many processes may be the recorder's."""
 
 _PROBED: Final = 140
@@ -197,10 +197,10 @@ class KernelProgram:
         Raises:
             KcapError: They are more than there is room for, or the kernel refused.
         """
-        if len(pids) > _OWN:
-            raise KcapError(f"{len(pids)} processes of one recorder", expected=f"at most {_OWN}")
-        padded = (*pids, *([0] * (_OWN - len(pids))))
-        self._loaded.maps["own"].set(0, struct.pack(f"={_OWN}I", *padded))
+        if len(pids) > OWN:
+            raise KcapError(f"{len(pids)} processes of one recorder", expected=f"at most {OWN}")
+        padded = (*pids, *([0] * (OWN - len(pids))))
+        self._loaded.maps["own"].set(0, struct.pack(f"={OWN}I", *padded))
 
     def alive(self) -> int:
         """Make a call that is left out, and count all such calls of ours so far.

@@ -16,14 +16,12 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from kcap.model import text
 from kcap.model.batch import Batch, Column, coded, constant
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
@@ -42,6 +40,7 @@ from kcap.readers.live.bpf.program import HOT_BYTES, RARE_BYTES, KernelProgram, 
 from kcap.readers.live.bpf.ring import Ring
 from kcap.readers.live.cgroups import Containers
 from kcap.readers.live.guard.channel import GoneError
+from kcap.readers.live.probe import Prober
 from kcap.readers.live.procfs import ProcFS
 from kcap.state.state import FDS
 
@@ -94,16 +93,21 @@ class BpfRecorder:
     ) -> None:
         self._interval_s = interval_s
         self._setup = setup or Setup(events.sets()["default"])
-        self._program = KernelProgram(self._setup, rare_bytes=rare_bytes, hot_bytes=hot_bytes)
-        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._stopping = self._closed = False
-        self._containers: Containers | None = None
-        try:
+        self._stopping = False
+        with contextlib.ExitStack() as stack:
+            self._prober = Prober()
+            stack.callback(self._prober.close)
+            self._proc = ProcFS(prober=self._prober)
+            self._program = KernelProgram(self._setup, rare_bytes=rare_bytes, hot_bytes=hot_bytes)
+            stack.callback(self._program.close)
+            self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            stack.callback(os.close, self._stop_read)
+            stack.callback(os.close, self._stop_write)
             self._layouts = layouts(self._program.types)
             self._program.attach_processes()
-        except BaseException:
-            self.close()
-            raise
+            self._containers = Containers(self._proc, controller=self._program.controller)
+            stack.callback(self._containers.close)
+            self._held = stack.pop_all()
         self._clocks = host.Clocks.measure()
         self._variables = variables
         self._details = {
@@ -113,8 +117,6 @@ class BpfRecorder:
             "refused": self._program.refused,
         }
         self._source = host.source(self.name, self._clocks)
-        self._proc = ProcFS()
-        self._containers = Containers(self._proc, controller=self._program.controller)
         self._ordering = Ordering()
         self._ord = 0
         self._uring: set[int] = set()
@@ -124,7 +126,10 @@ class BpfRecorder:
         symbols = hooks.symbols()
         if symbols is None:
             self._details["unavailable"] = [*self._program.unavailable, hooks.TABLE]
-        self._answers = Answers(self._program, self._layouts.call, symbols)
+        self._answers = Answers(
+            self._program, self._layouts.call, symbols, lambda: self._prober.pids
+        )
+        self._readers_changed = self._prober.changes
         self._asked = Asked(self.serve)
         self._baseline: Baseline | None = None
 
@@ -141,14 +146,7 @@ class BpfRecorder:
 
     def close(self) -> None:
         """Take the program out of the kernel."""
-        if self._closed:
-            return
-        self._closed = True
-        self._program.close()
-        if self._containers is not None:
-            self._containers.close()
-        os.close(self._stop_read)
-        os.close(self._stop_write)
+        self._held.close()
 
     def prepare(self) -> None:
         """Look at the host as it is."""
@@ -166,7 +164,7 @@ class BpfRecorder:
 
     def own(self, pids: Sequence[int]) -> None:
         """See `kcap.model.stream.LiveSource`."""
-        self._program.own(pids)
+        self._answers.own(pids)
 
     def batches(self) -> Iterator[Batch]:
         """Record until `stop`.
@@ -244,10 +242,7 @@ class BpfRecorder:
             rows = np.flatnonzero(np.asarray(pids.values) == pid)
             if len(rows):
                 return str(names.values[int(rows[-1])].as_py())
-        try:
-            return text.clean(Path(f"{self._proc.root}/{pid}/comm").read_bytes()[:-1])[0]
-        except OSError:
-            return None
+        return self._proc.name(pid)
 
     def _wait(self, poll: select.epoll) -> None:
         """Until the interval is over, a ring fills, or the end is asked for."""
@@ -316,7 +311,6 @@ class BpfRecorder:
         ids, first, codes = np.unique(
             np.asarray(groups.values), return_index=True, return_inverse=True
         )
-        assert self._containers is not None
         found = self._containers.columns(
             ids,
             fields["pid"][first],
@@ -349,9 +343,13 @@ class BpfRecorder:
             self._source = replace(self._source, clocks=(*self._source.clocks, clocks.pair()))
             sides.append(self._source)
         asked = self._asked
+        if self._prober.changes != self._readers_changed:
+            self._readers_changed = self._prober.changes
+            asked.own()
         missed = asked.passed_over()
         lost = told.look(asked.counts(), asked.victims, missed, interval_ns)
-        return [*sides, *lost, *self._attached_losses(interval_ns)]
+        late = self._proc.losses(self._source.id)
+        return [*sides, *lost, *late, *self._attached_losses(interval_ns)]
 
     def _attached_losses(self, interval_ns: tuple[int, int]) -> list[Loss]:
         """Parts of the program that somebody has taken out of the kernel since the last time."""
@@ -371,6 +369,7 @@ class BpfRecorder:
             **{name: int(counts[name].sum()) for name in ("kept", "lost", "filtered")},
             "waiting_bytes": self._program.rare.waiting_bytes + self._program.hot.waiting_bytes,
             "attached": self._asked.attached(),
+            "late": self._proc.late,
         }
 
     def _hooks_now(self, now_ns: int, before: Sequence[Side]) -> Batch:
