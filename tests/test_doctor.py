@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kcap.readers.live import capabilities as module
 from kcap.readers.live.bpf import btf
 from kcap.readers.live.capabilities import USED, Capability, Host, capabilities
 from kcap.readers.live.choice import Choice, choose
+from kcap.readers.live.trace.tracefs import Tracefs
 from kcap.tools.live import ORDER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hosts are recorded on Linux")
@@ -35,6 +37,7 @@ HOST = Host(
 )
 ORDINARY = ["--reuid=65534", "--clear-groups"]
 NO_BPF = ["--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin"]
+NO_TRACING = [f"{kind}=-bpf,-perfmon,-sys_admin" for kind in ("--bounding-set", "--inh-caps")]
 
 
 def bpf_works() -> None:
@@ -65,6 +68,11 @@ def settings() -> dict[str, str]:
     return found
 
 
+def opened() -> int:
+    """How many descriptors this process has."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 @pytest.mark.root
 def test_a_host_that_can_be_recorded() -> None:
     """The best source works: exit code 0, its name first, nothing of the host changed."""
@@ -91,7 +99,7 @@ def test_as_json() -> None:
     assert found["host"]["kernel"] == os.uname().release
     assert "CAP_BPF" in found["host"]["capabilities"]
     sources = {one["source"]: one for one in found["sources"]}
-    assert list(sources)[:2] == list(USED)
+    assert list(sources)[: len(USED)] == list(USED)
     assert set(sources) == {"bpf", "proc", "perf", "tracefs", "audit", "fanotify"}
     assert all(one["usable"] is not bool(one["why"]) for one in sources.values())
     assert all(one["used"] == (name in USED) for name, one in sources.items())
@@ -103,9 +111,10 @@ def test_as_json() -> None:
     [
         (ORDINARY, {}, "lacks CAP_BPF and CAP_PERFMON"),
         (NO_BPF, {}, "(uid 0) lacks CAP_BPF"),
+        (NO_TRACING, {}, "lacks CAP_BPF and CAP_PERFMON"),
         ([], {btf.PATH_VARIABLE: "/nowhere"}, "/nowhere: the kernel's types cannot be read"),
     ],
-    ids=["an ordinary user", "root without CAP_BPF", "no types"],
+    ids=["an ordinary user", "root without CAP_BPF", "root who may not trace", "no types"],
 )
 def test_the_next_source_is_named_and_used(
     drop: list[str],
@@ -119,16 +128,19 @@ def test_the_next_source_is_named_and_used(
     program("setpriv")
     code, out, _ = kcap("doctor", "--json", drop=drop, **env)
     found = json.loads(out)
-    bpf, proc = found["sources"][:2]
+    sources = {one["source"]: one for one in found["sources"]}
+    bpf, *others = (sources[name] for name in USED)
 
     assert not bpf["usable"]
     assert said in bpf["why"]
-    assert bpf["advice"]
-    if not proc["usable"]:
+    assert all(one["advice"] for one in sources.values() if not one["usable"])
+    left = [one["source"] for one in others if one["usable"]]
+    if not left:
         assert (code, found["source"]) == (1, None)
         return
-    assert (code, found["source"]) == (3, "proc")
-    if "--reuid=65534" in drop:
+    assert (code, found["source"]) == (3, left[0])
+    if drop == ORDINARY:
+        assert left == ["proc"]
         tmp_path = Path("/dev/shm")  # where an ordinary user may write
     path = tmp_path / f"kcap-doctor-{os.getpid()}.kcap"
     try:
@@ -139,42 +151,71 @@ def test_the_next_source_is_named_and_used(
     finally:
         path.unlink(missing_ok=True)
     assert code == 0, errors
-    assert "kcap: bpf: " in errors
-    assert "trying proc instead" in errors
-    assert "netlink-proc" in json.dumps(info)
+    refused = USED[: USED.index(left[0])]
+    for name, after in zip(refused, [*refused[1:], left[0]], strict=True):
+        assert re.search(rf"^kcap: {name}: .*; trying {after} instead$", errors, re.MULTILINE)
+    collector = {"proc": "netlink-proc"}.get(left[0], f"kcap-{left[0]}")
+    assert [source["collector"] for source in info["sources"]] == [collector]
 
 
-def tried(**usable: bool) -> list[Capability]:
+@pytest.mark.root
+@pytest.mark.parametrize("source", ["perf", "tracefs"])
+def test_a_trial_leaves_nothing(source: str) -> None:
+    """Trying tracepoints opens all of them, and takes every descriptor and instance back."""
+    before = settings(), opened()
+    tried = module.capability(source, Host.read())
+    if not tried.usable:
+        pytest.skip(f"no {source} here: {tried.why}")
+    with Tracefs() as tracefs:
+        instances = Path(tracefs.path, "instances").iterdir()
+        left = [path.name for path in instances if f"-{os.getpid()}-" in path.name]
+
+    assert left == []
+    assert (settings(), opened()) == before
+
+
+@pytest.mark.root
+def test_a_source_that_does_not_tell_is_not_used(tmp_path: Path) -> None:
+    """Files are not told of by tracepoints: record refuses, rather than answer something else."""
+    path = tmp_path / "r.kcap"
+    code, _, errors = kcap("record", "-o", str(path), "--source", "perf", "--events", "openat")
+
+    assert code == 1
+    assert "perf does not tell of openat" in errors
+    assert not path.exists()
+
+
+def tried(usable: Collection[str]) -> list[Capability]:
     """Findings as they might be."""
     return [
-        Capability(name, "all", usable=works, why="" if works else f"no {name}")
-        for name, works in usable.items()
+        Capability(name, "all", usable=name in usable, why="" if name in usable else f"no {name}")
+        for name in USED
     ]
 
 
 def test_the_choice_is_the_first_that_works() -> None:
     """In the order of what they tell; what was passed over has its reason."""
-    assert choose(tried(bpf=True, proc=True)) == Choice("bpf", {})
-    assert choose(tried(bpf=False, proc=True)) == Choice("proc", {"bpf": "no bpf"})
-    assert choose(tried(bpf=False, proc=False)) == Choice(
-        None, {"bpf": "no bpf", "proc": "no proc"}
-    )
+    assert choose(tried(USED)) == Choice("bpf", {})
+    for at, name in enumerate(USED):
+        refused = {better: f"no {better}" for better in USED[:at]}
+        assert choose(tried(USED[at:])) == Choice(name, refused)
+    assert choose(tried(())) == Choice(None, {name: f"no {name}" for name in USED})
     assert USED == ORDER, "record tries the same ones in the same order"
 
 
 @pytest.mark.parametrize(
     ("usable", "code", "first"),
     [
-        ({"bpf": True, "proc": False}, 0, "kcap records this host with bpf."),
-        ({"bpf": False, "proc": True}, 3, "kcap records this host with proc, not with bpf."),
-        ({"bpf": False, "proc": False}, 1, "This host cannot be recorded."),
+        (["bpf"], 0, "kcap records this host with bpf."),
+        (["tracefs", "proc"], 3, "kcap records this host with tracefs, not with bpf, perf."),
+        ([], 1, "This host cannot be recorded."),
     ],
 )
 def test_exit_codes(
-    usable: dict[str, bool], code: int, first: str, monkeypatch: pytest.MonkeyPatch
+    usable: list[str], code: int, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """0 for the best source, 3 for a lesser one, 1 for none; the first line says which."""
-    monkeypatch.setattr(module, "capabilities", lambda _: tried(**usable))
+    monkeypatch.setattr(module, "capabilities", lambda _: tried(usable))
     result = run("doctor")
 
     assert result.exit_code == code

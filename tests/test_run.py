@@ -162,10 +162,10 @@ def test_the_next_source_is_tried(
     monkeypatch.setattr(plugins, "load", load)
     options: live.LiveOptions = {"source": "auto", "duration": None, "count": None}
     assert isinstance(live.opened(options, interval_s=1), Made)
-    assert capsys.readouterr().err == "kcap: bpf: no bpf here; trying proc instead\n"
+    assert capsys.readouterr().err == "kcap: bpf: no bpf here; trying perf instead\n"
     with pytest.raises(PrivilegeError, match="no bpf here"):
         live.opened({**options, "source": "bpf"}, interval_s=1)
-    refused = {"bpf", "proc"}
+    refused = set(live.ORDER)
     with pytest.raises(PrivilegeError, match="no proc here"):
         live.opened(options, interval_s=1)
     monkeypatch.setattr(plugins, "found", lambda _: {"proc": None})

@@ -20,15 +20,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 AUTO: Final = "auto"
 
-ORDER: Final = ("bpf", "proc")
-"""Live sources, the one that sees most first."""
+ORDER: Final = ("bpf", "perf", "tracefs", "proc")
+"""Live sources, the one that sees most first (`kcap.readers.live.capabilities.USED`)."""
 
 CHOOSING: Final = "bpf"
 """The one that can be told what to leave out."""
 
-PROCESS_SETS: Final = ("process", "creds", "clone")
-PROCESS_EVENTS: Final = ("ptrace",)
-"""Events, by set and by name, of which the others tell too."""
+TRACING: Final = ("perf", "tracefs")
+"""Those that can be told which events are wanted."""
 
 
 class LiveOptions(TypedDict):
@@ -53,8 +52,9 @@ def live_options(function: _F) -> _F:
             type=click.Choice([AUTO, *ORDER]),
             default=AUTO,
             show_default=True,
-            help="What tells the events: bpf, a program in the kernel; proc, the kernel's process"
-            " connector; auto, the first of them that works here.",
+            help="What tells the events: bpf, a program in the kernel; perf and tracefs, the"
+            " kernel's tracepoints, which tell less; proc, its process connector, which tells of"
+            " processes alone; auto, the first of them that works here.",
         ),
     ):
         function = option(function)
@@ -102,7 +102,7 @@ def opened(
             if selection is not None and name != CHOOSING:
                 _check_told(name, selection)
             made = plugins.load(plugins.LIVE, name)
-            told = _told(selection if name == CHOOSING else None, details or {})
+            told = _told(name, selection, details or {})
             source: LiveSource = made(interval_s=interval_s, **told)
         except KcapError as error:
             if after is None:
@@ -119,25 +119,32 @@ def _check_told(name: str, selection: Selection) -> None:
     Raises:
         KcapError: Events, or call stacks, are wanted that the source never tells.
     """
-    from kcap.readers.live.bpf import events
+    from kcap.readers.live import choice
     from kcap.readers.live.choosing import DEFAULT
 
+    told = choice.told(name)
     asked = set() if selection.chosen.text == DEFAULT else set(selection.events)
-    told = (events.sets()[name] for name in PROCESS_SETS)
-    untold = sorted(asked.difference(PROCESS_EVENTS, *told))
+    untold = [] if told is None else sorted(asked - told)
     if selection.stack:
         untold.append("call stacks")
     if untold:
         more = f" and {len(untold) - 1} more" if len(untold) > 1 else ""
         raise KcapError(
-            f"{name} tells of processes and their credentials alone, not of {untold[0]}{more}",
+            f"{name} does not tell of {untold[0]}{more}",
             hint="record with --source bpf; 'kcap doctor' says what is missing for it",
         )
 
 
-def _told(selection: Selection | None, details: Mapping[str, Any]) -> dict[str, Any]:
+def _told(name: str, selection: Selection | None, details: Mapping[str, Any]) -> dict[str, Any]:
     """What a source is told of the recording, and one that chooses by itself of what is wanted."""
+    from kcap.readers.live.choosing import DEFAULT
+
     if selection is None:
+        return {"details": details}
+    if name in TRACING:
+        wanted = None if selection.chosen.text == DEFAULT else selection.events
+        return {"events": wanted, "details": details}
+    if name != CHOOSING:
         return {"details": details}
     chosen = {**details, "selection": selection.describe()}
     variables = selection.environment.names

@@ -10,15 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from kcap.errors import KcapError, PrivilegeError
 
-USED: Final = ("bpf", "proc")
+USED: Final = ("bpf", "perf", "tracefs", "proc")
 """Sources that kcap records with, the one that tells most first."""
 
 CAPABILITIES: Final = {
@@ -33,7 +33,6 @@ CAPABILITIES: Final = {
 """The rights that matter to recording, by their bits."""
 
 _RING_BYTES: Final = 1 << 16
-_TRACEPOINT: Final = "sched/sched_process_exec"
 _NETLINK_AUDIT: Final = 9
 _AUDIT_READERS: Final = 1
 _INITIAL_USERS: Final = ["0", "0", "4294967295"]
@@ -42,7 +41,6 @@ _SYSCTLS: Final = {
     "perf_event_paranoid": "kernel/perf_event_paranoid",
     "io_uring_disabled": "kernel/io_uring_disabled",
 }
-_PERF_ATTRIBUTES: Final = struct.Struct("<IIQQ16xQ80x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ def capability(source: str, host: Host) -> Capability:
     """Try one source.
 
     Args:
-        source: Its name: of `USED`, or ``perf``, ``tracefs``, ``audit``, ``fanotify``.
+        source: Its name: of `USED`, or ``audit``, ``fanotify``.
         host: This host.
 
     Returns:
@@ -191,30 +189,40 @@ def _try_proc(_: Host) -> tuple[str, ...]:
     return ("paths and arguments only of processes that live until they are looked up",)
 
 
-def _try_perf(host: Host) -> tuple[str, ...]:
-    from kcap.readers.live.bpf import loader, system
+def _try_perf(_: Host) -> tuple[str, ...]:
+    """Open the rings for a moment, with what there is no recording without.
 
-    _check_tracefs(host)
-    number = loader.tracepoint_id(_TRACEPOINT)
-    attributes = _PERF_ATTRIBUTES.pack(2, _PERF_ATTRIBUTES.size, number, 1, 1)
-    os.close(system.open_perf_event(attributes))
-    return ()
+    The kernel takes 40 ms to let go of each tracepoint.
+    """
+    from kcap.readers.live.trace.perf import LEAST_BYTES, PerfRings
+    from kcap.readers.live.trace.points import Points, default
+    from kcap.readers.live.trace.tracefs import Tracefs
 
-
-def _try_tracefs(host: Host) -> tuple[str, ...]:
-    from kcap.readers.live.bpf import loader
-
-    _check_tracefs(host)
-    loader.tracepoint_id(_TRACEPOINT)
-    instances = Path(host.tracefs or "", "instances")
-    if not os.access(instances, os.W_OK):
-        raise PrivilegeError(f"{instances} cannot be written")
-    return ()
+    with Tracefs() as tracefs:
+        points = Points(default(), tracefs)
+        PerfRings(points.needed, time.CLOCK_MONOTONIC, LEAST_BYTES).close()
+    return _of_tracepoints(points.unavailable)
 
 
-def _check_tracefs(host: Host) -> None:
-    if host.tracefs is None:
-        raise KcapError("tracefs is not mounted")
+def _try_tracefs(_: Host) -> tuple[str, ...]:
+    """Have an instance for a moment."""
+    from kcap.readers.live.trace.instance import LEAST_BYTES, Instance
+    from kcap.readers.live.trace.points import Points, default
+    from kcap.readers.live.trace.tracefs import Tracefs
+
+    with Tracefs() as tracefs:
+        points = Points(default(), tracefs)
+        Instance(tracefs, points.needed, LEAST_BYTES).close()
+    return _of_tracepoints(points.unavailable)
+
+
+def _of_tracepoints(unavailable: Sequence[str]) -> tuple[str, ...]:
+    """What both kinds of tracepoints lack."""
+    limits = ["no paths, addresses or names that a system call points to, and no files"]
+    if unavailable:
+        names = ", ".join(name.rpartition("/")[2] for name in unavailable)
+        limits.append(f"this kernel has no tracepoint {names}")
+    return tuple(limits)
 
 
 def _try_audit(_: Host) -> tuple[str, ...]:
@@ -241,30 +249,31 @@ def _try_fanotify(_: Host) -> tuple[str, ...]:
 
 _Trial = tuple[Callable[[Host], tuple[str, ...]], str, tuple[str, ...], str]
 _MOUNT: Final = "mount -t tracefs tracefs /sys/kernel/tracing; some kernels are built without it"
+_TRACED: Final = "executions with path, forks, ends, connections; security calls as numbers"
 _TRIALS: Final[dict[str, _Trial]] = {
     "bpf": (
         _try_bpf,
         "executions with path and arguments, files, sockets, credentials, memory, modules",
         ("CAP_BPF", "CAP_PERFMON"),
-        "use Linux 5.8 or later with CONFIG_DEBUG_INFO_BTF; until then kcap records with proc",
+        "use Linux 5.8 or later with CONFIG_DEBUG_INFO_BTF; until then kcap records with less",
+    ),
+    "perf": (
+        _try_perf,
+        _TRACED,
+        ("CAP_PERFMON", "CAP_SYS_ADMIN"),
+        _MOUNT,
+    ),
+    "tracefs": (
+        _try_tracefs,
+        "as perf, through buffers of its own in tracefs",
+        ("CAP_SYS_ADMIN",),
+        _MOUNT,
     ),
     "proc": (
         _try_proc,
         "forks, executions, ends, changes of ids, names and sessions",
         ("CAP_NET_ADMIN",),
         "use a kernel with CONFIG_PROC_EVENTS, outside of containers",
-    ),
-    "perf": (
-        _try_perf,
-        "executions with path, forks, ends; system calls without the strings they were given",
-        ("CAP_PERFMON",),
-        _MOUNT,
-    ),
-    "tracefs": (
-        _try_tracefs,
-        "as perf, through files that all of the host shares",
-        ("CAP_SYS_ADMIN",),
-        _MOUNT,
     ),
     "audit": (
         _try_audit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kcap.readers.live.capabilities import USED, Capability, Host, capability
 
@@ -14,6 +14,29 @@ class Choice(NamedTuple):
     """The best source that works here; None where none does."""
     refused: dict[str, str]
     """Better ones, and why they can't be used."""
+
+
+def told(source: str) -> frozenset[str] | None:
+    """The events that a source can tell of.
+
+    Args:
+        source: One of `USED`.
+
+    Returns:
+        Their names in the recorder's catalogue; None where it tells of all of them.
+    """
+    from kcap.readers.live.bpf import events
+    from kcap.readers.live.trace import points
+
+    if source in ("perf", "tracefs"):
+        return points.told()
+    if source == "proc":
+        return frozenset(_BY_PROC).union(*(events.sets()[name] for name in _SETS_BY_PROC))
+    return None
+
+
+_SETS_BY_PROC: Final = ("process", "creds", "clone")
+_BY_PROC: Final = ("ptrace",)
 
 
 def choose(tried: list[Capability] | None = None) -> Choice:

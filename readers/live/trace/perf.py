@@ -11,6 +11,7 @@ one core, records of 80 to 120 bytes); all that follows is done of many at once.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -41,6 +42,7 @@ _LOST_RECORD, _SAMPLE_RECORD = 2, 9
 _HEAD_AT: Final = 1024
 
 _PAGE: Final = 4096
+_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 _HEADER_BYTES: Final = 8
 _LOST_BYTES: Final = 24
 _RAW_AT: Final = 36
@@ -96,6 +98,7 @@ class PerfRings:
         self._leaders: dict[int, int] = {}
         self._events: dict[tuple[int, int, int], int] = {}
         """Descriptors, by the event's number, the processor and the tracepoint's number."""
+        self._anchors: dict[int, int] = {}
         self._rings: dict[int, _Ring] = {}
         self._owner = os.getpid()
         self._format = _FORMAT_LOST
@@ -106,7 +109,7 @@ class PerfRings:
         try:
             for cpu in self.cpus:
                 self._leaders[cpu] = self._open(_SOFTWARE, _DUMMY, cpu)
-            self._map(exactly=ring_bytes is not None)
+            self._anchor(exactly=ring_bytes is not None)
             for point in points:
                 self._add(point)
             # Not before all of them are there: they would tell of our making them.
@@ -141,12 +144,16 @@ class PerfRings:
             return fd
         raise AssertionError(read_format)
 
-    def _map(self, *, exactly: bool) -> None:
-        """Map all rings; smaller ones where this user may not lock so much memory."""
+    def _anchor(self, *, exactly: bool) -> None:
+        """Have the kernel make all rings; smaller ones where this user may not lock so much.
+
+        A child inherits none of these mappings, and may not make a ring, but map one that there
+        is. So this process maps each for good, and whoever reads maps it once more.
+        """
         while True:
             try:
                 for cpu, fd in self._leaders.items():
-                    self._rings[cpu] = _Ring(fd, self.bytes)
+                    self._anchors[cpu] = _mapped(fd, _PAGE + self.bytes)
             except PermissionError as error:
                 self._unmap()
                 if exactly or self.bytes <= LEAST_BYTES:
@@ -155,11 +162,10 @@ class PerfRings:
                         expected="CAP_IPC_LOCK, or more of kernel.perf_event_mlock_kb",
                     ) from error
                 self.bytes //= 2
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 self._unmap()
-                raise KcapError(
-                    f"a ring of {self.bytes} bytes cannot be mapped: {error}"
-                ) from error
+                what = f"a ring of {self.bytes} bytes cannot be mapped: {error.strerror}"
+                raise KcapError(what) from error
             else:
                 return
 
@@ -181,11 +187,8 @@ class PerfRings:
         Returns:
             The records of each processor; and those that had no room, by processor.
         """
-        if self._owner != os.getpid():
-            # A child inherits descriptors, but not these mappings.
-            self._owner = os.getpid()
-            self._rings = {}
-            self._map(exactly=True)
+        if not self._rings:
+            self._rings = {cpu: _Ring(fd, self.bytes) for cpu, fd in self._leaders.items()}
         found, lost = [], []
         for cpu, ring in self._rings.items():
             samples, missing = _parsed(ring.take())
@@ -210,9 +213,12 @@ class PerfRings:
         return [Lost(count, cpu, event) for (event, cpu), count in sorted(fresh.items())]
 
     def _unmap(self) -> None:
-        rings, self._rings = self._rings, {}
-        for ring in rings.values():
-            ring.close()
+        anchors, self._anchors = self._anchors, {}
+        if self._owner == os.getpid():
+            for address in anchors.values():
+                syscalls.libc().munmap(
+                    ctypes.c_void_p(address), ctypes.c_size_t(_PAGE + self.bytes)
+                )
 
     def close(self) -> None:
         """End the events; may be called twice."""
@@ -221,6 +227,9 @@ class PerfRings:
         for fd in fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
+        rings, self._rings = self._rings, {}
+        for ring in rings.values():
+            ring.close()
         self._unmap()
 
 
@@ -228,7 +237,10 @@ class _Ring:
     """A ring that is shared with the kernel: a page with positions, then the data."""
 
     def __init__(self, fd: int, size: int) -> None:
-        self._map = mmap.mmap(fd, _PAGE + size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        try:
+            self._map = mmap.mmap(fd, _PAGE + size, mmap.MAP_SHARED, _READ_WRITE)
+        except (OSError, ValueError) as error:
+            raise KcapError(f"a ring of {size} bytes cannot be mapped: {error}") from error
         self._size = size
         # One load and one store of 8 bytes each; x86-64 keeps their order with the data's.
         self._positions = memoryview(self._map)[_HEAD_AT : _HEAD_AT + 16].cast("Q")
@@ -283,6 +295,23 @@ def _control(fd: int, request: int, argument: int | bytes, what: str) -> None:
     except OSError as error:
         number = error.errno or errno.EINVAL
         raise syscalls.failure(number, what, needs=_NEEDS) from error
+
+
+def _mapped(fd: int, size: int) -> int:
+    """Map memory of the kernel's that no object of Python's unmaps: in a child it is not there.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    library = syscalls.libc()
+    library.mmap.restype = ctypes.c_void_p
+    address = library.mmap(
+        None, ctypes.c_size_t(size), _READ_WRITE, mmap.MAP_SHARED, fd, ctypes.c_long(0)
+    )
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)
 
 
 def _fitting(cpus: int) -> int:

@@ -236,6 +236,11 @@ class Points:
                 self.filtered[point.event] = bool(point.filter)
                 self.arguments[number] = arguments_of(point.format)
 
+    @property
+    def needed(self) -> list[Point]:
+        """Those without which there is no recording."""
+        return [point for point in self.every if point.role in (Role.EXEC, Role.FORK, Role.EXIT)]
+
     def formats(self, role: Role) -> list[Format]:
         """The layouts of the records that are for something.
 
