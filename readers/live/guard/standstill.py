@@ -51,8 +51,8 @@ class Standstill:
     def __init__(self) -> None:
         self._last: _Clocks | None = None
         self._continued = 0
-        self._group = _own_group()
-        self._events = None if self._group is None else _opened(self._group / "cgroup.events")
+        self._group, folder = _own_group()
+        self._events = None if folder is None else _opened(folder / "cgroup.events")
         self._poll = select.poll()
         if self._events is not None:
             self._poll.register(self._events, select.POLLPRI)
@@ -97,13 +97,12 @@ class Standstill:
             return "the host was asleep"
         if self._froze():
             return f"frozen with its control group {self._group}"
-        if now.waited_ns - last.waited_ns > half_ns:
-            return "it got no processor"
-        if now.used_ns - last.used_ns > half_ns:
-            return "it was busy with what it had"
+        used_ns, waited_ns = now.used_ns - last.used_ns, now.waited_ns - last.waited_ns
+        if used_ns + waited_ns > half_ns:
+            return "it got no processor" if waited_ns > used_ns else "it was busy with what it had"
         if longest_ns > gap_ns - _SLACK_NS:
             return "frozen, by its control group or with the whole machine"
-        return "it waited for its output, or for a device"
+        return "it waited for its output, a device, or another process of the recorder"
 
     def _froze(self) -> bool:
         """Whether the control group was frozen or thawed since the last time it was asked for."""
@@ -154,20 +153,20 @@ def _run_delay_ns() -> int:
         return 0
 
 
-def _own_group() -> Path | None:
-    """The folder of this process's control group of version 2; None where there is none."""
+def _own_group() -> tuple[str, Path | None]:
+    """This process's control group of version 2, and its folder; None where none is mounted."""
     try:
         groups = Path("/proc/self/cgroup").read_text("utf-8", "surrogateescape").splitlines()
         mounts = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
-        return None
-    own = next((line[3:] for line in groups if line.startswith("0::")), None)
+        return "", None
+    own = next((line[3:] for line in groups if line.startswith("0::")), "")
     for line in mounts:
         fields, _, rest = line.partition(" - ")
-        if rest.split(" ", 1)[0] == _CGROUP2 and own is not None:
+        if own and rest.split(" ", 1)[0] == _CGROUP2:
             root, point = fields.split(" ")[3:5]
-            return Path(point + own.removeprefix(root.rstrip("/")))
-    return None
+            return own, Path(point + own.removeprefix(root.rstrip("/")))
+    return own, None
 
 
 def _opened(path: Path) -> int | None:

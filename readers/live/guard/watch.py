@@ -151,13 +151,13 @@ class _File:
         told = []
         if self._short:
             if not short:
-                told.append(f"the output was truncated: bytes from {size} on are gone")
+                told.append(_truncated(size))
         elif self._tail.content:
             offset, content = self._tail
             now = self._read(offset, len(content))
             if not any(now) and any(content):
                 start = self._zeros_from(offset)
-                told.append(f"the output was truncated: bytes from {start} on are gone")
+                told.append(_truncated(start))
             elif now != content:
                 told.append(f"the output was changed: bytes {offset} to {offset + len(content)}")
         start = max(0, min(size, written) - TAIL_BYTES)
@@ -206,6 +206,10 @@ class _File:
             return str(Path(f"{_PROC}/self/fd/{self._fd}").readlink())[-_NAME_CHARS:]
         except OSError:
             return ""  # there is no /proc: names are not watched then
+
+
+def _truncated(at: int) -> str:
+    return f"the output was truncated at byte {at}: only what was written later stands behind that"
 
 
 def _bothered(pid: int) -> list[str]:
