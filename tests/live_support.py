@@ -43,10 +43,12 @@ class Recording:
     Args:
         path: The capture.
         words: More words for the command.
+        listening: The file that there is when it listens, where that is another one.
     """
 
-    def __init__(self, path: Path, *words: object) -> None:
+    def __init__(self, path: Path, *words: object, listening: Path | None = None) -> None:
         self.path = path
+        self._listening = listening or path
         self.said = ""
         self.closed_s = 0.0
         """From the request to stop to the end."""
@@ -69,7 +71,7 @@ class Recording:
         for described in Path(f"/proc/{self.process.pid}/fdinfo").glob("*"):
             with suppress(OSError):  # closed meanwhile
                 if "tp_name:\tsys_exit\n" in described.read_text():
-                    return self.path.exists() and self.path.stat().st_size > 0
+                    return self._listening.exists() and self._listening.stat().st_size > 0
         return False
 
     def _ended(self) -> str:
@@ -90,18 +92,21 @@ class Recording:
 
 
 @contextmanager
-def recording(path: Path, *words: object, codes: tuple[int, ...] = (0,)) -> Iterator[Recording]:
+def recording(
+    path: Path, *words: object, codes: tuple[int, ...] = (0,), listening: Path | None = None
+) -> Iterator[Recording]:
     """Record what happens within; the capture is closed behind it.
 
     Args:
         path: The capture.
         words: More words for ``kcap record``.
         codes: The exit codes expected.
+        listening: See `Recording`.
 
     Yields:
         The recording, which listens.
     """
-    running = Recording(path, *words)
+    running = Recording(path, *words, listening=listening)
     try:
         yield running
         running.stop(*codes)

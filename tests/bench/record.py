@@ -79,9 +79,11 @@ class Cost(NamedTuple):
 
 
 def cpu_s(pid: int) -> float:
-    """CPU of a process and of its children that have ended, user and system."""
+    """CPU of a process and of all that it has started, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / TICKS
+    mine = sum(map(int, fields[11:15])) / TICKS
+    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return mine + sum(cpu_s(int(each)) for each in started)
 
 
 def turn(work: Work, watch: Watch | None) -> Cost:
