@@ -22,6 +22,7 @@ from kcap.readers.live.probe import LATE, Item, Op, Prober, Request
 from kcap.readers.live.probe.client import GONE, Answer
 from kcap.readers.live.probe.folders import Folder, OpenFolder, ProbedFolder, plain
 from kcap.readers.live.probe.reader import group_path
+from kcap.readers.live.probe.troubles import Troubles
 from kcap.state import Process, containers, process_key
 from kcap.state.processes import FACTS, PASSWD, PROCFS, TIMEOUT, to_batch
 
@@ -32,6 +33,7 @@ _GID: Final = re.compile(rb"^Gid:\t(\d+)", re.MULTILINE)
 _STAT_PPID: Final = 1
 _STAT_SESSION: Final = 3
 _STAT_START: Final = 19
+_STAT_ARGUMENTS: Final = slice(45, 47)
 
 
 class Image(NamedTuple):
@@ -66,9 +68,6 @@ IMAGE: Final = (STAT, STATUS, CGROUP, Item(Op.LINK, "exe"), Item(Op.CONTENT, "cm
 
 _COMM: Final = Item(Op.CONTENT, "comm")
 
-LOSSES_MAX: Final = 64
-"""Processes of which a read that hung is told one by one, before somebody asks for the losses."""
-
 
 class ProcFS:
     """Reads processes out of a proc file system.
@@ -90,10 +89,7 @@ class ProcFS:
         self._tick_ns = 10**9 // os.sysconf("SC_CLK_TCK")
         self._users: dict[int, str] = {}
         self._users_mtime_ns = -1
-        self._late: dict[tuple[int, str], int] = {}
-        self._late_others = 0
-        self.late = 0
-        """Reads that hung, or were left out as one of that process had hung before."""
+        self._troubles = Troubles(self.name)
 
     @classmethod
     def probed(cls) -> ProcFS:
@@ -207,42 +203,26 @@ class ProcFS:
     def _probed(self, prober: Prober, answer: Answer) -> Folder | None:
         for name, found in answer.found.items():
             if found == LATE:
-                self._note(answer.pid, name)
+                self._troubles.was_late(answer.pid, name)
         if answer.error == GONE:
-            self._note(answer.pid, "")
+            self._troubles.nobody_reads()
         return None if answer.error else ProbedFolder(prober, answer)
 
-    def _note(self, pid: int, name: str) -> None:
-        self.late += 1
-        key = (0, name) if not name else (pid, name)
-        if key in self._late or len(self._late) < LOSSES_MAX:
-            self._late[key] = self._late.get(key, 0) + 1
-        else:
-            self._late_others += 1
+    @property
+    def late(self) -> int:
+        """Reads that hung, or were left out as one of that process had hung before."""
+        return self._troubles.late
 
     def losses(self, source: str) -> list[Loss]:
-        """What could not be read since the last time, as reading it hung.
+        """What could not be read since the last time, though it is there.
 
         Args:
             source: Id of the source.
 
         Returns:
-            A loss for each process; one for all of those beyond `LOSSES_MAX`.
+            A loss for each process, within limits.
         """
-        late, others = self._late, self._late_others
-        self._late, self._late_others = {}, 0
-        found = []
-        for (pid, name), count in late.items():
-            if name:
-                who = self.name(pid) or "a process"
-                reason = f"{TIMEOUT}: {name} of {who}, pid {pid}, could not be read"
-            else:
-                reason = "the process that reads /proc has ended: what only /proc has is missing"
-            found.append(Loss("blind", count, reason, source))
-        if others:
-            reason = f"{TIMEOUT}: the memory of other processes could not be read"
-            found.append(Loss("blind", others, reason, source))
-        return found
+        return self._troubles.losses(source)
 
     def name(self, pid: int) -> str | None:
         """What a process is called now.
@@ -303,6 +283,8 @@ class ProcFS:
         if started_by_ns is not None and start_ns > started_by_ns:
             return None
         arguments = folder.content("cmdline")
+        if not folder.late:
+            self._look_for_hidden(folder, pid, fields, len(arguments or b""))
         status = folder.content("status") or b""
         uid, gid = _number(_UID, status), _number(_GID, status)
         return Image(
@@ -321,6 +303,19 @@ class ProcFS:
             container_id=container_id(folder.content("cgroup") or b""),
             late=frozenset(folder.late),
         )
+
+    def _look_for_hidden(
+        self, folder: Folder, pid: int, fields: Sequence[bytes], count: int
+    ) -> None:
+        """Note where arguments end early: a page of them gives an error to all but its owner.
+
+        Where they are stands in the process's stat; it may have executed something since.
+        """
+        places = fields[_STAT_ARGUMENTS]
+        if len(places) == 2 and count < (size := int(places[1]) - int(places[0])):  # noqa: PLR2004
+            after = folder.fresh("stat") or b""
+            if after[after.rfind(b")") + 2 :].split()[_STAT_ARGUMENTS] == places:
+                self._troubles.has_hidden(pid, size - count)
 
     def images(self) -> Iterator[Image]:
         """Look at all processes, in order of pid.

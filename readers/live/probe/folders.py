@@ -54,6 +54,16 @@ class Folder(Protocol):
             The numbers, ascending; None where it is not for us.
         """
 
+    def fresh(self, name: str) -> bytes | None:
+        """A file as it is now, though it may have been read before.
+
+        Args:
+            name: Its path in the folder.
+
+        Returns:
+            See `content`.
+        """
+
     def fetch(self, items: Sequence[Item]) -> None:
         """Read several things at once, that are asked for next.
 
@@ -96,6 +106,10 @@ class OpenFolder:
         except OSError:
             return []
 
+    def fresh(self, name: str) -> bytes | None:
+        """See `Folder.fresh`."""
+        return self.content(name)
+
     def fetch(self, items: Sequence[Item]) -> None:
         """Nothing: each thing is read when it is asked for."""
 
@@ -133,6 +147,13 @@ class ProbedFolder:
         if isinstance(found, bytes):
             return wire.numbers(found)
         return None if found in {errno.EACCES, errno.EPERM} else []
+
+    def fresh(self, name: str) -> bytes | None:
+        """See `Folder.fresh`."""
+        answer = self._prober.read(Request(self._pid, (_STAT, Item(Op.CONTENT, name))))
+        same = _started(answer.found.get("stat")) == self._start
+        found = answer.found.get(name)
+        return found if same and isinstance(found, bytes) else None
 
     def fetch(self, items: Sequence[Item]) -> None:
         """See `Folder.fetch`."""

@@ -1,0 +1,89 @@
+"""What /proc did not say of a process, by which reason: for the recording."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from kcap.model.side import Loss
+from kcap.state.processes import TIMEOUT
+
+TOLD_MAX: Final = 64
+"""Processes that are told one by one, until somebody asks for the losses."""
+
+_ENDED: Final = "the process that reads /proc has ended: what only /proc has is missing"
+
+
+class Troubles:
+    """Counts them.
+
+    Args:
+        name: Says what a process is called.
+    """
+
+    def __init__(self, name: Callable[[int], str | None]) -> None:
+        self._name = name
+        self._late: Counter[tuple[int, str]] = Counter()
+        self._hidden: dict[int, int] = {}
+        self._others = 0
+        self._ended = 0
+        self.late = 0
+        """Reads that hung, or were left out as one of that process had hung before."""
+
+    def was_late(self, pid: int, what: str) -> None:
+        """A read hung.
+
+        Args:
+            pid: The process.
+            what: The file.
+        """
+        self.late += 1
+        if (pid, what) in self._late or len(self._late) < TOLD_MAX:
+            self._late[pid, what] += 1
+        else:
+            self._others += 1
+
+    def has_hidden(self, pid: int, count: int) -> None:
+        """A process does not let its arguments be read.
+
+        Args:
+            pid: The process.
+            count: Bytes of them that are not known.
+        """
+        if pid in self._hidden or len(self._hidden) < TOLD_MAX:
+            self._hidden[pid] = count
+        else:
+            self._others += 1
+
+    def nobody_reads(self) -> None:
+        """There is no reader any more."""
+        self._ended += 1
+
+    def losses(self, source: str) -> list[Loss]:
+        """What was noted since the last time.
+
+        Args:
+            source: Id of the source.
+
+        Returns:
+            A loss for each process; one for all of those beyond `TOLD_MAX`.
+        """
+        late, hidden, others, ended = self._late, self._hidden, self._others, self._ended
+        self._late, self._hidden, self._others, self._ended = Counter(), {}, 0, 0
+        found = [
+            Loss("blind", count, f"{TIMEOUT}: reading {what} of {self._who(pid)} hung", source)
+            for (pid, what), count in late.items()
+        ]
+        for pid, count in hidden.items():
+            reason = f"{self._who(pid)} holds back memory: {count} bytes of cmdline can't be read"
+            found.append(Loss("cut", 1, reason, source))
+        if others:
+            reason = f"{TIMEOUT}: the memory of other processes could not be read"
+            found.append(Loss("blind", others, reason, source))
+        if ended:
+            found.append(Loss("blind", ended, _ENDED, source))
+        return found
+
+    def _who(self, pid: int) -> str:
+        return f"{self._name(pid) or 'a process'}, pid {pid},"
