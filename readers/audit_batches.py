@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -82,13 +83,13 @@ class Batches:
             if isinstance(value, list):
                 self._list(base, value, values)
             else:
-                values[base] = RawText(value) if isinstance(value, bytes) else value
-        names = tuple(sorted(values))
+                values[base] = _text(value) if isinstance(value, bytes) else value
+        names = tuple(values)
         layout = self._layouts.get(names)
         if layout is None:
             fields = [Field(name, _home(name)) for name in names]
             layout = self._layouts[names] = self._builder.layout(fields)
-        self._builder.add(layout, [values[name] for name in names])
+        self._builder.add(layout, list(values.values()))
 
     def refuse(self, why: str) -> None:
         """Count what is no record.
@@ -164,6 +165,14 @@ class Batches:
         values[base] = kept
 
 
+def _text(raw: bytes) -> str | RawText:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return RawText(raw)
+
+
+@lru_cache(maxsize=1 << 13)
 def _home(name: str) -> TypeClass | None:
     """The class at home in a column; of an exact list of bytes, bytes."""
     if name.endswith(f"__{RAW}"):

@@ -12,10 +12,10 @@ import re
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from kcap.model import catalogue
-from kcap.model.naming import argument
+from kcap.model import catalogue, naming
 from kcap.readers import audit_execution, audit_messages
 from kcap.readers.audit_groups import EOE, PROCTITLE, Event
 from kcap.readers.audit_paths import Paths
@@ -74,6 +74,7 @@ _SAID: Final = Paths.DERIVED | {"remote_addr"}
 """Arguments that are what the process said."""
 
 _CREDENTIALS: Final = {"ruid": b"uid", "euid": b"euid", "rgid": b"gid", "egid": b"egid"}
+_EFFECTIVE: Final = {"euid": b"euid", "egid": b"egid"}
 _CAPABILITIES: Final = {"effective": b"cap_pe", "permitted": b"cap_pp", "inheritable": b"cap_pi"}
 _ADDRESS_FAMILY: Final = struct.Struct("=H")
 _U32: Final = (1 << 32) - 1
@@ -81,6 +82,10 @@ _MODE: Final = 0xFFFF
 _REGISTERS: Final = 4
 _FAILURES: Final = range(-4095, 0)
 _IN_ENRICHED: Final = re.compile(rb"(?:^| )SYSCALL=([a-z0-9_]{1,64})(?: |$)")
+
+
+argument: Final = lru_cache(maxsize=1 << 13)(naming.argument)
+"""The column base of an argument; there are few, and programs that spell more cost no memory."""
 
 
 class Row(NamedTuple):
@@ -242,17 +247,12 @@ def _who(fields: Mapping[bytes, bytes], name: str) -> dict[str, Any]:
         new: optional(fields, old) for old, new in audit_messages.RENAMED.items()
     }
     known = events.events().get(name)
-    wanted = (
-        {a.name for a in known.arguments if not known.is_call or a.place not in _PLACES}
-        if known
-        else set()
-    )
-    for new, old in _CREDENTIALS.items():
-        if new in wanted:
-            found[new] = optional(fields, old)
-    for old in (b"euid", b"egid"):
-        new = old.decode()
-        if fields.get(old) != fields.get(old[1:]) and (known is None or new not in _named(name)):
+    if known is not None:
+        # Arguments that have the name of a field but stand among those of the call are its own.
+        free = [a.name for a in known.arguments if not known.is_call or a.place not in _PLACES]
+        found |= {new: optional(fields, _CREDENTIALS[new]) for new in free if new in _CREDENTIALS}
+    for new, old in _EFFECTIVE.items():
+        if fields.get(old) != fields.get(old[1:]) and new not in _named(name):
             found[new] = optional(fields, old)
     found["tty"] = untrusted(fields.get(b"tty"))
     subject = untrusted(fields.get(b"subj"))
@@ -269,6 +269,7 @@ _PLACES: Final = {f"n{place}": place for place in range(6)}
 """Where the arguments of a call stand, of what a recorder in the kernel has."""
 
 
+@lru_cache(maxsize=4096)
 def _named(name: str) -> frozenset[str]:
     known = events.events().get(name)
     return frozenset(a.name for a in known.arguments) if known else frozenset()

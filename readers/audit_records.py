@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Final, NamedTuple
 
@@ -72,10 +72,15 @@ class Record(NamedTuple):
         for word in self.text.split(b" "):
             name, equals, value = word.partition(b"=")
             if equals:
-                if not _NAME.fullmatch(name):
+                if not _is_name(name):
                     raise BadRecordError(f"a field called {quoted(name)}")
                 found.setdefault(name, value)
         return found
+
+
+@lru_cache(maxsize=4096)
+def _is_name(name: bytes) -> bool:
+    return _NAME.fullmatch(name) is not None
 
 
 @cache
@@ -87,6 +92,11 @@ def types() -> Mapping[int, str]:
 
 
 @cache
+def _numbers() -> Mapping[str, int]:
+    return {name: number for number, name in types().items()}
+
+
+@lru_cache(maxsize=4096)
 def type_name(number: int) -> str:
     """The name of a type of records.
 
@@ -99,7 +109,7 @@ def type_name(number: int) -> str:
     return types().get(number, f"UNKNOWN[{number}]")
 
 
-@cache
+@lru_cache(maxsize=4096)
 def type_number(name: str) -> int | None:
     """The number of a type of records.
 
@@ -112,7 +122,7 @@ def type_number(name: str) -> int | None:
     unknown = _UNKNOWN_TYPE.fullmatch(name)
     if unknown:
         return int(unknown[1])
-    return {name: number for number, name in types().items()}.get(name)
+    return _numbers().get(name)
 
 
 def parse(kind: str, message: bytes, node: bytes = b"") -> Record:

@@ -8,7 +8,8 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,23 @@ def executions(made: Recording, pids: set[int]) -> dict[int, dict[str, object]]:
     found = [r for r in made.rows if r.get("event") == EXECUTION and r["pid"] in pids]
     assert len({row["pid"] for row in found}) == len(found)
     return {row["pid"]: row for row in found}
+
+
+def backlog() -> int:
+    """Records that wait in the kernel."""
+    control = Control()
+    try:
+        return control.status().backlog
+    finally:
+        control.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for something, not for ever."""
+    limit_s = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < limit_s
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -213,6 +231,7 @@ def test_what_found_no_room_is_counted_exactly(workloads: Workloads) -> None:
     try:
         source.prepare()
         said = workloads.run("burst", workloads.child, 300)
+        wait_until(lambda: backlog() == 0)
         source.stop()  # nothing was read so far
         made.batches = list(source.batches())
     finally:
@@ -337,8 +356,8 @@ def test_a_recorder_is_alive_only_as_itself() -> None:
     assert not Key(1 << 30, mine, 0, 64).alive
 
 
-@given(st.integers(1, 300), st.sets(st.integers(0, 299)), st.randoms(use_true_random=False))
-def test_numbers_that_never_came_are_counted(count: int, gone: set[int], chance: object) -> None:
+@given(st.integers(1, 200), st.sets(st.integers(0, 199), max_size=50), st.integers(0, 99))
+def test_numbers_that_never_came_are_counted(count: int, gone: set[int], seed: int) -> None:
     """However events overtake each other, just the numbers within that are missing count."""
     left = [number for number in range(1000, 1000 + count) if number - 1000 not in gone]
     serials, missing = Serials(), 0

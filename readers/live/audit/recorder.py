@@ -47,8 +47,8 @@ STATUS: Final = "status"
 MARK: Final = "mark"
 """What it is asked where records found no room: one more, behind those that are missing."""
 
-_DRAIN_S: Final = 1.0
-"""How long, at the end, is waited for records that the kernel has not sent yet."""
+_DRAIN_S: Final = 30.0
+"""How long, at the end, is waited for records that the kernel has not sent yet, at most."""
 
 _QUIET_S: Final = 0.1
 _CMDLINE: Final = Path("/proc/cmdline")
@@ -202,20 +202,25 @@ class AuditRecorder:
         if (netlink.dropped(self._socket) or 0) > self._dropped:
             self._ask(MARK, b"")
             yield from self._drained(until_ms)
+        left = 0 if self._newest_ms > until_ms else json.loads(self._ask(STATUS, b""))["backlog"]
+        if left:
+            reason = "records that the kernel had not sent when the recording ended"
+            yield EMPTY.with_before([Loss("lost", left, reason, self._source.id)])
         for event in self._groups.rest():
             self._batches.add(event)
         yield self._batches.finish()
 
     def _drained(self, until_ms: int) -> Iterator[Batch]:
-        """What comes until it is quiet, or what comes is younger than a time."""
+        """What was made before a time: the kernel sends it in order, but some time after."""
         limit_s = time.monotonic() + _DRAIN_S
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        while time.monotonic() < limit_s and poll.poll(_QUIET_S * 1000):
-            self._drain()
-            if len(self._batches) >= BATCH_ROWS:
-                yield self._batches.finish()
-            if self._newest_ms > until_ms:
+        while self._newest_ms <= until_ms and time.monotonic() < limit_s:
+            if poll.poll(_QUIET_S * 1000):
+                self._drain()
+                if len(self._batches) >= BATCH_ROWS:
+                    yield self._batches.finish()
+            elif not json.loads(self._ask(STATUS, b""))["backlog"]:
                 break
 
     def _drain(self) -> None:
