@@ -47,7 +47,12 @@ def existing_path(name: str) -> str:
 
 @contextlib.contextmanager
 def opened(
-    path: str, *, force: bool = False, binary: bool = True, whole: bool = False
+    path: str,
+    *,
+    force: bool = False,
+    binary: bool = True,
+    whole: bool = False,
+    buffered: bool = True,
 ) -> Iterator[BinaryIO]:
     """Open an output.
 
@@ -60,9 +65,10 @@ def opened(
         binary: The content is no text, so it may not go to a terminal.
         whole: What is not complete must not look as if it were: a part of a capture can be told,
             a part of a table can't.
+        buffered: Of a file, collect what is written; else each call goes to the system.
 
     Yields:
-        A buffered binary stream.
+        A binary stream.
 
     Raises:
         OutputError: It exists, is a link, or can't be written.
@@ -79,15 +85,15 @@ def opened(
         with _closing(os.fdopen(fd, "wb"), path) as stream:
             yield stream
     elif force or whole:
-        with _replacing(target, force=force) as stream:
+        with _replacing(target, force=force, buffered=buffered) as stream:
             yield stream
     else:
-        with _created(target) as stream:
+        with _created(target, buffered=buffered) as stream:
             yield stream
 
 
 @contextlib.contextmanager
-def _replacing(target: Path, *, force: bool) -> Iterator[BinaryIO]:
+def _replacing(target: Path, *, force: bool, buffered: bool) -> Iterator[BinaryIO]:
     """A new file beside the place that it takes when it is complete, that of an old one by force.
 
     What an error or a kill leaves keeps the name ``NAME.partial``, so that it can be found, and
@@ -101,7 +107,7 @@ def _replacing(target: Path, *, force: bool) -> Iterator[BinaryIO]:
     if partial.is_file() and not partial.is_symlink():
         partial.unlink()
     try:
-        with _created(partial) as stream:
+        with _created(partial, buffered=buffered) as stream:
             yield stream
     except KcapError as e:
         if partial.exists() and e.hint is None:
@@ -126,11 +132,12 @@ def _exists(target: Path) -> OutputError:
 
 
 @contextlib.contextmanager
-def _created(target: Path) -> Iterator[BinaryIO]:
+def _created(target: Path, *, buffered: bool) -> Iterator[BinaryIO]:
     """A file that was not there before."""
     fd = _descriptor(target, os.O_CREAT | os.O_EXCL)
+    made: BinaryIO = os.fdopen(fd, "wb", buffering=-1 if buffered else 0)
     try:
-        with _closing(os.fdopen(fd, "wb"), str(target)) as stream:
+        with _closing(made, str(target)) as stream:
             yield stream
     except BaseException:
         with contextlib.suppress(FileNotFoundError):

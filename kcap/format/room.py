@@ -120,10 +120,10 @@ class Room:
 
     def _claim(self, end: int) -> bool:
         """Reserve some, and a little ahead of it where there is so much."""
-        if end <= self._end:
-            return True
         if end > self._most:
             return False
+        if end <= self._end:
+            return True
         for goal in (end + _AHEAD_BYTES, end):
             if self._reserve is None:
                 return True

@@ -48,6 +48,9 @@ _REASON_CHARS: Final = 800
 """So that a LOSS record stays below 1 MiB, and the footer's 1,000 losses have room in it, even
 where JSON spells every character with six."""
 
+_SPARE_BYTES: Final = 8 << 10
+"""Room for a heartbeat or two beside what the end needs."""
+
 _WAITING_BYTES: Final = 32
 """What an event that waits for its chunk is taken to cost in the file."""
 
@@ -246,10 +249,10 @@ class CaptureWriter:
         """Make sure of the room for the end; where there is none, write what still can be."""
         if self._room is None or self.full or self._closed:
             return
-        if not self._end.short and not self._appender.claim(self._needed()):
+        if not self._end.short and not self._appender.claim(_SPARE_BYTES + self._needed()):
             # What the rows that wait need was an estimate: in the file they may need less.
             self._write_all()
-            self._end.short |= not self._appender.claim(self._needed())
+            self._end.short |= not self._appender.claim(_SPARE_BYTES + self._needed())
         if self._end.short:
             self.full = True
             self._write_all()
@@ -267,10 +270,14 @@ class CaptureWriter:
             table = payloads.TABLE.itemsize * self._totals.chunks
             self._end.chunk(memory, size, table + len(says))
 
-    def _try(self, kind: Kind, payload: bytes | bytearray) -> int | None:
+    def _try(
+        self, kind: Kind, payload: bytes | bytearray, *, reserve: int | None = None
+    ) -> int | None:
         """Append a record that the end can do without; None where there is no room for it."""
         try:
-            return self._record(kind, payload, reserve=self._needed())
+            return self._record(
+                kind, payload, reserve=self._needed() if reserve is None else reserve
+            )
         except FullError:
             self._end.short = True
             return None
@@ -328,6 +335,8 @@ class CaptureWriter:
             return False
         if self._tails.size + size > _TAILS_BYTES:
             return False
+        if not self._appender.claim(len(payload) + self._needed()):
+            return False
         number = self._appender.number
         if self._try(Kind.TAIL, payload) is not None:
             self._tails = self._tails.with_one(number, fresh.rows, size)
@@ -362,9 +371,9 @@ class CaptureWriter:
             index = self._indexer.index(part, self._totals.chunks, strings)
             length = self.bytes_written - offset
             del payload  # up to 32 MiB, and what follows needs as much
-            index_offset = self._record(Kind.CHUNK_INDEX, index.pack())
+            index_offset = self._try(Kind.CHUNK_INDEX, index.pack(), reserve=0)
             self._totals.count(index)
-            self._totals.place(offset, length, index_offset, index)
+            self._totals.place(offset, length, index_offset or 0, index)
             self._content.add(part, made.digests)
             self._states.chunks += 1
             self._measure(part.nbytes, size)
@@ -428,6 +437,7 @@ class CaptureWriter:
                 self._record(Kind.SOURCE, body.pack(entry))
         elif isinstance(side, Heartbeat):
             # At once, and not behind its events: it is to outlive a recorder that is killed.
+            self._settle()
             self._try(Kind.HEARTBEAT, heartbeat.pack(side))
         else:
             self.flush()
