@@ -268,13 +268,13 @@ def test_without_keep_the_last_part_says_so(tmp_path: Path) -> None:
     """No part is removed unasked: the recording ends, and all parts are closed."""
     with disk(tmp_path / "disk", 2 * MIB) as folder:
         state = State()
-        (folder / "p-1.kcap").write_bytes(bytes(MIB + 650 * KIB))
+        (folder / "p-1.kcap").write_bytes(bytes(MIB + 740 * KIB))
         with rotated(folder, state, Rotation(size=100 * KIB)) as sink:
             source = MadeSource(cut(EVENTS, [500] * 40))
             summary = record(source, sink, state, now_s=float)
         found = parts(folder)
 
-        assert found[0].stat().st_size == MIB + 650 * KIB
+        assert found[0].stat().st_size == MIB + 740 * KIB
         assert summary.exit_code == 3
         assert all(run("verify", part).exit_code == 0 for part in found[1:])
         assert len([o for part in found[1:] for o in ords(part)]) == source.given
