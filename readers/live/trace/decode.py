@@ -33,7 +33,7 @@ from kcap.readers.live.trace.samples import Int64s, Samples
 _IN_INTERRUPT: Final = 0x08 | 0x10
 """Common flags: an interrupt, or what is done soon after one, whoever runs."""
 
-_NO_CORE_SIGNALS: Final = frozenset({17, 18, 19, 20, 21, 22, 23, 28})
+_HARMLESS: Final = frozenset({17, 18, 19, 20, 21, 22, 23, 28})
 """Signals that by default end nothing: of children, of jobs, of windows, urgent data."""
 
 _EXECVE: Final = ("execve", "execveat")
@@ -136,8 +136,7 @@ class Decoder:
                 if wanted is Role.RENAME:
                     for into, name in ((before, "oldcomm"), (after, "newcomm")):
                         into[mine] = names_of(samples.field(found.layout, name, at))
-        usable = np.ones(len(rows), np.bool_)
-        usable[roles == Role.SIGNAL] = value[roles == Role.SIGNAL] > 0
+        usable = (value > 0) | ~np.isin(roles, (Role.SIGNAL, Role.SENT))
         rows, roles, value, flags = rows[usable], roles[usable], value[usable], flags[usable]
         columns = (
             rows,
@@ -266,9 +265,10 @@ def _values(
     if role is Role.QUIT:
         only_thread = int(found.name.endswith("exit"))
         return (of("error_code") & 0xFF) << _STATUS_SHIFT, only_thread
-    if role is Role.SIGNAL:
+    if role in (Role.SIGNAL, Role.SENT):
         signal = of("sig")
-        return np.where(np.isin(signal, list(_NO_CORE_SIGNALS)), 0, signal), 0
+        harmless = np.isin(signal, list(_HARMLESS))
+        return np.where(harmless, 0, signal), of("pid") if role is Role.SENT else 0
     return np.zeros(len(rows), np.int64), 0
 
 

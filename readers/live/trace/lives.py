@@ -7,7 +7,7 @@ through, one by one (measured: 0.5 µs each; Python 3.11, one core).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,20 @@ FOLLOWED: Final = (
     Role.RENAME,
     Role.QUIT,
     Role.SIGNAL,
+    Role.SENT,
 )
 """What the records are for that are gone through."""
 
+_SIGKILL: Final = 9
+
 Grouped = Callable[[int], "int | None"]
 """Gives the process of a thread as the host has it now; None where the thread is gone."""
+
+
+KEPT: Final = 1 << 16
+"""Tasks of which each such thing is known at most; the oldest is forgotten for a new one."""
+
+_Value = TypeVar("_Value")
 
 
 class Task(NamedTuple):
@@ -46,9 +55,10 @@ class Task(NamedTuple):
     """The task's process, below zero where the record does not say it."""
     time_ns: int
     value: int
-    """The child of a fork or a birth, the process after an execution, the wait status of an end."""
+    """The child of a fork or a birth, the process after an execution, the wait status of an end,
+    a signal."""
     flags: int
-    """The clone flags of a birth; 1 where only a thread ends."""
+    """The clone flags of a birth; 1 where only a thread ends; the thread that a signal is for."""
     names: tuple[bytes, bytes]
     """The old and the new name of a renamed task."""
 
@@ -65,10 +75,10 @@ class Lives:
     """Follows tasks from batch to batch.
 
     Args:
-        grouped: Asked for the process of a thread that was never seen; None where records say it.
+        grouped: Asked for the process of a thread that was never seen.
     """
 
-    def __init__(self, grouped: Grouped | None) -> None:
+    def __init__(self, grouped: Grouped) -> None:
         self._grouped = grouped
         self._groups: dict[int, int] = {}
         self._born: dict[int, tuple[int, int]] = {}
@@ -76,6 +86,8 @@ class Lives:
         self._ends: dict[int, int] = {}
         """The wait statuses of processes that are about to end."""
         self._thread_ends: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
+        """The last signal that each process was sent."""
         self.births: dict[int, Birth] = {}
         """By row of a fork."""
         self.executed: dict[int, tuple[bytes, bytes]] = {}
@@ -90,8 +102,7 @@ class Lives:
             threads: Thread ids.
             pids: The process of each.
         """
-        if self._grouped is not None:
-            self._groups |= zip(threads.tolist(), pids.tolist(), strict=True)
+        self._groups |= zip(threads.tolist(), pids.tolist(), strict=True)
 
     def follow(self, tasks: list[Task]) -> Int64s:
         """Go through the records of a batch, and fill what is known by their rows.
@@ -109,28 +120,35 @@ class Lives:
         tid, role = task.tid, task.role
         pid = task.pid if task.pid >= 0 else self._group(tid)
         if role == Role.NEWTASK:
-            self._born[task.value] = task.flags, task.time_ns
+            _keep(self._born, task.value, (task.flags, task.time_ns))
         elif role == Role.FORK:
             self._fork(task, pid)
         elif role == Role.RENAME:
-            self._renamed[tid] = task.names
+            _keep(self._renamed, tid, task.names)
         elif role == Role.EXEC:
             # Whichever thread executes becomes the process's first one.
             pid = task.value
             self._ends.pop(pid, None)
-            if self._grouped is not None:
-                self._groups[pid] = pid
+            self._sent.pop(pid, None)
+            self._groups[pid] = pid
             names = self._renamed.pop(tid, None)
             if names is not None:
                 self.executed[task.row] = names
+        elif role == Role.SENT:
+            target = self._group(task.flags)
+            if target >= 0:
+                _keep(self._sent, target, task.value)
         elif role == Role.SIGNAL:
-            self._ends.setdefault(pid, task.value)
+            # Where a signal ends a process at once, its threads get SIGKILL in its place.
+            signal = self._sent.get(pid) if task.value == _SIGKILL else task.value
+            if signal is not None:
+                _keep(self._ends, pid, self._ends.get(pid, signal))
         elif role == Role.QUIT and task.flags:
-            self._thread_ends[tid] = task.value
+            _keep(self._thread_ends, tid, task.value)
         elif role == Role.QUIT:
             # The first word counts; a signal that came before was not what ended it.
             if self._ends.get(pid, _SIGNAL) & _SIGNAL:
-                self._ends[pid] = task.value
+                _keep(self._ends, pid, task.value)
         else:
             self._exit(task, pid)
         return pid
@@ -139,9 +157,13 @@ class Lives:
         child = task.value
         flags, start_ns = self._born.pop(child, (None, task.time_ns))
         group = -1 if flags is None else pid if flags & CLONE_THREAD else child
-        if self._grouped is not None and group >= 0:
+        if group == child:
+            # Not when the last one ended: its threads may be slower than its first one.
+            self._ends.pop(child, None)
+            self._sent.pop(child, None)
+        if group >= 0:
             self._groups[child] = group
-        elif self._grouped is not None:
+        else:
             group = self._group(child)
         self.births[task.row] = Birth(group, start_ns)
 
@@ -151,15 +173,13 @@ class Lives:
         status = self._ends.get(pid, own)
         if status is not None:
             self.statuses[task.row] = status
-        if tid == pid:
-            self._ends.pop(pid, None)
         self._renamed.pop(tid, None)
         self._born.pop(tid, None)
         self._groups.pop(tid, None)
 
     def _group(self, tid: int) -> int:
         found = self._groups.get(tid)
-        if found is None and self._grouped is not None:
+        if found is None:
             found = self._grouped(tid)
             if found is not None:
                 self._groups[tid] = found
@@ -177,3 +197,9 @@ class Lives:
         different, which = np.unique(tids, return_inverse=True)
         found = np.array([self._group(tid) for tid in different.tolist()], np.int64)
         return found[which] if len(tids) else tids
+
+
+def _keep(known: dict[int, _Value], key: int, value: _Value) -> None:
+    if len(known) >= KEPT and key not in known:
+        del known[next(iter(known))]
+    known[key] = value

@@ -2,7 +2,7 @@
 
 Some events take several tracepoints: a call is what was asked for (``sys_enter``) and what came of
 it (``sys_exit``); whether a child is a process or a thread says ``task_newtask``, what a program is
-called ``task_rename``, and how a process ends what it asked for or the signal that it got.
+called ``task_rename``, and how a process ends what it asked for or the signals that it got.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Role(IntEnum):
     LEAVE = 9
     QUIT = 10
     SIGNAL = 11
+    SENT = 12
 
 
 class Point(NamedTuple):
@@ -92,12 +93,18 @@ _HELPERS: Final = {
     "task/task_newtask": (Role.NEWTASK, ("pid", "clone_flags")),
     "task/task_rename": (Role.RENAME, ("oldcomm", "newcomm")),
     "signal/signal_deliver": (Role.SIGNAL, ("sig", "sa_handler")),
+    "signal/signal_generate": (Role.SENT, ("sig", "pid", "result")),
     "syscalls/sys_enter_exit": (Role.QUIT, ("error_code",)),
     "syscalls/sys_enter_exit_group": (Role.QUIT, ("error_code",)),
 }
 """Tracepoints that tell of no event by themselves."""
 
-_DEFAULT_ACTION: Final = "sa_handler == 0"
+_HELPER_FILTERS: Final = {
+    Role.SIGNAL: "sa_handler == 0",
+    Role.SENT: "result == 0 && sig != 17",
+}
+"""Signals that nobody handles; those that are not dropped, but for the deaths of children."""
+
 _RENAME: Final = "task_rename"
 _EXECUTES: Final = "prot & 4"
 _FILTERS: Final = {
@@ -183,7 +190,7 @@ class Points:
             if name in self.wanted:
                 self._add(tracepoint, role, numbers[name], fields)
         for tracepoint, (role, fields) in _HELPERS.items():
-            rule = _DEFAULT_ACTION if role is Role.SIGNAL else ""
+            rule = _HELPER_FILTERS.get(role, "")
             number = numbers[_RENAME] if role is Role.RENAME and _RENAME in self.wanted else 0
             self._add(tracepoint, role, number, fields, rule)
         for name in sorted(self.wanted):

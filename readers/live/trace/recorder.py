@@ -124,7 +124,7 @@ class TraceRecorder:
             "unavailable": self._points.unavailable,
             "cannot_see": list(CANNOT_SEE),
         }
-        self._lives = Lives(self._group_of if self.clock == time.CLOCK_BOOTTIME else None)
+        self._lives = Lives(self._group_of)
         self._decoder = Decoder(self._points, self._lives, self._clocks, self._source.id)
         self._ordering = Ordering()
         self._beats = Beats(self._source.id)
