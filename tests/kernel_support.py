@@ -14,7 +14,7 @@ TESTS = Path(__file__).resolve().parent
 THERE = Path("/tmp/programs")
 """Where the programs lie in the machine."""
 
-_RUN = "PYTHONPATH=/packages:/tmp:/tmp/tests python3 tests/kernels/guest.py /tmp/out /tmp/programs"
+_RUN = "PYTHONPATH=/tmp:/tmp/tests python3 tests/kernels/guest.py /tmp/out /tmp/programs"
 
 
 def record_calls(

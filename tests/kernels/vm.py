@@ -44,7 +44,7 @@ exec /bin/busybox switch_root /root /sbin/init
 """
 
 _SECOND_INIT: Final = """#!/bin/busybox sh
-export PATH=/bin:/sbin HOME=/tmp PYTHONPATH=/packages
+export PATH=/bin:/sbin HOME=/tmp
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev
@@ -219,6 +219,11 @@ def fill(tree: Path) -> None:
     shutil.copytree(stdlib, home, ignore=_LEFT_OUT)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
     output(*pip, "--target", tree / "packages", *needed())
+    # Not by a variable: as root, kcap takes no code from where PYTHONPATH says.
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    libraries = tree / sysconfig.get_path("purelib", vars=base).lstrip("/")
+    libraries.mkdir(parents=True, exist_ok=True)
+    (libraries / "packages.pth").write_text("/packages\n")
     for extra in ("pyarrow/include", "pyarrow/tests", "numpy/f2py"):
         shutil.rmtree(tree / "packages" / extra, ignore_errors=True)
     for shared in sorted(set(_shared(tree))):
