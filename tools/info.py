@@ -186,6 +186,7 @@ def _as_text(found: dict[str, Any]) -> str:
         ("content", found.get("content_hash")),
         ("sha256", found.get("sha256")),
         *(("source", _source(s)) for s in found["sources"]),
+        *(("cannot see", what) for s in found["sources"] for what in _unseen(s)),
         *(("left out", _loss(entry)) for entry in found["loss"] if entry["kind"] == FILTERED),
         *(("loss", _loss(entry)) for entry in lost),
     ]
@@ -227,6 +228,12 @@ def _source(entry: dict[str, Any]) -> str:
     host = entry.get("host") or "unknown host"
     boot = f", boot {entry['boot_id']}" if entry.get("boot_id") else ""
     return f"{entry.get('collector')} on {host}{boot} ({entry.get('id')})"
+
+
+def _unseen(entry: dict[str, Any]) -> list[str]:
+    """What a source of events says that it can't know."""
+    said = entry.get("details", {}).get("cannot_see")
+    return [what for what in said if isinstance(what, str)] if isinstance(said, list) else []
 
 
 def _loss(entry: dict[str, Any]) -> str:

@@ -102,7 +102,8 @@ class Lives:
             threads: Thread ids.
             pids: The process of each.
         """
-        self._groups |= zip(threads.tolist(), pids.tolist(), strict=True)
+        for tid, pid in zip(threads.tolist(), pids.tolist(), strict=True):
+            _keep(self._groups, tid, pid)
 
     def follow(self, tasks: list[Task]) -> Int64s:
         """Go through the records of a batch, and fill what is known by their rows.
@@ -130,7 +131,7 @@ class Lives:
             pid = task.value
             self._ends.pop(pid, None)
             self._sent.pop(pid, None)
-            self._groups[pid] = pid
+            _keep(self._groups, pid, pid)
             names = self._renamed.pop(tid, None)
             if names is not None:
                 self.executed[task.row] = names
@@ -162,7 +163,7 @@ class Lives:
             self._ends.pop(child, None)
             self._sent.pop(child, None)
         if group >= 0:
-            self._groups[child] = group
+            _keep(self._groups, child, group)
         else:
             group = self._group(child)
         self.births[task.row] = Birth(group, start_ns)
@@ -182,7 +183,7 @@ class Lives:
         if found is None:
             found = self._grouped(tid)
             if found is not None:
-                self._groups[tid] = found
+                _keep(self._groups, tid, found)
         return -1 if found is None else found
 
     def groups(self, tids: Int64s) -> Int64s:

@@ -41,12 +41,10 @@ BATCH_ROWS: Final = 1 << 15
 """Records of a batch at most."""
 
 CANNOT_SEE: Final = (
-    "strings and structures that a system call points to: paths, addresses, names",
-    "system calls of 32-bit programs",
-    "arguments and working directory of a program that ended before /proc was read",
-    "what is opened, read, written, renamed or removed",
-    "user, group and container of an event by itself: they are followed from process to process",
-    "what is asked for through io_uring",
+    "what a system call points to: paths, addresses, names, arguments of what failed to execute",
+    "files that are opened, read, written, renamed or removed",
+    "arguments of a program that ended before /proc was read, and its working directory",
+    "system calls of 32-bit programs, and what is asked for through io_uring",
 )
 """What such a recording can't know, for whoever reads it."""
 
@@ -122,7 +120,7 @@ class TraceRecorder:
             **(details or {}),
             "events": sorted(self._points.wanted),
             "unavailable": self._points.unavailable,
-            "cannot_see": list(CANNOT_SEE),
+            "cannot_see": [*CANNOT_SEE, *_lacking(self._points)],
         }
         self._lives = Lives(self._group_of)
         self._decoder = Decoder(self._points, self._lives, self._clocks, self._source.id)
@@ -327,6 +325,11 @@ class TraceRecorder:
     def _counters(self) -> dict[str, int]:
         """What a heartbeat says beside that we live."""
         return {"lost": self._lost, "late": self._procfs.late}
+
+
+def _lacking(points: Points) -> list[str]:
+    names = [name.rpartition("/")[2].removeprefix("sys_enter_") for name in points.unavailable]
+    return [f"{', '.join(names)}: this kernel has no such tracepoints"] if names else []
 
 
 class PerfRecorder(TraceRecorder):
