@@ -66,7 +66,7 @@ def integer(row: Row, base: str, value: int) -> None:
 def kernel_path(row: Row, piece: int) -> bytes | None:
     """A path of the kernel."""
     raw = row.pieces[piece]
-    kind, inode = row.numbers[9] >> 12 & 15, row.numbers[7]
+    kind, inode = row.numbers[9] >> 12 & 15, row.numbers[8]
     names = raw.split(b"\0")
     rooted = raw == b"\0" or raw.endswith(b"\0\0")
     if raw and rooted:

@@ -228,7 +228,7 @@ def test_opened_files_have_the_path_of_the_kernel() -> None:
     row = one(
         "openat",
         pieces={0: b"../tmp/link", 2: components("/etc/shadow")},
-        numbers={0: -100, 6: 0x800001, 7: 12, 8: 1_700_000_000_000_000_001, 9: 0o100640},
+        numbers={0: -100, 6: 1_700_000_000_000_000_001, 7: 0x800001, 8: 12, 9: 0o100640},
         retval=3,
     )
     assert row["arg_pathname"] == row["fd_name"] == "/etc/shadow"
@@ -273,7 +273,7 @@ def test_working_directory_after_it_changed() -> None:
 )
 def test_names_of_files(raw: bytes, mode: int, name: str, type_: str) -> None:
     """A file is called what /proc calls it; one whose beginning is not known says so."""
-    row = one("read", pieces={2: raw}, numbers={0: 3, 7: 55, 9: mode})
+    row = one("read", pieces={2: raw}, numbers={0: 3, 8: 55, 9: mode})
     assert (row["fd_name"], row["arg_pathname"], row["fd_type"]) == (name, name, type_)
 
 
@@ -404,7 +404,7 @@ def test_unix_sockets() -> None:
 
 def test_reads_of_sockets() -> None:
     """A read of a descriptor that is a socket has its ends, not only its number."""
-    numbers = {0: 3, 7: 77, 9: 0o140777}
+    numbers = {0: 3, 8: 77, 9: 0o140777}
     row = one("read", pieces={2: b"TCP\0", 3: a_socket()}, numbers=numbers)
     assert (row["fd_type"], row["fd_name"]) == ("ipv4", "10.0.0.1:4000->10.0.0.2:80")
     assert row["arg_pathname"] == "socket:[77]"

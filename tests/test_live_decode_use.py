@@ -163,7 +163,7 @@ ROWS = {
     "accepted": record("accept4", pieces={3: a_socket(local_port=22, inode=5)}, retval=4),
     "received": record("recvfrom", pieces={3: a_socket(local_port=22, inode=5)}, ts_ns=1 << 40),
     "started": execution("/usr/bin/curl", "curl", "http://x"),
-    "pipe": record("read", numbers={0: 3, 7: 9, 9: 0o10600}),
+    "pipe": record("read", numbers={0: 3, 8: 9, 9: 0o10600}),
 }
 
 

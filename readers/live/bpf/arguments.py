@@ -32,7 +32,7 @@ _DESCRIPTOR_HANDLERS: Final = _FILE_HANDLERS - {"exec"}
 """Kinds of events that are about a descriptor of a file."""
 
 _FILE_NUMBERS: Final = (6, 7, 8, 9)
-_INODE: Final = 7
+_INODE: Final = 8
 _MODE: Final = 9
 _TYPE_SHIFT: Final = 12
 _MODE_MASK: Final = 0xFFFF

@@ -38,6 +38,13 @@ struct registers {
     u64 r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
 };
 
+/* The part of them with all arguments, whatever the instruction set. */
+struct arguments {
+    u64 bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
+};
+
+#define ARGUMENTS_AT __builtin_offsetof(struct registers, bp)
+
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;

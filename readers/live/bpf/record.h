@@ -7,7 +7,7 @@
 #define KCAP_RECORD_H
 
 #define KCAP_NUMBERS 12
-#define KCAP_PIECES 12
+#define KCAP_PIECES 11
 #define KCAP_STACK 8 /* the piece with the addresses of the call stack, where asked for */
 #define KCAP_STRING 4096 /* longest string or block of bytes that is copied */
 #define KCAP_EVENTS 256 /* event numbers are below */
@@ -22,22 +22,27 @@ enum kcap_flag {
     KCAP_DEEP = 16,     /* a path has more components than were walked */
 };
 
-/* One event; its pieces follow, one behind the other, in order, without padding. */
+/* One event; its pieces follow, one behind the other, in order, without padding.
+ *
+ * What events have in common that do the same to the same stands at the end, from number 7 on: with
+ * the pieces it is one run of bytes, of which user space looks at each different one once. */
 struct kcap_record {
     u64 ts_ns; /* CLOCK_BOOTTIME */
     u32 bytes; /* of the record with its pieces */
-    u16 event; /* row of linux_events.tsv */
-    u16 flags;
-    u32 pid, tid, ppid, ns_pid;
-    u32 ns_tid, ns_ppid, uid, gid;
+    u32 cpu;
     u64 cgroup_id;
     u64 start_ns, thread_start_ns; /* CLOCK_BOOTTIME; of the process and of the thread */
+    u32 pid, tid, ppid, ns_pid;
+    u32 ns_tid, ns_ppid, uid, gid;
     u32 mount_ns, pid_ns;
-    u32 cpu, nr; /* nr: of the system call, ~0 outside of one */
     s64 retval;
-    char comm[16];
     u64 number[KCAP_NUMBERS]; /* 0 to 5: the call's registers; 6 to 11: see linux_events.tsv */
-    u16 piece[KCAP_PIECES];   /* bytes of each piece */
+    char comm[16];
+    u32 nr;    /* of the system call, ~0 outside of one */
+    u16 event; /* row of linux_events.tsv */
+    u16 flags;
+    u16 error; /* of a call that failed */
+    u16 piece[KCAP_PIECES]; /* bytes of each piece */
 };
 
 /* A socket's ends: a piece. */

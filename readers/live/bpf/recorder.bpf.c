@@ -20,6 +20,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define PIDTYPE_SID 3
 #define EEXIST 17
 #define BPF_PROG_LOAD 5
+#define ERRORS 4095
 
 struct {
     MAP_TYPE(BPF_MAP_TYPE_ARRAY);
@@ -98,7 +99,7 @@ INLINE u32 socket_call(u32 which)
     return which < 21 ? native[which] : 0;
 }
 
-INLINE void put_registers(struct scratch *s, struct registers *regs, u8 compat)
+INLINE void put_registers(struct scratch *s, struct arguments *regs, u8 compat)
 {
     u64 *to = s->record.number;
     if (compat) {
@@ -136,7 +137,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
     u64 nr = word(regs_at, __builtin_offsetof(struct registers, orig_ax));
     u8 compat = is_compat(task), multiplexed = 0;
     u32 key = nr;
-    struct registers regs;
+    struct arguments regs;
     if (compat) {
         /* An address in the upper half is no error. */
         retval = (u32)retval > (u32)-4096 ? (s64)(s32)retval : (s64)(u32)retval;
@@ -175,6 +176,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
     begin(s, call->event);
     s->record.nr = nr;
     s->record.retval = retval;
+    s->record.error = retval < 0 && retval >= -ERRORS ? -retval : 0;
     if (compat)
         s->record.flags |= KCAP_COMPAT;
     if (!in_scope(s)) {
@@ -183,7 +185,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
             count->filtered++;
         return 0;
     }
-    if (bpf_probe_read_kernel(&regs, sizeof(regs), (void *)regs_at))
+    if (bpf_probe_read_kernel(&regs, sizeof(regs), (void *)(regs_at + ARGUMENTS_AT)))
         return 0;
     if (!multiplexed) {
         put_registers(s, &regs, compat);
@@ -253,7 +255,7 @@ int call_open(struct bpf_raw_tracepoint_args *context)
         r->number[3] = how[1];
         r->number[4] = how[2];
     }
-    u64 file = r->retval >= 0 ? file_of(s->task, r->retval) : 0;
+    u64 file = r->retval >= 0 ? file_of(files_of(s), r->retval) : 0;
     if (writes_only && s->call.length) {
         u32 writes = file ? half(file, o_file__f_mode) & FMODE_WRITE : (flags & 3) != 0;
         if (!writes) {
@@ -305,7 +307,7 @@ int call_file(struct bpf_raw_tracepoint_args *context)
     struct scratch *s = the_scratch();
     if (!s)
         return 0;
-    u64 file = file_of(s->task, argument(s, s->call.fd));
+    u64 file = file_of(files_of(s), argument(s, s->call.fd));
     put_user_string(s, 0, argument(s, s->call.string[0]));
     if (file) {
         put_file(s, 2, file);
@@ -334,7 +336,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *context)
         return 0;
     u64 fd = word(context->args[0], compat ? __builtin_offsetof(struct registers, bx)
                                            : __builtin_offsetof(struct registers, di));
-    u64 file = file_of(task, fd);
+    u64 file = file_of(word(task, o_task_struct__files), fd);
     if (!file)
         return 0;
     struct closing what = {};
@@ -358,8 +360,8 @@ int call_close(struct bpf_raw_tracepoint_args *context)
     u32 tid = s->record.tid;
     struct closing *what = bpf_map_lookup_elem(&closings, &tid);
     if (what && !s->record.retval) {
-        s->record.number[6] = what->dev;
-        s->record.number[7] = what->number;
+        s->record.number[7] = what->dev;
+        s->record.number[8] = what->number;
         s->record.number[9] = what->mode;
         /* Closed last, an unlinked file is gone: its memory may be another's by now. */
         if (word(what->inode, o_inode__i_ino) == what->number)
@@ -379,9 +381,9 @@ int call_socket(struct bpf_raw_tracepoint_args *context)
     struct kcap_record *r = &s->record;
     u64 sk = 0;
     if (s->call.fd == 255)
-        sk = r->retval >= 0 ? sock_of(file_of(s->task, r->retval)) : 0;
+        sk = r->retval >= 0 ? sock_of(file_of(files_of(s), r->retval)) : 0;
     else
-        sk = sock_of(file_of(s->task, argument(s, s->call.fd)));
+        sk = sock_of(file_of(files_of(s), argument(s, s->call.fd)));
     u16 family = 0;
     if (sk)
         family = put_ends(s, sk);
@@ -439,7 +441,7 @@ int call_memory(struct bpf_raw_tracepoint_args *context)
     if (!(prot & PROT_EXEC))
         return 0;
     if (mapped && !(r->number[3] & MAP_ANONYMOUS)) {
-        u64 file = file_of(s->task, r->number[4]);
+        u64 file = file_of(files_of(s), r->number[4]);
         if (file)
             put_file(s, 2, file);
     }
@@ -624,8 +626,7 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     put_kernel_string(s, 0, word(bprm, o_linux_binprm__filename));
     put_kernel_string(s, 1, word(bprm, o_linux_binprm__interp));
     put_file(s, 2, file);
-    u64 fs = word(task, o_task_struct__fs);
-    put_path(s, 3, word(fs, o_fs_struct__pwd__dentry), word(fs, o_fs_struct__pwd__mnt));
+    put_directory(s, 3);
     put_block(s, 4, start, end);
     s->variable = word(mm, o_mm_struct__env_start);
     s->inside = 0;
@@ -665,7 +666,7 @@ int call_executed(struct bpf_raw_tracepoint_args *context)
     }
     bpf_map_delete_elem(&renamed, &tid);
     if (equals_binary) {
-        struct binary binary = {.dev = r->number[6], .inode = r->number[7]};
+        struct binary binary = {.dev = r->number[7], .inode = r->number[8]};
         u8 *wanted = bpf_map_lookup_elem(&scope_binary, &binary);
         if (wanted && *wanted == EQUAL)
             track(r->pid);

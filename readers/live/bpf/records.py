@@ -23,7 +23,7 @@ from kcap.readers.live.bpf.btf import Btf
 Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-PIECES: Final = 12
+PIECES: Final = 11
 """Pieces of a record at most."""
 
 NUMBERS: Final = 12

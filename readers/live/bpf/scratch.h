@@ -9,6 +9,7 @@
 #define DATA_BYTES (OFFSET_MASK + 1 + KCAP_STRING)
 #define PATH_DEPTH 64
 #define NAME_BYTES 256
+#define SPAN 136
 
 /* What a program and those that it calls know of the event in hand; one a processor. Only
  * programs that run in a process's own context use it, so none can interrupt another there. */
@@ -18,6 +19,9 @@ struct scratch {
     u64 task; /* whose identity the record has */
     u64 variable; /* of the environment: the next to be looked at */
     u64 inside; /* it is the rest of a long one, whatever it looks like */
+    u64 parent; /* the task that started it, as the record has it */
+    u8 thread[SPAN]; /* of its task_struct, from `cred` on */
+    u8 span[SPAN]; /* of the structure that is looked at */
     struct kcap_record record;
     u8 data[DATA_BYTES];
 };
@@ -95,6 +99,18 @@ INLINE u8 is_own(u32 tgid)
     return found;
 }
 
+/* ---- several fields of a structure with one read, which costs about as much as one of a field ---- */
+
+INLINE void read_span(u8 *span, u64 base, u32 bytes)
+{
+    bpf_probe_read_kernel(span, bytes, (void *)base);
+}
+
+/* A field out of such a part of a structure; from the structure itself where it lies beyond. */
+#define OUT_OF(type, read, span, bytes, base, first, field)                                        \
+    ((field) - (first) <= (bytes) - sizeof(type) ? *(type *)((span) + ((field) - (first)))         \
+                                                 : read((base), (field)))
+
 /* ---- pieces ---- */
 
 INLINE void put_user_string(struct scratch *s, u32 piece, u64 from)
@@ -155,6 +171,13 @@ INLINE void put_user_bytes(struct scratch *s, u32 piece, u64 from, u64 bytes)
     s->used = at + bytes;
 }
 
+#define MOUNT_BYTES 24
+#define DENTRY_BYTES 24
+#define OF_MOUNT(field)                                                                            \
+    OUT_OF(u64, word, s->span, MOUNT_BYTES, mount, o_mount__mnt_parent, (field))
+#define OF_DENTRY(field)                                                                           \
+    OUT_OF(u64, word, s->span, DENTRY_BYTES, dentry, o_dentry__d_parent, (field))
+
 /* Components of a path, the last one first, each with a NUL; an empty one stands for the root.
  * Where that is missing, the path hangs on nothing, as that of a memfd does, or is too deep. */
 INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
@@ -167,7 +190,10 @@ INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
         return;
     }
     u32 i;
-    u64 root = word(vfsmount, o_vfsmount__mnt_root);
+    u64 mount = vfsmount - o_mount__mnt;
+    read_span(s->span, mount + o_mount__mnt_parent, MOUNT_BYTES);
+    u64 above = OF_MOUNT(o_mount__mnt_parent), point = OF_MOUNT(o_mount__mnt_mountpoint);
+    u64 root = OF_MOUNT(o_mount__mnt + o_vfsmount__mnt_root);
 #pragma clang loop unroll(disable)
     for (i = 0; i < PATH_DEPTH; i++) {
         /* Read anew, of a length that it has followed the verifier would try every value. */
@@ -176,21 +202,24 @@ INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
             s->record.flags |= KCAP_CUT | KCAP_DEEP;
             break;
         }
-        u64 up = word(dentry, o_dentry__d_parent);
         if (dentry == root) {
-            u64 above = word(vfsmount - o_mount__mnt, o_mount__mnt_parent);
-            if (above == vfsmount - o_mount__mnt || !above) {
+            if (above == mount || !above) {
                 s->data[at & OFFSET_MASK] = 0;
                 s->used = at + 1;
                 break;
             }
-            dentry = word(vfsmount - o_mount__mnt, o_mount__mnt_mountpoint);
-            vfsmount = above + o_mount__mnt;
-            root = word(vfsmount, o_vfsmount__mnt_root);
+            dentry = point;
+            mount = above;
+            read_span(s->span, mount + o_mount__mnt_parent, MOUNT_BYTES);
+            above = OF_MOUNT(o_mount__mnt_parent);
+            point = OF_MOUNT(o_mount__mnt_mountpoint);
+            root = OF_MOUNT(o_mount__mnt + o_vfsmount__mnt_root);
             continue;
         }
+        read_span(s->span, dentry + o_dentry__d_parent, DENTRY_BYTES);
+        u64 up = OF_DENTRY(o_dentry__d_parent);
         s64 got = bpf_probe_read_kernel_str(&s->data[at & OFFSET_MASK], NAME_BYTES,
-                                            (void *)word(dentry, o_dentry__d_name__name));
+                                            (void *)OF_DENTRY(o_dentry__d_name__name));
         if (got > 1)
             s->used = at + got;
         if (dentry == up || !up)
@@ -204,39 +233,77 @@ INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
 
 /* ---- files ---- */
 
-INLINE u64 file_of(u64 task, u32 fd)
+INLINE u64 file_of(u64 files, u32 fd)
 {
-    u64 table = word(word(task, o_task_struct__files), o_files_struct__fdt);
-    if (!table || fd >= half(table, o_fdtable__max_fds))
+    u64 table[2] = {}; /* max_fds, fd: the first fields on every kernel */
+    u64 at = word(files, o_files_struct__fdt);
+    if (!at)
         return 0;
-    return word(word(table, o_fdtable__fd) + 8 * (u64)fd, 0);
+    if (o_fdtable__max_fds == 0 && o_fdtable__fd == 8) {
+        bpf_probe_read_kernel(table, sizeof(table), (void *)at);
+    } else {
+        table[0] = half(at, o_fdtable__max_fds);
+        table[1] = word(at, o_fdtable__fd);
+    }
+    return fd < (u32)table[0] ? word(table[1] + 8 * (u64)fd, 0) : 0;
 }
 
-INLINE u64 changed_ns(u64 inode)
+#define INODE_BYTES 136
+#define OF_INODE(type, read, field)                                                                \
+    OUT_OF(type, read, s->span, INODE_BYTES, inode, 0, (field))
+
+INLINE u64 changed_ns(struct scratch *s, u64 inode)
 {
-    if (o_inode__i_ctime_sec != NOWHERE)
-        return word(inode, o_inode__i_ctime_sec) * 1000000000ULL +
-               (half(inode, o_inode__i_ctime_nsec) & 0x7fffffff); /* the top bit: somebody asked */
-    if (o_inode____i_ctime__tv_sec != NOWHERE)
-        return word(inode, o_inode____i_ctime__tv_sec) * 1000000000ULL +
-               word(inode, o_inode____i_ctime__tv_nsec);
-    return word(inode, o_inode__i_ctime__tv_sec) * 1000000000ULL +
-           word(inode, o_inode__i_ctime__tv_nsec);
+    u64 second = 0, ns = 0;
+    if (o_inode__i_ctime_sec != NOWHERE) {
+        second = OF_INODE(u64, word, o_inode__i_ctime_sec);
+        ns = OF_INODE(u32, half, o_inode__i_ctime_nsec) & 0x7fffffff; /* the top bit: somebody asked */
+    } else if (o_inode____i_ctime__tv_sec != NOWHERE) {
+        second = OF_INODE(u64, word, o_inode____i_ctime__tv_sec);
+        ns = OF_INODE(u64, word, o_inode____i_ctime__tv_nsec);
+    } else {
+        second = OF_INODE(u64, word, o_inode__i_ctime__tv_sec);
+        ns = OF_INODE(u64, word, o_inode__i_ctime__tv_nsec);
+    }
+    return second * 1000000000ULL + ns;
 }
 
-/* Numbers 6 to 9: device, inode, change time, mode. */
+/* Numbers 6 to 9: change time, device, inode, mode. */
 INLINE void put_inode(struct scratch *s, u64 inode)
 {
-    s->record.number[6] = half(word(inode, o_inode__i_sb), o_super_block__s_dev);
-    s->record.number[7] = word(inode, o_inode__i_ino);
-    s->record.number[8] = changed_ns(inode);
-    s->record.number[9] = quarter(inode, o_inode__i_mode);
+    read_span(s->span, inode, INODE_BYTES);
+    s->record.number[6] = changed_ns(s, inode);
+    s->record.number[7] = half(OF_INODE(u64, word, o_inode__i_sb), o_super_block__s_dev);
+    s->record.number[8] = OF_INODE(u64, word, o_inode__i_ino);
+    s->record.number[9] = OF_INODE(u16, quarter, o_inode__i_mode);
 }
+
+#define FILE_BYTES 80
+#define OF_FILE(field) OUT_OF(u64, word, s->span, FILE_BYTES, file, 0, (field))
 
 INLINE void put_file(struct scratch *s, u32 piece, u64 file)
 {
-    put_inode(s, word(file, o_file__f_inode));
-    put_path(s, piece, word(file, o_file__f_path__dentry), word(file, o_file__f_path__mnt));
+    read_span(s->span, file, FILE_BYTES);
+    u64 dentry = OF_FILE(o_file__f_path__dentry), vfsmount = OF_FILE(o_file__f_path__mnt);
+    put_inode(s, OF_FILE(o_file__f_inode));
+    put_path(s, piece, dentry, vfsmount);
+}
+
+/* ---- the thread that runs ---- */
+
+#define THREAD_SPAN 128
+#define OF_THREAD(field)                                                                           \
+    OUT_OF(u64, word, s->thread, THREAD_SPAN, s->task, o_task_struct__cred, (field))
+
+INLINE u64 files_of(struct scratch *s)
+{
+    return OF_THREAD(o_task_struct__files);
+}
+
+INLINE void put_directory(struct scratch *s, u32 piece)
+{
+    u64 fs = OF_THREAD(o_task_struct__fs);
+    put_path(s, piece, word(fs, o_fs_struct__pwd__dentry), word(fs, o_fs_struct__pwd__mnt));
 }
 
 /* Where a relative path begins. */
@@ -248,10 +315,9 @@ INLINE void put_base(struct scratch *s, u32 piece, u8 at, u64 text, u32 text_byt
     if (at != 255)
         fd = s->record.number[(at - 1) & 7];
     if (fd == (u32)-100) {
-        u64 fs = word(s->task, o_task_struct__fs);
-        put_path(s, piece, word(fs, o_fs_struct__pwd__dentry), word(fs, o_fs_struct__pwd__mnt));
+        put_directory(s, piece);
     } else {
-        u64 file = file_of(s->task, fd);
+        u64 file = file_of(files_of(s), fd);
         if (file)
             put_path(s, piece, word(file, o_file__f_path__dentry), word(file, o_file__f_path__mnt));
     }
@@ -282,11 +348,11 @@ INLINE void put_identity(struct scratch *s)
     u64 started_ns = word(task, o_task_struct__start_boottime);
     u64 ids = bpf_get_current_pid_tgid(), users = bpf_get_current_uid_gid();
     u64 parent = word(task, o_task_struct__real_parent);
-    u64 pid = word(task, o_task_struct__thread_pid);
-    r->ppid = half(parent, o_task_struct__tgid);
-    if (s->task != task || r->thread_start_ns != started_ns || r->tid != (u32)ids ||
-        r->pid != ids >> 32) {
+    u8 same = s->task == task && r->thread_start_ns == started_ns && r->tid == (u32)ids &&
+              r->pid == ids >> 32;
+    if (!same) {
         u64 leader = word(task, o_task_struct__group_leader);
+        u64 pid = word(task, o_task_struct__thread_pid);
         u32 level = half(pid, o_pid__level);
         u64 number = pid + o_pid__numbers + 16 * (u64)level;
         r->ns_tid = half(number, 0);
@@ -294,8 +360,16 @@ INLINE void put_identity(struct scratch *s)
         r->ns_pid = ns_number(word(leader, o_task_struct__thread_pid));
         r->start_ns = word(leader, o_task_struct__start_boottime);
     }
-    r->ns_ppid = ns_number(word(word(parent, o_task_struct__group_leader), o_task_struct__thread_pid));
-    u64 mounts = word(word(task, o_task_struct__nsproxy), o_nsproxy__mnt_ns);
+    /* While it is the parent of a task that lives, no other task can have its place in memory. */
+    if (!same || s->parent != parent) {
+        r->ppid = half(parent, o_task_struct__tgid);
+        r->ns_ppid =
+            ns_number(word(word(parent, o_task_struct__group_leader), o_task_struct__thread_pid));
+    }
+    s->task = task;
+    s->parent = parent;
+    read_span(s->thread, task + o_task_struct__cred, THREAD_SPAN);
+    u64 mounts = word(OF_THREAD(o_task_struct__nsproxy), o_nsproxy__mnt_ns);
     r->mount_ns = half(mounts, o_mnt_namespace__ns__inum);
     r->thread_start_ns = started_ns;
     r->pid = ids >> 32;
@@ -305,7 +379,6 @@ INLINE void put_identity(struct scratch *s)
     r->cgroup_id = cgroup_of(task);
     r->cpu = bpf_get_smp_processor_id();
     bpf_get_current_comm(r->comm, sizeof(r->comm));
-    s->task = task;
 }
 
 /* Begin an event of this thread. */
@@ -317,6 +390,7 @@ INLINE void begin(struct scratch *s, u16 event)
     r->flags = 0;
     r->nr = NOWHERE;
     r->retval = 0;
+    r->error = 0;
     __builtin_memset(r->number, 0, sizeof(r->number));
     __builtin_memset(r->piece, 0, sizeof(r->piece));
     s->used = 0;
