@@ -31,7 +31,7 @@ REQUEST_BYTES: Final = 4096
 REQUESTS: Final = 16
 """Most requests that a client may send without waiting for an answer."""
 
-ANSWER_BYTES: Final = 64 << 10
+ANSWER_BYTES: Final = 128 << 10
 """Longest answer; also the most that waits for a client that does not read."""
 
 PATIENCE_S: Final = 2.0

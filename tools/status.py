@@ -51,14 +51,15 @@ FIELDS: Final = {
     "source": "what tells the events",
     "torn": "findings that the output ends early",
     "waiting_events": "events that are not in a chunk yet",
+    "worker_pid": "the process that works on the events and writes them; may be the recorder's",
 }
 """Names of a report, their units last, and what they are. Only new ones are ever added."""
 
 TOP: Final = 20
 """Event names, and losses, that are told one by one."""
 
-_TEXT_CHARS: Final = 400
-"""Longest text of a report; there are a hundred at most, so it stays below 64 KiB."""
+_TEXT_CHARS: Final = 300
+"""Longest text of a report, which then fits into an answer even where JSON has six for each."""
 
 _TOLD: Final = ("case", "operator", "note", "filter", "selection", "unavailable", "refused")
 """What of a source's details is about the recording, not about the host."""
@@ -66,7 +67,7 @@ _TOLD: Final = ("case", "operator", "note", "filter", "selection", "unavailable"
 _LIVELY: Final = ("attached",)
 """What of a heartbeat's details changes."""
 
-_ITEMS: Final = 40
+_ITEMS: Final = 30
 """Items of such a detail, and characters of each."""
 
 _RATE_S: Final = 1.0
@@ -210,6 +211,7 @@ class Status:
             "since_ns": self._since_ns,
             "source": self._format,
             "waiting_events": self._output.waiting_events,
+            "worker_pid": os.getpid(),
         }
 
     def _count(self, batch: Batch) -> None:
