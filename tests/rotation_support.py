@@ -16,9 +16,9 @@ from kcap.model.stream import StreamInfo
 from kcap.replay.pipeline import Pipeline, Summary
 from kcap.state import State
 from kcap.tools.durability import Durability
-from kcap.tools.outputs import LocalOutputs
+from kcap.tools.outputs import LocalOutputs, Outputs
 from kcap.tools.parts import Template
-from kcap.tools.recorded import Recorded, Rotated, Rotation
+from kcap.tools.recorded import Recorded, Rotated, Rotation, Series
 
 WHOLE = Rotation()
 UNSYNCED = Durability(synced=False)
@@ -99,12 +99,16 @@ def record(
 
 def rotated(folder: Path, state: State, rotation: Rotation = WHOLE, **options: Any) -> Rotated:
     """A recording into parts in a folder, ``p-1.kcap`` and so on."""
+    usual = {"writing": {}, "durable": UNSYNCED}
+    found = series(folder, rotation.keep, options.pop("outputs", None))
+    return Rotated(found, state, rotation, now_s=0.0, **{**usual, **options})
+
+
+def series(folder: Path, keep: int | None = None, outputs: Outputs | None = None) -> Series:
+    """The files of recordings into a folder."""
     template = Template(str(folder / "p-{n}.kcap"), by=False, timed=True)
     existing = [(number, str(path)) for number, path in template.numbered()]
-    options = {"outputs": LocalOutputs(synced=False), "writing": {}, **options}
-    return Rotated(
-        template, existing, state=state, rotation=rotation, durable=UNSYNCED, now_s=0.0, **options
-    )
+    return Series(template, existing, outputs or LocalOutputs(synced=False), keep)
 
 
 def parts(folder: Path) -> list[Path]:

@@ -269,9 +269,10 @@ def test_without_keep_the_last_part_says_so(tmp_path: Path) -> None:
     with disk(tmp_path / "disk", 2 * MIB) as folder:
         state = State()
         (folder / "p-1.kcap").write_bytes(bytes(MIB + 740 * KIB))
-        with rotated(folder, state, Rotation(size=100 * KIB)) as sink:
+        with rotated(folder, state, Rotation(size=100 * KIB), durable=DURABLE) as sink:
             source = MadeSource(cut(EVENTS, [500] * 40))
-            summary = record(source, sink, state, now_s=float)
+            seconds = iter(range(1 << 30))
+            summary = record(source, sink, state, now_s=lambda: float(next(seconds)))
         found = parts(folder)
 
         assert found[0].stat().st_size == MIB + 740 * KIB

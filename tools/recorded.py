@@ -48,6 +48,14 @@ class Recorded(Sink, Protocol):
     """The files."""
 
     @property
+    def writer(self) -> CaptureWriter | None:
+        """The writer of the file that is open; None before the first one and after the last."""
+
+    @property
+    def bytes_written(self) -> int:
+        """Length of the files so far."""
+
+    @property
     def expected_bytes(self) -> int:
         """Length of the files were they closed now, roughly."""
 
@@ -126,24 +134,34 @@ class OneFile:
         """What could not be written."""
         self.names = [path]
         """The file."""
-        self.writer = writer
+        self._writer = writer
         self._ending = ending
         self._committer = durability.Committer(writer, durable, now_s)
         self._closed = False
 
     @property
+    def writer(self) -> CaptureWriter:
+        """See `Recorded.writer`."""
+        return self._writer
+
+    @property
+    def bytes_written(self) -> int:
+        """See `Recorded.bytes_written`."""
+        return self._writer.bytes_written
+
+    @property
     def expected_bytes(self) -> int:
         """See `Recorded.expected_bytes`."""
-        return self.writer.expected_bytes
+        return self._writer.expected_bytes
 
     @property
     def full(self) -> bool:
         """See `Recorded.full`."""
-        return self.writer.full
+        return self._writer.full
 
     def write(self, batch: Batch) -> None:
         """See `kcap.model.stream.Sink.write`."""
-        self.writer.write(batch)
+        self._writer.write(batch)
 
     def check(self, now_s: float) -> None:
         """See `Recorded.check`."""
@@ -154,8 +172,118 @@ class OneFile:
         if self._closed:
             return
         self._closed = True
-        _finish(self.writer, self._ending)
-        self.losses += self.writer.losses
+        finish(self._writer, self._ending)
+        self.losses += self._writer.losses
+
+
+class Series:
+    """The files of recordings that have a name in common, and a number each.
+
+    Args:
+        template: Their names.
+        existing: Those that there are, with their numbers: new ones go on behind them.
+        outputs: Creates and removes files.
+        keep: How many stay; None for all.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        existing: Sequence[tuple[int, str]],
+        outputs: Outputs,
+        keep: int | None = None,
+    ) -> None:
+        self._template = template
+        self._outputs = outputs
+        self._keep = keep
+        self._files = deque(name for _, name in existing)
+        """The oldest first."""
+        self._next = max((number for number, _ in existing), default=0) + 1
+
+    def create(self) -> tuple[int, str, BinaryIO]:
+        """Create the next file: who records into the same names at the same time gets others.
+
+        Returns:
+            Its number, its name, and a stream without a buffer.
+
+        Raises:
+            FullError: There is no room.
+            OutputError: It can't be created.
+        """
+        number = self._next
+        while True:
+            name = self._template.name(number, "", time.time())
+            try:
+                return number, name, self._outputs.create(name)
+            except FileExistsError as e:
+                number += 1
+                if number == self._next + _TRIES:
+                    raise OutputError("the output exists already", file=name) from e
+            except FullError:
+                if not self.free():
+                    raise
+
+    def drop(self, name: str) -> None:
+        """Remove a file that was created and can't be used.
+
+        Args:
+            name: The file.
+        """
+        self._outputs.remove(name)
+
+    def add(self, number: int, name: str) -> None:
+        """Take note of a file that is begun, and remove the oldest beyond those that stay.
+
+        Args:
+            number: Its number.
+            name: Its name.
+        """
+        self._next = number + 1
+        self._files.append(name)
+        while self._keep is not None and len(self._files) > self._keep and self.free():
+            pass
+
+    def free(self) -> bool:
+        """Remove the oldest file, where files may go; never the last, which may be open.
+
+        Returns:
+            True where there was one.
+        """
+        if self._keep is None or len(self._files) < 2:  # noqa: PLR2004
+            return False
+        try:
+            self._outputs.remove(self._files.popleft())
+        except KcapError as e:
+            click.echo(f"kcap: warning: {e}", err=True)
+        return True
+
+
+class HostTables:
+    """What a source says of the host beside what the state follows: each file begins with it."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, Batch] = {}
+
+    def take(self, batch: Batch) -> None:
+        """Take note of what comes with a batch.
+
+        Args:
+            batch: Events and side records.
+        """
+        for side in batch.before:
+            if isinstance(side, Snapshot):
+                self._tables.update(side.tables)
+
+    def start(self, state: State) -> Snapshot:
+        """What a file begins with.
+
+        Args:
+            state: The state there.
+
+        Returns:
+            All tables.
+        """
+        return Snapshot({**self._tables, **state.snapshot().tables})
 
 
 class Rotated(OpenParts):
@@ -165,9 +293,7 @@ class Rotated(OpenParts):
     are final from the start, so that a kill leaves the parts that are complete and an open one.
 
     Args:
-        template: The names of the parts.
-        existing: The parts that there are, with their numbers: this recording goes on behind them.
-        outputs: Creates and removes files.
+        series: The files.
         state: The pipeline's state.
         rotation: When a part ends.
         durable: When what came is to be committed.
@@ -179,9 +305,7 @@ class Rotated(OpenParts):
 
     def __init__(
         self,
-        template: Template,
-        existing: Sequence[tuple[int, str]],
-        outputs: Outputs,
+        series: Series,
         state: State,
         rotation: Rotation,
         durable: Durability,
@@ -192,24 +316,24 @@ class Rotated(OpenParts):
         told: Told | None = None,
     ) -> None:
         super().__init__()
-        self._template = template
-        self._outputs = outputs
+        self._series = series
         self._state = state
         self._rotation = rotation
         self._durable = durable
         self._writing = writing
         self._ending = ending
         self._told = told
-        self._files = deque(name for _, name in existing)
-        """All parts that there are, the oldest first."""
-        self._next = max((number for number, _ in existing), default=0) + 1
         self._size = EveryBytes(rotation.size, lambda: self.writer) if rotation.size else None
-        self._host = Snapshot({})
-        """What the source said of the host beside what the state follows."""
+        self._host = HostTables()
         self._complete_bytes = 0
         self._asked = False
         self._begun_s = self._not_before_s = now_s
         self._begin()
+
+    @property
+    def bytes_written(self) -> int:
+        """See `Recorded.bytes_written`."""
+        return self._complete_bytes + (0 if self.writer is None else self.writer.bytes_written)
 
     @property
     def expected_bytes(self) -> int:
@@ -227,11 +351,8 @@ class Rotated(OpenParts):
 
     def write(self, batch: Batch) -> None:
         """See `kcap.model.stream.Sink.write`."""
-        for side in batch.before:
-            if isinstance(side, SourceInfo):
-                self._sources[side.id] = side
-            elif isinstance(side, Snapshot):
-                self._host = Snapshot({**self._host.tables, **side.tables})
+        self._sources |= {s.id: s for s in batch.before if isinstance(s, SourceInfo)}
+        self._host.take(batch)
         self._hand_on(batch)
 
     def check(self, now_s: float) -> None:
@@ -241,7 +362,7 @@ class Rotated(OpenParts):
             self._asked = False
             self._begun_s = now_s
             try:
-                self._begin(Snapshot({**self._host.tables, **self._state.snapshot().tables}))
+                self._begin(self._host.start(self._state))
             except FullError:
                 # The part that is open has the room for its end: it goes on while there is more.
                 self._asked = True
@@ -261,17 +382,16 @@ class Rotated(OpenParts):
 
     def _begin(self, start: Snapshot | None = None) -> None:
         """Begin a part, then complete the one before: only where there is room for another."""
-        number, name, stream = self._create()
+        number, name, stream = self._series.create()
         stack = contextlib.ExitStack()
-        stack.enter_context(_closing(stream, name))
+        stack.enter_context(closing(stream, name))
         try:
             writer = self._writer(stream, name)
         except BaseException:
             stack.close()
-            self._outputs.remove(name)
+            self._series.drop(name)
             raise
         before = self._open.get(None)
-        self._next = number + 1
         self._opened(number, OpenPart(name, stack, writer, writer))
         if start is not None:
             writer.write(EMPTY.with_before((start,)))
@@ -279,25 +399,7 @@ class Rotated(OpenParts):
         self._committer = durability.Committer(writer, self._durable, self._begun_s)
         if before is not None:
             self._complete(before)
-        self._files.append(name)
-        keep = self._rotation.keep
-        while keep is not None and len(self._files) > keep and self._remove_oldest():
-            pass
-
-    def _create(self) -> tuple[int, str, BinaryIO]:
-        """A new file: who records into the same names at the same time gets others."""
-        number = self._next
-        while True:
-            name = self._template.name(number, "", time.time())
-            try:
-                return number, name, self._outputs.create(name)
-            except FileExistsError as e:
-                number += 1
-                if number == self._next + _TRIES:
-                    raise OutputError("the output exists already", file=name) from e
-            except FullError:
-                if not self._remove_oldest():
-                    raise
+        self._series.add(number, name)
 
     def _writer(self, stream: BinaryIO, name: str) -> CaptureWriter:
         return CaptureWriter(
@@ -306,31 +408,25 @@ class Rotated(OpenParts):
             snapshot=self._state.snapshot,
             created_ns=time.time_ns(),
             sync=durability.syncing_file(stream, self._durable),
-            room=room_of(stream, name, self._remove_oldest),
+            room=room_of(stream, name, self._series.free),
             **self._writing,
         )
 
-    def _remove_oldest(self) -> bool:
-        """Remove the oldest part, where parts may go; never the last, which may be open."""
-        if self._rotation.keep is None or len(self._files) < 2:  # noqa: PLR2004
-            return False
-        name = self._files.popleft()
-        try:
-            self._outputs.remove(name)
-        except KcapError as e:
-            click.echo(f"kcap: warning: {e}", err=True)
-        return True
-
     def _complete(self, part: OpenPart) -> None:
-        _finish(part.writer, self._ending)
+        finish(part.writer, self._ending)
         super()._complete(part)
         self._complete_bytes += part.writer.bytes_written
         if self._told is not None:
             self._told(part.name, part.writer)
 
 
-def _finish(writer: CaptureWriter, ending: Ending) -> None:
-    """Say what is to be said at the end, and close a writer."""
+def finish(writer: CaptureWriter, ending: Ending) -> None:
+    """Say what is to be said at the end, and close a writer.
+
+    Args:
+        writer: The writer.
+        ending: Gives what it says.
+    """
     said = ending()
     try:
         if said and not writer.failed:
@@ -340,7 +436,19 @@ def _finish(writer: CaptureWriter, ending: Ending) -> None:
 
 
 @contextlib.contextmanager
-def _closing(stream: BinaryIO, name: str) -> Iterator[None]:
+def closing(stream: BinaryIO, name: str) -> Iterator[None]:
+    """Close a file behind what is written to it.
+
+    Args:
+        stream: The file.
+        name: Its name.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: The system says only now that something was not written.
+    """
     try:
         yield
     finally:
