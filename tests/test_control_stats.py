@@ -84,6 +84,14 @@ def test_a_report_has_the_documented_names() -> None:
     assert json.loads(json.dumps(report)) == report
 
 
+def test_the_names_are_documented() -> None:
+    """docs/control.md explains each name, as the program does."""
+    text = (Path(__file__).parent.parent / "docs" / "control.md").read_text("utf-8")
+    assert [f"| `{name}` | {what} |" for name, what in FIELDS.items()] == [
+        line for line in text.splitlines() if re.match(r"\| `[a-z_]+` \| ", line)
+    ]
+
+
 def test_events_are_counted_by_name() -> None:
     """The names and their numbers are those of the batches, and together all events."""
     batch = named(["a", "b", "a", "a", "c"])
