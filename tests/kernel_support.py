@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from kernels import vm
@@ -14,7 +15,8 @@ TESTS = Path(__file__).resolve().parent
 THERE = Path("/tmp/programs")
 """Where the programs lie in the machine."""
 
-_RUN = "PYTHONPATH=/tmp:/tmp/tests python3 tests/kernels/guest.py /tmp/out /tmp/programs"
+_RUN = "PYTHONPATH=/tmp:/tmp/tests python3 tests/kernels/{} /tmp/out /tmp/programs"
+_SUPPORT = ("live_support.py", "workload_support.py")
 
 
 def record_calls(
@@ -30,19 +32,46 @@ def record_calls(
     Returns:
         The capture, and what was done.
     """
+    said = _booted(series, folder, workloads, "guest.py", CALLS)
+    return folder / "out/r.kcap", said
+
+
+def record_traces(series: str, folder: Path, workloads: Workloads) -> dict[str, list[Fact]]:
+    """Boot another kernel, and record there a burst of processes through its tracepoints.
+
+    Args:
+        series: The kernel, as ``6.1``.
+        folder: Where the captures come to lie, as ``out/SOURCE.kcap``.
+        workloads: The programs.
+
+    Returns:
+        What was done, by source.
+    """
+    own = ("trace_support.py",)
+    return _booted(series, folder, workloads, "trace_guest.py", ("burst",), own)
+
+
+def _booted(
+    series: str,
+    folder: Path,
+    workloads: Workloads,
+    guest: str,
+    programs: Iterable[str],
+    support: Iterable[str] = (),
+) -> dict[str, list[Fact]]:
+    """What a script under another kernel says that it did."""
     image = vm.image(series)
     vm.disk()
     begun_s = time.monotonic()
     names = ("kcap", "readers", "writers", "tools", "spec", "pyproject.toml")
-    own = ("live_support.py", "workload_support.py", "kernels/guest.py")
+    own = (*_SUPPORT, *support, f"kernels/{guest}")
     brought = [
         *((vm.ROOT / name, name) for name in names),
         *((TESTS / name, f"tests/{name}") for name in own),
-        *((Path(workloads.path(name)), f"programs/{name}") for name in (*CALLS, "child")),
+        *((Path(workloads.path(name)), f"programs/{name}") for name in (*programs, "child")),
     ]
-    console = vm.boot(image, vm.archive(brought, _RUN), folder)
+    console = vm.boot(image, vm.archive(brought, _RUN.format(guest)), folder)
     took_s = time.monotonic() - begun_s
     assert "exit code 0" in console, console
     print(f"Linux {image.version}: booted, recorded and ended in {took_s:.0f} s")
-    said = json.loads((folder / "out/said.json").read_text())
-    return folder / "out/r.kcap", dict(said)
+    return dict(json.loads((folder / "out/said.json").read_text()))

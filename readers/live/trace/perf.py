@@ -185,7 +185,7 @@ class PerfRings:
         """Take what the rings hold now.
 
         Returns:
-            The records of each processor; and those that had no room, by processor.
+            The records of each processor; and those that had no room, where `lost` does not tell.
         """
         if not self._rings:
             self._rings = {cpu: _Ring(fd, self.bytes) for cpu, fd in self._leaders.items()}
@@ -194,7 +194,7 @@ class PerfRings:
             samples, missing = _parsed(ring.take())
             if len(samples.starts):
                 found.append(samples)
-            if missing:
+            if missing and not self._format:  # else `lost` tells them, by tracepoint
                 lost.append(Lost(missing, cpu))
         return found, lost
 

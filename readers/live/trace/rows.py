@@ -302,7 +302,7 @@ class Rows:
             told_ends = [None if end is None else end.json.encode() for end in sides]
             entries = pa.array(told_ends, pa.binary())
             self._texts(name, Texts(mine, codes, entries), TypeClass.JSON)
-        named = [b"->".join(end.name for end in pair if end is not None) or None for pair in ends]
+        named = [_named(int(pair[0]), *both) for pair, both in zip(pairs, ends, strict=True)]
         self._texts("fd_name", Texts(mine, codes, pa.array(named, pa.binary())), is_argument=False)
         types = [values.type_of(int(pair[0])) for pair in pairs]
         kinds = pa.array([None if t is None else t.encode() for t in types], pa.binary())
@@ -375,6 +375,14 @@ def _ends(pair: npt.NDArray[np.uint32]) -> tuple[values.End | None, values.End |
         for side, port in zip(sides, ports, strict=True)
     ]
     return found[0], found[1]
+
+
+def _named(family: int, local: values.End | None, remote: values.End | None) -> bytes | None:
+    """What a socket is called: both ends where it has another one, else its own."""
+    if remote is None:
+        return None if local is None else local.name
+    mine = local or values.internet(family, _NOWHERE[family], 0)
+    return mine.name + b"->" + remote.name
 
 
 def _place(event: Event, kind: str, place: str) -> int | None:
