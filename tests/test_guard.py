@@ -127,8 +127,9 @@ def test_what_a_worker_needs_is_loaded_before(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", *COMMAND[1:], "record", "-o"]
     done = subprocess.run(
         [*command, tmp_path / "r.kcap", "--events", "all", "--duration", "1.5"],
-        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr
     before, _, after = done.stderr.partition("kcap: recording with")
     assert "import time:" in before
     assert "import time:" not in after.partition("\n")[2]

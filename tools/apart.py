@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeVar, cast
 
 import click
 
-from kcap.errors import KcapError
+from kcap.errors import KcapError, OutputError
 from kcap.tools.cli import exit_codes
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def user_option(function: _F) -> _F:
     )(function)
 
 
-def settle() -> None:
+def _settle() -> None:
     """Let the libraries that kcap loads start no threads: those would keep the rights of root.
 
     They ask the environment when they are loaded, so this comes before that. What they compute
@@ -51,6 +50,9 @@ def settle() -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+
+
+_settle()
 
 
 def run(
@@ -207,52 +209,60 @@ def _die(number: int) -> NoReturn:
     raise AssertionError(number)
 
 
-class AskedOutputs:
-    """Has files created and removed by the process with the rights.
+class PartedOutputs:
+    """Creates and removes a recording's files, once that takes rights in the process that has them.
 
     Args:
-        channel: Where it is asked; see `answering`.
+        outputs: Does it.
+        allowed: Whether a name is one of the recording's files.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, outputs: Outputs, allowed: Callable[[str], bool]) -> None:
+        self._outputs = outputs
+        self._allowed = allowed
+        self._channel: Channel | None = None
+
+    def through(self, channel: Channel) -> None:
+        """Ask for it from now on: in the worker.
+
+        Args:
+            channel: Leads to the other process, which answers as `answers` says.
+        """
         self._channel = channel
 
     def create(self, name: str) -> BinaryIO:
         """See `kcap.tools.outputs.Outputs.create`."""
-        return cast(
-            "BinaryIO", io.FileIO(self._channel.descriptor(_CREATE, os.fsencode(name)), "r+")
-        )
+        if self._channel is None:
+            return self._outputs.create(name)
+        fd = self._channel.descriptor(_CREATE, os.fsencode(name))
+        return cast("BinaryIO", os.fdopen(fd, "r+b", buffering=0))
 
     def remove(self, name: str) -> None:
         """See `kcap.tools.outputs.Outputs.remove`."""
-        self._channel.ask(_REMOVE, os.fsencode(name))
+        if self._channel is None:
+            self._outputs.remove(name)
+        else:
+            self._channel.ask(_REMOVE, os.fsencode(name))
 
+    def answers(self) -> dict[str, Serve]:
+        """What the process with the rights answers."""
+        return {_CREATE: self._create, _REMOVE: self._remove}
 
-def answering(outputs: Outputs, allowed: Callable[[str], bool]) -> dict[str, Serve]:
-    """What answers `AskedOutputs`.
+    def _create(self, argument: bytes) -> Answer:
+        from kcap.readers.live.guard.channel import Answer
 
-    Args:
-        outputs: Creates and removes.
-        allowed: Whether a name is one of the recording's files.
-
-    Returns:
-        The answers, for `run`.
-    """
-    from kcap.errors import OutputError
-    from kcap.readers.live.guard.channel import Answer
-
-    def checked(argument: bytes) -> str:
-        name = os.fsdecode(argument)
-        if not allowed(name):
-            raise OutputError("this is none of the recording's files", file=name)
-        return name
-
-    def create(argument: bytes) -> Answer:
-        with contextlib.closing(outputs.create(checked(argument))) as stream:
+        with contextlib.closing(self._outputs.create(self._checked(argument))) as stream:
             return Answer(descriptor=os.dup(stream.fileno()))
 
-    def remove(argument: bytes) -> Answer:
-        outputs.remove(checked(argument))
+    def _remove(self, argument: bytes) -> Answer:
+        from kcap.readers.live.guard.channel import Answer
+
+        self._outputs.remove(self._checked(argument))
         return Answer()
 
-    return {_CREATE: create, _REMOVE: remove}
+    def _checked(self, argument: bytes) -> str:
+        """A name that the worker may have something done to."""
+        name = os.fsdecode(argument)
+        if not self._allowed(name):
+            raise OutputError("this is none of the recording's files", file=name)
+        return name

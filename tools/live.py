@@ -178,27 +178,37 @@ class Deadline:
 
 
 @contextlib.contextmanager
-def stopping(source: LiveSource, *, twice: bool = False) -> Iterator[None]:
+def stopping(
+    source: LiveSource,
+    *,
+    twice: bool = False,
+    acts: Mapping[str, Callable[[], object]] | None = None,
+) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal end it in order: what was seen goes out first.
 
     Args:
         source: What to stop.
         twice: A second signal kills: where an output takes no more, waiting would have no end.
+        acts: Signals, by name, that mean something else; what they have done must be safe there.
 
     Yields:
         Nothing.
     """
     asked = False
+    others = {getattr(signal, name): act for name, act in (acts or {}).items()}
 
     def ask(number: int, _: object) -> None:
         nonlocal asked
+        if number in others:
+            others[number]()
+            return
         if asked and twice:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         asked = True
         source.stop()
 
-    wanted = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    wanted = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM), *others}
     before = {number: signal.signal(number, ask) for number in wanted}
     try:
         yield

@@ -74,7 +74,8 @@ def opened(
         OutputError: It exists, is a link, or can't be written.
     """
     if path == "-":
-        yield _stdout(binary=binary)
+        stdout = _stdout(binary=binary)
+        yield stdout if buffered else getattr(stdout, "raw", stdout)
         return
     target = Path(path)
     if target.is_symlink():
@@ -82,7 +83,7 @@ def opened(
     if _is_device(target):
         fd = _descriptor(target, 0)
         _check_owner(fd, path)
-        with _closing(os.fdopen(fd, "wb"), path) as stream:
+        with _closing(os.fdopen(fd, "wb", -1 if buffered else 0), path) as stream:
             yield stream
     elif force or whole:
         with _replacing(target, force=force, buffered=buffered) as stream:

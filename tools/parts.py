@@ -92,9 +92,7 @@ class Template:
             OutputError: Their folder can't be read.
         """
         folder = Path(self.text).parent
-        pattern = ""
-        for literal, name, _, _ in string.Formatter().parse(Path(self.text).name):
-            pattern += re.escape(literal) + ("" if name is None else _PATTERNS.get(name, r"\d+"))
+        pattern = self._pattern()
         try:
             found = [(re.fullmatch(pattern, p.name), p) for p in folder.iterdir()]
         except (FileNotFoundError, NotADirectoryError):
@@ -102,6 +100,25 @@ class Template:
         except OSError as e:
             raise OutputError(f"can't be read: {e.strerror}", file=str(folder)) from e
         return sorted((int(of.group(of.lastindex or 0)), path) for of, path in found if of)
+
+    def names(self, path: str) -> bool:
+        """Whether a file can be a part with a number.
+
+        Args:
+            path: The file, named as this names parts.
+
+        Returns:
+            True where it is in that folder, under such a name.
+        """
+        folder, given = Path(self.text).parent, Path(path)
+        return given.parent == folder and bool(re.fullmatch(self._pattern(), given.name))
+
+    def _pattern(self) -> str:
+        """What the names of parts with a number match."""
+        pattern = ""
+        for literal, name, _, _ in string.Formatter().parse(Path(self.text).name):
+            pattern += re.escape(literal) + ("" if name is None else _PATTERNS.get(name, r"\d+"))
+        return pattern
 
 
 _PATTERNS: Final = {"n": r"(\d{1,18})", "time": r"\d{8}T\d{6}Z"}

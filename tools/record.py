@@ -6,8 +6,6 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Unpack
 
 import click
@@ -22,73 +20,31 @@ from kcap.tools import (
     live_select,
     notify,
     output,
-    status,
+    rotation,
 )
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
-    from kcap.format.writer import CaptureWriter
-    from kcap.model.batch import Batch
-    from kcap.model.side import Loss
     from kcap.model.stream import LiveSource
     from kcap.readers.live.guard.channel import Channel
     from kcap.readers.live.selection import Selection
-    from kcap.replay.pipeline import Summary
+    from kcap.tools.recorded import Recorded
+    from kcap.tools.recording import Place
 
-
-apart.settle()
 
 NOTE_CHARS: Final = 4096
 """The longest case, operator or note."""
 
 
-class _RecordOptions(live.LiveOptions, live_select.SelectOptions):
+class _RecordOptions(live.LiveOptions, live_select.SelectOptions, rotation.RotationOptions):
     """Options that record shares with run, and what it is told for whoever reads the capture."""
 
     case: str | None
     operator: str | None
     note: str | None
     user: str | None
-
-
-@dataclass
-class _Limits:
-    """When a recording ends by itself, and when what it has is committed."""
-
-    source: LiveSource
-    writer: CaptureWriter
-    path: str
-    duration_s: float | None
-    max_size: int | None
-    durable: durability.Durability
-    signs: notify.Signs
-
-    def __post_init__(self) -> None:
-        self._told = False
-        self._deadline = live.Deadline(self.source, self.duration_s)
-        self._committer = durability.Committer(self.writer, self.durable, time.monotonic())
-
-    def check(self) -> bool:
-        """After each batch: say that the recording runs, commit in time, stop at a limit.
-
-        Returns:
-            False: the source ends by itself then, with all that it has.
-        """
-        from kcap.model.text import printable
-
-        if not self._told:
-            self._told = True
-            source = self.source.info.format
-            click.echo(f"kcap: recording with {source}: {printable(self.path)}", err=True)
-        now = time.monotonic()
-        self._committer.check(now)
-        self._deadline.check(now)
-        self.signs.check(now)
-        if self.max_size is not None and self.writer.expected_bytes >= self.max_size:
-            self.source.stop()
-        return False
 
 
 def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
@@ -127,6 +83,7 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
 )
 @click.option("--operator", callback=_brief, help="Who records.")
 @click.option("--note", callback=_brief, help="Anything else that a reader should know.")
+@rotation.rotation_options
 @apart.user_option
 @common.chunk_options
 @common.where_option
@@ -160,46 +117,72 @@ def command(
     What --events, --scope and a filter, behind -w or as words, leave out stays in the kernel as far
     as that can tell; 'kcap info' shows how much.
     """
-    from kcap.format.writer import CaptureWriter
-    from kcap.replay.pipeline import Pipeline
-    from kcap.state import State
+    from kcap.tools.recording import Place
 
     where = common.filter_given(ctx, where, words)
     selection = live_select.chosen(options, where)
+    place = Place(
+        output.capture_path(target) if target else _default_name(),
+        force,
+        durable,
+        rotation.chosen(options, target),
+        {"chunk_rows": chunk_events, "level": level},
+    )
     told = _told(options, where)
     source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
-    path = output.capture_path(target) if target else _default_name()
-    with (
-        contextlib.closing(source),
-        notify.Notifier() as manager,
-        live.stopping(source),
-        control.opened() as asked,
-        output.opened(path, force=force) as stream,
-    ):
-        state = State()
-        writer = CaptureWriter(
-            stream,
-            file=path,
-            snapshot=state.snapshot,
-            chunk_rows=chunk_events,
-            created_ns=time.time_ns(),
-            level=level,
-            sync=durability.syncing(stream, durable, path),
+    code = _record(ctx, source, selection, place, max_size, options)
+    if durable.synced and force and place.target != "-":
+        durability.sync_folder(place.target)  # a new file has taken the old one's name
+    ctx.exit(code)
+
+
+def _record(
+    ctx: click.Context,
+    source: LiveSource,
+    selection: Selection,
+    place: Place,
+    max_size: int | None,
+    options: _RecordOptions,
+) -> int:
+    """Put the recording together with all its rights, then do it without.
+
+    Returns:
+        The exit code.
+    """
+    from kcap.model.batch import EMPTY
+    from kcap.replay.pipeline import Pipeline
+    from kcap.state import State
+    from kcap.tools.recorded import Rotated
+    from kcap.tools.recording import Limits, Wanted, opened, report, status_of
+
+    state, wanted = State(), Wanted(selection)
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        manager = stack.enter_context(notify.Notifier())
+        asked = stack.enter_context(control.opened())
+        sink, outputs = opened(place, stack, state, wanted)
+        acts = {"SIGHUP": sink.rotate} if isinstance(sink, Rotated) else {}
+        stack.enter_context(live.stopping(source, acts=acts))
+        limits = Limits(
+            source,
+            sink,
+            notify.Signs(manager, lambda: _sign(sink)),
+            duration_s=options["duration"],
+            max_size=max_size,
         )
-        signs = notify.Signs(manager, lambda: _sign(writer, path))
-        limits = _Limits(source, writer, path, options["duration"], max_size, durable, signs)
-        kept = _Kept(writer, selection)
-        attendant = attend.Attendant(source.info, kept.tell, asked)
-        progress = Progress(lambda: writer.bytes_written)
+        attendant = attend.Attendant(
+            source.info, lambda losses: sink.write(EMPTY.with_before(losses)), asked
+        )
+        progress = Progress(lambda: sink.expected_bytes)
         pipeline = Pipeline(
             source,
-            [kept, attendant],
+            [sink, attendant],
             state=state,
             resolve=True,
-            stages=kept.stages,
+            stages=wanted.stages,
             limit=options["count"],
             after_batch=lambda summary: (
-                attendant.check(summary, status.Output.of(writer, path, stream))
+                attendant.check(summary, status_of(sink))
                 or limits.check()
                 or progress.update(summary)
             ),
@@ -208,17 +191,17 @@ def command(
         def work(channel: Channel | None) -> int:
             if channel is not None:
                 manager.through(channel)
+                if outputs is not None:
+                    outputs.through(channel)
             with progress, contextlib.closing(attendant.begin()):
                 summary = pipeline.run()
-            stream.flush()
-            _report(summary, writer, path)
+            lost = sum(summary.lost().values())
+            report(summary.events_out, lost, summary.exit_code, sink)
             common.report_losses(summary.losses, source.info.file)
             return summary.exit_code
 
-        code = apart.run(ctx, source, work, user=options["user"], answers=manager.answers())
-    if durable.synced and force and path != "-":
-        durability.sync_folder(path)  # a new file has taken the old one's name
-    ctx.exit(code)
+        answers = manager.answers() | ({} if outputs is None else outputs.answers())
+        return apart.run(ctx, source, work, user=options["user"], answers=answers)
 
 
 def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
@@ -232,63 +215,9 @@ def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
     return {name: value for name, value in told.items() if value}
 
 
-def _report(summary: Summary, writer: CaptureWriter, path: str) -> None:
-    """Say what was recorded."""
-    from kcap.model.text import printable
-
-    lost = sum(summary.lost().values())
-    size = common.size_text(writer.bytes_written)
-    click.echo(f"kcap: sha256 {writer.file_hash}", err=True)
-    click.echo(
-        f"kcap: {common.counted(summary.events_out, 'event')}, {size}, {lost:,} lost, "
-        f"exit code {summary.exit_code}: {printable(path)}",
-        err=True,
-    )
-
-
-def _sign(writer: CaptureWriter, path: str) -> str:
+def _sign(sink: Recorded) -> str:
     """How a recording does, in a line for the service manager."""
-    return f"recording: {common.size_text(writer.bytes_written)} in {path}"
-
-
-class _Kept:
-    """A sink for what is wanted: the capture says how many events it has left out."""
-
-    def __init__(self, writer: CaptureWriter, selection: Selection) -> None:
-        from kcap.readers.live.tracking import Selected
-        from kcap.replay.stages import Matching
-        from kcap.replay.survivors import Selecting
-
-        self._writer = writer
-        self._wanted = selection.asked
-        where = selection.where
-        stages = [] if where is None else [Matching(where, storing=True)]
-        found = Selected.around(selection, stages)
-        self._selecting = Selecting(found, limit=None, state=True) if found else None
-        self.stages = [] if self._selecting is None else [self._selecting]
-        self.losses: list[Loss] = []
-
-    def write(self, batch: Batch) -> None:
-        """See `Sink.write`."""
-        self._writer.write(batch)
-
-    def tell(self, losses: Sequence[Loss]) -> None:
-        """Take into the capture what happened to its recording."""
-        from kcap.model.batch import EMPTY
-
-        self._writer.write(EMPTY.with_before(losses))
-
-    def close(self) -> None:
-        """See `Sink.close`."""
-        from kcap.model.batch import EMPTY
-        from kcap.replay.survivors import left_out
-
-        if self._selecting is not None:
-            why = f"left out while recording, not: {self._wanted}"
-            losses = left_out(self._selecting.dropped, whole=True)
-            self._writer.write(EMPTY.with_before([replace(loss, reason=why) for loss in losses]))
-        self._writer.close()
-        self.losses += self._writer.losses
+    return f"recording: {common.size_text(sink.expected_bytes)} in {sink.names[-1]}"
 
 
 def _default_name() -> str:

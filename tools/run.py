@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from kcap.readers.live.guard.channel import Channel
     from kcap.replay.pipeline import Summary
 
-apart.settle()
-
 _INTERVAL_S: Final = 0.1
 """Seconds that an event waits for others at most: what a reader takes for at once."""
 

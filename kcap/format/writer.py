@@ -148,6 +148,14 @@ class CaptureWriter:
             self._state(self._snapshot())
         self._settle()
 
+    def fileno(self) -> int:
+        """The descriptor of the stream.
+
+        Raises:
+            OSError: It has none, as one in memory.
+        """
+        return self._stream.fileno()
+
     @property
     def bytes_written(self) -> int:
         """Length of the file so far."""

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from kcap.errors import KcapError, OutputError
+from kcap.errors import FullError, KcapError, OutputError
 
 NAME_BYTES: Final = 64
 QUESTION_BYTES: Final = 1 << 16
@@ -21,12 +21,17 @@ ANSWER_BYTES: Final = 16 << 20
 """The longest name, question and answer."""
 
 _HEAD: Final = struct.Struct("<BII")
-_QUESTION, _ANSWER, _ERROR, _REFUSED = range(4)
+_QUESTION, _ANSWER, _ERROR = range(3)
 _PART: Final = 1 << 18
 
 
 class GoneError(KcapError):
     """There is nobody at the other end any more."""
+
+
+_ERRORS: Final[tuple[type[KcapError], ...]] = (KcapError, OutputError, FullError)
+"""The errors that go over as what they are; others as the first. Behind them is a file's name that
+is taken."""
 
 
 class Answer(NamedTuple):
@@ -131,10 +136,8 @@ class Channel:
             if name not in answers:
                 raise KcapError(f"there is no answer to {name!r}")
             answer = answers[name](argument)
-        except OutputError as error:
-            return self._told(_REFUSED, error)
-        except KcapError as error:
-            return self._told(_ERROR, error)
+        except (KcapError, FileExistsError) as error:
+            return self._told(error)
         try:
             self._send(_ANSWER, "", answer.content, answer.descriptor)
         except OSError:
@@ -144,10 +147,13 @@ class Channel:
                 os.close(answer.descriptor)
         return True
 
-    def _told(self, kind: int, error: KcapError) -> bool:
-        fields = [error.what, error.file or "", error.expected or "", error.hint or ""]
+    def _told(self, error: KcapError | FileExistsError) -> bool:
+        kind, fields = len(_ERRORS), [str(error), "", "", ""]
+        if isinstance(error, KcapError):
+            kind = _ERRORS.index(type(error)) if type(error) in _ERRORS else 0
+            fields = [error.what, error.file or "", error.expected or "", error.hint or ""]
         with contextlib.suppress(OSError):
-            self._send(kind, "", "\0".join(fields).encode("utf-8", "replace"), None)
+            self._send(_ERROR + kind, "", "\0".join(fields).encode("utf-8", "replace"), None)
             return True
         return False
 
@@ -157,10 +163,8 @@ class Channel:
         except OSError as e:
             raise _gone() from e
         kind, _, content, descriptors = self._receive(ANSWER_BYTES)
-        if kind in (_ERROR, _REFUSED):
-            what, file, expected, hint = content.decode("utf-8", "replace").split("\0", 3)
-            made = OutputError if kind == _REFUSED else KcapError
-            raise made(what, file=file or None, expected=expected or None, hint=hint or None)
+        if kind >= _ERROR:
+            raise _error(kind - _ERROR, content.decode("utf-8", "replace"))
         return content, descriptors
 
     def _send(self, kind: int, name: str, content: bytes, descriptor: int | None) -> None:
@@ -193,6 +197,13 @@ class Channel:
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
+
+
+def _error(kind: int, text: str) -> Exception:
+    what, file, expected, hint = (*text.split("\0", 3), "", "", "")[:4]
+    if kind >= len(_ERRORS):
+        return FileExistsError(what)
+    return _ERRORS[kind](what, file=file or None, expected=expected or None, hint=hint or None)
 
 
 def _gone() -> GoneError:
