@@ -135,7 +135,9 @@ def test_rates_are_over_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_report_fits_into_an_answer() -> None:
     """The longest names, paths and reasons leave it below what the socket gives out."""
     names = [f"{n:04}" + "é" * 60_000 for n in range(100)]
-    details = {"unavailable": ["é" * 5000] * 500, "note": "é" * 5000, "attached": ["x" * 99] * 99}
+    lists = dict.fromkeys(("unavailable", "cannot_see", "refused", "attached"), ["é" * 140] * 500)
+    texts = dict.fromkeys(("note", "case", "operator", "filter", "selection"), "é" * 5000)
+    details = {**lists, **texts}
     batch = named(names).with_before(
         (SourceInfo("c", details=details), Heartbeat(1, 1, details=details))
     )
@@ -210,7 +212,7 @@ def test_a_screen_gets_a_table() -> None:
     assert "writes out.kcap" in text
     assert re.search(r"\nevents +0  0\.0/s\n", text)
     assert "  1  kill\n  1  openat\n" in text
-    assert "unavailable here: fields of a" in text
+    assert "not in this kernel: fields of a" in text
     assert "\x1b" not in text
 
 

@@ -23,7 +23,12 @@ TOP: Final = 10
 _LEAST_S: Final = 0.1
 _CLEAR: Final = "\x1b[H\x1b[J"
 _LOSSES: Final = 5
-_UNSEEN: Final = ("unavailable", "refused")
+_UNSEEN: Final = {
+    "cannot_see": "cannot see",
+    "unavailable": "not in this kernel",
+    "refused": "refused by this kernel",
+}
+"""Details that are shown, and what stands before them."""
 
 Stats = Mapping[str, Any]
 
@@ -137,10 +142,10 @@ def _table(stats: Stats) -> Iterator[str]:
         for text in losses[-_LOSSES:]:
             yield printable(str(text))
     details = stats.get("details") or {}
-    for name in _UNSEEN:
-        if details.get(name):
-            yield ""
-            yield printable(f"{name} here: {', '.join(map(str, details[name]))}")
+    unseen = [f"{what}: {text}" for name, what in _UNSEEN.items() for text in details.get(name, ())]
+    if unseen:
+        yield ""
+        yield from map(printable, unseen)
 
 
 def _heading(stats: Stats) -> Iterator[str]:

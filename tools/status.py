@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import kcap
 from kcap.tools import common
 
 if TYPE_CHECKING:
-    from kcap.format.writer import CaptureWriter
     from kcap.model.batch import Batch
     from kcap.model.side import Heartbeat, SourceInfo
     from kcap.model.stream import StreamInfo
@@ -61,14 +60,17 @@ TOP: Final = 20
 _TEXT_CHARS: Final = 300
 """Longest text of a report, which then fits into an answer even where JSON has six for each."""
 
-_TOLD: Final = ("case", "operator", "note", "filter", "selection", "unavailable", "refused")
+_TOLD: Final = (
+    "cannot_see", "case", "filter", "note", "operator", "refused", "selection", "unavailable"
+)  # fmt: skip
 """What of a source's details is about the recording, not about the host."""
 
 _LIVELY: Final = ("attached",)
 """What of a heartbeat's details changes."""
 
-_ITEMS: Final = 30
-"""Items of such a detail, and characters of each."""
+_ITEM_CHARS: Final = 150
+_ITEMS_CHARS: Final = 1500
+"""Longest item of such a detail, and all of them together."""
 
 _RATE_S: Final = 1.0
 """A rate is over this time at least."""
@@ -90,25 +92,6 @@ class Output(NamedTuple):
     """The file that is being written, None for what is none."""
     part: int = 1
     waiting_events: int = 0
-
-    @classmethod
-    def of(cls, writer: CaptureWriter, path: str, stream: BinaryIO) -> Output:
-        """Where a writer stands.
-
-        Args:
-            writer: It writes all there is.
-            path: To this name.
-            stream: By this stream.
-
-        Returns:
-            All that is to be told of it.
-        """
-        fd = None
-        with contextlib.suppress(io.UnsupportedOperation):  # it is in memory
-            fd = stream.fileno()
-        # Whoever asks is somewhere else.
-        name = path if path == "-" else str(Path(path).absolute())
-        return cls(name, writer.bytes_written, fd, waiting_events=writer.waiting_rows)
 
 
 class _Sample(NamedTuple):
@@ -269,8 +252,10 @@ def _short(value: Any) -> Any:  # noqa: ANN401  (plain JSON values)
     if isinstance(value, dict):
         value = [f"{name}: {text}" for name, text in value.items()]
     if isinstance(value, list | tuple):
-        kept = [str(item)[:_ITEMS] for item in value[:_ITEMS]]
-        more = len(value) - len(kept)
+        items = [str(item)[:_ITEM_CHARS] for item in value]
+        ends = accumulate(len(item) for item in items)
+        kept = [item for item, end in zip(items, ends, strict=True) if end <= _ITEMS_CHARS]
+        more = len(items) - len(kept)
         return [*kept, f"and {more} more"] if more else kept
     return value if isinstance(value, int | float | None) else str(value)[:_TEXT_CHARS]
 
