@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import re
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from kcap.model.side import Heartbeat, Loss, SourceInfo
 from kcap.model.stream import StreamInfo
 from kcap.replay.pipeline import Summary
 from kcap.tools import control, stats_live
-from kcap.tools.attend import Attendant
+from kcap.tools.attend import Attendant, family
 from kcap.tools.control import ANSWER_BYTES, Control
 from kcap.tools.status import FIELDS, TOP, Output, Status
 
@@ -232,6 +234,19 @@ def test_the_end_of_a_recorder_is_no_failure(folder: Path) -> None:
     assert done.exit_code == 0
     assert done.stdout.splitlines()
     assert "the recorder has ended" in done.stderr
+
+
+def test_all_processes_of_a_recorder_are_found() -> None:
+    """Its children and theirs, of any thread, are looked at; nobody else's."""
+    script = "sleep 30 & sleep 31 & echo; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        shell.stdout.readline()
+        found = family(shell.pid)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+    assert len(found) == 3
+    assert family(2**22 + 1) == {2**22 + 1}, "there is no such process"
 
 
 def test_an_attendant_tells_findings_once(

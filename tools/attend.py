@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -32,7 +34,6 @@ class Attendant:
         info: The source.
         tell: Takes findings into the capture.
         control: Who asks there is answered; None where there is no socket.
-        others: Gives processes of this recorder beside those two.
     """
 
     def __init__(
@@ -40,10 +41,8 @@ class Attendant:
         info: StreamInfo,
         tell: Callable[[Sequence[Loss]], None],
         control: Control | None,
-        others: Callable[[], Iterable[int]] = tuple,
     ) -> None:
         self._pid = os.getpid()
-        self._others = others
         self._tell = tell
         self._control = control
         self._status = Status(info, pid=self._pid, pids=self._pids, since_ns=time.time_ns())
@@ -90,4 +89,31 @@ class Attendant:
             self._watch = None
 
     def _pids(self) -> set[int]:
-        return {self._pid, os.getpid(), *self._others()}
+        return {os.getpid(), *family(self._pid)}
+
+
+def family(pid: int) -> set[int]:
+    """A process and all that come from it, as far as their parents live.
+
+    Args:
+        pid: The process.
+
+    Returns:
+        Those that there are; the process alone where the kernel does not tell its children.
+    """
+    found, fresh = {pid}, [pid]
+    while fresh:
+        children = {child for parent in fresh for child in _children(parent)}
+        fresh = sorted(children - found)
+        found |= children
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Children of each of its threads, of those that have not ended meanwhile."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (task / "children").read_bytes().split())
+    return found

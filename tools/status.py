@@ -265,9 +265,10 @@ def _used(pids: Iterable[int]) -> tuple[float, int, list[int]]:
     cpu_s, rss_bytes, found = 0.0, 0, []
     for pid in sorted(set(pids)):
         with contextlib.suppress(OSError, ValueError, IndexError):  # it is gone
-            # Behind the name, which may hold anything: state is the first, utime the twelfth.
+            # Behind the name, which may hold anything, the state is the first. The twelfth to the
+            # fifteenth are its own time and that of children that have ended.
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
-            cpu_s += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            cpu_s += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
             rss_bytes += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
             found.append(pid)
     return cpu_s, rss_bytes, found
