@@ -180,7 +180,11 @@ def _numbers(stats: Stats) -> Iterator[str]:
         ),
         ("waiting", f"{_number(stats, 'waiting_events'):,}", "events, for their chunk"),
         ("in the ring", waiting, ""),
-        ("memory", common.size_text(_number(stats, "rss_bytes")), processes),
+        (
+            "memory",
+            common.size_text(_number(stats, "rss_bytes")),
+            f"{processes}, shared pages in each",
+        ),
         ("processor", f"{stats.get('cpu_s', 0):,.1f} s", f"{stats.get('cpu_percent', 0):.1f} %"),
     ]
     width = max(len(value) for _, value, _ in rows)

@@ -169,8 +169,8 @@ class Status:
         passed_s = 0.0 if first is None else now.at_s - first.at_s
 
         def rate(name: str) -> float:
-            if first is None or passed_s <= 0:
-                return 0.0
+            if first is None or passed_s < _RATE_S / 2:
+                return 0.0  # too early: a tick of the kernel's clock would make a whole processor
             return round(float(getattr(now, name) - getattr(first, name)) / passed_s, 2)
 
         return {
