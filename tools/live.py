@@ -23,10 +23,13 @@ AUTO: Final = "auto"
 ORDER: Final = ("bpf", "perf", "tracefs", "proc")
 """Live sources, the one that sees most first (`kcap.readers.live.capabilities.USED`)."""
 
+ON_REQUEST: Final = ("audit",)
+"""Those that change something of the host for as long as they record."""
+
 CHOOSING: Final = "bpf"
 """The one that can be told what to leave out."""
 
-TRACING: Final = ("perf", "tracefs")
+TOLD_EVENTS: Final = ("perf", "tracefs", "audit")
 """Those that can be told which events are wanted."""
 
 
@@ -49,12 +52,13 @@ def live_options(function: _F) -> _F:
         ),
         click.option(
             "--source",
-            type=click.Choice([AUTO, *ORDER]),
+            type=click.Choice([AUTO, *ORDER, *ON_REQUEST]),
             default=AUTO,
             show_default=True,
             help="What tells the events: bpf, a program in the kernel; perf and tracefs, the"
             " kernel's tracepoints, which tell less; proc, its process connector, which tells of"
-            " processes alone; auto, the first of them that works here.",
+            " processes alone; auto, the first of them that works here; audit, the audit system,"
+            " which gets rules of ours as long as it is recorded.",
         ),
     ):
         function = option(function)
@@ -90,11 +94,12 @@ def opened(
     # and gives it back after every chunk: a tenth of what a recording costs.
     pa.set_memory_pool(pa.system_memory_pool())
     known = plugins.found(plugins.LIVE)
-    wanted = [name for name in ORDER if options["source"] in {AUTO, name}]
+    asked = options["source"]
+    wanted = list(ORDER) if asked == AUTO else [asked]
     built = [name for name in wanted if name in known]
     if not built:
         raise KcapError(
-            f"this kcap has no live source called {options['source']}",
+            f"this kcap has no live source called {wanted[0]}",
             expected=f"one of {', '.join(sorted(known))}",
         )
     for name, after in zip(built, [*built[1:], None], strict=True):
@@ -141,7 +146,7 @@ def _told(name: str, selection: Selection | None, details: Mapping[str, Any]) ->
 
     if selection is None:
         return {"details": details}
-    if name in TRACING:
+    if name in TOLD_EVENTS:
         wanted = None if selection.chosen.text == DEFAULT else selection.events
         return {"events": wanted, "details": details}
     if name != CHOOSING:

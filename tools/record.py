@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kcap.model.stream import LiveSource
     from kcap.readers.live.guard.channel import Channel
     from kcap.readers.live.selection import Selection
-    from kcap.tools.recorded import Recorded
+    from kcap.tools.recorded import Recorded, Rotated
     from kcap.tools.recording import Place
 
 
@@ -161,7 +161,11 @@ def _record(
         manager = stack.enter_context(notify.Notifier())
         asked = stack.enter_context(control.opened())
         sink, outputs = opened(place, stack, state, wanted)
-        acts = {"SIGHUP": sink.rotate} if isinstance(sink, Rotated) else {}
+        acts = {}
+        if isinstance(sink, Rotated):
+            acts["SIGHUP"] = sink.rotate
+            if asked is not None:
+                asked.on("rotate", lambda: _rotated(sink))
         stack.enter_context(live.stopping(source, acts=acts))
         limits = Limits(
             source,
@@ -213,6 +217,12 @@ def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
         "operator": options["operator"],
     }
     return {name: value for name, value in told.items() if value}
+
+
+def _rotated(sink: Rotated) -> dict[str, str]:
+    """Begin another file, when somebody asks for it."""
+    sink.rotate()
+    return {"after": sink.names[-1]}
 
 
 def _sign(sink: Recorded) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, ClassVar, Protocol
 
@@ -81,6 +81,9 @@ class LiveSource(Source, Protocol):
     Between `prepare` and `close`, another process may call `batches`: one that was forked, so that
     it has the descriptors and mappings, and then gave up its rights.
     """
+
+    rights: Collection[str]
+    """The capabilities that `serve` and `close` take, by name."""
 
     def part(self, ask: Callable[[str, bytes], bytes]) -> None:
         """Go on in such a process.

@@ -20,16 +20,19 @@ def told(source: str) -> frozenset[str] | None:
     """The events that a source can tell of.
 
     Args:
-        source: One of `USED`.
+        source: One of `USED`, or ``audit``.
 
     Returns:
         Their names in the recorder's catalogue; None where it tells of all of them.
     """
+    from kcap.readers.live.audit import rules
     from kcap.readers.live.bpf import events
     from kcap.readers.live.trace import points
 
     if source in ("perf", "tracefs"):
         return points.told()
+    if source == "audit":
+        return rules.told()
     if source == "proc":
         return frozenset(_BY_PROC).union(*(events.sets()[name] for name in _SETS_BY_PROC))
     return None

@@ -80,6 +80,7 @@ class ProcConnector:
 
     name = "netlink-proc"
     reads = "process events of this host (Linux, root): fork, exec, exit, ids, names"
+    rights = ("CAP_NET_ADMIN",)
 
     def __init__(
         self,

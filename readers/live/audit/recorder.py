@@ -70,6 +70,7 @@ class AuditRecorder:
 
     name = "kcap-audit"
     reads = "executions, files, sockets and security events of this host by its audit system (root)"
+    rights = ("CAP_AUDIT_CONTROL", "CAP_AUDIT_READ")
 
     def __init__(
         self,

@@ -80,6 +80,7 @@ class BpfRecorder:
 
     name = "kcap-bpf"
     reads = "processes, files, sockets and security events of this host (Linux 5.8+, root)"
+    rights = ("CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG")
 
     def __init__(
         self,

@@ -1,10 +1,11 @@
 """A recorder in two processes: one that has rights and does little, one that has none.
 
 The *collector* is the process that the user started. It has made the source: the program is in the
-kernel, the rings are mapped, the sockets open. It keeps a few capabilities (`rights.COLLECTOR`),
-forks the *worker*, and from then on only answers the few questions that take rights. Events never
-pass through it: the worker has the mappings and descriptors. It decodes, filters, compresses and
-writes, as an ordinary user, without capabilities, under a filter of system calls.
+kernel, the rings are mapped, the sockets open. It keeps a few capabilities (`rights.COLLECTOR`)
+and those that its source takes, forks the *worker*, and from then on only answers the few questions
+that take rights. Events never pass through it: the worker has the mappings and descriptors. It
+decodes, filters, compresses and writes, as an ordinary user, without capabilities, under a filter
+of system calls.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -65,7 +66,6 @@ def part(
     *,
     user: rights.User | None,
     answers: Mapping[str, Serve] | None = None,
-    keep: Collection[str] = tuple(rights.COLLECTOR),
     others: Callable[[], Sequence[int]] = tuple,
     network: bool = False,
 ) -> Ended:
@@ -76,7 +76,6 @@ def part(
         work: What the worker does; gets the channel by which ``answers`` can be asked for.
         user: Who the worker becomes; None to stay who this is.
         answers: What the worker may ask for, beside what its source does.
-        keep: The capabilities that this process keeps.
         others: Gives the other processes of this recorder.
         network: The worker may make sockets.
 
@@ -100,7 +99,7 @@ def part(
     handlers = {number: signal.signal(number, collector.forward) for number in _FORWARDED}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     try:
-        more = rights.keep(keep)
+        more = rights.keep({*rights.COLLECTOR, *source.rights})
         if more:
             sys.stderr.write(f"kcap: {more} threads of a library keep rights of root\n")
         source.own((os.getpid(), pid, *others()))

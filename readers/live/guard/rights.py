@@ -36,14 +36,21 @@ BITS: Final = {
 """The capabilities that a recorder may use, by their bits (linux/capability.h)."""
 
 COLLECTOR: Final = {
-    "CAP_BPF": "read the program's counters, take it out again",
     "CAP_DAC_OVERRIDE": "make the files of a recording in parts, remove the oldest",
     "CAP_KILL": "stop the processes that work for it under another user",
-    "CAP_PERFMON": "as CAP_BPF: look at the kernel's table of system calls",
-    "CAP_SYSLOG": "know where that table is",
     "CAP_SYS_PTRACE": "say who traces its processes",
 }
 """What the collector keeps, and what for; what it needed only to begin is gone then."""
+
+SOURCES: Final = {
+    "CAP_AUDIT_CONTROL": "audit: take its rules away again",
+    "CAP_AUDIT_READ": "audit: ask how much was lost",
+    "CAP_BPF": "bpf: read the program's counters, take it out of the kernel",
+    "CAP_NET_ADMIN": "proc: end the subscription, so that what still comes has an end",
+    "CAP_PERFMON": "bpf: look at the kernel's table of system calls",
+    "CAP_SYSLOG": "bpf: know whose code an entry of that table leads into",
+}
+"""What it keeps beside that for some source (`kcap.model.stream.LiveSource.rights`)."""
 
 PROBER: Final = {
     "CAP_DAC_READ_SEARCH": "find the path of a control group, read the state of container runtimes",

@@ -87,6 +87,7 @@ class TraceRecorder:
 
     name = ""
     reads = ""
+    rights: Collection[str] = ()
     look_s = 0.25
     """How long what was executed may wait until /proc is read."""
     clock = time.CLOCK_BOOTTIME
