@@ -167,6 +167,7 @@ def _numbers(stats: Stats) -> Iterator[str]:
     ring = stats.get("ring_waiting_bytes")
     waiting = "unknown" if ring is None else common.size_text(_number(stats, "ring_waiting_bytes"))
     processes = common.counted(len(stats.get("pids") or ()), "process")
+    memory = common.size_text(_number(stats, "rss_bytes"))
     rows = [
         ("events", f"{_number(stats, 'events'):,}", f"{stats.get('events_per_s', 0):,.1f}/s"),
         ("left out", f"{_number(stats, 'filtered'):,}", ""),
@@ -180,11 +181,7 @@ def _numbers(stats: Stats) -> Iterator[str]:
         ),
         ("waiting", f"{_number(stats, 'waiting_events'):,}", "events, for their chunk"),
         ("in the ring", waiting, ""),
-        (
-            "memory",
-            common.size_text(_number(stats, "rss_bytes")),
-            f"{processes}, shared pages in each",
-        ),
+        ("memory", memory, f"{processes}, shared pages in each"),
         ("processor", f"{stats.get('cpu_s', 0):,.1f} s", f"{stats.get('cpu_percent', 0):.1f} %"),
     ]
     width = max(len(value) for _, value, _ in rows)
