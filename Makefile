@@ -26,7 +26,7 @@ test-long: $(VENV)/.dev oracles ## run all tests, the slow ones too, with many m
 	@HYPOTHESIS_PROFILE=long $(RUN) -m pytest -q --timeout 3600
 
 test-kernels: ORACLES += $(MACHINES)
-test-kernels: $(VENV)/.dev oracles ## record under Debian's kernels 6.1 and 6.12, in QEMU
+test-kernels: $(VENV)/.dev oracles ## record under Debian's kernels 6.1 and 6.12, and as its service, in QEMU
 	@$(RUN) -m pytest -q -s -m kernels
 
 bundle: $(VENV)/.dev ## pack what records on a host that has nothing (Debian 12: its Python 3.11 goes into it)

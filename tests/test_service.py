@@ -178,6 +178,22 @@ def test_a_unit_that_is_there_is_not_replaced_unasked(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        ("", "--split-size 256M --keep 16"),
+        ("--keep 3", "--split-size 256M --keep 3"),
+        ("--split-time 1h", "--keep 16 --split-time 1h"),
+        ("--split-size 1M --keep 2", "--split-size 1M --keep 2"),
+    ],
+)
+def test_a_recording_without_end_stays_within_bounds(host: Host, words: str, added: str) -> None:
+    """Files of 256M, 16 of them, or what is asked for instead."""
+    printed = host.install("--print", *words.split()).stdout
+
+    assert f"/%H.kcap {added}\n" in printed
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (("--no-such-option",), 2, "--no-such-option"),

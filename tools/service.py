@@ -22,11 +22,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 NAME: Final = "kcap"
 FOLDER: Final = "/var/lib/kcap"
-SPLITTING: Final = ("--split-size", "256M", "--keep", "16")
+SPLIT: Final = ("--split-size", "256M")
+KEEP: Final = ("--keep", "16")
 """How a recording without end stays within 4 GiB, unless its own options say something else."""
-
-_RATIONED: Final = ("split_size", "split_time", "keep", "ring")
-"""Options of record that say how much is kept."""
 
 _CHECK_S: Final = 120
 
@@ -110,7 +108,7 @@ def install(
     """Install it, so that it starts at boot.
 
     All other options, and a filter, are those of 'kcap record', and checked as it would. Without
-    options that say how much is kept, files of 256M are begun, and 16 of them are kept.
+    --split-size or --split-time a file has 256M; without --keep 16 files are kept.
     """
     unit = service_unit.Unit(
         name=name,
@@ -260,10 +258,11 @@ def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[str, ...]:
         raise click.UsageError("-o is not for a service; its captures go to --output-folder", ctx)
     where = common.filter_given(parsed, given["where"], given["words"])
     live_select.chosen(given, where)  # type: ignore[arg-type]  # its own options among others
-    rationed = any(given.get(option) is not None for option in _RATIONED)
-    if rationed or not any(option.name == "split_size" for option in record.command.params):
-        return tuple(words)
-    return (*SPLITTING, *words)
+    added: list[str] = []
+    if given.get("ring") is None:  # which keeps what it is told to, and makes few files
+        added += SPLIT if given["split_size"] is None and given["split_time"] is None else ()
+        added += KEEP if given["keep"] is None else ()
+    return (*added, *words)
 
 
 def _program() -> tuple[str, ...]:

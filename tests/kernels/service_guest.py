@@ -101,8 +101,10 @@ def live(steps: Steps) -> None:
     steps.service("restart", "restart")
     execute("second")
     before = shown()
-    os.kill(int(before["MainPID"]), signal.SIGKILL)
-    until(lambda: shown()["ActiveState"] == "active" and shown()["MainPID"] != before["MainPID"])
+    main = int(before["MainPID"])
+    assert main > 0, before
+    os.kill(main, signal.SIGKILL)
+    until(lambda: shown()["ActiveState"] == "active" and shown()["MainPID"] != str(main))
     steps.note("after a kill", shown())
     execute("third")
     steps.service("stop", "stop")
