@@ -24,6 +24,9 @@ from kcap.state import State
 EXIT_DONE = 0
 EXIT_LOSSY = 3
 
+FULL = "processes, threads and descriptors beyond the limits: what was known of them is forgotten"
+"""What a recording says where it watches more than its tables hold."""
+
 FILTERED = "filtered"
 """Kind of loss of what was left out on purpose."""
 
@@ -106,6 +109,7 @@ class Pipeline:
         self.summary = Summary()
         self._live = source.info.live
         self._like: dict[Loss, int] = {}
+        self._missed = 0
         self._source = source
         self._sinks = sinks
         self._state = state
@@ -154,6 +158,7 @@ class Pipeline:
         batch = self._pulse.take(batch)
         if self._state is not None:
             batch = self._state.update(batch, resolve=self._resolve)
+            batch = self._with_missed(batch, self._state.missed)
         self._note(batch)
         for stage in self._stages:
             batch = stage.process(batch)
@@ -169,6 +174,13 @@ class Pipeline:
         if self._after_batch is not None and self._after_batch(self.summary):
             return True
         return ends
+
+    def _with_missed(self, batch: Batch, missed: int) -> Batch:
+        """Say where a recorder's tables were full: what comes next may lack what they knew."""
+        fresh, self._missed = missed - self._missed, missed
+        if not (self._live and fresh):
+            return batch
+        return batch.with_before((*batch.before, Loss("cut", fresh, FULL)))
 
     def _end(self) -> None:
         """Tell the outputs of a recorder that fell silent before its last event."""

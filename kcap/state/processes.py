@@ -184,6 +184,8 @@ class ProcessTable:
         """Names of the machine's users by id."""
         self.evicted = 0
         """Processes that were forgotten for want of room."""
+        self.missed = 0
+        """Those of them that had not ended: what they do next lacks what was known of them."""
         self.changes: list[tuple[int, int, Process | None]] | None = None
         """Where not None, every change as (pid, row, process) is added here."""
         self.before: dict[int, Process | None] = {}
@@ -278,6 +280,7 @@ class ProcessTable:
                 break
             self._set(process.pid, None, row)
             self.evicted += 1
+            self.missed += not process.exited
 
 
 def _age(process: Process) -> tuple[bool, int, int]:

@@ -224,6 +224,14 @@ class State:
             for tables in self._tables.values()
         )
 
+    @property
+    def missed(self) -> int:
+        """Those of the `evicted` that are still there, as far as the stream has told."""
+        return sum(
+            tables.processes.missed + tables.threads.missed + tables.fds.evicted
+            for tables in self._tables.values()
+        )
+
     def snapshot(self) -> Snapshot:
         """Take the state out.
 

@@ -54,6 +54,8 @@ class ThreadTable:
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         self.evicted = 0
         """Threads that were forgotten for want of room."""
+        self.missed = 0
+        """Those of them that had not ended: what they do next lacks what was known of them."""
         self.changes: list[tuple[int, int, Thread | None]] | None = None
         """Where not None, every change as (tid, row, thread) is added here."""
         self.before: dict[int, Thread | None] = {}
@@ -145,6 +147,7 @@ class ThreadTable:
         for thread in first[: len(first) - self._entries_max * 7 // 8]:
             self._set(thread.tid, None, row)
             self.evicted += 1
+            self.missed += not thread.exited
 
 
 def _tid(thread: Thread) -> int:

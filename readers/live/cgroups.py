@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kcap.readers.live.cache import Cache
 from kcap.readers.live.probe.hierarchies import Mounted, hierarchies
 from kcap.readers.live.procfs import CGROUP, ProcFS
 from kcap.readers.live.runtimes import NOTHING, Facts, Runtimes
@@ -190,9 +191,9 @@ class Containers:
         self._proc = proc
         self._runtimes = Runtimes(prober=proc.prober) if runtimes is None else runtimes
         self._paths = Paths(proc, controller)
-        self._by_id: dict[int, Group | None] = {}
-        self._by_process: dict[tuple[int, int], Group | None] = {}
-        self._latest: dict[int, Group | None] = {}
+        self._by_id: Cache[int, Group | None] = Cache(GROUPS_MAX)
+        self._by_process: Cache[tuple[int, int], Group | None] = Cache(GROUPS_MAX)
+        self._latest: Cache[int, Group | None] = Cache(GROUPS_MAX)
         """The same by process id alone."""
 
     def columns(
@@ -253,6 +254,12 @@ class Containers:
             found = self._read(pid) or found
         return found
 
+    @property
+    def evicted(self) -> int:
+        """Groups, processes and containers that were forgotten for want of room."""
+        caches = (self._by_id, self._by_process, self._latest)
+        return sum(cache.evicted for cache in caches) + self._runtimes.evicted
+
     def close(self) -> None:
         """End the thread that reads, and let go of the hierarchy."""
         self._runtimes.close()
@@ -260,12 +267,10 @@ class Containers:
 
     def _of_id(self, number: int) -> Group | None:
         if number not in self._by_id:
-            if len(self._by_id) >= GROUPS_MAX:
-                self._by_id.clear()
             path = self._paths.path(number)
             # A group that is gone does not come back: ids are not used again.
-            self._by_id[number] = None if path is None else group(path)
-        return self._by_id[number]
+            self._by_id.put(number, None if path is None else group(path))
+        return self._by_id.get(number)
 
     def _of_processes(
         self,
@@ -279,7 +284,7 @@ class Containers:
         A loop over events: 0.1 µs each, and only where ids of groups say nothing.
         """
         pids, started_ns, ppids = processes
-        if started_ns is None or len(self._by_process) >= GROUPS_MAX:
+        if started_ns is None:
             self._by_process.clear()
             self._latest.clear()
         starts = np.zeros(len(rows), np.int64) if started_ns is None else started_ns[rows]
@@ -291,9 +296,10 @@ class Containers:
                     parent = 0 if ppids is None else int(ppids[row])
                     # What is known of the parent is what its child was started in.
                     found = self._read(key[0]) or self._latest.get(parent) or self._read(parent)
-                    self._by_process[key] = self._latest[key[0]] = found
+                    self._by_process.put(key, found)
+                    self._latest.put(key[0], found)
                 codes[key] = len(groups)
-                groups.append(self._by_process[key])
+                groups.append(self._by_process.get(key))
             of_event[row] = codes[key]
 
     def _read(self, pid: int) -> Group | None:

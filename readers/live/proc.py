@@ -36,6 +36,16 @@ from kcap.readers.live.procfs import Image, ProcFS, provenance
 from kcap.state.processes import PASSWD, pairs
 from kcap.state.state import FDS, PROCESSES, THREADS
 
+KNOWN_MAX: Final = 1 << 18
+"""Processes of which it is remembered that they have been described."""
+
+CANNOT_SEE: Final = (
+    "files, connections, and system calls but those that change the ids of a process",
+    "path and arguments of a program that ended before /proc was read",
+    "executions that failed",
+)
+"""What such a recording can't know, for whoever reads it."""
+
 _LEAVE: Final = "leave"
 _TIMES: Final = struct.Struct("=Q")
 _TIME_AT: Final = 44
@@ -107,10 +117,11 @@ class ProcConnector:
             raise
         self._clocks = host.Clocks.measure()
         self._source = host.source(self.name, self._clocks)
-        self._details = details
+        self._details = {**(details or {}), "cannot_see": list(CANNOT_SEE)}
         self._gaps = Gaps()
         self._beats = Beats(self._source.id)
         self._known: set[int] = set()
+        self._evicted = 0
         self._ord = 0
         self._images: dict[int, Image] = {}
         self._asked: list[tuple[int, Callable[[], Image | None]]] = []
@@ -197,7 +208,12 @@ class ProcConnector:
 
     def _counters(self) -> dict[str, int]:
         """What a heartbeat says beside that we live."""
-        return {"lost": self._gaps.lost, "overruns": self.overruns, "late": self._procfs.late}
+        return {
+            "lost": self._gaps.lost,
+            "overruns": self.overruns,
+            "late": self._procfs.late,
+            "evicted": self._evicted,
+        }
 
     def _drain(self) -> bool:
         """Take what the socket holds, up to a full batch; True where there may be more.
@@ -313,6 +329,9 @@ class ProcConnector:
                 new.add(row)
         self._known.update(forked, executed, rows_of)
         self._known.difference_update(exited)
+        if len(self._known) > KNOWN_MAX:  # ends that were lost: each one is looked up once more
+            self._evicted += len(self._known)
+            self._known.clear()
         argv = sorted(row for row in row_of.values() if found[row].argv is not None)
         made.put_values(argument("argv"), _rows(argv), [found[row].argv for row in argv])
         values = _image_values(found, new)

@@ -22,9 +22,12 @@ from kcap.readers.live.probe import LATE, Item, Op, Prober, Request
 from kcap.readers.live.probe.client import GONE, Answer
 from kcap.readers.live.probe.folders import Folder, OpenFolder, ProbedFolder, plain
 from kcap.readers.live.probe.reader import group_path
-from kcap.readers.live.probe.troubles import Troubles
+from kcap.readers.live.probe.troubles import Troubles, Who
+from kcap.readers.live.probe.wire import CONTENT_BYTES, NOBODY
 from kcap.state import Process, containers, process_key
 from kcap.state.processes import FACTS, PASSWD, PROCFS, TIMEOUT, to_batch
+
+_PIDS: Final = 1 << 31
 
 _UID: Final = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 _GID: Final = re.compile(rb"^Gid:\t(\d+)", re.MULTILINE)
@@ -89,7 +92,7 @@ class ProcFS:
         self._tick_ns = 10**9 // os.sysconf("SC_CLK_TCK")
         self._users: dict[int, str] = {}
         self._users_mtime_ns = -1
-        self._troubles = Troubles(self.name)
+        self._troubles = Troubles()
 
     @classmethod
     def probed(cls) -> ProcFS:
@@ -203,7 +206,7 @@ class ProcFS:
     def _probed(self, prober: Prober, answer: Answer) -> Folder | None:
         for name, found in answer.found.items():
             if found == LATE:
-                self._troubles.was_late(answer.pid, name)
+                self._troubles.was_late(_who(answer.pid, answer.found.get("stat")), name)
         if answer.error == GONE:
             self._troubles.nobody_reads()
         return None if answer.error else ProbedFolder(prober, answer)
@@ -250,7 +253,7 @@ class ProcFS:
         """
         if self.prober is not None:
             name = f"{number}:{controllers}"
-            found = self.prober.read(Request(0, (Item(Op.CGROUP, name),))).found.get(name)
+            found = self.prober.read(Request(NOBODY, (Item(Op.CGROUP, name),))).found.get(name)
             return os.fsdecode(found) if isinstance(found, bytes) else None
         try:
             return os.fsdecode(group_path(*mounted, number))
@@ -315,7 +318,7 @@ class ProcFS:
         if len(places) == 2 and count < (size := int(places[1]) - int(places[0])):  # noqa: PLR2004
             after = folder.fresh("stat") or b""
             if after[after.rfind(b")") + 2 :].split()[_STAT_ARGUMENTS] == places:
-                self._troubles.has_hidden(pid, size - count)
+                self._troubles.has_hidden(_who(pid, after), size - count)
 
     def images(self) -> Iterator[Image]:
         """Look at all processes, in order of pid.
@@ -359,7 +362,8 @@ class ProcFS:
             mtime_ns = self._passwd.stat().st_mtime_ns
             if mtime_ns == self._users_mtime_ns:
                 return
-            lines = self._passwd.read_bytes().splitlines()
+            with self._passwd.open("rb") as file:
+                lines = file.read(CONTENT_BYTES).splitlines()
         except OSError:
             return  # a container image without users; numbers are kept anyway
         self._users_mtime_ns = mtime_ns
@@ -440,7 +444,14 @@ def container_id(cgroups: bytes) -> str | None:
 
 def _request(pid: int, wanted: Sequence[Item]) -> Request:
     """What to read, ``stat`` first: by it a folder knows its process."""
-    return Request(pid, (STAT, *(item for item in wanted if item != STAT)))
+    possible = pid if 0 < pid < _PIDS else 0  # which no process has
+    return Request(possible, (STAT, *(item for item in wanted if item != STAT)))
+
+
+def _who(pid: int, stat: bytes | int | None) -> Who:
+    """A process by its id and the name in its stat."""
+    name = stat[stat.find(b"(") + 1 : stat.rfind(b")")] if isinstance(stat, bytes) else b""
+    return Who(pid, stored(plain(name)) or None)
 
 
 def _argv(arguments: bytes | None) -> list[str] | None:

@@ -15,8 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from kcap.model import text
+from kcap.readers.live.cache import Cache
 from kcap.readers.live.probe import Item, Op, Prober, Request
 from kcap.readers.live.probe.reader import state
+from kcap.readers.live.probe.wire import NOBODY
 
 FILE_BYTES: Final = 16 << 20
 """The largest state file that is read."""
@@ -79,8 +81,8 @@ class Runtimes:
     def __init__(self, root: str = "/", *, prober: Prober | None = None) -> None:
         self._root = root.rstrip("/")
         self._prober = prober
-        self._known: dict[str, Facts] = {}
-        self._tries: dict[str, tuple[int, float]] = {}
+        self._known: Cache[str, Facts] = Cache(CONTAINERS_MAX)
+        self._tries: Cache[str, tuple[int, float]] = Cache(CONTAINERS_MAX)
         self._wanted: queue.Queue[str | None] = queue.Queue(_WAITING_MAX)
         self._thread: threading.Thread | None = None
 
@@ -114,6 +116,11 @@ class Runtimes:
                 return found
         return None
 
+    @property
+    def evicted(self) -> int:
+        """Containers that were forgotten for want of room; they are looked up again."""
+        return self._known.evicted + self._tries.evicted
+
     def close(self) -> None:
         """End the thread."""
         if self._thread is not None:
@@ -124,13 +131,10 @@ class Runtimes:
             self._thread = None
 
     def _want(self, container_id: str) -> None:
-        tries, last_s = self._tries.get(container_id, (0, -RETRY_S))
+        tries, last_s = self._tries.get(container_id) or (0, -RETRY_S)
         now_s = time.monotonic()
         if tries >= TRIES or now_s - last_s < RETRY_S:
             return
-        if len(self._tries) >= CONTAINERS_MAX:
-            self._tries.clear()
-            self._known.clear()
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="kcap-runtimes", daemon=True)
             self._thread.start()
@@ -138,13 +142,13 @@ class Runtimes:
             self._wanted.put_nowait(container_id)
         except queue.Full:
             return  # a later event of it asks again
-        self._tries[container_id] = (tries + 1, now_s)
+        self._tries.put(container_id, (tries + 1, now_s))
 
     def _work(self) -> None:
         while (container_id := self._wanted.get()) is not None:
             found = self.read(container_id)
             if found is not None:
-                self._known[container_id] = found
+                self._known.put(container_id, found)
 
     def _candidates(self, container_id: str) -> Iterator[Facts]:
         """What each place that may have the container says."""
@@ -181,7 +185,7 @@ class Runtimes:
     def _read(self, item: Item) -> bytes | None:
         """What a file or folder holds; None where it is gone, or its disk does not answer."""
         if self._prober is not None:
-            found = self._prober.read(Request(0, (item,))).found.get(item.name)
+            found = self._prober.read(Request(NOBODY, (item,))).found.get(item.name)
             return found if isinstance(found, bytes) else None
         try:
             return state(self._root, item)

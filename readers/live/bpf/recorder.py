@@ -38,6 +38,7 @@ from kcap.readers.live.bpf.losses import Losses
 from kcap.readers.live.bpf.order import Ordering, Records
 from kcap.readers.live.bpf.program import HOT_BYTES, RARE_BYTES, KernelProgram, Setup
 from kcap.readers.live.bpf.ring import Ring
+from kcap.readers.live.cache import Cache
 from kcap.readers.live.cgroups import Containers
 from kcap.readers.live.guard.channel import GoneError
 from kcap.readers.live.probe import Prober
@@ -59,6 +60,9 @@ _RECENT: Final = 16
 """Batches in which the names of processes are looked for that are gone."""
 
 _URING: Final = "io_uring_setup"
+_URING_MAX: Final = 65_536
+"""Processes of which it is remembered that they were told as blind spots."""
+
 _OF_GROUP: Final = ("pid", "process_start_ns", "ppid")
 
 
@@ -120,7 +124,7 @@ class BpfRecorder:
         self._source = host.source(self.name, self._clocks)
         self._ordering = Ordering()
         self._ord = 0
-        self._uring: set[int] = set()
+        self._uring: Cache[int, None] = Cache(_URING_MAX)
         self._recent: deque[dict[str, Column]] = deque(maxlen=_RECENT)
         self._hooks: list[hooks.Hook] = []
         self._broken: list[str] = []
@@ -229,7 +233,7 @@ class BpfRecorder:
         return [self._blind(pid) for pid in users]
 
     def _blind(self, pid: int) -> Loss:
-        self._uring.add(pid)
+        self._uring.put(pid, None)
         who = self._name_of(pid) or "a process"
         reason = f"io_uring of {who}, pid {pid}: what it asks for there is not seen"
         return Loss("blind", None, reason, self._source.id)
@@ -332,8 +336,8 @@ class BpfRecorder:
         rows = np.flatnonzero(column.codes() == entries.index(_URING))
         batch = Batch(len(column.codes()), dict(columns))
         pids, results = batch.numpy("pid", 0), batch.numpy("retval", 0)
-        fresh = set(pids[rows][results[rows] >= 0].tolist()) - self._uring
-        return [self._blind(pid) for pid in sorted(fresh)]
+        found = set(pids[rows][results[rows] >= 0].tolist())
+        return [self._blind(pid) for pid in sorted(found) if pid not in self._uring]
 
     def _lost(self, decoder: Decoder, told: Losses, interval_ns: tuple[int, int]) -> list[Side]:
         """What was lost since the last time; before it, the clocks where they have moved."""
@@ -371,6 +375,7 @@ class BpfRecorder:
             "waiting_bytes": self._program.rare.waiting_bytes + self._program.hot.waiting_bytes,
             "attached": self._asked.attached(),
             "late": self._proc.late,
+            "evicted": self._containers.evicted + self._uring.evicted,
         }
 
     def _hooks_now(self, now_ns: int, before: Sequence[Side]) -> Batch:

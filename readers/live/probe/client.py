@@ -24,7 +24,7 @@ from kcap.readers.live.probe.supervisor import (
     Shared,
     run,
 )
-from kcap.readers.live.probe.wire import WHOLE, Item, Request
+from kcap.readers.live.probe.wire import NOBODY, WHOLE, Item, Request
 
 DEADLINE_S: Final = 0.2
 """How long a read of a process may hang."""
@@ -127,8 +127,8 @@ class Prober:
         self._connections: dict[tuple[int, int], _Connection] = {}
         self._left_alone: dict[int, float] = {}
         self._late_s: deque[float] = deque(maxlen=BRAKE)
-        self.late = 0
-        """Reads that hung, or would have."""
+        self.waited = 0
+        """Reads that hung, until they were given up."""
         self.evicted = 0
         """Processes that are tried again as too many are left alone."""
 
@@ -219,15 +219,19 @@ class Prober:
         return found
 
     def _checked(self, request: Request) -> Answer:
-        """The answer that a request will have, memory left out that is not to be read now."""
         answer = Answer(request)
-        if request.pid and any(item.memory for item in request.items) and self._braking(answer.pid):
-            for item in request.items:
-                if item.memory:
-                    answer.found[item.name] = LATE
-                    self.late += 1
-            answer.left = [item for item in request.items if not item.memory]
+        self.spare(answer)
         return answer
+
+    def spare(self, answer: Answer) -> None:
+        """Do not ask for memory that is not to be read now.
+
+        Args:
+            answer: What is about to be asked for.
+        """
+        if any(item.memory for item in answer.left) and self._braking(answer.pid):
+            answer.found.update((item.name, LATE) for item in answer.left if item.memory)
+            answer.left = [item for item in answer.left if not item.memory]
 
     def _braking(self, pid: int) -> bool:
         """Whether the memory of a process is not to be read now."""
@@ -245,11 +249,11 @@ class Prober:
         """Take note of a read that hung.
 
         Args:
-            pid: The process; 0 for none.
+            pid: The process, or `NOBODY`.
         """
         now_s = time.monotonic()
-        self.late += 1
-        if pid:
+        self.waited += 1
+        if pid != NOBODY:
             self._late_s.append(now_s)
             if len(self._left_alone) >= BACK_OFFS_MAX:
                 del self._left_alone[next(iter(self._left_alone))]
@@ -432,10 +436,15 @@ class _Connection:
             self._pending.clear()
             return
         self._socket, self._reader = connected
-        for answer in self._pending:
+        pending, self._pending = self._pending, deque()
+        for answer in pending:
             # Of one that was begun, only the rest is asked for.
             answer.left, answer.at = answer.left[answer.at :], 0
-            self._ask(answer)
+            self._prober.spare(answer)
+            answer.done = not answer.left
+            if not answer.done:
+                self._pending.append(answer)
+                self._ask(answer)
 
 
 def _ended(supervisor: int) -> None:

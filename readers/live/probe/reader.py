@@ -201,7 +201,7 @@ class _Reader:
 
     def _answer(self, pid: int, wanted: list[Item]) -> None:
         folder = -1
-        if pid:
+        if pid != wire.NOBODY:
             try:
                 path = f"{self._proc}/{pid}"
                 # It belongs to the process and not to its id: what is read below is never another's

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from kcap.model.side import Loss
 from kcap.state.processes import TIMEOUT
@@ -15,44 +14,50 @@ TOLD_MAX: Final = 64
 _ENDED: Final = "the process that reads /proc has ended: what only /proc has is missing"
 
 
+class Who(NamedTuple):
+    """A process."""
+
+    pid: int
+    name: str | None
+
+    def __str__(self) -> str:
+        """As a sentence has it."""
+        return f"{self.name or 'a process'}, pid {self.pid},"
+
+
 class Troubles:
-    """Counts them.
+    """Counts them."""
 
-    Args:
-        name: Says what a process is called.
-    """
-
-    def __init__(self, name: Callable[[int], str | None]) -> None:
-        self._name = name
-        self._late: Counter[tuple[int, str]] = Counter()
-        self._hidden: dict[int, int] = {}
+    def __init__(self) -> None:
+        self._late: Counter[tuple[Who, str]] = Counter()
+        self._hidden: dict[Who, int] = {}
         self._others = 0
         self._ended = 0
         self.late = 0
         """Reads that hung, or were left out as one of that process had hung before."""
 
-    def was_late(self, pid: int, what: str) -> None:
+    def was_late(self, who: Who, what: str) -> None:
         """A read hung.
 
         Args:
-            pid: The process.
+            who: The process.
             what: The file.
         """
         self.late += 1
-        if (pid, what) in self._late or len(self._late) < TOLD_MAX:
-            self._late[pid, what] += 1
+        if (who, what) in self._late or len(self._late) < TOLD_MAX:
+            self._late[who, what] += 1
         else:
             self._others += 1
 
-    def has_hidden(self, pid: int, count: int) -> None:
+    def has_hidden(self, who: Who, count: int) -> None:
         """A process does not let its arguments be read.
 
         Args:
-            pid: The process.
+            who: The process.
             count: Bytes of them that are not known.
         """
-        if pid in self._hidden or len(self._hidden) < TOLD_MAX:
-            self._hidden[pid] = count
+        if who in self._hidden or len(self._hidden) < TOLD_MAX:
+            self._hidden[who] = count
         else:
             self._others += 1
 
@@ -72,11 +77,11 @@ class Troubles:
         late, hidden, others, ended = self._late, self._hidden, self._others, self._ended
         self._late, self._hidden, self._others, self._ended = Counter(), {}, 0, 0
         found = [
-            Loss("blind", count, f"{TIMEOUT}: reading {what} of {self._who(pid)} hung", source)
-            for (pid, what), count in late.items()
+            Loss("blind", count, f"{TIMEOUT}: reading {what} of {who} hung", source)
+            for (who, what), count in late.items()
         ]
-        for pid, count in hidden.items():
-            reason = f"{self._who(pid)} holds back memory: {count} bytes of cmdline can't be read"
+        for who, count in hidden.items():
+            reason = f"{who} holds back memory: {count} bytes of cmdline can't be read"
             found.append(Loss("cut", 1, reason, source))
         if others:
             reason = f"{TIMEOUT}: the memory of other processes could not be read"
@@ -84,6 +89,3 @@ class Troubles:
         if ended:
             found.append(Loss("blind", ended, _ENDED, source))
         return found
-
-    def _who(self, pid: int) -> str:
-        return f"{self._name(pid) or 'a process'}, pid {pid},"

@@ -46,6 +46,10 @@ REQUEST_BYTES: Final = ITEMS_MAX * (_ITEM.size + NAME_BYTES)
 """The longest request."""
 
 
+NOBODY: Final = 0xFFFFFFFF
+"""In place of a process id."""
+
+
 class Op(enum.IntEnum):
     """What is to be done."""
 
@@ -87,7 +91,7 @@ class Request(NamedTuple):
     """What to read of one process, or of none."""
 
     pid: int
-    """0 for what belongs to no process."""
+    """`NOBODY` for what belongs to no process."""
     items: Sequence[Item]
 
 

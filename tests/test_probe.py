@@ -1,0 +1,484 @@
+"""Reads of /proc by processes that may be killed: what they give, and what stalls nobody."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kcap.readers.live.guard import rights
+from kcap.readers.live.probe import LATE, Item, Op, Prober, Request, client, wire
+from kcap.readers.live.probe.troubles import TOLD_MAX
+from kcap.readers.live.procfs import ProcFS, provenance
+from kcap.readers.live.runtimes import Runtimes
+
+DEADLINE_S = client.DEADLINE_S
+STAT = b"%d (%b) S 1 1 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 123 0 0\n"
+ID = "0123456789abcdef" * 4
+
+
+class Host:
+    """A folder that looks like /proc; in it, whoever opens a FIFO waits for ever.
+
+    Args:
+        folder: An empty one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, pid: int, *, hangs: str | None = None, cmdline: bytes = b"x\0") -> None:
+        """Add a process.
+
+        Args:
+            pid: Its id.
+            hangs: The file that hangs.
+            cmdline: Its arguments.
+        """
+        of = self.folder / str(pid)
+        for name in ("fd", "fdinfo", "task", "ns"):
+            (of / name).mkdir(parents=True)
+        content = {
+            "stat": STAT % (pid, b"name %d" % pid),
+            "status": b"Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n",
+            "cgroup": b"0::/x\n",
+            "comm": b"name %d\n" % pid,
+            "cmdline": cmdline,
+        }
+        (of / "exe").symlink_to("/bin/x")
+        for name, data in content.items():
+            if name == hangs:
+                os.mkfifo(of / name)
+            else:
+                (of / name).write_bytes(data)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """An empty host."""
+    folder = tmp_path / "proc"
+    folder.mkdir()
+    return Host(folder)
+
+
+@pytest.fixture
+def probed(host: Host) -> Iterator[ProcFS]:
+    """Its processes, read by a prober."""
+    proc = ProcFS(str(host.folder), prober=Prober(str(host.folder)))
+    yield proc
+    proc.close()
+
+
+def reader_of(prober: Prober) -> int:
+    """The one reader that there is."""
+    prober.read(Request(1, [Item(Op.CONTENT, "stat")]))
+    (found,) = prober.pids - {supervisor_of(prober)}
+    return found
+
+
+def supervisor_of(prober: Prober) -> int:
+    """The process that all readers are children of."""
+    mine = f"\t{os.getpid()}\n".encode()
+    (found,) = (
+        pid for pid in prober.pids if b"PPid:" + mine in Path(f"/proc/{pid}/status").read_bytes()
+    )
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has noticed."""
+    try:
+        return b") Z " in Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return True
+
+
+def ended(pids: frozenset[int], limit_s: float = 3) -> bool:
+    """Whether processes end in time."""
+    until_s = time.monotonic() + limit_s
+    while not all(map(gone, pids)) and time.monotonic() < until_s:
+        time.sleep(0.01)
+    return all(map(gone, pids))
+
+
+# What is said
+
+
+NAMES = st.sampled_from(
+    ["stat", "cmdline", "fd/3", "fd/*", "task/*/comm", "ns/net", "net/tcp", "../1/mem", "mem", ""]
+)
+ITEMS = st.builds(Item, st.sampled_from(Op), NAMES, st.integers(0, wire.FILE_BYTES))
+
+
+@given(st.lists(ITEMS, max_size=wire.ITEMS_MAX), st.integers(0, 1 << 22), st.booleans())
+def test_a_request_says_what_was_asked(asked: list[Item], pid: int, careful: bool) -> None:
+    """Every request that may be asked arrives as it was, and no other one arrives at all."""
+    raw = wire.packed(Request(pid, asked), careful=careful)
+    length, same, count, flags = wire.REQUEST.unpack_from(raw)
+    assert (length, same, flags) == (len(raw) - wire.REQUEST.size, pid, int(careful))
+    if all(map(wire.allowed, asked)):
+        assert wire.items(raw[wire.REQUEST.size :], count) == asked
+    else:
+        with pytest.raises(ValueError, match="may not be asked"):
+            wire.items(raw[wire.REQUEST.size :], count)
+
+
+@given(st.binary(max_size=64), st.integers(0, 65535))
+def test_a_damaged_request_is_refused(body: bytes, count: int) -> None:
+    """Bytes that are no request are an error, or items that may be asked for."""
+    try:
+        found = wire.items(body, count)
+    except ValueError:
+        return
+    assert all(map(wire.allowed, found))
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        (Op.CONTENT, "mem"),
+        (Op.CONTENT, "environ"),
+        (Op.CONTENT, "root/etc/shadow"),
+        (Op.CONTENT, "cwd/x"),
+        (Op.CONTENT, "net/../mem"),
+        (Op.CONTENT, "fd/3"),
+        (Op.LINK, "root"),
+        (Op.NUMBERS, "."),
+        (Op.FILE, "/etc/shadow"),
+        (Op.FILE, f"/var/lib/docker/containers/{ID}/../../x"),
+        (Op.FILE, f"/run/containerd/io.containerd.runtime.v2.task/../{ID}/config.json"),
+        (Op.NAMES, "/"),
+    ],
+)
+def test_what_may_not_be_read(op: Op, name: str) -> None:
+    """A reader has rights that who asks has not: it reads what a recording needs, no more."""
+    assert not wire.allowed(Item(op, name))
+
+
+def test_a_reader_that_is_asked_for_more_ends(host: Host, probed: ProcFS) -> None:
+    """It is the reader that looks, not who asks; what may be asked for is answered still."""
+    host.add(1)
+    (host.folder / "1" / "mem").write_bytes(b"secret")
+    assert probed.prober is not None
+    answer = probed.prober.read(Request(1, [Item(Op.CONTENT, "mem")]))
+    assert answer.error == client.GONE
+    assert not answer.found
+    assert probed.prober.read(Request(1, [Item(Op.CONTENT, "comm")])).found["comm"] == b"name 1\n"
+
+
+# What is read
+
+
+def test_a_prober_reads_what_we_read() -> None:
+    """Of this very process and a child, both ways give the same; of what is no process, nothing."""
+    command: list[str | bytes] = [sys.executable, "-c", "input()", b"\xff"]
+    direct, probed = ProcFS(), ProcFS.probed()
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
+        for pid in (os.getpid(), child.pid):
+            assert probed.image(pid, cwd=True) == direct.image(pid, cwd=True)
+            assert probed.name(pid) == direct.name(pid)
+            with direct.folder(pid) as one, probed.folder(pid) as other:
+                assert one is not None
+                assert other is not None
+                for name in ("comm", f"task/{pid}/comm", "mountinfo", "net/unix"):
+                    assert one.content(name) == other.content(name) != b""
+                assert one.link("ns/net") == other.link("ns/net")
+                assert one.numbers("task") == other.numbers("task")
+                assert set(other.numbers("fd") or ()) >= {0, 1, 2}
+                assert other.content("nothing") is None
+        child.kill()
+    for pid in (child.pid, 0, -1, 1 << 40):
+        assert probed.image(pid) is direct.image(pid) is None
+    probed.close()
+
+
+def test_long_values_come_whole(host: Host, probed: ProcFS) -> None:
+    """Arguments of some MiB, thousands of descriptors; requests under way do not block."""
+    long = b"y" * (5 << 20) + b"\0"
+    host.add(1, cmdline=long)
+    for fd in range(600):
+        (host.folder / "1" / "fd" / str(fd)).symlink_to(f"/to/{fd}")
+    for pid in range(2, 100):
+        host.add(pid, cmdline=b"z" * 10_000)
+    wanted = (Item(Op.LINK, "fd/*"), Item(Op.NUMBERS, "fd"), Item(Op.CONTENT, "cmdline"))
+    found = dict(probed.folders(range(100), wanted))
+    assert list(found) == list(range(1, 100))
+    assert found[1].content("cmdline") == long
+    assert found[1].numbers("fd") == list(range(600))
+    assert [found[1].link(f"fd/{fd}") for fd in range(601)] == [
+        *(f"/to/{fd}" for fd in range(600)),
+        None,
+    ]
+    asked = [probed.image_soon(pid) for pid in range(1, 100)]
+    images = [wait() for wait in asked]
+    assert [len((image and image.cmdline) or "") for image in images] == [
+        len(long) - 1,
+        *[10_000] * 98,
+    ]
+
+
+def test_threads_have_readers_of_their_own(host: Host, probed: ProcFS) -> None:
+    """Many threads at once each get their own answers."""
+    for pid in range(1, 9):
+        host.add(pid)
+    wrong: list[object] = []
+
+    def work(pid: int) -> None:
+        for _ in range(50):
+            image = probed.image(pid)
+            if image is None or image.name != f"name {pid}":
+                wrong.append((pid, image))
+
+    threads = [threading.Thread(target=work, args=(pid,)) for pid in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# What hangs
+
+
+@pytest.mark.parametrize("name", ["cmdline", "status", "stat"])
+def test_what_hangs_is_given_up(host: Host, probed: ProcFS, name: str) -> None:
+    """One process hangs, ninety-nine are read whole, and it costs some deadlines and no more."""
+    for pid in range(1, 101):
+        host.add(pid, hangs=name if pid == 50 else None)
+    begun_s = time.monotonic()
+    images = {image.pid: image for image in probed.images()}
+    assert time.monotonic() - begun_s < 4 * DEADLINE_S + 1
+    expected = set(range(1, 101)) - ({50} if name == "stat" else set())
+    assert set(images) == expected
+    assert all(image.cmdline == "x" for pid, image in images.items() if pid != 50)
+    losses = probed.losses("source")
+    assert losses[0].reason.startswith(f"timeout: reading {name} of ")
+    assert all(", pid 50," in loss.reason for loss in losses)
+    assert {(loss.kind, loss.count) for loss in losses} == {("blind", 1)}
+    if name == "cmdline":
+        assert images[50].cmdline is None
+        assert images[50].uid == 0
+        assert provenance(images[50], "cmdline", known=False) == "timeout"
+    assert probed.losses("source") == []
+
+
+def test_without_a_prober_it_hangs(host: Host) -> None:
+    """The same baseline, read by the recorder itself, does not end: the negative control."""
+    host.add(1, hangs="cmdline")
+    code = (
+        "from kcap.readers.live.procfs import ProcFS; import sys;"
+        "print('begun', flush=True); list(ProcFS(sys.argv[1]).images())"
+    )
+    command = [sys.executable, "-c", code, str(host.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"begun\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(5 * DEADLINE_S)
+        finally:
+            child.kill()
+
+
+def test_a_process_that_hung_is_left_alone(host: Host, probed: ProcFS) -> None:
+    """The second look at it costs nothing, tells the same, and the third, later, tries again."""
+    host.add(1, hangs="cmdline")
+    assert probed.image(1) is not None
+    begun_s = time.monotonic()
+    for _ in range(20):
+        image = probed.image(1)
+        assert image is not None
+        assert image.late == {"cmdline"}
+    assert time.monotonic() - begun_s < 10 * DEADLINE_S
+    assert probed.late == 21
+    (host.folder / "1" / "cmdline").unlink()
+    (host.folder / "1" / "cmdline").write_bytes(b"now\0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: begun_s + client.BACK_OFF_S + 1)
+        image = probed.image(1)
+    assert image is not None
+    assert image.cmdline == "now"
+
+
+def test_many_that_hang_cost_no_more(host: Host) -> None:
+    """A host full of such processes does not make the recorder wait for each of them."""
+    for pid in range(1, 200):
+        host.add(pid, hangs="cmdline" if pid % 2 else None)
+    probed = ProcFS(str(host.folder), prober=Prober(str(host.folder), deadline_s=0.05))
+    images = list(probed.images())
+    probed.close()
+    assert len(images) == 199
+    assert probed.late >= 100
+    assert probed.prober is not None
+    assert probed.prober.waited == client.BRAKE, "those under way are not waited for, either"
+    losses = probed.losses("source")
+    assert len(losses) <= TOLD_MAX + 1
+    assert sum(loss.count or 0 for loss in losses) == probed.late
+
+
+def test_those_under_way_are_not_lost(host: Host, probed: ProcFS) -> None:
+    """What was asked for behind the one that hangs is answered, by the next reader."""
+    for pid in range(1, 200):
+        host.add(pid, hangs="cmdline" if pid == 3 else None)
+    asked = [probed.image_soon(pid) for pid in range(1, 200)]
+    images = [wait() for wait in asked]
+    assert [image and image.pid for image in images] == list(range(1, 200))
+    assert [image.pid for image in images if image and image.late] == [3]
+
+
+def test_state_files_that_hang(tmp_path: Path) -> None:
+    """A folder of container runtimes whose disk does not answer costs its own deadline only."""
+    for part in ("run", "var"):
+        (tmp_path / part).mkdir()
+    prober = Prober(root=str(tmp_path))
+    asked = Request(wire.NOBODY, [Item(Op.FILE, f"/var/lib/docker/containers/{ID}/config.v2.json")])
+    assert prober.read(asked).found == {asked.items[0].name: errno.ENOENT}
+    path = tmp_path / asked.items[0].name[1:]
+    path.parent.mkdir(parents=True)
+    path.write_text('{"Name": "/mine", "Config": {"Image": "of:mine"}}')
+    named = Runtimes(str(tmp_path), prober=prober)
+    found = named.read(ID)
+    assert found is not None
+    assert (found.container_name, found.container_image) == ("mine", "of:mine")
+    reader = reader_of(prober)
+    os.kill(reader, signal.SIGSTOP)  # as a disk that does not answer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "FILE_DEADLINE_S", 0.3)
+        begun_s = time.monotonic()
+        assert prober.read(asked).found[asked.items[0].name] == LATE
+        assert 0.25 < time.monotonic() - begun_s < 2
+    assert named.read(ID) == found
+    prober.close()
+
+
+# Who comes and goes
+
+
+def test_a_reader_that_ends_is_replaced(host: Host, probed: ProcFS) -> None:
+    """Killed by anybody: the next one reads on, and what there is is told."""
+    host.add(1)
+    prober = probed.prober
+    assert prober is not None
+    for _ in range(3):
+        reader, changes = reader_of(prober), prober.changes
+        os.kill(reader, signal.SIGKILL)
+        image = probed.image(1)
+        assert image is not None
+        assert image.cmdline == "x"
+        assert reader_of(prober) != reader
+        assert prober.changes > changes
+    assert probed.losses("source") == []
+
+
+def test_without_a_supervisor_it_is_said(host: Host, probed: ProcFS) -> None:
+    """Nobody reads any more: no error, no wait, a loss; readers end with it."""
+    host.add(1)
+    prober = probed.prober
+    assert prober is not None
+    reader = reader_of(prober)
+    os.kill(supervisor_of(prober), signal.SIGKILL)
+    assert ended(frozenset({reader}))
+    begun_s = time.monotonic()
+    assert [probed.image(1), probed.image(1)] == [None, None]
+    assert time.monotonic() - begun_s < 1
+    (loss,) = probed.losses("source")
+    assert (loss.kind, loss.count) == ("blind", 2)
+    assert "has ended" in loss.reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_to_the_group_do_not_end_it(host: Host, probed: ProcFS, number: int) -> None:
+    """Ctrl-C, or systemd, asks all to end: the recorder needs its readers until it has ended."""
+    host.add(1)
+    prober = probed.prober
+    assert prober is not None
+    pids = prober.pids | {reader_of(prober)}
+    for pid in pids:
+        os.kill(pid, number)
+    assert probed.image(1) is not None
+    assert prober.pids == pids
+
+
+@pytest.mark.parametrize("way", ["close", "kill", "stuck"])
+def test_nothing_is_left(host: Host, way: str) -> None:
+    """It ends with its clients, also where they were killed, or a reader hangs."""
+    host.add(1, hangs="cmdline" if way == "stuck" else None)
+    code = (
+        "import os, sys, signal; from kcap.readers.live.probe import *\n"
+        "prober = Prober(sys.argv[1])\n"
+        "items = [Item(Op.CONTENT, name) for name in ('stat', 'cmdline')]\n"
+        "answer = prober.send(Request(1, items))\n"
+        "way = sys.argv[2]\n"
+        "if way != 'stuck': prober.wait(answer)\n"
+        "print(*prober.pids, flush=True)\n"
+        "prober.close() if way == 'close' else os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(host.folder), way]
+    out = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=20)
+    pids = frozenset(map(int, out.stdout.split()))
+    assert len(pids) == 2
+    assert ended(pids)
+
+
+def test_a_pipe_behind_the_recorder_ends_with_it(host: Host) -> None:
+    """Readers hold no descriptor of who made them: nobody waits for them at an end of file."""
+    host.add(1)
+    read, write = os.pipe()
+    prober = Prober(str(host.folder))
+    reader_of(prober)
+    os.close(write)
+    os.set_blocking(read, False)
+    assert os.read(read, 1) == b"", "a reader that held the pipe would make this an error"
+    os.close(read)
+    prober.close()
+
+
+@pytest.mark.root
+def test_they_have_few_rights(host: Host, probed: ProcFS) -> None:
+    """Two capabilities, no way to get more, no program to execute."""
+    host.add(1)
+    prober = probed.prober
+    assert prober is not None
+    reader_of(prober)
+    assert len(prober.pids) == 2
+    for pid in prober.pids:
+        held = rights.held(str(pid))
+        assert set(rights.names(held.permitted)) <= set(rights.PROBER)
+        assert held.effective == held.permitted
+        assert held.bounding == held.permitted
+        assert held.no_new_privs
+        assert held.seccomp == 2
+    assert rights.held().seccomp != 2 or rights.held().permitted, "negative control"
+
+
+@pytest.mark.root
+def test_a_worker_without_rights_reads_through_it() -> None:
+    """A process that was forked and became nobody sees what only the prober may."""
+    proc = ProcFS.probed()
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            pid = os.fork()
+            if not pid:
+                status = 1
+                try:
+                    rights.become(rights.User("nobody", 65534, 65534))
+                    direct, seen = ProcFS().image(child.pid), proc.image(child.pid)
+                    hidden = direct is not None and direct.exe is None
+                    status = 0 if hidden and seen and seen.exe else 2
+                finally:
+                    os._exit(status)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            assert proc.image(child.pid) is not None, "we still read, too"
+        finally:
+            child.kill()
+            proc.close()
