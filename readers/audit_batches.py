@@ -21,7 +21,7 @@ from kcap.model.builder import Field, Layout, RawText, RecordBuilder
 from kcap.model.classes import TypeClass
 from kcap.model.naming import RAW, SIZE
 from kcap.model.side import Loss, Side, SourceInfo
-from kcap.readers.audit_events import row_of
+from kcap.readers.audit_events import OWN_KEY, Row, row_of
 from kcap.readers.audit_groups import Event
 from kcap.readers.audit_records import BadRecordError
 
@@ -47,6 +47,8 @@ class Batches:
         """Serial numbers of events that lack the record which says what they were."""
         self.left_out: set[int] = set()
         """Processes whose events are not wanted."""
+        self.keys: frozenset[bytes] | None = None
+        """Of recorders' own rules, those whose events are wanted; None for all."""
         self._builder = RecordBuilder()
         self._layouts: dict[tuple[str, ...], Layout] = {}
         self._missing: Counter[str] = Counter()
@@ -74,7 +76,7 @@ class Batches:
         if row is None:
             self.headless.add(event.serial)
             return
-        if row.values.get("pid") in self.left_out:
+        if row.values.get("pid") in self.left_out or self._is_old(row):
             return
         self._missing.update(row.missing)
         self._nodes |= "host" in row.values
@@ -90,6 +92,11 @@ class Batches:
             fields = [Field(name, _home(name)) for name in names]
             layout = self._layouts[names] = self._builder.layout(fields)
         self._builder.add(layout, list(values.values()))
+
+    def _is_old(self, row: Row) -> bool:
+        """Whether an event is of a recording that is over: the kernel may hold some for long."""
+        wanted = self.keys is None or row.key in self.keys
+        return not wanted and OWN_KEY.fullmatch(row.key) is not None
 
     def refuse(self, why: str) -> None:
         """Count what is no record.

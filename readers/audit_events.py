@@ -258,12 +258,12 @@ def _who(fields: Mapping[bytes, bytes], name: str) -> dict[str, Any]:
     subject = untrusted(fields.get(b"subj"))
     found["subj"] = None if subject in {b"unconfined", b"kernel"} else subject
     key = untrusted(fields.get(b"key"))
-    found["key"] = None if key is None or key.startswith(OWN_KEY) else key
+    found["key"] = None if key is None or OWN_KEY.fullmatch(key) else key
     return found
 
 
-OWN_KEY: Final = b"kcap-"
-"""How the keys of a recorder's own rules begin."""
+OWN_KEY: Final = re.compile(rb"kcap-(\d{1,10})-(\d{1,20})-e([012])-b(\d{1,10})-w(-1|\d{1,10})")
+"""The keys of recorders' own rules (`kcap.readers.live.audit.rules.Key`)."""
 
 _PLACES: Final = {f"n{place}": place for place in range(6)}
 """Where the arguments of a call stand, of what a recorder in the kernel has."""

@@ -140,6 +140,14 @@ class Groups:
             found.append(self._take(key, ended=False))
         return found
 
+    def waits_for(self, ms: int) -> bool:
+        """Whether an event is not complete that was before a time.
+
+        Args:
+            ms: The time, ms since 1970 UTC.
+        """
+        return any(key[1] <= ms for key in self._open)
+
     def rest(self) -> list[Event]:
         """Give up waiting: nothing else comes.
 

@@ -22,9 +22,10 @@ LINE_BYTES: Final = 4 * RECORD_BYTES
 
 _LINE: Final = re.compile(rb"(?:node=(\S{1,256}) )?type=([A-Z0-9_\[\]]{1,64}) msg=")
 _STAMP: Final = re.compile(rb"audit\((\d{1,10})\.(\d{3}):(\d{1,10})\): ?")
-_NAME: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(?:\[\d{1,10}\])?")
+_FIELDS: Final = re.compile(rb"(?:(?<= )|^)([A-Za-z0-9_-]{1,64})=([^ ]*)")
 _UNKNOWN_TYPE: Final = re.compile(r"UNKNOWN\[(\d{1,5})\]")
 _HEX: Final = re.compile(rb"(?:[0-9A-F]{2})+")
+_DIGITS: Final = 20
 _NUMBER: Final = re.compile(rb"-?\d{1,20}")
 _BITS: Final = re.compile(rb"[0-9a-f]{1,16}")
 
@@ -64,23 +65,8 @@ class Record(NamedTuple):
         Returns:
             Name to value. Words that are no fields are left out, as ``avc:  denied`` begins with;
             of several fields of a name the first counts.
-
-        Raises:
-            BadRecordError: A name stands there that no kernel gives.
         """
-        found: dict[bytes, bytes] = {}
-        for word in self.text.split(b" "):
-            name, equals, value = word.partition(b"=")
-            if equals:
-                if not _is_name(name):
-                    raise BadRecordError(f"a field called {quoted(name)}")
-                found.setdefault(name, value)
-        return found
-
-
-@lru_cache(maxsize=4096)
-def _is_name(name: bytes) -> bool:
-    return _NAME.fullmatch(name) is not None
+        return dict(reversed(_FIELDS.findall(self.text)))
 
 
 @cache
@@ -234,7 +220,11 @@ def optional(fields: Mapping[bytes, bytes], name: bytes) -> int | None:
         BadRecordError: It is no number.
     """
     value = fields.get(name)
-    if value is None or value in _NOTHING:
+    if value is None:
+        return None
+    if value.isdigit() and len(value) <= _DIGITS:  # the most by far
+        return int(value)
+    if value in _NOTHING:
         return None
     if value == b"unset":
         return _UNSET

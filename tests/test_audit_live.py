@@ -71,8 +71,11 @@ def rule_of_somebody(key: bytes) -> Iterator[bytes]:
 def test_a_thousand_programs_are_recorded_with_their_arguments(workloads: Workloads) -> None:
     """Of 1,000 short-lived processes each is there once, with arguments, path and parent."""
     child = workloads.child
-    with recording() as made:
-        said = workloads.run("burst", child, 1000)
+    for _ in range(5):  # others may fill the kernel's queue, which is one for all
+        with recording(events={EXECUTION}) as made:
+            said = workloads.run("burst", child, 1000)
+        if not made.losses:
+            break
 
     assert made.losses == []
     found = executions(made, {fact["child"] for fact in said})
@@ -97,9 +100,13 @@ def test_what_is_done_to_files_and_sockets_is_recorded(tmp_path: Path) -> None:
         "try: os.execv('/no/such', ['x'])\n"
         "except OSError: pass\n"
     )
-    with recording() as made:
-        process = subprocess.Popen([sys.executable, "-S", "-c", script])
-        process.wait(30)
+    wanted = {"openat", "rename", "unlink", "connect", "kill", EXECUTION}
+    for _ in range(5):
+        with recording(events=wanted) as made:
+            process = subprocess.Popen([sys.executable, "-S", "-c", script])
+            process.wait(30)
+        if not made.losses:
+            break
     mine = [row for row in made.rows if row.get("pid") == process.pid]
     told = {
         row["event"]: row for row in mine if row["event"] != "openat" or row["arg_path_arg"] == "a"
@@ -121,7 +128,7 @@ def test_what_is_done_to_files_and_sockets_is_recorded(tmp_path: Path) -> None:
 def test_the_host_is_as_before(workloads: Workloads) -> None:
     """Rules, switch and limit are changed while we record, and afterwards as they were."""
     before = settings()
-    with recording():
+    with recording(events={EXECUTION}):
         workloads.run("burst", workloads.child, 1)
         status, found = settings()
         assert len(found) > len(before[1])  # negative control: something was changed
@@ -133,24 +140,21 @@ def test_the_host_is_as_before(workloads: Workloads) -> None:
 
 
 @pytest.mark.root
-def test_a_rule_of_somebody_else_stays() -> None:
+def test_a_rule_of_somebody_else_stays(tmp_path: Path) -> None:
     """Rules of others are there before, while and after we record; their events say the key."""
     settings()
+    code = f"import os; os.mkdir({str(tmp_path / 'made')!r})"
     with rule_of_somebody(b"mine") as rule:
-        with recording() as made:
+        with recording(events={EXECUTION}) as made:
             assert rule in settings()[1]
-            subprocess.run(
-                [sys.executable, "-S", "-c", "import os; os.mkdir('/proc/x')"],
-                check=False,
-                capture_output=True,
-            )
+            subprocess.run([sys.executable, "-S", "-c", code], check=True)
         after = settings()[1]
         assert after.count(rule) == 1
         assert not [key for each in after if (key := rules.owner(each)) and key.pid == os.getpid()]
-    told = [row for row in made.rows if row.get("event") == "mkdir"]
+    told = [row for row in made.rows if row.get("arg_path_arg") == str(tmp_path / "made")]
 
-    assert [row["arg_key__str"] for row in told] == ["mine"]
-    assert made.source.info.sources[0].details["audit"]["foreign_rules"] == 1
+    assert [(row["event"], row["arg_key__str"]) for row in told] == [("mkdir", "mine")]
+    assert made.source.info.sources[0].details["audit"]["foreign_rules"] >= 1
 
 
 @pytest.mark.root
@@ -159,7 +163,7 @@ def test_what_a_killed_recorder_left_is_cleared_up() -> None:
     before = settings()
     code = (
         "import time; from kcap.readers.live.audit.recorder import AuditRecorder;"
-        "made = AuditRecorder(); print('on', flush=True); time.sleep(60)"
+        "made = AuditRecorder(events={'execve'}); print('on', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
@@ -172,10 +176,9 @@ def test_what_a_killed_recorder_left_is_cleared_up() -> None:
     assert {key.pid for key in left} == {process.pid}  # negative control: it left something
     assert not any(key.alive for key in left)
 
-    with recording() as made:
+    with recording(events={EXECUTION}):
         pids = {key.pid for rule in settings()[1] if (key := rules.owner(rule))}
         assert pids == {os.getpid()}
-    assert made.losses == []
     assert settings() == before
 
 
@@ -183,10 +186,10 @@ def test_what_a_killed_recorder_left_is_cleared_up() -> None:
 def test_the_last_of_two_recorders_restores() -> None:
     """While another recorder runs the settings stay; behind the last one they are as before."""
     before = settings()
-    first = AuditRecorder()
+    first = AuditRecorder(events={EXECUTION})
     code = (
         "import signal; from kcap.readers.live.audit.recorder import AuditRecorder;"
-        "made = AuditRecorder(); signal.signal(15, lambda *_: made.stop());"
+        "made = AuditRecorder(events={'execve'}); signal.signal(15, lambda *_: made.stop());"
         "print('on', flush=True); sum(b.rows for b in made.batches()); made.close()"
     )
     second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -212,7 +215,7 @@ def test_what_others_change_meanwhile_stays() -> None:
     before, _ = settings()
     control = Control()
     try:
-        with recording():
+        with recording(events={EXECUTION}):
             control.set(backlog_limit=1234)
         assert control.status().backlog_limit == 1234
     finally:
@@ -243,7 +246,7 @@ def test_what_found_no_room_is_counted_exactly(workloads: Workloads) -> None:
 
     assert missing > 0  # negative control: something was lost
     assert lost >= missing
-    assert lost <= max(numbers) - min(numbers) + 1 - len(numbers)
+    assert lost <= source._serials.highest - min(numbers) + 1 - len(numbers)
     assert made.beats[-1].details["dropped_records"] > lost
 
 
@@ -276,7 +279,7 @@ class Asked(Control):
         self.orders.append("delete")
 
 
-OFF = Status(0, 0, 1, 0, 0, 64, 0, 0)
+OFF = Status(0, 0, 1, 0, 0, 64, 0, 0, 0, 15000)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +299,9 @@ def test_nothing_is_changed_where_that_is_refused_or_dangerous(status: Status, w
     kernel = Asked(OFF, [])  # negative control
     changes = Settings(kernel)
     changes.change(rules.told())
-    assert {"add", "set {'enabled': 1, 'backlog_limit': 65536}"} <= set(kernel.orders)
+    assert {"add", "set {'enabled': 1, 'backlog_limit': 65536, 'backlog_wait_time': 0}"} <= set(
+        kernel.orders
+    )
     assert not any(why in sentence for sentence in cannot_see(changes))
 
 
@@ -311,10 +316,18 @@ def test_a_daemon_that_came_keeps_the_audit_on() -> None:
     assert kernel.orders == []
 
     changes.change(rules.told())
-    kernel._status = OFF._replace(enabled=1, backlog_limit=BACKLOG)
+    kernel._status = OFF._replace(enabled=1, backlog_limit=BACKLOG, backlog_wait_time=0)
     kernel.orders.clear()
     changes.restore()
-    assert kernel.orders == ["set {'enabled': 0, 'backlog_limit': 64}"]
+    assert kernel.orders == ["set {'enabled': 0, 'backlog_limit': 64, 'backlog_wait_time': 15000}"]
+
+
+def test_where_a_daemon_runs_processes_wait_as_it_wants() -> None:
+    """We let nobody wait for the audit, unless a daemon is there that may want just that."""
+    kernel = Asked(OFF._replace(enabled=1, pid=4), [])
+    Settings(kernel).change(rules.told())
+
+    assert "set {'backlog_limit': 65536}" in kernel.orders
 
 
 def test_a_rule_that_hides_everything_is_told() -> None:
@@ -342,7 +355,7 @@ def test_a_key_is_found_in_any_rule(
 
     assert rules.key_of(rule) == key
     assert rules.owner(rule) is None
-    own = Key(1, 2, 0, 64)
+    own = Key(1, 2, 0, 64, -1)
     assert rules.owner(rules.encode(numbers, arch, conditions[:60], own.text)) == own
 
 
@@ -351,9 +364,9 @@ def test_a_recorder_is_alive_only_as_itself() -> None:
     mine = rules.started(os.getpid())
     assert mine is not None
 
-    assert Key(os.getpid(), mine, 0, 64).alive
-    assert not Key(os.getpid(), mine + 1, 0, 64).alive
-    assert not Key(1 << 30, mine, 0, 64).alive
+    assert Key(os.getpid(), mine, 0, 64, 15000).alive
+    assert not Key(os.getpid(), mine + 1, 0, 64, 15000).alive
+    assert not Key(1 << 30, mine, 0, 64, 15000).alive
 
 
 @given(st.integers(1, 200), st.sets(st.integers(0, 199), max_size=50), st.integers(0, 99))
@@ -387,7 +400,7 @@ def test_the_status_is_asked_of_whoever_has_the_rights() -> None:
     """In a process of its own, the source asks another one, and knows of no other question."""
     settings()
     asked: list[str] = []
-    made = AuditRecorder(interval_s=0.05)
+    made = AuditRecorder(interval_s=0.05, events={EXECUTION})
 
     def ask(name: str, argument: bytes) -> bytes:
         asked.append(name)

@@ -414,3 +414,17 @@ def test_types_have_the_names_that_the_tools_give_them() -> None:
     assert wrong == []
     assert audit_records.type_name(1300) == "SYSCALL"
     assert audit_records.type_number("UNKNOWN[1999]") == 1999
+
+
+def test_events_of_a_recording_that_is_over_are_left_out() -> None:
+    """What the kernel still held of another recorder's rules is not of this recording."""
+    old, own, others = (
+        call(50).replace(b"key=(null)", b'key="' + key + b'"')
+        for key in (b"kcap-1-2-e0-b64-w0", b"kcap-2-2-e0-b64-w0", b"kcap-x")
+    )
+    made = Batches(SOURCE)
+    made.keys = frozenset({b"kcap-2-2-e0-b64-w0"})
+    for event in [each for first in (old, own, others) for each in grouped([first])]:
+        made.add(event)
+
+    assert [row.get("arg_key__str") for row in made.finish().to_pylist()] == [None, "kcap-x"]

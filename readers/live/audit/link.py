@@ -35,6 +35,7 @@ DATAGRAM_BYTES: Final = 16 << 10
 
 _ERROR: Final = struct.Struct("=i")
 _STATUS: Final = struct.Struct("=8I")
+_STATUS_NOW: Final = struct.Struct("=10I")
 _SETTING: Final = struct.Struct("=10I")
 _CUT: Final = "a message of the kernel's audit system is cut short"
 _RULE_BYTES: Final = 1040
@@ -60,6 +61,9 @@ class Status(NamedTuple):
     lost: int
     """Records that were lost since the machine started."""
     backlog: int
+    features: int = 0
+    backlog_wait_time: int = -1
+    """Ticks that a process waits where the backlog is full; -1 for a kernel without that."""
 
 
 class Control:
@@ -90,14 +94,15 @@ class Control:
         """
         for kind, body in self._ask(GET, b"", _NLM_F_REQUEST, "asking for the audit status"):
             if kind == GET and len(body) >= _STATUS.size:
-                return Status(*_STATUS.unpack_from(body))
+                layout = _STATUS_NOW if len(body) >= _STATUS_NOW.size else _STATUS
+                return Status(*layout.unpack_from(body))
         raise KcapError("the kernel gave no audit status")
 
     def set(self, **settings: int) -> None:
         """Change settings.
 
         Args:
-            settings: ``enabled`` and ``backlog_limit``.
+            settings: ``enabled``, ``backlog_limit``, ``backlog_wait_time``.
 
         Raises:
             PrivilegeError: This user may not, or the settings are locked.
@@ -189,7 +194,11 @@ class Control:
                 return kind, datagram[HEADER.size : size]
 
 
-_SETTINGS: Final = {"enabled": (1, 1), "backlog_limit": (0x10, 5)}
+_SETTINGS: Final = {
+    "enabled": (1, 1),
+    "backlog_limit": (0x10, 5),
+    "backlog_wait_time": (0x20, 9),
+}
 """The bit of a setting in the mask, and its place in ``struct audit_status``."""
 
 

@@ -106,6 +106,7 @@ class AuditRecorder:
         self._groups = Groups()
         self._batches = Batches(self._source)
         self._batches.left_out.add(self._pid)
+        self._batches.keys = self._settings.keys
         self._serials = Serials()
         self._dropped = 0
         self._told_lost = self._settings.before.lost
@@ -208,7 +209,8 @@ class AuditRecorder:
             reason = "records that the kernel had not sent when the recording ended"
             yield EMPTY.with_before([Loss("lost", left, reason, self._source.id)])
         for event in self._groups.rest():
-            self._batches.add(event)
+            if event.ms <= until_ms:  # what began later is not of this recording
+                self._batches.add(event)
         yield self._batches.finish()
 
     def _drained(self, until_ms: int) -> Iterator[Batch]:
@@ -216,7 +218,9 @@ class AuditRecorder:
         limit_s = time.monotonic() + _DRAIN_S
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        while self._newest_ms <= until_ms and time.monotonic() < limit_s:
+        while time.monotonic() < limit_s:
+            if self._newest_ms > until_ms and not self._groups.waits_for(until_ms):
+                break
             if poll.poll(_QUIET_S * 1000):
                 self._drain()
                 if len(self._batches) >= BATCH_ROWS:

@@ -6,14 +6,13 @@ so that whoever finds the rules of a recorder that was killed can put everything
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kcap.readers.audit_events import I386, X86_64
+from kcap.readers.audit_events import I386, OWN_KEY, X86_64
 from kcap.readers.live.bpf import events
 
 _HEAD: Final = struct.Struct("=3I")
@@ -44,8 +43,6 @@ _EQUAL: Final = 0x40000000
 _ANY_BIT: Final = 0x08000000
 _AT_LEAST: Final = 0x60000000
 _AT_MOST: Final = 0x50000000
-
-_OWN: Final = re.compile(rb"kcap-(\d{1,10})-(\d{1,20})-e([012])-b(\d{1,10})")
 
 _WRITING: Final = 3
 _PROT_WRITE: Final = 2
@@ -78,12 +75,14 @@ class Key(NamedTuple):
     """When that process began: another one may have its pid by now."""
     enabled: int
     backlog_limit: int
+    backlog_wait_time: int
     """How the settings were before any recorder changed them."""
 
     @property
     def text(self) -> bytes:
         """The key, as rules bear it."""
-        return f"kcap-{self.pid}-{self.start_ticks}-e{self.enabled}-b{self.backlog_limit}".encode()
+        settings = f"e{self.enabled}-b{self.backlog_limit}-w{self.backlog_wait_time}"
+        return f"kcap-{self.pid}-{self.start_ticks}-{settings}".encode()
 
     @property
     def alive(self) -> bool:
@@ -138,7 +137,7 @@ def owner(rule: bytes) -> Key | None:
     Returns:
         The recorder, None for rules of others.
     """
-    found = _OWN.fullmatch(key_of(rule) or b"")
+    found = OWN_KEY.fullmatch(key_of(rule) or b"")
     return Key(*map(int, found.groups())) if found else None
 
 

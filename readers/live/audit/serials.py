@@ -20,8 +20,10 @@ class Serials:
         self.first: int | None = None
         """The first number that came: what came before we listened is not ours."""
         self._seen: set[int] = set()
+        self.highest = -1
+        """The highest number that came."""
         self._next = 0
-        self._highest = self._closing = -1
+        self._closing = -1
 
     def add(self, serial: int) -> None:
         """Take note of a number.
@@ -29,12 +31,12 @@ class Serials:
         Args:
             serial: The number of a record.
         """
-        if self.first is None or serial > self._highest + SPAN_MAX:
+        if self.first is None or serial > self.highest + SPAN_MAX:
             self.first = serial
             self._next, self._seen = serial, set()
         if serial >= self._next:
             self._seen.add(serial)
-            self._highest = max(self._highest, serial)
+            self.highest = max(self.highest, serial)
 
     def missing(self, *, last: bool = False) -> int:
         """Close the account up to the highest number of the last time.
@@ -45,12 +47,12 @@ class Serials:
         Returns:
             How many numbers up to there did not come.
         """
-        until = self._highest if last else self._closing
+        until = self.highest if last else self._closing
         count = 0
         if until >= self._next:
             closed = {serial for serial in self._seen if serial <= until}
             count = until - self._next + 1 - len(closed)
             self._seen -= closed
             self._next = until + 1
-        self._closing = self._highest
+        self._closing = self.highest
         return count

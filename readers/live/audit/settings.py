@@ -43,6 +43,8 @@ class Settings:
         """Rules of our own."""
         self.refused: str | None = None
         """Why nothing is changed."""
+        self.keys: frozenset[bytes] = frozenset()
+        """Keys that events may bear: our own, and those of recorders whose rules come first."""
         self._key: Key | None = None
 
     def change(self, wanted: Collection[str]) -> None:
@@ -71,7 +73,10 @@ class Settings:
             rules.started(os.getpid()) or 0,
             first.enabled if first else self.before.enabled,
             first.backlog_limit if first else self.before.backlog_limit,
+            first.backlog_wait_time if first else self.before.backlog_wait_time,
         )
+        before = {key.text for _, key in owners if key is not None and key.alive}
+        self.keys = frozenset({self._key.text, *before})
         for rule in rules.rules(wanted, self._key.text):
             self._control.add(rule)
             self.added += 1
@@ -83,6 +88,8 @@ class Settings:
             changes["enabled"] = 1
         if self.before.backlog_limit < BACKLOG:
             changes["backlog_limit"] = BACKLOG
+        if self.before.backlog_wait_time > 0 and not self.before.pid:
+            changes["backlog_wait_time"] = 0  # better that we lose events than that the host waits
         if changes:
             self._control.set(**changes)
 
@@ -128,6 +135,8 @@ class Settings:
             changes["enabled"] = 0
         if now.backlog_limit == BACKLOG and key.backlog_limit < BACKLOG:
             changes["backlog_limit"] = key.backlog_limit
+        if now.backlog_wait_time == 0 and key.backlog_wait_time > 0:
+            changes["backlog_wait_time"] = key.backlog_wait_time
         if changes:
             self._control.set(**changes)
 
