@@ -454,3 +454,15 @@ def test_the_short_names_are_hidden_and_the_same() -> None:
     for name in ("install", "start", "stop", "restart", "remove"):
         assert main.get_command(None, f"{name}-service") is group.commands[name]  # type: ignore[arg-type]
         assert cli._VERBS[f"{name}-service"].hidden
+
+
+@pytest.mark.parametrize("verb", ["install", "start", "stop", "restart", "status", "remove"])
+def test_each_verb_has_help_and_a_manual_page(host: Host, verb: str) -> None:
+    """With examples first; `kcap man` takes both words, and no third one."""
+    helped, page = host.run(verb, "--help"), host.call("man", "service", verb)
+
+    assert (helped.exit_code, page.exit_code) == (0, 0)
+    assert helped.stdout.index("Examples:") < helped.stdout.index("Options:")
+    assert f"kcap service {verb}" in helped.stdout
+    assert f"kcap-service-{verb} - " in page.stdout
+    assert host.call("man", "service", verb, verb).exit_code == 2

@@ -17,20 +17,24 @@ _EXIT = (
 )
 
 
-@click.command("man", cls=Verb, examples=("kcap man record", "kcap man --roff record | man -l -"))
-@click.argument("verb", required=False)
+@click.command(
+    "man",
+    cls=Verb,
+    examples=("kcap man record", "kcap man service install", "kcap man --roff record | man -l -"),
+)
+@click.argument("words", nargs=-1, metavar="[VERB]...")
 @click.option("--roff", is_flag=True, help="As roff, for man(1).")
 @click.pass_context
-def command(ctx: click.Context, verb: str | None, roff: bool) -> None:
+def command(ctx: click.Context, words: tuple[str, ...], roff: bool) -> None:
     """Print the manual page of VERB, or of kcap itself."""
     root = ctx.find_root()
     target: click.Command = main
-    if verb is not None:
-        found = main.get_command(root, verb)
+    for word in words:
+        found = target.get_command(root, word) if isinstance(target, click.Group) else None
         if found is None:
-            raise click.UsageError(f"there is no verb {verb!r}; 'kcap' lists them")
+            raise click.UsageError(f"there is no verb {' '.join(words)!r}; 'kcap' lists them")
         target = found
-    name = "kcap" if verb is None else f"kcap {verb}"
+    name = " ".join(("kcap", *words))
     page = click.Context(target, info_name=name)
     click.echo(_roff(page, target) if roff else _plain(page, target))
 

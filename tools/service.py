@@ -26,7 +26,7 @@ SPLIT: Final = ("--split-size", "256M")
 KEEP: Final = ("--keep", "16")
 """How a recording without end stays within 4 GiB, unless its own options say something else."""
 
-_CHECK_S: Final = 120
+_CHECK_S: Final = 300
 
 
 def _name_option(function: _F) -> _F:
@@ -105,7 +105,7 @@ def install(
     printed: bool,
     words: tuple[str, ...],
 ) -> None:
-    """Install it, so that it starts at boot.
+    """Install the service: it starts at boot.
 
     All other options, and a filter, are those of 'kcap record', and checked as it would. Without
     --split-size or --split-time a file has 256M; without --keep 16 files are kept.
@@ -138,7 +138,7 @@ def install(
 @_name_option
 @click.pass_context
 def start(ctx: click.Context, name: str) -> None:
-    """Start it; done when it records."""
+    """Start the service; done when it records."""
     _start(_of_ours(ctx, name), name, "start")
 
 
@@ -146,7 +146,7 @@ def start(ctx: click.Context, name: str) -> None:
 @_name_option
 @click.pass_context
 def stop(ctx: click.Context, name: str) -> None:
-    """Stop it; done when its capture is closed.
+    """Stop the service; done when its capture is closed.
 
     At the next boot it starts again; 'kcap service remove' ends that.
     """
@@ -162,7 +162,7 @@ def stop(ctx: click.Context, name: str) -> None:
 @_name_option
 @click.pass_context
 def restart(ctx: click.Context, name: str) -> None:
-    """Stop it and start it.
+    """Stop the service and start it.
 
     What happens between the two is not recorded.
     """
@@ -174,7 +174,7 @@ def restart(ctx: click.Context, name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_context
 def status(ctx: click.Context, name: str, as_json: bool) -> None:
-    """Say how it is: state, process, captures.
+    """Say how the service is: state, process, captures.
 
     Of the newest capture it says when it was written last: a recording gives a sign of life each
     second. The exit code is 0 while it records, else 1.
@@ -193,7 +193,7 @@ def status(ctx: click.Context, name: str, as_json: bool) -> None:
 @_name_option
 @click.pass_context
 def remove(ctx: click.Context, name: str) -> None:
-    """Stop it and take its unit away.
+    """Stop the service and take its unit away.
 
     The captures stay where they are.
     """

@@ -68,8 +68,8 @@ class Newest:
     """When; a recording writes a sign of life each second."""
     events: int | None
     heartbeats: int | None
-    lost: int | None
-    """Losses of events, and times in which nothing was seen."""
+    losses: int | None
+    """How often something was lost, damaged or not seen."""
     error: str | None
 
     def line(self) -> str:
@@ -78,8 +78,8 @@ class Newest:
         if self.error is not None:
             return f"{self.file}: {size}, {self.error}"
         told = [self.state or "unknown", size, common.counted(self.events or 0, "event")]
-        if self.lost:
-            told.append(f"with {self.lost:,} losses, see kcap info")
+        if self.losses:
+            told.append(f"{common.counted(self.losses, 'loss')} (see kcap info)")
         return f"{self.file}: {', '.join(told)}"
 
 

@@ -32,7 +32,7 @@ class Steps:
     def run(self, step: str, *words: str) -> None:
         """Run a command and write down how it ended."""
         begun_s = time.monotonic()
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
         took_s = time.monotonic() - begun_s
         self.said[step] = {
             "code": done.returncode, "stdout": done.stdout, "stderr": done.stderr, "took_s": took_s
