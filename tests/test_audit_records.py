@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from audit_support import execution, execve, line, untrusted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcap.model.side import Loss, SourceInfo
@@ -145,6 +145,7 @@ def test_an_execution_is_what_other_sources_call_it() -> None:
     }
 
 
+@settings(max_examples=30)
 @given(st.lists(ARGV, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_interleaved_events_come_apart(argvs: list[list[bytes]], chance: random.Random) -> None:
     """Whatever order the records of several events come in, each event is there once, whole."""
