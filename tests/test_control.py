@@ -348,6 +348,20 @@ def _asked_as(made: Control, uid: int) -> bytes:
         return stream.read()
 
 
+def test_a_recording_goes_on_without_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no folder for it, or one that others may enter, that is said and all."""
+    for found, why in (([], "no folder"), ([tmp_path], "others may enter")):
+        tmp_path.chmod(0o755)
+        monkeypatch.setattr(control, "folders", lambda found=found: found)
+        with control.opened() as made:
+            assert made is None
+        said = capsys.readouterr().err
+        assert "will not see this recording" in said
+        assert why in said
+
+
 def test_nobody_answers(tmp_path: Path) -> None:
     """Who asks where no recorder is, or one that is stopped, is told so."""
     with pytest.raises(KcapError, match="no recorder answers: No such file"):

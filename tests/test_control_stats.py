@@ -171,11 +171,13 @@ def test_several_recorders_are_listed(folder: Path) -> None:
 
 
 def test_no_recorder_is_said_so(folder: Path) -> None:
-    """Where none runs, the error says how to start one."""
-    folder.mkdir(mode=0o700)
-    done = run("stats", "--live")
-    assert done.exit_code == 1
-    assert "kcap record" in done.stderr
+    """Where none runs, or there is no folder yet, the error says how to start one."""
+    for words in ([], ["41"]):
+        done = run("stats", "--live", *words)
+        assert done.exit_code == 1
+        assert "kcap record" in done.stderr
+        assert "root alone" in done.stderr
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @pytest.mark.parametrize("words", [["--by", "event"], ["-w", "pid = 1"], ["a", "b"]])

@@ -225,7 +225,7 @@ def opened() -> Iterator[Control | None]:
         The socket, whose name is gone afterwards; None where this user can't have one.
     """
     try:
-        made = Control(folders()[0])
+        made = Control(_folder())
     except KcapError as e:
         from kcap.model.text import printable
 
@@ -238,29 +238,15 @@ def opened() -> Iterator[Control | None]:
 
 
 def folders() -> list[Path]:
-    """Where this user's recorders have their sockets, the best place first.
-
-    Raises:
-        PrivilegeError: Not as root, and the system gave the user no folder for such things.
-    """
+    """Where this user's recorders have their sockets, the best place first; maybe nowhere."""
     found = [_ROOT] if os.geteuid() == 0 else []
     if os.environ.get(_USER):
         found.append(Path(os.environ[_USER]) / "kcap")
-    if not found:
-        raise PrivilegeError(
-            "there is no folder for the control socket",
-            expected=f"{_ROOT} as root, or ${_USER}",
-            hint=f"set {_USER} to a folder that is yours alone",
-        )
     return found
 
 
 def sockets() -> list[Path]:
-    """The control sockets of the recorders that run, by name.
-
-    Raises:
-        PrivilegeError: This user has no folder for them.
-    """
+    """The control sockets of this user's recorders that run, by name."""
     return [path for folder in folders() for path in _in(folder) if _listens(path)]
 
 
@@ -367,6 +353,19 @@ def _user_of(connection: socket.socket) -> int | None:
     except OSError:
         return None
     return int(_CREDENTIALS.unpack(held)[1])
+
+
+def _folder() -> Path:
+    """The place for a socket.
+
+    Raises:
+        PrivilegeError: Not as root, and the system gave the user no folder for such things.
+    """
+    for folder in folders():
+        return folder
+    raise PrivilegeError(
+        "there is no folder for a control socket", expected=f"{_ROOT} as root, or ${_USER}"
+    )
 
 
 def _make_private(folder: Path) -> None:

@@ -80,13 +80,12 @@ def _chosen(words: tuple[str, ...]) -> Path:
     found = control.sockets()
     if words:
         found = [path for path in found if path.stem == words[0]]
-        if not found:
-            raise KcapError(
-                f"no recorder with process id {words[0]} answers",
-                hint="'kcap stats --live' finds those that run",
-            )
     if not found:
-        raise KcapError("no recorder runs here", hint="start one with 'kcap record'")
+        which = f"with process id {words[0]} " if words else ""
+        raise KcapError(
+            f"no recorder {which}answers this user",
+            hint="start one with 'kcap record'; those that root has started answer root alone",
+        )
     if len(found) > 1:
         known = "".join(f"\n  {line}" for line in map(_brief, found))
         raise click.UsageError(f"{len(found)} recorders run; give the process id of one:{known}")
