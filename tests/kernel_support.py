@@ -16,6 +16,9 @@ THERE = Path("/tmp/programs")
 """Where the programs lie in the machine."""
 
 _RUN = "PYTHONPATH=/tmp:/tmp/tests python3 tests/kernels/{} /tmp/out /tmp/programs"
+_BOOT_S = 900
+"""So long an emulated machine may take."""
+
 _SUPPORT = ("live_support.py", "workload_support.py")
 
 
@@ -70,7 +73,7 @@ def _booted(
         *((TESTS / name, f"tests/{name}") for name in own),
         *((Path(workloads.path(name)), f"programs/{name}") for name in (*programs, "child")),
     ]
-    console = vm.boot(image, vm.archive(brought, _RUN.format(guest)), folder)
+    console = vm.boot(image, vm.archive(brought, _RUN.format(guest)), folder, timeout_s=_BOOT_S)
     took_s = time.monotonic() - begun_s
     assert "exit code 0" in console, console
     print(f"Linux {image.version}: booted, recorded and ended in {took_s:.0f} s")

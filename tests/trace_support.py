@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import SkipTest
 
-from live_support import COMMAND, ROOT
+from live_support import COMMAND, ROOT, kill_all
 from workload_support import Fact
 
 from kcap.errors import KcapError
@@ -92,9 +92,21 @@ def recording(source: str, *, resolve: bool = False, **options: Any) -> Iterator
 
 
 @contextmanager
-def recorded(path: Path, source: str, *words: str) -> Iterator[None]:
-    """Record what happens in the block with ``kcap record``; the capture is closed behind it."""
-    command = [*COMMAND, "record", "-o", str(path), "--source", source, *words]
+def recorded(path: Path, source: str, *words: str, codes: tuple[int, ...] = (0,)) -> Iterator[None]:
+    """Record what happens in the block with ``kcap record``; the capture is closed behind it.
+
+    Args:
+        path: The capture.
+        source: By which source.
+        words: More words for the command.
+        codes: The exit codes expected.
+
+    Yields:
+        Nothing; what happens then is recorded.
+    """
+    # It ends by itself where whoever started it was killed.
+    limit = ("--duration", "15m")
+    command = [*COMMAND, "record", "-o", str(path), "--source", source, *limit, *words]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         deadline_s = time.monotonic() + 120
@@ -106,10 +118,10 @@ def recorded(path: Path, source: str, *words: str) -> Iterator[None]:
         yield
         running.terminate()
         said = running.communicate(timeout=120)[1]
-        assert running.returncode == 0, said
+        assert running.returncode in codes, said
     finally:
         if running.poll() is None:
-            running.kill()
+            kill_all(running.pid)
             running.wait()
 
 

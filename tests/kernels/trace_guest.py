@@ -19,11 +19,13 @@ BURST = 5000
 
 def main() -> None:
     """Record, and write down what was done."""
+    del os.environ["PYTHONPATH"]  # these tests' own: as root, kcap wants none
     out, programs = Path(sys.argv[1]), Path(sys.argv[2])
     workloads = Workloads(programs)
     said = {}
     for source in RECORDERS:
-        with recorded(out / f"{source}.kcap", source):
+        # Emulated, a burst may take so long that the recording rightly calls some time blind.
+        with recorded(out / f"{source}.kcap", source, codes=(0, 3)):
             said[source] = workloads.run("burst", workloads.child, BURST, timeout_s=240)
             os.kill(os.getpid(), 0)
     (out / "said.json").write_text(json.dumps(said))

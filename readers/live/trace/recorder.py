@@ -51,6 +51,10 @@ CANNOT_SEE: Final = (
 _SLACK_NS: Final = 2_000_000
 """How much later than its time a record may come to stand in its ring."""
 
+_LOOKING_S: Final = 0.1
+_AT_ONCE: Final = 64
+"""Programs that are asked for together."""
+
 
 class Rings(Protocol):
     """Where records of tracepoints come from."""
@@ -247,20 +251,28 @@ class TraceRecorder:
         return count
 
     def _look(self, samples: Samples) -> None:
-        """Read what processes executed: later they may be gone."""
+        """Read what processes executed: later they may be gone.
+
+        Where many began at once the last ones first, and not longer than `_LOOKING_S`: of the
+        others most are gone, and more will be if we are late.
+        """
         layout = self._executed.layout
         kinds = samples.field(layout, TYPE)
-        rows = np.flatnonzero(kinds == self._executed.number)
+        rows = np.flatnonzero(kinds == self._executed.number)[::-1]
         pids = samples.field(layout, "pid", rows).tolist()
-        times_ns = samples.times_ns[rows].tolist()
-        asked = [
-            (pid, time_ns, self._procfs.image_soon(pid, started_by_ns=time_ns))
-            for pid, time_ns in zip(pids, times_ns, strict=True)
-        ]
-        for pid, time_ns, wait in asked:
-            image = wait()
-            if image is not None:
-                self._images[pid, time_ns] = image
+        every = list(zip(pids, samples.times_ns[rows].tolist(), strict=True))
+        until_s = time.monotonic() + _LOOKING_S
+        for start in range(0, len(every), _AT_ONCE):
+            if start and time.monotonic() > until_s:
+                break
+            asked = [
+                (pid, time_ns, self._procfs.image_soon(pid, started_by_ns=time_ns))
+                for pid, time_ns in every[start : start + _AT_ONCE]
+            ]
+            for pid, time_ns, wait in asked:
+                image = wait()
+                if image is not None:
+                    self._images[pid, time_ns] = image
 
     def _group_of(self, tid: int) -> int | None:
         """The process of a thread that was never seen."""
