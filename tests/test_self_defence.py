@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, Final
 import pytest
 from live_support import ROOT
 
+from kcap.readers.live.guard import watch
 from kcap.readers.live.guard.watch import Watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watches what Linux tells")
@@ -280,6 +282,33 @@ def test_another_process_that_is_stopped_is_told() -> None:
         assert look() == [f"pid {pid} of the recorder is stopped by a signal"]
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.05)
+        assert look() == []
+
+
+def test_a_limit_that_others_set_is_told() -> None:
+    """A limit of its memory, files or time that changes is told, with both values."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with watching() as look:
+        assert look() == []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+        try:
+            [told] = look()
+            assert told.startswith("the recorder's limit RLIMIT_NOFILE was changed from ")
+            assert str((soft - 1, hard)) in told
+            assert look() == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_another_control_group_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is moved to another control group, where it gets less or is frozen, says so."""
+    groups = {"4:memory:/a", "0::/"}
+    monkeypatch.setattr(watch, "_groups", lambda: set(groups))
+    with watching() as look:
+        assert look() == []
+        groups.remove("0::/")
+        groups.add("0::/slow")
+        assert look() == ["the recorder was moved to another control group: 0::/slow"]
         assert look() == []
 
 

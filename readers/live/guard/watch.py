@@ -36,6 +36,7 @@ _NAME_CHARS: Final = 300
 _PROC: Final = "/proc"
 _STOPPED: Final = "T"
 _GONE: Final = " (deleted)"
+_LIMITS: Final = ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_NOFILE")
 
 
 class Watch:
@@ -55,6 +56,7 @@ class Watch:
         self._file: _File | None = None
         self._standstill = Standstill()
         self._bothered: set[str] = set()
+        self._bounds = _Bounds()
         self._looked_s: float | None = None
         self._looked_ns: int | None = None
 
@@ -75,6 +77,7 @@ class Watch:
         if due:
             self._looked_s = now_s
             found += [(BLIND, reason) for reason in self._of_processes()]
+            found += [(BLIND, reason) for reason in self._bounds.look()]
         self._looked_ns = now_ns
         return [
             Loss(kind, None, clean(os.fsencode(reason))[0], start_ns=since_ns, end_ns=now_ns)
@@ -102,6 +105,43 @@ class Watch:
         fresh = bothered - self._bothered
         self._bothered = bothered
         return sorted(fresh)
+
+
+class _Bounds:
+    """What others let this process use: its limits, and its control groups."""
+
+    def __init__(self) -> None:
+        self._limits = _limits()
+        self._groups = _groups()
+
+    def look(self) -> list[str]:
+        """Say what was changed since the last time."""
+        limits, groups = _limits(), _groups()
+        told = [
+            f"the recorder's limit {name} was changed from {self._limits[name]} to {now}"
+            for name, now in limits.items()
+            if now != self._limits[name]
+        ]
+        told += [
+            f"the recorder was moved to another control group: {group}"
+            for group in sorted(groups - self._groups)
+        ]
+        self._limits, self._groups = limits, groups
+        return told
+
+
+def _limits() -> dict[str, tuple[int, int]]:
+    """Limits by which a recorder can be kept from its work, soft and hard."""
+    import resource
+
+    return {name: resource.getrlimit(getattr(resource, name)) for name in _LIMITS}
+
+
+def _groups() -> set[str]:
+    try:
+        return set(Path(f"{_PROC}/self/cgroup").read_text("utf-8", "replace").splitlines())
+    except OSError:
+        return set()
 
 
 class _Tail(NamedTuple):
