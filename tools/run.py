@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import apart, common, live, live_select, views
+from kcap.tools import apart, attend, common, live, live_select, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, playing
 
@@ -68,6 +68,7 @@ def command(
     """
     from kcap.readers.live.tracking import Selected
     from kcap.state import State
+    from kcap.tools.status import Output
 
     options["where"] = common.filter_given(ctx, options["where"], words)
     options |= {
@@ -84,7 +85,11 @@ def command(
     source = live.opened(options, interval_s=_INTERVAL_S, selection=selection)
     deadline = live.Deadline(source, options["duration"])
 
-    def after_batch(_: Summary) -> bool:
+    # Who asks how a recorder does means one that stores; what is done to this one shows, too.
+    attendant = attend.Attendant(source.info, lambda _: None, None)
+
+    def after_batch(summary: Summary) -> bool:
+        attendant.check(summary, Output("-", 0))
         deadline.check(time.monotonic())
         return False
 
@@ -105,7 +110,8 @@ def command(
         )
 
         def work(_: Channel | None) -> int:
-            summary = run()
+            with contextlib.closing(attendant.begin()):
+                summary = run()
             _report(summary)
             common.report_losses(summary.losses, source.info.file)
             return summary.exit_code
