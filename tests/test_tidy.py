@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "writers": {"kcap", "writers"},
     "tools": {"kcap", "readers", "writers", "tools"},
     "tests": {"kcap", "readers", "writers", "tools"},
-    "bundle": set(),
+    "bundle": {"tools"},
 }
 
 PIPELINE = "kcap/replay/pipeline.py"
