@@ -42,6 +42,10 @@ class Attendant:
         tell: Callable[[Sequence[Loss]], None],
         control: Control | None,
     ) -> None:
+        # Loaded here: who has no rights may not be allowed to read Python's folders.
+        from kcap.readers.live.guard.watch import Watch
+
+        self._watching = Watch
         self._pid = os.getpid()
         self._tell = tell
         self._control = control
@@ -51,9 +55,7 @@ class Attendant:
 
     def begin(self) -> Self:
         """Watch from now on what is done to the recorder."""
-        from kcap.readers.live.guard.watch import Watch
-
-        self._watch = Watch(self._pids, lambda: self._output_fd)
+        self._watch = self._watching(self._pids, lambda: self._output_fd)
         return self
 
     def write(self, batch: Batch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import stat
 import time
 from collections.abc import Callable, Iterable
@@ -132,8 +133,6 @@ class _Bounds:
 
 def _limits() -> dict[str, tuple[int, int]]:
     """Limits by which a recorder can be kept from its work, soft and hard."""
-    import resource
-
     return {name: resource.getrlimit(getattr(resource, name)) for name in _LIMITS}
 
 
