@@ -199,6 +199,7 @@ def _record(
                     outputs.through(channel)
             with progress, contextlib.closing(attendant.begin()):
                 summary = pipeline.run()
+            manager.stopping(f"ended with exit code {summary.exit_code}")
             lost = sum(summary.lost().values())
             report(summary.events_out, lost, summary.exit_code, sink)
             common.report_losses(summary.losses, source.info.file)
