@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from kcap.model.stream import LiveSource
 
 STUCK_S: Final = 10.0
-"""A worker that was asked to end, and for so long only waits for its output, is ended."""
+AGAIN_S: Final = 1.0
+"""A worker that was asked to end, and for so long only waits for its output, is ended; the second
+is for one that was asked twice."""
 
 _LOOK_MS: Final = 500
 _GONE_S: Final = 5.0
@@ -174,14 +176,18 @@ class _Collector:
         self._channel = channel
         self._pid = pid
         self._asked_s: float | None = None
+        self._patience_s = STUCK_S
         self._stuck = False
         self._moved: tuple[str, ...] = ()
         self._moved_s = 0.0
 
     def forward(self, number: int, _: FrameType | None) -> None:
         """Pass on a signal."""
-        if number in (signal.SIGINT, signal.SIGTERM) and self._asked_s is None:
-            self._asked_s = self._moved_s = time.monotonic()
+        if number in (signal.SIGINT, signal.SIGTERM):
+            if self._asked_s is None:
+                self._asked_s = self._moved_s = time.monotonic()
+            else:
+                self._patience_s = AGAIN_S
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, number)
 
@@ -208,7 +214,7 @@ class _Collector:
         moved, now_s = _moves(self._pid), time.monotonic()
         if moved != self._moved:
             self._moved, self._moved_s = moved, now_s
-        elif now_s - self._moved_s > STUCK_S and moved[:1] == ("S",):
+        elif now_s - self._moved_s > self._patience_s and moved[:1] == ("S",):
             self._stuck = True
             os.kill(self._pid, signal.SIGKILL)
 
