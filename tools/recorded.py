@@ -48,6 +48,10 @@ class Recorded(Sink, Protocol):
     """The files."""
 
     @property
+    def place(self) -> str:
+        """Where it goes now, for messages."""
+
+    @property
     def writer(self) -> CaptureWriter | None:
         """The writer of the file that is open; None before the first one and after the last."""
 
@@ -138,6 +142,11 @@ class OneFile:
         self._ending = ending
         self._committer = durability.Committer(writer, durable, now_s)
         self._closed = False
+
+    @property
+    def place(self) -> str:
+        """See `Recorded.place`."""
+        return self.names[0]
 
     @property
     def writer(self) -> CaptureWriter:
@@ -329,6 +338,11 @@ class Rotated(OpenParts):
         self._asked = False
         self._begun_s = self._not_before_s = now_s
         self._begin()
+
+    @property
+    def place(self) -> str:
+        """See `Recorded.place`."""
+        return self.names[-1]
 
     @property
     def bytes_written(self) -> int:

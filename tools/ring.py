@@ -48,6 +48,8 @@ class Asked(NamedTuple):
     after_s: float
     size: int
     """Bytes that are held at most."""
+    keep: int | None = None
+    """Files that stay, those of former recordings included."""
 
 
 class _Segment(NamedTuple):
@@ -158,6 +160,11 @@ class Ring:
     def writer(self) -> CaptureWriter | None:
         """See `Recorded.writer`."""
         return None if self._dump is None else self._dump.writer
+
+    @property
+    def place(self) -> str:
+        """See `Recorded.place`."""
+        return self._dump.name if self._dump else f"the last {self._asked.before_s:g} s, in memory"
 
     @property
     def bytes_written(self) -> int:

@@ -12,6 +12,7 @@ from kcap.tools import common
 if TYPE_CHECKING:
     from kcap.tools.parts import Template
     from kcap.tools.recorded import Rotation
+    from kcap.tools.ring import Asked
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -20,6 +21,10 @@ _LEAST_BYTES: Final = 1 << 20
 
 _LEAST_S: Final = 1.0
 
+_RING_BYTES: Final = 256 << 20
+_RING_LEAST_BYTES: Final = 4 << 20
+_AFTER_S: Final = 10
+
 
 class RotationOptions(TypedDict):
     """The options that `rotation_options` declares."""
@@ -27,11 +32,31 @@ class RotationOptions(TypedDict):
     split_size: int | None
     split_time: float | None
     keep: int | None
+    ring: float | None
+    ring_size: int | None
+    after: float | None
+    on_signal: bool
 
 
 def rotation_options(function: _F) -> _F:
-    """``--split-size``, ``--split-time``, ``--keep``."""
+    """``--split-size``, ``--split-time``, ``--keep``, ``--ring`` and what belongs to it."""
     for option in (
+        click.option(
+            "--ring-size",
+            type=common.Size(),
+            help=f"What --ring may hold in memory; default {_RING_BYTES >> 20}M.",
+        ),
+        click.option(
+            "--after",
+            type=common.Duration(),
+            help=f"How much of what comes next a file of --ring has; default {_AFTER_S}s.",
+        ),
+        click.option("--on-signal", is_flag=True, help="With --ring: SIGUSR1 writes a file."),
+        click.option(
+            "--ring",
+            type=common.Duration(),
+            help="Write nothing, but hold this much time in memory, to be written when asked for.",
+        ),
         click.option(
             "--keep",
             type=click.IntRange(1),
@@ -51,15 +76,15 @@ def rotation_options(function: _F) -> _F:
     return function
 
 
-def chosen(options: RotationOptions, target: str | None) -> Rotation | None:
-    """When a recording is to go on in another file.
+def chosen(options: RotationOptions, target: str | None) -> Rotation | Asked | None:
+    """When a recording is to go on in another file, or to be written at all.
 
     Args:
         options: The verb's options.
         target: The output that the user named.
 
     Returns:
-        None where it is to stay in one.
+        None where it is to stay in one file.
 
     Raises:
         click.UsageError: The options make no sense.
@@ -67,15 +92,43 @@ def chosen(options: RotationOptions, target: str | None) -> Rotation | None:
     from kcap.tools.recorded import Rotation
 
     size, every_s, keep = options["split_size"], options["split_time"], options["keep"]
-    if size is None and every_s is None and keep is None:
+    made: Rotation | Asked = Rotation(size, every_s, keep)
+    if options["ring"] is not None:
+        if size is not None or every_s is not None:
+            raise click.UsageError("--ring writes when it is asked to: not with --split-…")
+        made = _asked(options, options["ring"])
+    elif options["on_signal"] or options["ring_size"] is not None or options["after"] is not None:
+        raise click.UsageError("--on-signal, --ring-size and --after belong to --ring: 60s")
+    elif made == Rotation():
         return None
     if target == "-":
-        raise click.UsageError("standard output can't be split: give -o FILE, or use 'kcap split'")
+        raise click.UsageError("this needs files: give -o FILE, or pipe into 'kcap split'")
     if size is not None and size < _LEAST_BYTES:
         raise click.UsageError("--split-size: give 1M or more, each file begins with the host")
     if every_s is not None and every_s < _LEAST_S:
         raise click.UsageError("--split-time: give 1s or more")
-    return Rotation(size, every_s, keep)
+    return made
+
+
+def _asked(options: RotationOptions, before_s: float) -> Asked:
+    """What a ring holds and writes."""
+    from kcap.tools.ring import Asked
+
+    size, after_s = options["ring_size"], options["after"]
+    if not options["on_signal"]:
+        raise click.UsageError(
+            "--ring: give --on-signal, too: SIGUSR1 writes what is held"
+        )
+    if before_s < _LEAST_S:
+        raise click.UsageError("--ring: give 1s or more")
+    if size is not None and size < _RING_LEAST_BYTES:
+        raise click.UsageError("--ring-size: give 4M or more")
+    return Asked(
+        before_s,
+        _AFTER_S if after_s is None else after_s,
+        _RING_BYTES if size is None else size,
+        options["keep"],
+    )
 
 
 def parts_of(target: str) -> tuple[Template, list[tuple[int, str]]]:
