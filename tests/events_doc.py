@@ -15,6 +15,7 @@ from kcap.model import catalogue
 from kcap.model.catalogue import Derived
 from kcap.readers.live.bpf import events
 from kcap.readers.live.bpf.events import Argument, Event
+from kcap.readers.live.trace import points
 from kcap.replay.derivation import operands
 from kcap.replay.derived import FAMILY
 
@@ -75,7 +76,7 @@ def exactness(event: Event, argument: Argument) -> str:
 
 def text(before: str) -> str:
     """The file with its tables as they have to be."""
-    tables = {"recorded": recorded, "derived": derived, "seed": seed}
+    tables = {"recorded": recorded, "traced": traced, "derived": derived, "seed": seed}
 
     def made(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]} -->\n{tables[match[1]]()}<!-- end -->"
@@ -117,6 +118,18 @@ def _source(event: Event) -> str:
 def _arguments(event: Event) -> str:
     shown = [f"`{a.name}`{MARKS[exactness(event, a)]}" for a in event.arguments]
     return " ".join(shown) or "-"
+
+
+def traced() -> str:
+    """The events that tracepoints tell of, and what they know of them."""
+    rows = ["| event | tracepoint | by default | arguments |", "|---|---|---|---|"]
+    for event in points.known().values():
+        if event.name in points.told():
+            where = points.tracepoint_of(event)
+            usual = "yes" if event.name in points.default() else ""
+            names = [f"`{a.name}`" for a in event.arguments if points.knows(event, a)]
+            rows.append(f"| `{event.name}` | `{where}` | {usual} | {' '.join(names) or '-'} |")
+    return "\n".join(rows) + "\n"
 
 
 def derived() -> str:

@@ -15,7 +15,7 @@ from kcap.readers.live.procfs import Image
 from kcap.readers.live.trace import lives
 from kcap.readers.live.trace.decode import Decoder
 from kcap.readers.live.trace.lives import CLONE_THREAD
-from kcap.readers.live.trace.points import Points
+from kcap.readers.live.trace.points import Points, known, knows
 from kcap.readers.live.trace.samples import UNKNOWN
 
 Row = dict[str, Any]
@@ -157,6 +157,9 @@ def test_a_story(story: Story, cuts: list[int]) -> None:
     assert len(whole) == len(story.events)
     for told, expected in zip(whole, story.events, strict=True):
         assert {name: told.get(name) for name in expected} == expected
+        event = next(e for e in known().values() if e.name == told["event"])
+        may = {f"arg_{each.name}" for each in event.arguments if knows(event, each)}
+        assert {name for name in told if name.startswith("arg_")} <= may, "as docs/events.md says"
     by = made_by(groups={100: 100})
     places = sorted({0, *(min(cut, len(story.records)) for cut in cuts), len(story.records)})
     parts = [

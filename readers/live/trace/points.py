@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from kcap.errors import KcapError
-from kcap.readers.live.bpf import events
+from kcap.readers.live.bpf import events, values
 from kcap.readers.live.bpf.events import Argument, Event
 from kcap.readers.live.trace.formats import Format
 from kcap.readers.live.trace.tracefs import Tracefs
@@ -153,6 +153,70 @@ def default() -> frozenset[str]:
     return usual.union(_BY_DEFAULT)
 
 
+_ARGUMENTS: Final = {
+    "sched_process_exec": ("cmdpath", "pathname", "argv", "prev_comm", "old_tid"),
+    "sched_process_fork": (*("parent_tid", "parent_pid", "child_tid", "child_pid", "start_time"),),
+    "sched_process_exit": (
+        *("exit_code", "signal_code", "core_dumped", "process_group_exit", "wait_status"),
+    ),
+    "task_rename": ("old_name", "new_name", "task_tid", "task_pid"),
+    "inet_sock_set_state": ("old_state", "new_state", "local_addr", "remote_addr"),
+    "module_load": ("name",),
+}
+"""Of events that are no calls, the arguments that may have a value."""
+
+_IN_MEMORY: Final = {"openat2": ("n2", "n3", "n4")}
+"""Arguments that stand in memory of the process, where only the kernel program looks."""
+
+
+def place_of(event: Event, argument: Argument) -> int | None:
+    """Which argument of the call one of its event is.
+
+    Args:
+        event: A system call.
+        argument: One of its arguments.
+
+    Returns:
+        Its number, from 0; None for what only the kernel program finds.
+    """
+    kind, place = argument.kind, argument.place
+    if kind not in values.NUMBERS or not place.startswith("n") or not place[1:].isdigit():
+        return None
+    number = int(place[1:])
+    elsewhere = number >= CALL_ARGUMENTS or place in _IN_MEMORY.get(event.name, ())
+    return None if elsewhere else number
+
+
+def knows(event: Event, argument: Argument) -> bool:
+    """Whether an argument may have a value in a recording through tracepoints.
+
+    Args:
+        event: One of `told`.
+        argument: One of its arguments.
+
+    Returns:
+        True where it may.
+    """
+    if event.is_call:
+        return place_of(event, argument) is not None
+    return argument.name in _ARGUMENTS[event.name]
+
+
+def tracepoint_of(event: Event) -> str:
+    """The tracepoint that tells of an event; of a call the one of its beginning.
+
+    Args:
+        event: One of `told`.
+
+    Returns:
+        Group and name.
+    """
+    if event.is_call:
+        return f"syscalls/sys_enter_{_TRACEPOINT_OF.get(event.name, event.name)}"
+    found = {**_PROCESSES, **_OTHERS}.get(event.name)
+    return found[0] if found else f"task/{_RENAME}"
+
+
 class Points:
     """The tracepoints of a recording, as this kernel has them.
 
@@ -211,11 +275,11 @@ class Points:
 
     def _add_call(self, event: Event) -> None:
         """Both ends of a call; one alone would tell half of it."""
-        name = _TRACEPOINT_OF.get(event.name, event.name)
-        enter = self._tracefs.format(f"syscalls/sys_enter_{name}")
-        leave = self._tracefs.format(f"syscalls/sys_exit_{name}")
+        name = tracepoint_of(event)
+        enter = self._tracefs.format(name)
+        leave = self._tracefs.format(name.replace("_enter_", "_exit_", 1))
         if enter is None or leave is None or not leave.has("ret"):
-            self.unavailable.append(f"syscalls/sys_enter_{name}")
+            self.unavailable.append(name)
             return
         rule = _FILTERS.get(event.name, "")
         self.every.append(Point(enter, Role.ENTER, event.number, rule))

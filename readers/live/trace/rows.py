@@ -15,7 +15,7 @@ from kcap.model import distinct, naming, shape
 from kcap.model.classes import TypeClass
 from kcap.readers.live.bpf import values
 from kcap.readers.live.bpf.columns import Columns, Lists, Texts
-from kcap.readers.live.bpf.events import EVENTS, Event
+from kcap.readers.live.bpf.events import EVENTS
 from kcap.readers.live.procfs import Image, provenance
 from kcap.readers.live.trace import points as known
 from kcap.readers.live.trace.calls import Returned
@@ -50,9 +50,6 @@ _INET_BYTES: Final = {values.INET: ("saddr", "daddr"), values.INET6: ("saddr_v6"
 _NOWHERE: Final = {values.INET: bytes(4), values.INET6: bytes(16)}
 _ANY_BYTES: Final = 16
 _PORTS: Final = ("sport", "dport")
-_IN_MEMORY: Final = {"openat2": ("n2", "n3", "n4")}
-"""Arguments that stand in memory of the process, where only the kernel program looks."""
-
 argument: Final = cache(naming.argument)
 
 
@@ -321,17 +318,13 @@ class Rows:
             event = known.known()[number]
             of = self._event[mine] == number
             rows, at = mine[of], which[of]
-            for name, kind, place in event.arguments:
-                place_of = _place(event, kind, place)
-                if place_of is None:
+            for each in event.arguments:
+                place = known.place_of(event, each)
+                if place is None:
                     continue
-                has = calls.counts[at] > place_of
-                raw = calls.arguments[at[has], place_of]
-                if kind == "some":
-                    rows_of, raw = rows[has][raw != 0], raw[raw != 0]
-                else:
-                    rows_of = rows[has]
-                self._number(name, values.NUMBERS[kind](raw), rows_of)
+                has = calls.counts[at] > place
+                raw = calls.arguments[at[has], place]
+                self._number(each.name, values.NUMBERS[each.kind](raw), rows[has])
 
     def _provenance(self) -> None:
         texts = {
@@ -383,15 +376,6 @@ def _named(family: int, local: values.End | None, remote: values.End | None) -> 
         return None if local is None else local.name
     mine = local or values.internet(family, _NOWHERE[family], 0)
     return mine.name + b"->" + remote.name
-
-
-def _place(event: Event, kind: str, place: str) -> int | None:
-    """Which argument of the call an argument of its event is; None for what is looked up."""
-    if kind not in values.NUMBERS or not place.startswith("n") or not place[1:].isdigit():
-        return None
-    number = int(place[1:])
-    elsewhere = number >= known.CALL_ARGUMENTS or place in _IN_MEMORY.get(event.name, ())
-    return None if elsewhere else number
 
 
 @cache
