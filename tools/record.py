@@ -12,26 +12,17 @@ import click
 
 from kcap.tools import (
     apart,
-    attend,
     common,
-    control,
     durability,
     live,
     live_select,
-    notify,
     output,
     rotation,
 )
 from kcap.tools.cli import Verb
-from kcap.tools.progress import Progress
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
-    from kcap.model.stream import LiveSource
-    from kcap.readers.live.guard.channel import Channel
-    from kcap.readers.live.selection import Selection
-    from kcap.tools.recorded import Recorded, Rotated
-    from kcap.tools.recording import Place
 
 
 NOTE_CHARS: Final = 4096
@@ -117,7 +108,7 @@ def command(
     What --events, --scope and a filter, behind -w or as words, leave out stays in the kernel as far
     as that can tell; 'kcap info' shows how much.
     """
-    from kcap.tools.recording import Place
+    from kcap.tools.recording import Place, Recording
 
     where = common.filter_given(ctx, where, words)
     selection = live_select.chosen(options, where)
@@ -130,83 +121,23 @@ def command(
     )
     told = _told(options, where)
     source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
-    code = _record(ctx, source, selection, place, max_size, options)
+    with contextlib.ExitStack() as stack:
+        stack.callback(source.close)
+        recording = Recording(
+            source,
+            selection,
+            place,
+            stack,
+            duration_s=options["duration"],
+            count=options["count"],
+            max_size=max_size,
+        )
+        code = apart.run(
+            ctx, source, recording.work, user=options["user"], answers=recording.answers()
+        )
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name
     ctx.exit(code)
-
-
-def _record(
-    ctx: click.Context,
-    source: LiveSource,
-    selection: Selection,
-    place: Place,
-    max_size: int | None,
-    options: _RecordOptions,
-) -> int:
-    """Put the recording together with all its rights, then do it without.
-
-    Returns:
-        The exit code.
-    """
-    from kcap.model.batch import EMPTY
-    from kcap.replay.pipeline import Pipeline
-    from kcap.state import State
-    from kcap.tools.recorded import Rotated
-    from kcap.tools.recording import Limits, Wanted, opened, report, status_of
-
-    state, wanted = State(), Wanted(selection)
-    with contextlib.ExitStack() as stack:
-        stack.callback(source.close)
-        manager = stack.enter_context(notify.Notifier())
-        asked = stack.enter_context(control.opened())
-        sink, outputs = opened(place, stack, state, wanted)
-        acts = {}
-        if isinstance(sink, Rotated):
-            acts["SIGHUP"] = sink.rotate
-            if asked is not None:
-                asked.on("rotate", lambda: _rotated(sink))
-        stack.enter_context(live.stopping(source, acts=acts))
-        limits = Limits(
-            source,
-            sink,
-            notify.Signs(manager, lambda: _sign(sink)),
-            duration_s=options["duration"],
-            max_size=max_size,
-        )
-        attendant = attend.Attendant(
-            source.info, lambda losses: sink.write(EMPTY.with_before(losses)), asked
-        )
-        progress = Progress(lambda: sink.expected_bytes)
-        pipeline = Pipeline(
-            source,
-            [sink, attendant],
-            state=state,
-            resolve=True,
-            stages=wanted.stages,
-            limit=options["count"],
-            after_batch=lambda summary: (
-                attendant.check(summary, status_of(sink))
-                or limits.check()
-                or progress.update(summary)
-            ),
-        )
-
-        def work(channel: Channel | None) -> int:
-            if channel is not None:
-                manager.through(channel)
-                if outputs is not None:
-                    outputs.through(channel)
-            with progress, contextlib.closing(attendant.begin()):
-                summary = pipeline.run()
-            manager.stopping(f"ended with exit code {summary.exit_code}")
-            lost = sum(summary.lost().values())
-            report(summary.events_out, lost, summary.exit_code, sink)
-            common.report_losses(summary.losses, source.info.file)
-            return summary.exit_code
-
-        answers = manager.answers() | ({} if outputs is None else outputs.answers())
-        return apart.run(ctx, source, work, user=options["user"], answers=answers)
 
 
 def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
@@ -218,17 +149,6 @@ def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
         "operator": options["operator"],
     }
     return {name: value for name, value in told.items() if value}
-
-
-def _rotated(sink: Rotated) -> dict[str, str]:
-    """Begin another file, when somebody asks for it."""
-    sink.rotate()
-    return {"after": sink.names[-1]}
-
-
-def _sign(sink: Recorded) -> str:
-    """How a recording does, in a line for the service manager."""
-    return f"recording: {common.size_text(sink.expected_bytes)} in {sink.names[-1]}"
 
 
 def _default_name() -> str:

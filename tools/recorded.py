@@ -16,6 +16,7 @@ from kcap.format.writer import CaptureWriter
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.side import Loss, Snapshot, SourceInfo
 from kcap.model.stream import Sink
+from kcap.model.text import printable
 from kcap.tools import durability
 from kcap.tools.part_files import OpenPart, OpenParts
 from kcap.tools.parts import EveryBytes
@@ -115,6 +116,20 @@ LEAST_BYTES: Final = 256 << 10
 """Room that a file must have at its start: its end needs some of it."""
 
 
+class _Warning:
+    """Says once that a disk is full: the recording ends then."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def check(self, sink: Recorded) -> None:
+        """Look whether it is."""
+        if sink.full and not self._told:
+            self._told = True
+            what = f"kcap: warning: there is no room left: the recording ends: {sink.place}"
+            click.echo(printable(what), err=True)
+
+
 class OneFile:
     """A recording in one file, or in a pipe.
 
@@ -142,6 +157,7 @@ class OneFile:
         self._ending = ending
         self._committer = durability.Committer(writer, durable, now_s)
         self._closed = False
+        self._warning = _Warning()
 
     @property
     def place(self) -> str:
@@ -175,6 +191,7 @@ class OneFile:
     def check(self, now_s: float) -> None:
         """See `Recorded.check`."""
         self._committer.check(now_s)
+        self._warning.check(self)
 
     def close(self) -> None:
         """See `kcap.model.stream.Sink.close`."""
@@ -335,6 +352,7 @@ class Rotated(OpenParts):
         self._size = EveryBytes(rotation.size, lambda: self.writer) if rotation.size else None
         self._host = HostTables()
         self._complete_bytes = 0
+        self._warning = _Warning()
         self._asked = False
         self._begun_s = self._not_before_s = now_s
         self._begin()
@@ -372,6 +390,7 @@ class Rotated(OpenParts):
     def check(self, now_s: float) -> None:
         """See `Recorded.check`."""
         self._committer.check(now_s)
+        self._warning.check(self)
         if not self.full and now_s >= self._not_before_s and self._due(now_s):
             self._asked = False
             self._begun_s = now_s

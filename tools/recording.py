@@ -5,28 +5,37 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from kcap.tools import common, durability, live, output, rotation
+from kcap.format.writer import CaptureWriter
+from kcap.model.batch import EMPTY
+from kcap.model.text import printable
+from kcap.readers.live.tracking import Selected
+from kcap.replay.pipeline import Pipeline
+from kcap.replay.stages import Matching
+from kcap.replay.survivors import Selecting, left_out
+from kcap.state import State
+from kcap.tools import attend, common, control, durability, live, notify, output, rotation
 from kcap.tools.apart import PartedOutputs
 from kcap.tools.outputs import LocalOutputs
+from kcap.tools.progress import Progress
 from kcap.tools.recorded import OneFile, Rotated, Series, room_of
+from kcap.tools.ring import Asked, Ring
+from kcap.tools.status import Output
 
 if TYPE_CHECKING:
-    from kcap.format.writer import CaptureWriter
     from kcap.model.side import Loss
     from kcap.model.stream import LiveSource
+    from kcap.readers.live.guard.channel import Channel, Serve
     from kcap.readers.live.selection import Selection
-    from kcap.replay.pipeline import Stage
-    from kcap.state import State
-    from kcap.tools.notify import Signs
+    from kcap.replay.pipeline import Stage, Summary
+    from kcap.tools.control import Control
     from kcap.tools.recorded import Recorded, Rotation
-    from kcap.tools.status import Output
 
 
 class Wanted:
@@ -37,10 +46,6 @@ class Wanted:
     """
 
     def __init__(self, selection: Selection) -> None:
-        from kcap.readers.live.tracking import Selected
-        from kcap.replay.stages import Matching
-        from kcap.replay.survivors import Selecting
-
         self._wanted = selection.asked
         where = selection.where
         found = Selected.around(selection, [Matching(where, storing=True)] if where else [])
@@ -51,8 +56,6 @@ class Wanted:
 
     def left_out(self) -> list[Loss]:
         """How many events were left out since this was asked last."""
-        from kcap.replay.survivors import left_out
-
         if self._selecting is None:
             return []
         dropped = Counter(self._selecting.dropped)
@@ -68,8 +71,8 @@ class Place(NamedTuple):
     """As the user named it."""
     force: bool
     durable: durability.Durability
-    rotation: Rotation | None
-    """When it goes on in another file; None to stay in one."""
+    rotation: Rotation | Asked | None
+    """When it goes on in another file, or what is held and written; None to stay in one."""
     writing: Mapping[str, Any]
     """More options for the writer of a file."""
 
@@ -98,11 +101,9 @@ def opened(place: Place, stack: contextlib.ExitStack, state: State, wanted: Want
         KcapError: It can't be written there.
     """
     if place.rotation is not None:
-        return _rotated(place, place.rotation, stack, state, wanted)
+        return _in_series(place, place.rotation, stack, state, wanted)
     path, durable = place.target, place.durable
     stream = stack.enter_context(output.opened(path, force=place.force, buffered=False))
-    from kcap.format.writer import CaptureWriter
-
     writer = CaptureWriter(
         stream,
         file=path,
@@ -115,22 +116,36 @@ def opened(place: Place, stack: contextlib.ExitStack, state: State, wanted: Want
     return Opened(OneFile(writer, path, durable, time.monotonic(), wanted.left_out))
 
 
-def _rotated(
+def _in_series(
     place: Place,
-    when: Rotation,
+    how: Rotation | Asked,
     stack: contextlib.ExitStack,
     state: State,
     wanted: Wanted,
 ) -> Opened:
+    """A recording in several files."""
     template, existing = rotation.parts_of(place.target)
-    local = LocalOutputs(synced=place.durable.synced)
-    outputs = PartedOutputs(local, template.names)
+    outputs = PartedOutputs(LocalOutputs(synced=place.durable.synced), template.names)
+    series = Series(template, existing, outputs, how.keep)
+    now_s = time.monotonic()
+    if isinstance(how, Asked):
+        ring = Ring(
+            series,
+            state,
+            how,
+            place.durable,
+            now_s,
+            writing=place.writing,
+            ending=wanted.left_out,
+            told=_tell,
+        )
+        return Opened(ring, outputs)
     sink = Rotated(
-        Series(template, existing, outputs, when.keep),
+        series,
         state,
-        when,
+        how,
         place.durable,
-        time.monotonic(),
+        now_s,
         writing=place.writing,
         ending=wanted.left_out,
         told=_tell,
@@ -140,50 +155,112 @@ def _rotated(
 
 def _tell(name: str, writer: CaptureWriter) -> None:
     """Say that a file is complete."""
-    from kcap.model.text import printable
-
     size = common.size_text(writer.bytes_written)
     click.echo(f"kcap: sha256 {writer.file_hash}, {size}: {printable(name)}", err=True)
 
 
-class Limits:
-    """When a recording ends by itself, and what is to be done while it goes on.
+class Recording:
+    """A recording that is put together with all rights, and then done without.
 
     Args:
-        source: Stopped at the end: what it has by then goes out.
-        sink: Where it goes.
-        signs: Tells the service manager.
+        source: What is recorded; stopped at the end, so that what it has by then goes out.
+        selection: What is wanted of it.
+        place: Where it goes.
+        stack: Undoes what was begun.
         duration_s: Seconds from the first batch on, None for ever.
+        count: Events, None for any number.
         max_size: Bytes, None for any.
+
+    Raises:
+        KcapError: It can't be written there.
     """
 
     def __init__(
         self,
         source: LiveSource,
-        sink: Recorded,
-        signs: Signs,
+        selection: Selection,
+        place: Place,
+        stack: contextlib.ExitStack,
         *,
         duration_s: float | None,
+        count: int | None,
         max_size: int | None,
     ) -> None:
+        state, wanted = State(), Wanted(selection)
         self._source = source
-        self._sink = sink
-        self._signs = signs
         self._max_size = max_size
+        self._manager = stack.enter_context(notify.Notifier())
+        asked = stack.enter_context(control.opened())
+        self._sink, self._outputs = opened(place, stack, state, wanted)
+        stack.enter_context(live.stopping(source, acts=self._acts(asked)))
         self._deadline = live.Deadline(source, duration_s)
-        self._told = False
+        self._signs = notify.Signs(self._manager, self._sign)
+        self._attendant = attend.Attendant(source.info, self._tell, asked)
+        self._progress = Progress(lambda: self._sink.expected_bytes)
+        self._begun = False
+        self._pipeline = Pipeline(
+            source,
+            [self._sink, self._attendant],
+            state=state,
+            resolve=True,
+            stages=wanted.stages,
+            limit=count,
+            after_batch=self._check,
+        )
 
-    def check(self) -> bool:
-        """After each batch: say that the recording runs, commit in time, stop at a limit.
+    def answers(self) -> dict[str, Serve]:
+        """What the process with the rights answers while another one does `work`."""
+        files = {} if self._outputs is None else self._outputs.answers()
+        return self._manager.answers() | files
+
+    def work(self, channel: Channel | None) -> int:
+        """Record until the source ends.
+
+        Args:
+            channel: Leads to the process with the rights; None in that.
 
         Returns:
-            False: the source ends by itself then, with all that it has.
+            The exit code.
         """
-        from kcap.model.text import printable
+        if channel is not None:
+            self._manager.through(channel)
+            if self._outputs is not None:
+                self._outputs.through(channel)
+        with self._progress, contextlib.closing(self._attendant.begin()):
+            summary = self._pipeline.run()
+        self._manager.stopping(f"ended with exit code {summary.exit_code}")
+        report(summary, self._sink)
+        common.report_losses(summary.losses, self._source.info.file)
+        return summary.exit_code
 
-        if not self._told:
-            self._told = True
-            path = printable(self._sink.names[-1])
+    def _acts(self, asked: Control | None) -> dict[str, Callable[[], object]]:
+        """What signals mean beside the end; whoever asks at the control socket gets the same."""
+        sink = self._sink
+        if isinstance(sink, Rotated):
+            if asked is not None:
+                asked.on("rotate", lambda: _done(sink.rotate, sink))
+            return {"SIGHUP": sink.rotate}
+        if isinstance(sink, Ring):
+            if asked is not None:
+                asked.on("trigger", lambda: _done(lambda: sink.trigger("control socket"), sink))
+            return {"SIGUSR1": lambda: sink.trigger("SIGUSR1")}
+        return {}
+
+    def _tell(self, losses: Sequence[Loss]) -> None:
+        """Take into the capture what was done to its recording."""
+        self._sink.write(EMPTY.with_before(losses))
+
+    def _sign(self) -> str:
+        """How it does, in a line for the service manager."""
+        size = common.size_text(self._sink.expected_bytes)
+        return f"recording: {size} in {self._sink.place}"
+
+    def _check(self, summary: Summary) -> bool:
+        """After each batch: attend to it, commit in time, stop the source at a limit."""
+        self._attendant.check(summary, status_of(self._sink))
+        if not self._begun:
+            self._begun = True
+            path = printable(self._sink.place)
             click.echo(f"kcap: recording with {self._source.info.format}: {path}", err=True)
         now_s = time.monotonic()
         self._sink.check(now_s)
@@ -192,7 +269,13 @@ class Limits:
         large = self._max_size is not None and self._sink.expected_bytes >= self._max_size
         if large or self._sink.full:
             self._source.stop()
-        return False
+        return self._progress.update(summary)
+
+
+def _done(act: Callable[[], object], sink: Recorded) -> dict[str, str]:
+    """Do what was asked for at the control socket."""
+    act()
+    return {"after": sink.names[-1] if sink.names else ""}
 
 
 def status_of(sink: Recorded) -> Output:
@@ -204,15 +287,13 @@ def status_of(sink: Recorded) -> Output:
     Returns:
         What the attendant watches, and the control socket tells.
     """
-    from kcap.tools.status import Output
-
-    path, writer = sink.names[-1], sink.writer
+    path, writer = sink.place, sink.writer
     fd = None
     if writer is not None:
         with contextlib.suppress(OSError):  # it is in memory
             fd = writer.fileno()
     return Output(
-        path if path == "-" else str(Path(path).absolute()),
+        path if path == "-" or writer is None else str(Path(path).absolute()),
         sink.bytes_written,
         fd,
         len(sink.names),
@@ -220,24 +301,21 @@ def status_of(sink: Recorded) -> Output:
     )
 
 
-def report(events: int, lost: int, exit_code: int, sink: Recorded) -> None:
+def report(summary: Summary, sink: Recorded) -> None:
     """Say what was recorded.
 
     Args:
-        events: Events that are in it.
-        lost: Events that are not.
-        exit_code: The recording's exit code.
+        summary: What the run did.
         sink: Where it went.
     """
-    from kcap.model.text import printable
-
     size = common.size_text(sink.expected_bytes)
     names: Sequence[str] = sink.names
     place = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names):,} files)"
     if isinstance(sink, OneFile):
         click.echo(f"kcap: sha256 {sink.writer.file_hash}", err=True)
     click.echo(
-        f"kcap: {common.counted(events, 'event')}, {size}, {lost:,} lost, exit code {exit_code}: "
-        f"{printable(place)}",
+        f"kcap: {common.counted(summary.events_out, 'event')}, {size},"
+        f" {sum(summary.lost().values()):,} lost, exit code {summary.exit_code}:"
+        f" {printable(place)}",
         err=True,
     )
