@@ -271,14 +271,28 @@ def test_ends(kind: str) -> None:
     assert "arg_exit_code" not in told
 
 
+SEEN = Image(
+    pid=7, ppid=1, session=7, start_ns=0, name="true", exe="/usr/bin/true", argv=["true", "x"],
+    cmdline="true x", cwd=None, uid=0, gid=0, user="root", container_id=None,
+)  # fmt: skip
+
+
+def test_whose_a_process_is_afterwards() -> None:
+    """Of setuid, which does not say what it changes, /proc says it; else it stays empty."""
+    asked = record("syscalls/sys_enter_setuid", 1, 7, task=7, uid=65534)
+    done = record("syscalls/sys_exit_setuid", 5, 7, task=7, ret=0)
+    by = made_by(("setuid",))
+    for images, found in (({(7, 5): SEEN._replace(uid=65534)}, 65534), ({(8, 5): SEEN}, None)):
+        (told,) = rows(by, [asked, done], images)
+        assert (told["arg_uid"], told.get("arg_ruid")) == (65534, found)
+        assert told.get("provenance") == ("arg_ruid:procfs" if found else None)
+        assert told["shape"].split(",")[1] == ("" if found else "!") + "ruid:unsigned int"
+
+
 def test_an_execution_that_proc_has_seen() -> None:
     """What /proc said stands in the row and is marked; without it, the path that was asked for."""
-    image = Image(
-        pid=7, ppid=1, session=7, start_ns=0, name="true", exe="/usr/bin/true", argv=["true", "x"],
-        cmdline="true x", cwd=None, uid=0, gid=0, user="root", container_id=None,
-    )  # fmt: skip
     executed = record(EXEC, 5, 7, task=7, filename="/bin/true", pid=7, old_pid=7)
-    (told,) = rows(made_by(), [executed], {(7, 5): image})
+    (told,) = rows(made_by(), [executed], {(7, 5): SEEN})
     assert (told["exe"], told["arg_pathname"]) == ("/usr/bin/true", "/usr/bin/true")
     assert (told["arg_cmdpath"], told["arg_argv"]) == ("/bin/true", ["true", "x"])
     assert (told["cmdline"], told["user"], told["ppid"]) == ("true x", "root", 1)
@@ -288,7 +302,7 @@ def test_an_execution_that_proc_has_seen() -> None:
     )
     for path, exe in (("/bin/true", "/bin/true"), ("./true", None), ("/dev/fd/3", None)):
         executed = record(EXEC, 5, 7, task=7, filename=path, pid=7, old_pid=7)
-        (told,) = rows(made_by(), [executed], {(7, 6): image})
+        (told,) = rows(made_by(), [executed], {(7, 6): SEEN})
         assert told.get("exe") == exe
         assert "arg_argv" not in told
 

@@ -21,6 +21,8 @@ from workload_support import Workloads
 
 from kcap.errors import KcapError
 from kcap.model.side import Loss
+from kcap.readers.live import beats
+from kcap.readers.live.trace import recorder as module
 from kcap.readers.live.trace.instance import PREFIX, remove_orphans
 from kcap.readers.live.trace.samples import Samples
 from kcap.readers.live.trace.tracefs import Tracefs
@@ -181,6 +183,16 @@ def test_a_connection(source: str) -> None:
     assert called["retval"] == 0
     assert "arg_addr" not in called, "what a pointer leads to is not made up"
     assert "!addr:" in called["shape"]
+
+
+def test_a_processor_that_came_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does is blind, which is said once; of those that were there nothing is said."""
+    monkeypatch.setattr(module, "online_cpus", lambda: [*os.sched_getaffinity(0), 4095])
+    monkeypatch.setattr(beats, "BEAT_NS", 10_000_000)
+    with recording("perf", events=(), interval_s=0.02) as taken:
+        time.sleep(0.2)
+
+    assert [(loss.cpu, loss.count) for loss in taken.losses("blind")] == [(4095, None)]
 
 
 def test_nothing_of_others_is_touched() -> None:

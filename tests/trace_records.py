@@ -65,10 +65,11 @@ POINTS: Final[dict[str, dict[str, tuple[str, int, bool]]]] = {
     "syscalls/sys_enter_kill": {**_CALL, "pid": _WORD, "sig": _WORD},
     "syscalls/sys_enter_mprotect": {**_CALL, "start": _WORD, "len": _WORD, "prot": _WORD},
     "syscalls/sys_enter_execve": {**_CALL, "filename": _WORD, "argv": _WORD, "envp": _WORD},
+    "syscalls/sys_enter_setuid": {**_CALL, "uid": _WORD},
     "syscalls/sys_enter_umount": {**_CALL, "name": _WORD, "flags": _WORD},
     **{
         f"syscalls/sys_exit_{name}": {**_CALL, "ret": ("long", 8, True)}
-        for name in ("kill", "mprotect", "execve", "umount")
+        for name in ("kill", "mprotect", "execve", "setuid", "umount")
     },
 }
 NUMBERS: Final = {name: 300 + i for i, name in enumerate(POINTS)}

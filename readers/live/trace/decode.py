@@ -82,7 +82,7 @@ class Decoder:
 
         Args:
             samples: The records.
-            images: What /proc said of what was executed, by process and time of the execution.
+            images: What /proc said, by thread and time of what it was read upon.
 
         Returns:
             How many events there are; all their columns but those that are the same in the whole

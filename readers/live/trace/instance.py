@@ -71,13 +71,13 @@ class Instance:
         remove_orphans(folder)
         self.path = folder / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
         """Its folder."""
-        self.cpus = online_cpus()
-        """The processors that are recorded."""
+        self.cpus: list[int] = []
+        """The processors that are recorded: all that there may be."""
         self._pages: dict[int, int] = {}
         self._stats: dict[int, int] = {}
         self._told: dict[int, int] = {}
         self._points: list[str] = []
-        fitting = max(LEAST_BYTES, min(MOST_BYTES, BUFFERS_BYTES // len(self.cpus)))
+        fitting = max(LEAST_BYTES, min(MOST_BYTES, BUFFERS_BYTES // len(online_cpus())))
         self.bytes = buffer_bytes or fitting
         """Of one buffer."""
         try:
@@ -96,6 +96,7 @@ class Instance:
         self._write("buffer_size_kb", str(max(1, self.bytes >> 10)))
         with contextlib.suppress(KcapError):  # not before Linux 5.0; then a reader looks more often
             self._write("buffer_percent", _PERCENT)
+        self.cpus = self._processors()
         for cpu in self.cpus:
             folder = f"per_cpu/cpu{cpu}"
             self._pages[cpu] = self._open(f"{folder}/trace_pipe_raw", os.O_NONBLOCK)
@@ -105,6 +106,15 @@ class Instance:
                 self._write(f"events/{point.format.name}/filter", point.filter)
             self._points.append(point.format.name)
             self._write(f"events/{point.format.name}/enable", "1")
+
+    def _processors(self) -> list[int]:
+        """Those that have a buffer, or will have one when they come online."""
+        folder = self.path / "per_cpu"
+        try:
+            names = [path.name.removeprefix("cpu") for path in folder.iterdir()]
+        except OSError as error:
+            raise refused(error, "the buffers cannot be listed", folder) from error
+        return sorted(int(name) for name in names if name.isdigit())
 
     def _write(self, name: str, value: str) -> None:
         path = self.path / name

@@ -165,6 +165,9 @@ _ARGUMENTS: Final = {
 }
 """Of events that are no calls, the arguments that may have a value."""
 
+RESOLVED: Final = {"setuid": ("ruid", "uid"), "setgid": ("rgid", "gid")}
+"""Calls of which /proc says what came of them: the argument, and where an `Image` has it."""
+
 _IN_MEMORY: Final = {"openat2": ("n2", "n3", "n4")}
 """Arguments that stand in memory of the process, where only the kernel program looks."""
 
@@ -198,7 +201,8 @@ def knows(event: Event, argument: Argument) -> bool:
         True where it may.
     """
     if event.is_call:
-        return place_of(event, argument) is not None
+        resolved = RESOLVED.get(event.name, ("",))[0]
+        return argument.name == resolved or place_of(event, argument) is not None
     return argument.name in _ARGUMENTS[event.name]
 
 
@@ -311,6 +315,16 @@ class Points:
     def needed(self) -> list[Point]:
         """Those without which there is no recording."""
         return [point for point in self.every if point.role in (Role.EXEC, Role.FORK, Role.EXIT)]
+
+    @property
+    def looked_at(self) -> list[int]:
+        """Types of records upon which /proc is read at once: later it may say something else."""
+        numbers = {events.events()[name].number for name in RESOLVED}
+        return [
+            point.format.number
+            for point in self.every
+            if point.role is Role.EXEC or (point.role is Role.LEAVE and point.event in numbers)
+        ]
 
     def formats(self, role: Role) -> list[Format]:
         """The layouts of the records that are for something.

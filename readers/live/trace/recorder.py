@@ -26,11 +26,11 @@ from kcap.readers.live.beats import Beats
 from kcap.readers.live.procfs import STAT, STATUS, Image, ProcFS
 from kcap.readers.live.trace import points as catalogue
 from kcap.readers.live.trace.decode import Decoder
-from kcap.readers.live.trace.formats import TYPE
+from kcap.readers.live.trace.formats import TID, TYPE
 from kcap.readers.live.trace.instance import Instance
 from kcap.readers.live.trace.lives import Lives
-from kcap.readers.live.trace.perf import Lost, PerfRings
-from kcap.readers.live.trace.points import Points, Role
+from kcap.readers.live.trace.perf import Lost, PerfRings, online_cpus
+from kcap.readers.live.trace.points import Points
 from kcap.readers.live.trace.samples import Ordering, Samples
 from kcap.readers.live.trace.tracefs import Tracefs
 from kcap.state.state import FDS, PROCESSES, THREADS
@@ -58,6 +58,9 @@ _AT_ONCE: Final = 64
 
 class Rings(Protocol):
     """Where records of tracepoints come from."""
+
+    cpus: list[int]
+    """The processors that are recorded."""
 
     @property
     def fds(self) -> list[int]:
@@ -135,10 +138,10 @@ class TraceRecorder:
         self._losses: list[Loss] = []
         self._ord = 0
         self._lost = 0
+        self._unseen: set[int] = set()
         self._looked_ns = time.time_ns()
         self._baseline: Baseline | None = None
-        (executed,) = self._points.formats(Role.EXEC)
-        self._executed = executed
+        self._looked_at = self._points.looked_at
 
     def _opened(self, tracefs: Tracefs, points: Points, ring_bytes: int | None) -> Rings:
         raise NotImplementedError
@@ -251,28 +254,27 @@ class TraceRecorder:
         return count
 
     def _look(self, samples: Samples) -> None:
-        """Read what processes executed: later they may be gone.
+        """Read what processes have become: later they may be gone.
 
         Where many began at once the last ones first, and not longer than `_LOOKING_S`: of the
         others most are gone, and more will be if we are late.
         """
-        layout = self._executed.layout
-        kinds = samples.field(layout, TYPE)
-        rows = np.flatnonzero(kinds == self._executed.number)[::-1]
-        pids = samples.field(layout, "pid", rows).tolist()
-        every = list(zip(pids, samples.times_ns[rows].tolist(), strict=True))
+        common = self._points.common
+        rows = np.flatnonzero(np.isin(samples.field(common, TYPE), self._looked_at))[::-1]
+        tids = samples.field(common, TID, rows).tolist()
+        every = list(zip(tids, samples.times_ns[rows].tolist(), strict=True))
         until_s = time.monotonic() + _LOOKING_S
         for start in range(0, len(every), _AT_ONCE):
             if start and time.monotonic() > until_s:
                 break
             asked = [
-                (pid, time_ns, self._procfs.image_soon(pid, started_by_ns=time_ns))
-                for pid, time_ns in every[start : start + _AT_ONCE]
+                (tid, time_ns, self._procfs.image_soon(tid, started_by_ns=time_ns))
+                for tid, time_ns in every[start : start + _AT_ONCE]
             ]
-            for pid, time_ns, wait in asked:
+            for tid, time_ns, wait in asked:
                 image = wait()
                 if image is not None:
-                    self._images[pid, time_ns] = image
+                    self._images[tid, time_ns] = image
 
     def _group_of(self, tid: int) -> int | None:
         """The process of a thread that was never seen."""
@@ -332,6 +334,10 @@ class TraceRecorder:
             self._source = replace(self._source, clocks=(*self._source.clocks, clocks.pair()))
             sides.append(self._source)
         self._note(self._rings.lost() or ())
+        for cpu in sorted(set(online_cpus()).difference(self._rings.cpus, self._unseen)):
+            self._unseen.add(cpu)
+            reason = f"processor {cpu} came later: what happens there is not seen"
+            self._losses.append(Loss("blind", None, reason, self._source.id, None, cpu))
         losses, self._losses = self._losses, []
         return [*sides, *losses]
 

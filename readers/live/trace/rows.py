@@ -15,7 +15,7 @@ from kcap.model import distinct, naming, shape
 from kcap.model.classes import TypeClass
 from kcap.readers.live.bpf import values
 from kcap.readers.live.bpf.columns import Columns, Lists, Texts
-from kcap.readers.live.bpf.events import EVENTS
+from kcap.readers.live.bpf.events import EVENTS, events
 from kcap.readers.live.procfs import Image, provenance
 from kcap.readers.live.trace import points as known
 from kcap.readers.live.trace.calls import Returned
@@ -99,7 +99,7 @@ class Rows:
         """Make all of them, and the shapes.
 
         Args:
-            images: What /proc said of what was executed, by process and time.
+            images: What /proc said, by thread and time of what it was read upon.
             calls: The calls that ended.
             call: Which of them each event is, below zero for none.
         """
@@ -110,6 +110,7 @@ class Rows:
         self._states()
         self._modules()
         self._calls(calls, call)
+        self._credentials(images)
         self._provenance()
         self._shape()
 
@@ -190,11 +191,27 @@ class Rows:
         for base, at, is_argument in (("prev_comm", 0, True), ("process_name", 1, False)):
             words = [None if pair is None else pair[at] or None for pair in names]
             self._texts(base, _coded(words, mine), is_argument=is_argument)
-        times = self._samples.times_ns[self._rows[mine]].tolist()
-        keys = zip(mine.tolist(), self._pids[mine].tolist(), times, strict=True)
-        found = {row: images[pid, ns] for row, pid, ns in keys if (pid, ns) in images}
+        found = self._found(images, mine)
         self._images(found)
         self._paths(path, found)
+
+    def _found(self, images: Mapping[tuple[int, int], Image], mine: Int64s) -> dict[int, Image]:
+        """The images of some rows."""
+        times = self._samples.times_ns[self._rows[mine]].tolist()
+        keys = zip(mine.tolist(), self._tids[mine].tolist(), times, strict=True)
+        return {row: images[tid, ns] for row, tid, ns in keys if (tid, ns) in images}
+
+    def _credentials(self, images: Mapping[tuple[int, int], Image]) -> None:
+        """Whose a process is after a call that does not say it."""
+        for name, (item, field) in known.RESOLVED.items():
+            mine = np.flatnonzero(self._event == events()[name].number)
+            told = {row: getattr(i, field) for row, i in self._found(images, mine).items()}
+            told = {row: number for row, number in told.items() if number is not None}
+            self._number(
+                item, np.array(list(told.values()), np.int64), np.array(list(told), np.int64)
+            )
+            for row in told:
+                self._tags[row][argument(item)] = PROCFS
 
     def _images(self, found: Mapping[int, Image]) -> None:
         """What /proc says of executed programs."""
