@@ -134,7 +134,7 @@ def recording(**options: Any) -> Iterator[Recording]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         yield made
     finally:
         source.stop()

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from workload_support import Workloads
 
+import kcap
 from kcap.errors import KcapError, PrivilegeError
 from kcap.readers.live.audit import link, rules
 from kcap.readers.live.audit.link import Control, Status
@@ -86,6 +87,20 @@ def test_a_thousand_programs_are_recorded_with_their_arguments(workloads: Worklo
         assert row["arg_inode"] == Path(child).stat().st_ino
         assert row["arg_pwd"] == str(Path.cwd())
     assert [row["ord"] for row in made.rows] == list(range(len(made.rows)))
+
+
+@pytest.mark.root
+def test_long_and_odd_arguments_come_out_as_they_were() -> None:
+    """What the kernel spreads over many records, in quotes or not, is put together again."""
+    argv = [b"true", b"x" * 20_000, b"two words " * 1500, b"", b"\xff\"'=", b"plain" + b"\n" * 9000]
+    with recording(events={EXECUTION}) as made:
+        pid = os.posix_spawn("/bin/true", argv, {})
+        os.waitpid(pid, 0)
+    row = executions(made, {pid})[pid]
+
+    assert row["arg_argv__raw"] == b"\0".join(argv)
+    assert row["arg_argv_bytes"] == sum(map(len, argv)) + len(argv)
+    assert "arg_missing_records__list" not in row
 
 
 @pytest.mark.root
@@ -416,6 +431,34 @@ def test_the_status_is_asked_of_whoever_has_the_rights() -> None:
     finally:
         made.close()
     assert set(asked) == {STATUS}
+
+
+@pytest.mark.root
+def test_the_verb_records_and_restores(tmp_path: Path) -> None:
+    """The recorder in its several processes tells what it cannot see, and puts all back."""
+    before = settings()
+    path = tmp_path / "audit.kcap"
+    command = [sys.executable, "-m", "kcap.tools", "record", "--source", "audit", "-o", str(path)]
+    process = subprocess.Popen([*command, "--duration", "5m"], stderr=subprocess.PIPE)
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline().decode()
+        assert len(settings()[1]) > len(before[1])  # negative control
+        marked = subprocess.Popen(["true", "marked-argument"])
+        marked.wait(30)
+    finally:
+        process.terminate()
+        said += process.communicate(timeout=120)[1].decode()
+
+    assert process.returncode in (0, 3), said
+    assert "recording with kcap-audit" in said
+    assert settings() == before
+    with kcap.open(path) as capture:
+        found = capture.to_arrow(["pid", "arg_argv"], where="evt.name = 'sched_process_exec'")
+        [source] = capture.info.sources
+    told = {row["pid"]: row["arg_argv"] for row in found.to_pylist()}
+    assert told[marked.pid] == ["true", "marked-argument"]
+    assert "forks and ends of processes" in source.details["cannot_see"]
 
 
 @pytest.mark.root
