@@ -316,7 +316,7 @@ def put_list(row: Row, base: str, kind: str, places: list[int]) -> None:
     executed = row.event.name == "sched_process_exec"
     if kind == "argv":
         tail = row.pieces[places[1]]
-        missing = row.numbers[1 if executed else 7] - len(block) - len(tail)
+        missing = row.numbers[11 if executed else 7] - len(block) - len(tail)
         if missing > 0:
             block += f"…[{missing} bytes]…".encode()
         block += tail

@@ -85,6 +85,8 @@ def record(
     for at, number in (numbers or {}).items():
         head["number"][at] = number & 0xFFFFFFFFFFFFFFFF
     head["event"] = known.number
+    failed = known.is_call and -4095 <= head["retval"] < 0
+    head["error"] = -head["retval"] if failed else 0
     for at, piece in pieces.items():
         head["piece"][at] = len(piece)
     body = b"".join(pieces[at] for at in sorted(pieces))

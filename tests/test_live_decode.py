@@ -300,7 +300,7 @@ def test_resolved_paths_are_normal(word: str, base: str) -> None:
 def execution(argv: bytes, tail: bytes = b"", total: int | None = None) -> dict[str, Any]:
     """The row of a program that begins."""
     total = len(argv) + len(tail) if total is None else total
-    return one("sched_process_exec", pieces={4: argv, 5: tail}, numbers={1: total})
+    return one("sched_process_exec", pieces={4: argv, 5: tail}, numbers={11: total})
 
 
 def test_executions() -> None:
@@ -316,7 +316,7 @@ def test_executions() -> None:
             6: b"LD_PRELOAD=/x.so\0",
             7: b"bash".ljust(16, b"\0"),
         },
-        numbers={1: 10, 2: 999, 3: 42, 5: 1000 | 5 << 32, 9: 0o100755},
+        numbers={11: 10, 2: 999, 3: 42, 5: 1000 | 5 << 32, 9: 0o100755},
     )
     told: dict[str, Any] = {
         "exe": "/usr/bin/dash",

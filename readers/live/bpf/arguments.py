@@ -37,7 +37,7 @@ _MODE: Final = 9
 _TYPE_SHIFT: Final = 12
 _MODE_MASK: Final = 0xFFFF
 _TYPES: Final = range((_MODE_MASK >> _TYPE_SHIFT) + 1)
-_TOTAL: Final = 1
+_TOTAL: Final = 11
 _FAILED_TOTAL: Final = 7
 """Number with the bytes of all arguments of a program, and of one that could not be executed."""
 
@@ -112,8 +112,11 @@ def _flags(handlers: frozenset[str]) -> Mask:
 class Arguments:
     """Makes the columns of the arguments of a batch.
 
+    What is not a number is made once for each kind of records that are alike.
+
     Args:
         records: The records.
+        few: The first of each kind of them.
         columns: Takes them.
         sockets: The sockets of the batch.
         variables: The variables of the environment to keep; None for all that there are.
@@ -122,20 +125,25 @@ class Arguments:
     def __init__(
         self,
         records: Records,
+        few: Records,
         columns: Columns,
         sockets: Found,
         variables: Collection[str] | None,
     ) -> None:
-        self._records = records
+        self._every = records
+        self._every_number = _adjusted(records)
+        self._records = few
         self._columns = columns
         self._sockets = sockets
         self._variables = variables
-        self._numbers = _adjusted(records)
-        self._missing = np.zeros(len(records), np.int64)
+        self._numbers = self._every_number if few is records else _adjusted(few)
+        self._missing = np.zeros(len(few), np.int64)
         """Bits of the arguments without a value."""
-        self._resolved = np.zeros(len(records), np.bool_)
-        """Rows whose path the kernel did not tell."""
-        self._is_of_file = _flags(_FILE_HANDLERS)[records.event]
+        self._lacking: Int64s | None = None
+        """The same of each record, for what its kind does not tell."""
+        self._resolved = np.zeros(len(few), np.bool_)
+        """Those whose path the kernel did not tell."""
+        self._is_of_file = _flags(_FILE_HANDLERS)[few.event]
         modes = (self._numbers[:, _MODE] & np.uint64(_MODE_MASK)).astype(np.int64)
         self._has_file = self._is_of_file & (modes != 0)
         self._file_type = modes >> _TYPE_SHIFT
@@ -144,28 +152,30 @@ class Arguments:
 
     def build(self) -> None:
         """Make all of them, what the descriptors stand for, and the shapes."""
-        event = self._records.event
-        present = np.bincount(event, minlength=events.EVENTS) > 0
-        every = np.arange(len(event))
+        present = np.bincount(self._records.event, minlength=events.EVENTS) > 0
         for job in _jobs():
             has = (job.place >= 0) & present
-            kinds = np.flatnonzero(has)
-            if len(kinds):
-                rows = (
-                    every if len(kinds) == np.count_nonzero(present) else np.flatnonzero(has[event])
-                )
-                # Hardly ever does it stand in several places.
-                first = int(job.place[kinds[0]])
-                alike = bool((job.place[kinds] == first).all())
-                self._build(job, rows, first if alike else job.place[event[rows]].astype(np.int64))
+            of_events = np.flatnonzero(has)
+            if not len(of_events):
+                continue
+            is_number = job.kind in values.NUMBERS
+            event = (self._every if is_number else self._records).event
+            whole = len(of_events) == np.count_nonzero(present)
+            rows = np.arange(len(event)) if whole else np.flatnonzero(has[event])
+            # Hardly ever does it stand in several places.
+            first = int(job.place[of_events[0]])
+            alike = bool((job.place[of_events] == first).all())
+            places = first if alike else job.place[event[rows]].astype(np.int64)
+            if is_number:
+                self._number(job, rows, places)
+            else:
+                self._build(job, rows, places)
         self._descriptors()
         self._provenance()
         self._shape()
 
     def _build(self, job: _Job, rows: Int64s, places: Int64s | int) -> None:
-        if job.kind in values.NUMBERS:
-            self._number(job, rows, places)
-        elif job.kind == "none":
+        if job.kind == "none":
             self._lacks(job, rows)
         elif job.kind in ("argv", "env"):
             self._list(job, rows, places)
@@ -179,26 +189,42 @@ class Arguments:
                 self._columns.texts("exe", Texts(rows[mine], texts.codes[mine], texts.entries))
 
     def _lacks(self, job: _Job, rows: Int64s) -> None:
-        """Note rows that have no value of an argument."""
+        """Note kinds that have no value of an argument."""
         if len(rows):
             self._missing[rows] |= 1 << job.position[self._records.event[rows]]
 
     def _number(self, job: _Job, rows: Int64s, places: Int64s | int) -> None:
+        """A number of each record; of a file that there is not, there is none."""
+        count = len(self._every)
+        if not job.field and np.isin(places, _FILE_NUMBERS).any():
+            fileless = self._columns.by_row(self._is_of_file & ~self._has_file)[rows]
+            fileless &= np.isin(places, _FILE_NUMBERS)
+            if fileless.any():
+                self._lacks_one(job, rows[fileless])
+                rows = rows[~fileless]
+                places = places if isinstance(places, int) else places[~fileless]
+        whole = len(rows) == count
         if job.field:
-            raw = self._records[job.field][rows].astype(np.uint64)
+            raw = self._every[job.field].astype(np.uint64)
+            raw = raw if whole else raw[rows]
+        elif whole and isinstance(places, int):
+            raw = np.ascontiguousarray(self._every_number[:, places])
         else:
-            of_file = np.isin(places, _FILE_NUMBERS)
-            if of_file.any():
-                lacking = self._is_of_file[rows] & of_file & ~self._has_file[rows]
-                if lacking.any():
-                    self._lacks(job, rows[lacking])
-                    rows = rows[~lacking]
-                    places = places if isinstance(places, int) else places[~lacking]
-            raw = self._numbers[rows, places]
+            raw = self._every_number[rows, places]
         if job.kind == "some":
-            self._lacks(job, rows[raw == 0])
-            rows, raw = rows[raw != 0], raw[raw != 0]
-        self._columns.numbers(argument(job.name), values.NUMBERS[job.kind](raw), rows)
+            absent = raw == 0
+            self._lacks_one(job, rows[absent])
+            rows, raw = rows[~absent], raw[~absent]
+            whole = len(rows) == count
+        found = values.NUMBERS[job.kind](raw)
+        self._columns.numbers(argument(job.name), found, None if whole else rows)
+
+    def _lacks_one(self, job: _Job, rows: Int64s) -> None:
+        """Note records that have no value of an argument, whatever others of their kind have."""
+        if len(rows):
+            if self._lacking is None:
+                self._lacking = np.zeros(len(self._every), np.int64)
+            self._lacking[rows] |= 1 << job.position[self._every.event[rows]]
 
     def _read(self, job: _Job, rows: Int64s, places: Int64s | int) -> Texts:
         """The texts of an argument."""
@@ -286,7 +312,7 @@ class Arguments:
         The working directory is already the new one when a call that changes it returns.
         """
         texts = self._kernel_paths(rows, places)
-        failed = np.flatnonzero(~texts.present() | (self._records["retval"][rows] < 0))
+        failed = np.flatnonzero(~texts.present() | (self._records["error"][rows] > 0))
         if not len(failed):
             return texts
         said = self._resolve(rows[failed], word, base)
@@ -363,8 +389,11 @@ class Arguments:
 
     def _shape(self) -> None:
         """Which arguments each event has, and which of them without a value."""
-        masks, mask = distinct.integers(self._missing)
-        both, which = distinct.integers(self._records.event * len(masks) + mask)
+        missing, event = self._missing, self._records.event
+        if self._lacking is not None:
+            missing, event = self._columns.by_row(missing) | self._lacking, self._every.event
+        masks, mask = distinct.integers(missing)
+        both, which = distinct.integers(event * len(masks) + mask)
         texts = [_shape_text(b // len(masks), masks[b % len(masks)]) for b in both]
         self._columns.words("shape", texts, which)
 

@@ -24,6 +24,7 @@ from kcap.readers.live.bpf.records import Int64s, Mask
 _TOO_GREAT: Final = 1 << 63
 
 
+Codes = npt.NDArray[np.int32]
 _Numbers = tuple[Int64s | None, npt.NDArray[Any]]
 """Numbers and the row of each; None where all rows have one."""
 
@@ -57,12 +58,18 @@ class Lists(NamedTuple):
 class Columns:
     """Collects values, and makes columns of them.
 
+    Numbers are given by row. Texts, words and lists are given by kind, where rows are of kinds.
+
     Args:
         count: Rows of the batch.
+        which: The kind of each row; None where each is a kind of its own.
+        kinds: How many kinds there are.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, which: Int64s | None = None, kinds: int = 0) -> None:
         self.count = count
+        self._which = which
+        self._kinds = count if which is None else kinds
         self.made: dict[str, Column] = {}
         self.cuts = 0
         """Values that were cut because they are too long."""
@@ -81,14 +88,16 @@ class Columns:
             rows: The row of each, ascending; None where all rows have one.
         """
         if values.dtype == np.uint64:
-            great = values >= _TOO_GREAT
-            if great.any():
+            # As signed ones they are below zero, which one pass tells.
+            if len(values) and values.view(np.int64).min() < 0:
+                great = values >= _TOO_GREAT
                 rows = np.arange(self.count) if rows is None else rows
                 self._great[base].append((rows[great], values[great]))
                 rows, values = rows[~great], values[~great]
+            values = values.view(np.int64)
         if len(values):
             kind = np.bool_ if values.dtype == np.bool_ else np.int64
-            self._numbers[base].append((rows, values.astype(kind)))
+            self._numbers[base].append((rows, values.astype(kind, copy=False)))
 
     def some(self, base: str, values: npt.NDArray[Any], present: Mask) -> None:
         """Add integers of the rows that have one.
@@ -109,7 +118,7 @@ class Columns:
 
         Args:
             base: Column base.
-            texts: The values, rows ascending.
+            texts: The values, rows - or kinds - ascending.
             cls: Their class.
         """
         present = texts.present()
@@ -125,7 +134,7 @@ class Columns:
 
         Args:
             base: Column base.
-            lists: The values, rows ascending.
+            lists: The values, rows - or kinds - ascending.
         """
         if len(lists.rows):
             self._lists[base].append(lists)
@@ -136,14 +145,47 @@ class Columns:
         Args:
             name: The column.
             words: The words, None for no value.
-            codes: Which of them each row of the batch has.
+            codes: Which of them each row of the batch has, or each kind.
         """
         if len(words) == 1 and words[0] is not None:
             self.made[name] = constant(TypeClass.STR, words[0], self.count)
             return
-        column = coded(words, codes)
+        column = coded(words, self.by_row(codes))
         if column is not None:
             self.made[name] = column
+
+    def by_row(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What rows have, by what their kinds have.
+
+        Args:
+            values: One of each kind; or of each row, which stay as they are.
+
+        Returns:
+            One of each row.
+        """
+        if self._which is None or len(values) == self.count:
+            return values
+        return values[self._which]
+
+    def spread(self, kinds: Int64s, codes: Int64s) -> tuple[Int64s, Codes]:
+        """What rows have, by what some of their kinds have.
+
+        Args:
+            kinds: These kinds, ascending.
+            codes: Which of some entries each has.
+
+        Returns:
+            The rows of these kinds, ascending, and which of the entries each has.
+        """
+        if self._which is None:
+            return kinds, codes.astype(np.int32)
+        code_of = np.full(self._kinds, -1, np.int32)
+        code_of[kinds] = codes
+        found = code_of[self._which]
+        if len(kinds) == self._kinds:
+            return np.arange(self.count), found
+        rows = np.flatnonzero(found >= 0)
+        return rows, found[rows]
 
     def finish(self) -> dict[str, Column]:
         """Make the columns."""
@@ -174,10 +216,11 @@ class Columns:
         self.made[name] = Column(cls, pa.array(values), where)
 
     def _put_texts(self, base: str, cls: TypeClass, parts: list[Texts]) -> None:
-        rows, codes, entries = _merged(parts)
+        kinds, kind_codes, entries = _merged(parts)
+        rows, codes = self.spread(kinds, kind_codes)
         name = naming.column_name(base, cls, catalogue.home(base))
         if cls is TypeClass.BIN:
-            values = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), entries)
+            values = pa.DictionaryArray.from_arrays(pa.array(codes), entries, safe=False)
             self.made[name] = Column(cls, values, self._some(rows))
             return
         try:
@@ -186,13 +229,13 @@ class Columns:
         except pa.ArrowInvalid:
             longest = limits.VALUE_BYTES + 1
         if longest <= limits.VALUE_BYTES:
-            values = pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), good)
+            values = pa.DictionaryArray.from_arrays(pa.array(codes), good, safe=False)
             self.made[name] = Column(cls, values, self._some(rows))
         else:
             self._put_careful(name, cls, rows, codes, entries.to_pylist())
 
     def _put_careful(
-        self, name: str, cls: TypeClass, rows: Int64s, codes: Int64s, entries: list[bytes]
+        self, name: str, cls: TypeClass, rows: Int64s, codes: Codes, entries: list[bytes]
     ) -> None:
         """Texts of which some are too long, or are none: their exact bytes beside them."""
         kept: list[str] = []
@@ -218,9 +261,7 @@ class Columns:
             where = self._some(rows[cut_rows])
             self.made[f"{name}__{naming.SIZE}"] = Column(TypeClass.I64, column, where)
 
-    def _put_raw(
-        self, name: str, rows: Int64s, codes: Int64s, raws: Sequence[bytes | None]
-    ) -> None:
+    def _put_raw(self, name: str, rows: Int64s, codes: Codes, raws: Sequence[bytes | None]) -> None:
         """The exact bytes of what is no text."""
         odd = np.array([raw is not None for raw in raws], np.bool_)[codes]
         if odd.any():
@@ -233,15 +274,16 @@ class Columns:
 
     def _put_lists(self, base: str, parts: list[Lists]) -> None:
         entries: list[Sequence[bytes]] = []
-        rows, codes = [], []
+        of_kinds, codes = [], []
         for part in parts:
-            rows.append(part.rows)
+            of_kinds.append(part.rows)
             codes.append(part.codes + len(entries))
             entries += part.entries
-        every_row, every_code = np.concatenate(rows), np.concatenate(codes)
+        kinds, kind_codes = np.concatenate(of_kinds), np.concatenate(codes)
         if len(parts) > 1:
-            order = np.argsort(every_row, kind="stable")
-            every_row, every_code = every_row[order], every_code[order]
+            order = np.argsort(kinds, kind="stable")
+            kinds, kind_codes = kinds[order], kind_codes[order]
+        every_row, every_code = self.spread(kinds, kind_codes)
         cleaned = [[text.clean(item) for item in entry] for entry in entries]
         lists = pa.array([[item for item, _ in entry] for entry in cleaned], TypeClass.LIST.arrow)
         name = naming.column_name(base, TypeClass.LIST, catalogue.home(base))

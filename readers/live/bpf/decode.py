@@ -51,7 +51,6 @@ _STACK: Final = 8
 
 _ADDRESS: Final = 8
 
-_ERRORS: Final = 4095
 _SUCCESS: Final = "SUCCESS"
 _STATE: Final = "state"
 """Kind of the events that may come in the middle of anything: little is known of their process."""
@@ -160,11 +159,13 @@ class Decoder:
             LimitError: The records are more than one batch can hold.
         """
         records = Records(self._layouts, block)
-        columns = Columns(len(records))
+        kinds = records.kinds()
+        columns = Columns(len(records), kinds.which, len(kinds.first))
         if len(records):
-            _Envelope(records, columns, self.clocks).build()
-            found = self._sockets.find(records, self._layouts.socket)
-            Arguments(records, columns, found, self._variables).build()
+            few = records.some(kinds.first)
+            _Envelope(records, few, columns, self.clocks).build()
+            found = self._sockets.find(few, self._layouts.socket)
+            Arguments(records, few, columns, found, self._variables).build()
         made = columns.finish()
         return Decoded(len(records), made, tuple(self._losses(records, columns.cuts)))
 
@@ -189,8 +190,9 @@ class Decoder:
 class _Envelope:
     """The columns of who, when and where."""
 
-    def __init__(self, records: Records, columns: Columns, clocks: Clocks) -> None:
+    def __init__(self, records: Records, few: Records, columns: Columns, clocks: Clocks) -> None:
         self._records = records
+        self._few = few
         self._columns = columns
         self._clocks = clocks
 
@@ -215,9 +217,10 @@ class _Envelope:
                 columns.some(name, values, rows if or_zero else rows & (values != 0))
         self._session()
         columns.numbers("is_compat", flags & _COMPAT != 0)
-        self._process_name(own)
+        few_own = self._few["flags"] & _ELSEWHERE == 0
+        self._process_name(few_own)
         self._events()
-        self._syscall(own)
+        self._syscall(few_own)
         self._result()
         self._stacks()
 
@@ -229,7 +232,7 @@ class _Envelope:
 
     def _process_name(self, own: Mask) -> None:
         rows = np.flatnonzero(own)
-        names = np.ascontiguousarray(self._records["comm"][rows])
+        names = np.ascontiguousarray(self._few["comm"][rows])
         width = names.shape[1]
         values = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(width), len(rows), [None, pa.py_buffer(names)]
@@ -240,7 +243,7 @@ class _Envelope:
 
     def _events(self) -> None:
         """The event's name, and what it is in kcap's terms."""
-        numbers, codes = integers(self._records.event)
+        numbers, codes = integers(self._few.event)
         names = [events.by_number()[number].name for number in numbers]
         known = catalogue.events(FAMILY)
         infos = [known.get(name) for name in names]
@@ -249,7 +252,7 @@ class _Envelope:
         self._columns.words("category", [info and info.category for info in infos], codes)
 
     def _syscall(self, own: Mask) -> None:
-        records = self._records
+        records = self._few
         nr = records["nr"].astype(np.int64)
         compat = (records["flags"] & _COMPAT != 0) & (nr != _OUTSIDE)
         nr = np.where(own, nr, _OUTSIDE) * 2 + compat
@@ -259,10 +262,8 @@ class _Envelope:
     def _result(self) -> None:
         """How calls ended."""
         is_call = _of_calls()[self._records.event]
-        values = self._records["retval"]
-        self._columns.some("retval", values, is_call)
-        failed = (values < 0) & (values >= -_ERRORS)
-        outcome = np.where(is_call, np.where(failed, -values, 0), -1)
+        self._columns.some("retval", self._records["retval"], is_call)
+        outcome = np.where(_of_calls()[self._few.event], self._few["error"].astype(np.int64), -1)
         numbers, codes = integers(outcome)
         names = {0: _SUCCESS, **catalogue.decoder("errno")}
         words = [None if n < 0 else names.get(n, str(-n)) for n in numbers]
@@ -270,7 +271,7 @@ class _Envelope:
 
     def _stacks(self) -> None:
         """The calls that led there: return addresses, the innermost first."""
-        records = self._records
+        records = self._few
         lengths = records.sizes(_STACK).astype(np.int64) // _ADDRESS
         rows = np.flatnonzero(lengths)
         if not len(rows):
@@ -281,10 +282,11 @@ class _Envelope:
         ends = np.cumsum(np.asarray(pc.binary_length(entries)) // _ADDRESS)
         offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
         lists = pa.ListArray.from_arrays(offsets, pa.array(addresses))
+        rows, places = self._columns.spread(rows, codes)
         self._columns.made["stack_addresses"] = Column(
             TypeClass.LIST_I64,
-            lists.take(pa.array(codes)),
-            None if len(rows) == len(records) else rows.astype(np.int32),
+            lists.take(pa.array(places)),
+            None if len(rows) == len(self._records) else rows.astype(np.int32),
         )
 
 

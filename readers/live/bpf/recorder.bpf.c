@@ -617,12 +617,12 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     u64 cred = word(task, o_task_struct__cred), inode = word(file, o_file__f_inode);
     u64 signal = word(task, o_task_struct__signal);
     r->number[0] = (u32)context->args[1];
-    r->number[1] = end - start;
+    r->number[11] = end - start;
     r->number[3] = half(word(signal + o_signal_struct__pids + 8 * PIDTYPE_SID, 0) + o_pid__numbers, 0);
     r->number[4] = half(task, o_task_struct__loginuid);
     r->number[5] = half(cred, o_cred__euid) | (u64)half(cred, o_cred__egid) << 32;
     r->number[10] = word(cred, o_cred__cap_effective);
-    r->number[11] = half(inode, o_inode__i_nlink);
+    r->number[1] = half(inode, o_inode__i_nlink);
     put_kernel_string(s, 0, word(bprm, o_linux_binprm__filename));
     put_kernel_string(s, 1, word(bprm, o_linux_binprm__interp));
     put_file(s, 2, file);

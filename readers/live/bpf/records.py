@@ -9,6 +9,7 @@ the cache once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -31,6 +32,15 @@ NUMBERS: Final = 12
 
 BLOCK_BYTES: Final = (1 << 31) - (1 << 20)
 """Bytes of the records of a batch at most: Arrow counts them in 31 bits."""
+
+KIND_NUMBER: Final = 7
+"""From this number on, a record with its pieces has nothing that only tells when, who and how."""
+
+_KIND_FIELDS: Final = ("comm", "nr", "event", "flags", "error", "piece")
+"""The fields behind the numbers."""
+
+_SAMPLE: Final = 512
+"""So many records tell whether a batch has many that are alike."""
 
 _CHUNK: Final = 1024
 """Records of which all fields are taken together: some 300 KiB."""
@@ -77,7 +87,23 @@ def layouts(types: Btf) -> Layouts:
     for name, count in (("number", NUMBERS), ("piece", PIECES)):
         if name not in fields or fields[name][0].shape != (count,):
             raise KcapError(f"kcap_record.{name} of the kernel program is not as it should be")
+    end = fields["number"][1] + 8 * NUMBERS
+    for name in _KIND_FIELDS:
+        if name not in fields or fields[name][1] != end:
+            raise KcapError(f"kcap_record.{name} of the kernel program is not where it should be")
+        end += fields[name][0].itemsize
+    if end != found.record.itemsize:
+        raise KcapError("kcap_record of the kernel program has something behind its pieces")
     return found
+
+
+class Kinds(NamedTuple):
+    """Records that are alike in all but when, who and how: the same was done to the same."""
+
+    which: Int64s | None
+    """The kind of each record; None where each is a kind of its own."""
+    first: Int64s
+    """The first record of each kind, ascending."""
 
 
 def layout(btf: Btf, name: str) -> np.dtype[np.void]:
@@ -141,12 +167,13 @@ class Records:
         if not (good.all() and (times[1:] >= times[:-1]).all()):
             order = np.flatnonzero(good)
             order = order[np.argsort(times[order], kind="stable")]
-            offsets, sizes = offsets[order], np.take(sizes, order, axis=1)
+            offsets, sizes, ends = offsets[order], np.take(sizes, order, axis=1), ends[order]
             taken = {name: values[order] for name, values in taken.items()}
         self.damaged = total - len(offsets)
         """Records that are none: of an unknown kind, or longer than there is room for."""
         self._sizes = sizes
         self._first = offsets + size
+        self._ends = ends
         self._taken = taken
         self.event = taken["event"].astype(np.int64)
         self.ts_ns = taken["ts_ns"].astype(np.int64)
@@ -158,6 +185,47 @@ class Records:
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """A field of all records; an array a record where the field is one."""
         return self._taken[name]
+
+    def kinds(self) -> Kinds:
+        """Find the records that are alike, so that what they say is made of each kind once.
+
+        Returns:
+            The kinds. Where few records are alike, each is its own: the search costs more then.
+        """
+        fields: Mapping[str, Any] = self._layout.fields or {}
+        back = self._layout.itemsize - fields["number"][1] - 8 * KIND_NUMBER
+        starts, sizes = self._first - back, self._ends - self._first + back
+        count = len(self)
+        if count > _SAMPLE:
+            _, sample = self.encode(starts[:_SAMPLE], sizes[:_SAMPLE])
+            if len(sample) > _SAMPLE // 2:
+                return Kinds(None, np.arange(count))
+        which, entries = self.encode(starts, sizes)
+        first = np.empty(len(entries), np.int64)
+        first[which[::-1]] = np.arange(count - 1, -1, -1)
+        return Kinds(which, first)
+
+    def some(self, rows: Int64s) -> Records:
+        """Some of the records.
+
+        Args:
+            rows: Which, ascending.
+
+        Returns:
+            They alone; all of them are these records themselves.
+        """
+        if len(rows) == len(self):
+            return self
+        found = copy(self)
+        vars(found).update(
+            _sizes=np.take(self._sizes, rows, axis=1),
+            _first=self._first[rows],
+            _ends=self._ends[rows],
+            _taken={name: values[rows] for name, values in self._taken.items()},
+            event=self.event[rows],
+            ts_ns=self.ts_ns[rows],
+        )
+        return found
 
     def _take(self, offsets: Int64s) -> dict[str, npt.NDArray[Any]]:
         """All fields of some records."""

@@ -65,7 +65,7 @@ def _low(values: Uint64s) -> Uint64s:
 
 
 def _signed(values: Uint64s) -> Int64s:
-    return _low(values).astype(np.uint32).view(np.int32).astype(np.int64)
+    return values.view(np.int64).astype(np.int32).astype(np.int64)
 
 
 NUMBERS: Final[Mapping[str, Callable[[Uint64s], npt.NDArray[np.generic]]]] = {
