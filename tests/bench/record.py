@@ -100,7 +100,7 @@ def turn(work: Work, watch: Watch | None) -> Cost:
         return Cost(do(work)[0], 0, 0, 0, 0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        process = _started(watch, folder)
+        process = started(watch, folder)
         try:
             before_s = cpu_s(process.pid)
             work_s, done = do(work)
@@ -116,7 +116,7 @@ def turn(work: Work, watch: Watch | None) -> Cost:
         return Cost(work_s, own_s, usage.ru_utime + usage.ru_stime, *watch.seen(folder, done))
 
 
-def _started(watch: Watch, folder: Path) -> subprocess.Popen[bytes]:
+def started(watch: Watch, folder: Path) -> subprocess.Popen[bytes]:
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
         process = subprocess.Popen(
             watch.command,
@@ -403,7 +403,7 @@ def report(turns: int, *, small: bool = False) -> str:
     return "\n".join(parts)
 
 
-def _apart(words: Sequence[str]) -> None:
+def apart(words: Sequence[str]) -> None:
     """Go on in a mount namespace of its own that has tracefs, which bpftrace and perf need."""
     if os.environ.get("KCAP_BENCH_APART"):
         return
@@ -424,7 +424,7 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("only root may record")
-    _apart(sys.argv)
+    apart(sys.argv)
     text = report(options.turns, small=options.small)
     print(text)
     if options.write:
