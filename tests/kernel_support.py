@@ -51,7 +51,8 @@ def record_traces(series: str, folder: Path, workloads: Workloads) -> dict[str, 
         What was done, by source.
     """
     own = ("trace_support.py",)
-    return _booted(series, folder, workloads, "trace_guest.py", ("burst",), own)
+    # Each tracepoint that begins or ends patches the kernel.
+    return _booted(series, folder, workloads, "trace_guest.py", ("burst",), own, parallel=False)
 
 
 def _booted(
@@ -61,6 +62,8 @@ def _booted(
     guest: str,
     programs: Iterable[str],
     support: Iterable[str] = (),
+    *,
+    parallel: bool = True,
 ) -> dict[str, list[Fact]]:
     """What a script under another kernel says that it did."""
     image = vm.image(series)
@@ -73,7 +76,8 @@ def _booted(
         *((TESTS / name, f"tests/{name}") for name in own),
         *((Path(workloads.path(name)), f"programs/{name}") for name in (*programs, "child")),
     ]
-    console = vm.boot(image, vm.archive(brought, _RUN.format(guest)), folder, timeout_s=_BOOT_S)
+    packed = vm.archive(brought, _RUN.format(guest))
+    console = vm.boot(image, packed, folder, parallel=parallel, timeout_s=_BOOT_S)
     took_s = time.monotonic() - begun_s
     assert "exit code 0" in console, console
     print(f"Linux {image.version}: booted, recorded and ended in {took_s:.0f} s")

@@ -292,6 +292,7 @@ def boot(
     folder: Path,
     *,
     first: Path | None = None,
+    parallel: bool = True,
     timeout_s: float = 300,
 ) -> str:
     """Run a machine until it is done.
@@ -301,6 +302,8 @@ def boot(
         brought: The archive of ``archive``.
         folder: Where ``out`` comes to lie.
         first: The first disk, if not that of ``disk``.
+        parallel: Its processors run at the same time. QEMU then may run code that the kernel has
+            patched already, which a kernel that patches much does not survive.
         timeout_s: How long it may take.
 
     Returns:
@@ -317,7 +320,7 @@ def boot(
     os.truncate(outgoing, OUTPUT_BYTES)  # sparse
     drives = (f"{first or disk()},snapshot=on", f"{incoming},snapshot=on", str(outgoing))
     command = [
-        qemu, "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1536", "-smp", "2",
+        qemu, "-accel", f"tcg,thread={'multi' if parallel else 'single'}", "-cpu", "max", "-m", "1536", "-smp", "2",
         "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
         "-kernel", str(booted.kernel), "-initrd", str(booted.initramfs),
         "-append", "console=ttyS0 quiet panic=-1",
