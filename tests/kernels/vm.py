@@ -319,8 +319,9 @@ def boot(
     outgoing.touch()
     os.truncate(outgoing, OUTPUT_BYTES)  # sparse
     drives = (f"{first or disk()},snapshot=on", f"{incoming},snapshot=on", str(outgoing))
+    threads = "multi" if parallel else "single"
     command = [
-        qemu, "-accel", f"tcg,thread={'multi' if parallel else 'single'}", "-cpu", "max", "-m", "1536", "-smp", "2",
+        qemu, "-accel", f"tcg,thread={threads}", "-cpu", "max", "-m", "1536", "-smp", "2",
         "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
         "-kernel", str(booted.kernel), "-initrd", str(booted.initramfs),
         "-append", "console=ttyS0 quiet panic=-1",
