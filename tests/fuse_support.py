@@ -127,6 +127,11 @@ class Mounted:
         """From here on whoever asks waits."""
         self._process.send_signal(signal.SIGUSR1)
 
+    def kill(self) -> None:
+        """End the server: its device is closed, and all who wait get an error."""
+        self._process.kill()
+        self._process.wait()
+
 
 @contextlib.contextmanager
 def mounted(folder: Path) -> Iterator[Mounted]:
@@ -148,7 +153,6 @@ def mounted(folder: Path) -> Iterator[Mounted]:
             pytest.skip("this host does not let us mount FUSE")
         yield Mounted(folder, process)
     finally:
-        # With its device closed the kernel answers for it: an error, to all who wait.
         process.kill()
         process.wait()
         assert process.stdout is not None
