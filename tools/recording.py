@@ -309,7 +309,7 @@ def report(summary: Summary, sink: Recorded) -> None:
         sink: Where it went.
     """
     size = common.size_text(sink.expected_bytes)
-    names: Sequence[str] = sink.names
+    names: Sequence[str] = sink.names or ["no file"]
     place = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names):,} files)"
     if isinstance(sink, OneFile):
         click.echo(f"kcap: sha256 {sink.writer.file_hash}", err=True)
