@@ -91,7 +91,8 @@ class Matching:
 
     def _matching(self, batch: Batch) -> Rows:
         rows = self._filter.rows(batch)
-        return np.union1d(rows, state_rows(batch)) if self._keeps_state else rows
+        state = state_rows(batch) if self._keeps_state else ()
+        return np.union1d(rows, state) if len(state) else rows
 
 
 class EventsOnly:

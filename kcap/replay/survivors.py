@@ -61,7 +61,7 @@ class Selecting:
             kept[events.numpy(ROW, 0)] = False
             kept[rows] = True
             rows = np.flatnonzero(kept)
-        return batch.take(rows.astype(np.int32))
+        return batch if len(rows) == batch.rows else batch.take(rows.astype(np.int32))
 
 
 def _by_source(batch: Batch) -> dict[str | None, int]:

@@ -28,6 +28,9 @@ NUMPY_RECORDS: Final = 256
 NUMPY_BYTES: Final = 512
 """With longer records, on the average, following their chain is quicker than the search."""
 
+_USUAL_BYTES: Final = 256
+"""What a record is expected to take before there was any."""
+
 
 class Block(NamedTuple):
     """Records in memory that the kernel leaves alone until `Ring.release`."""
@@ -66,7 +69,7 @@ class Ring:
         self._producer = theirs[:8].cast("Q")
         self._data = data
         self._taken = 0
-        self._record_bytes = NUMPY_BYTES
+        self._record_bytes = _USUAL_BYTES
 
     @property
     def waiting_bytes(self) -> int:
