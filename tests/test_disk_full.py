@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from cli_support import run
@@ -18,9 +20,11 @@ from durability_support import ords as numbers
 from durability_support import process_events
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from live_support import BTF, Recording
 from rotation_support import MadeSource, cut, parts, record, rotated
 from support import opened
 
+import kcap
 from kcap.errors import FullError, OutputError
 from kcap.format import room as rooms
 from kcap.format.room import Room
@@ -281,3 +285,63 @@ def test_without_keep_the_last_part_says_so(tmp_path: Path) -> None:
         assert len([o for part in found[1:] for o in ords(part)]) == source.given
         assert run("info", found[-1]).exit_code == 0
         assert REASON in run("info", found[-1]).stdout
+
+
+def test_a_slow_disk_slows_the_source(tmp_path: Path) -> None:
+    """However slow, nothing waits but what a chunk holds: no batch is asked for meanwhile."""
+    taken: list[int] = []
+
+    class Slow(io.FileIO):
+        """A file whose disk takes its time; it looks at what the source has given meanwhile."""
+
+        def write(self, raw: Any) -> int:
+            before = source.given
+            time.sleep(0.002)
+            taken.append(source.given - before)
+            return super().write(raw)
+
+    source = MadeSource(cut(EVENTS, [100] * 40))
+    state = State()
+    with Slow(tmp_path / "r.kcap", "wb") as stream:
+        writer = CaptureWriter(stream, snapshot=state.snapshot, chunk_rows=1000)
+        waiting: list[int] = []
+
+        def look(_: Summary) -> None:
+            waiting.append(writer.waiting_rows)
+
+        seconds = iter(range(1 << 30))
+        record(
+            source,
+            OneFile(writer, "r.kcap", DURABLE, 0.0),
+            state,
+            look,
+            lambda: float(next(seconds)),
+        )
+    assert len(taken) > 40
+    assert set(taken) == {0}
+    assert 0 < max(waiting) <= 1000
+    assert ords(tmp_path / "r.kcap") == list(range(EVENTS.rows))
+
+
+@pytest.mark.long
+@pytest.mark.root
+@pytest.mark.skipif(not BTF.exists(), reason=f"this kernel has no {BTF}")
+def test_sixteen_mebibytes(tmp_path: Path) -> None:
+    """A recorder whose disk fills under load ends by itself: closed, counted, exit code 3."""
+    with disk(tmp_path / "disk", 16 * MIB) as folder:
+        path = folder / "r.kcap"
+        recorder = Recording(path, "--events", "all")
+        end = time.monotonic() + 400
+        while recorder.process.poll() is None and time.monotonic() < end:
+            subprocess.run(
+                ["find", "/usr", "-xdev", "-size", "+1k"], capture_output=True, check=True
+            )
+        _, said = recorder.process.communicate(timeout=60)
+        assert recorder.process.returncode == 3, said
+        assert "there is no room left: the recording ends" in said
+        assert run("verify", path).exit_code == 0
+        assert path.stat().st_size > 14 * MIB
+        with kcap.open(path) as capture:
+            (lost,) = [loss for loss in capture.info.losses if loss.reason == REASON]
+        assert lost.kind == "lost"
+        assert lost.count is not None

@@ -19,6 +19,9 @@ from kcap.model.side import Loss, SourceInfo
 _LOSS_ENTRIES: Final = 1000
 """Different losses that a footer lists one by one."""
 
+_REASON_CHARS: Final = 800
+"""So that a footer has room for all of them, even where JSON spells every character with six."""
+
 _TYPE_ENTRIES: Final = 10_000
 """Event names that a footer lists one by one."""
 
@@ -228,6 +231,19 @@ class Running(Totals):
     def checkpoint(self) -> None:
         """Begin anew with what the next CHECKPOINT says."""
         self.since = Totals()
+
+
+def brief(loss: Loss) -> Loss:
+    """A loss whose texts fit a LOSS record, and a footer.
+
+    Args:
+        loss: The loss.
+
+    Returns:
+        The same with shorter texts where they are too long.
+    """
+    event = loss.event and loss.event[:_REASON_CHARS]
+    return replace(loss, reason=loss.reason[:_REASON_CHARS], event=event)
 
 
 def differing(says: Mapping[str, Any], counted: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, BinaryIO, Final
 
 import kcap
@@ -24,7 +23,7 @@ from kcap.format.encoder import Encoder
 from kcap.format.pending import Pending
 from kcap.format.record import Kind
 from kcap.format.room import REPEATED, End, Room
-from kcap.format.totals import Running
+from kcap.format.totals import Running, brief
 from kcap.model.batch import Batch, without_state
 from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 
@@ -44,9 +43,7 @@ BLOOM_SHARE: Final = 40
 """A chunk's bloom filter takes at most this part of it: 1/40."""
 
 _LOSSES_A_RECORD: Final = 150
-_REASON_CHARS: Final = 800
-"""So that a LOSS record stays below 1 MiB, and the footer's 1,000 losses have room in it, even
-where JSON spells every character with six."""
+"""So that a LOSS record stays below 1 MiB."""
 
 _SPARE_BYTES: Final = 8 << 10
 """Room for a heartbeat or two beside what the end needs."""
@@ -477,7 +474,7 @@ class CaptureWriter:
 
     def _write_losses(self) -> None:
         while self._losses:
-            losses = [_brief(loss) for loss in self._losses[:_LOSSES_A_RECORD]]
+            losses = [brief(loss) for loss in self._losses[:_LOSSES_A_RECORD]]
             self._record(Kind.LOSS, body.pack([loss.to_json() for loss in losses]))
             self._totals.lose(losses)
             del self._losses[: len(losses)]
@@ -498,9 +495,3 @@ class CaptureWriter:
         if kind in REPEATED:
             self._end.repeats(len(payload))
         return offset
-
-
-def _brief(loss: Loss) -> Loss:
-    """A loss whose texts fit a LOSS record."""
-    event = loss.event and loss.event[:_REASON_CHARS]
-    return replace(loss, reason=loss.reason[:_REASON_CHARS], event=event)
