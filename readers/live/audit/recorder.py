@@ -59,7 +59,8 @@ class AuditRecorder:
 
     Args:
         interval_s: Longest time that events wait for their batch.
-        events: Names of the events to record; None for all that it can tell.
+        events: Names of the events to record, files that are opened for reading among them; None
+            for those of the default set, and files only where they may be written.
         details: What else is to be known of the recording: filter, case, operator, note.
         receive_bytes: Receive buffer.
 
@@ -93,8 +94,8 @@ class AuditRecorder:
             stack.callback(self._stop_write.close)
             self._settings = Settings(self._control)
             stack.callback(self._settings.restore)
-            told = rules.told() if events is None else frozenset(events)
-            self._settings.change(told)
+            told = rules.default() if events is None else rules.told() & {*events}
+            self._settings.change(told, all_opens=events is not None)
             self._stack = stack.pop_all()
         self._pid = os.getpid()
         self._clocks = host.Clocks.measure()

@@ -162,17 +162,22 @@ def hides(rule: bytes) -> str | None:
 
 @cache
 def told() -> frozenset[str]:
-    """The events of the default set that audit can tell."""
-    default = (events.events()[name] for name in events.sets()["default"])
-    return frozenset(e.name for e in default if e.is_call) | {events.EXECUTION}
+    """The events that audit can tell: all that are calls, and executions."""
+    return frozenset(e.name for e in events.events().values() if e.is_call) | {events.EXECUTION}
 
 
-def rules(wanted: Collection[str], key: bytes) -> list[bytes]:
+def default() -> frozenset[str]:
+    """Those that are recorded where nobody asks for others."""
+    return told() & {*events.sets()["default"]}
+
+
+def rules(wanted: Collection[str], key: bytes, *, all_opens: bool = False) -> list[bytes]:
     """The rules by which the kernel records calls.
 
     Args:
         wanted: Names of events, some of `told`.
         key: What the rules are to bear.
+        all_opens: Files that are opened only for reading count, too.
 
     Returns:
         ``struct audit_rule_data`` of each.
@@ -183,18 +188,18 @@ def rules(wanted: Collection[str], key: bytes) -> list[bytes]:
     return [
         encode(numbers, arch, conditions, key)
         for arch in (X86_64, I386)
-        for numbers, conditions in _conditions(calls, arch)
+        for numbers, conditions in _conditions(calls, arch, all_opens=all_opens)
         if numbers
     ]
 
 
 def _conditions(
-    calls: Collection[str], arch: int
+    calls: Collection[str], arch: int, *, all_opens: bool
 ) -> Iterator[tuple[Sequence[int], Sequence[Condition]]]:
     """Which calls, and on which conditions."""
-    special = {*_OPENS, *_MAPPINGS}
-    yield _numbers({*calls} - special, arch), ()
-    for name, place in _OPENS.items():
+    opens = {} if all_opens else _OPENS
+    yield _numbers({*calls} - {*opens, *_MAPPINGS}, arch), ()
+    for name, place in opens.items():
         yield _numbers({name} & {*calls}, arch), (Condition(place, _ANY_BIT, _WRITING),)
     both = (Condition(2, _ANY_BIT, _PROT_WRITE), Condition(2, _ANY_BIT, _PROT_EXEC))
     yield _numbers(_MAPPINGS & {*calls}, arch), both

@@ -47,11 +47,12 @@ class Settings:
         """Keys that events may bear: our own, and those of recorders whose rules come first."""
         self._key: Key | None = None
 
-    def change(self, wanted: Collection[str]) -> None:
+    def change(self, wanted: Collection[str], *, all_opens: bool = False) -> None:
         """Clear up behind recorders that were killed, add our rules, turn recording on.
 
         Args:
             wanted: Names of events.
+            all_opens: Files that are opened only for reading count, too.
 
         Raises:
             PrivilegeError: This user may not.
@@ -77,7 +78,7 @@ class Settings:
         )
         before = {key.text for _, key in owners if key is not None and key.alive}
         self.keys = frozenset({self._key.text, *before})
-        for rule in rules.rules(wanted, self._key.text):
+        for rule in rules.rules(wanted, self._key.text, all_opens=all_opens):
             self._control.add(rule)
             self.added += 1
         for rule, key in owners:
