@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -22,9 +23,11 @@ CHUNK_S: Final = 60.0
 """Longest time that events wait for their chunk."""
 
 _LEAST_S: Final = 0.01
-_TICK_S: Final = 0.25
-_TICKS: Final = 4.15
-"""Wakeups of the source in an interval: so that the fourth, a little late, still is within it."""
+_TICK_S: Final = 0.5
+_TICKS: Final = 2
+_LATE: Final = 0.1
+"""Wakeups of the source in an interval, at least, and how much of one they are too early: so that
+the last one, a little late, still is within it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,10 @@ class Durability:
     @property
     def tick_s(self) -> float:
         """How often to look whether something is to be committed."""
-        return _TICK_S if self.interval_s is None else min(_TICK_S, self.interval_s / _TICKS)
+        if self.interval_s is None:
+            return _TICK_S
+        ticks = max(_TICKS, math.ceil(self.interval_s / _TICK_S))
+        return self.interval_s / (ticks + _LATE)
 
 
 class DurabilityType(click.ParamType[Durability]):
