@@ -51,6 +51,8 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
     examples=(
         "kcap record -o host.kcap",
         "kcap record -o host --duration 60 --max-size 100M --durability 200ms",
+        "kcap record -o host --split-time 1h --split-size 256M --keep 48",
+        "kcap record -o incident --ring 60s --on-signal --after 10s",
         "kcap record --events process,net --scope comm=nginx --scope follow -o web",
         "kcap record -o host.kcap --case C-12 --operator ann --note 'before the reboot'",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
@@ -107,6 +109,15 @@ def command(
 
     What --events, --scope and a filter, behind -w or as words, leave out stays in the kernel as far
     as that can tell; 'kcap info' shows how much.
+
+    With --split-size, --split-time or --keep a recording goes on in further files, HOST-000001.kcap
+    and so on or as {n}, {n:04} and {time} in the name say, also when SIGHUP asks for one; without
+    them SIGHUP ends it. Each file is a capture of its own; 'kcap merge' makes them one. Numbers go
+    on behind the files that there are. With --ring nothing is written until SIGUSR1 asks for what
+    is held; another signal lets a file that is being written go on, or begins the next.
+
+    Where the disk is full the recording ends, exit code 3: the file is closed, and says how much is
+    missing. With --keep the oldest files go instead.
     """
     from kcap.tools.recording import Place, Recording
 
@@ -116,7 +127,7 @@ def command(
         output.capture_path(target) if target else _default_name(),
         force,
         durable,
-        rotation.chosen(options, target),
+        rotation.chosen(options, target, force=force),
         {"chunk_rows": chunk_events, "level": level},
     )
     told = _told(options, where)

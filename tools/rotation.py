@@ -76,12 +76,15 @@ def rotation_options(function: _F) -> _F:
     return function
 
 
-def chosen(options: RotationOptions, target: str | None) -> Rotation | Asked | None:
+def chosen(
+    options: RotationOptions, target: str | None, *, force: bool = False
+) -> Rotation | Asked | None:
     """When a recording is to go on in another file, or to be written at all.
 
     Args:
         options: The verb's options.
         target: The output that the user named.
+        force: An existing file is to be replaced.
 
     Returns:
         None where it is to stay in one file.
@@ -103,6 +106,8 @@ def chosen(options: RotationOptions, target: str | None) -> Rotation | Asked | N
         return None
     if target == "-":
         raise click.UsageError("this needs files: give -o FILE, or pipe into 'kcap split'")
+    if force:
+        raise click.UsageError("--force replaces one file; these get names that nothing has")
     if size is not None and size < _LEAST_BYTES:
         raise click.UsageError("--split-size: give 1M or more, each file begins with the host")
     if every_s is not None and every_s < _LEAST_S:
@@ -116,9 +121,7 @@ def _asked(options: RotationOptions, before_s: float) -> Asked:
 
     size, after_s = options["ring_size"], options["after"]
     if not options["on_signal"]:
-        raise click.UsageError(
-            "--ring: give --on-signal, too: SIGUSR1 writes what is held"
-        )
+        raise click.UsageError("--ring: give --on-signal, too: SIGUSR1 writes what is held")
     if before_s < _LEAST_S:
         raise click.UsageError("--ring: give 1s or more")
     if size is not None and size < _RING_LEAST_BYTES:
