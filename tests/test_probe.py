@@ -127,7 +127,7 @@ def test_a_request_says_what_was_asked(asked: list[Item], pid: int, careful: boo
     length, same, count, flags = wire.REQUEST.unpack_from(raw)
     assert (length, same, flags) == (len(raw) - wire.REQUEST.size, pid, int(careful))
     if all(map(wire.allowed, asked)):
-        assert wire.items(raw[wire.REQUEST.size :], count) == asked
+        assert wire.items(raw[wire.REQUEST.size :], count) == tuple(asked)
     else:
         with pytest.raises(ValueError, match="may not be asked"):
             wire.items(raw[wire.REQUEST.size :], count)
@@ -257,12 +257,12 @@ def test_what_hangs_is_given_up(host: Host, probed: ProcFS, name: str) -> None:
         host.add(pid, hangs=name if pid == 50 else None)
     begun_s = time.monotonic()
     images = {image.pid: image for image in probed.images()}
-    assert time.monotonic() - begun_s < 4 * DEADLINE_S + 1
+    assert time.monotonic() - begun_s < 4 * DEADLINE_S + 3
     expected = set(range(1, 101)) - ({50} if name == "stat" else set())
     assert set(images) == expected
     assert all(image.cmdline == "x" for pid, image in images.items() if pid != 50)
     losses = probed.losses("source")
-    assert losses[0].reason.startswith(f"timeout: reading {name} of ")
+    assert any(loss.reason.startswith(f"timeout: reading {name} of ") for loss in losses)
     assert all(", pid 50," in loss.reason for loss in losses)
     assert {(loss.kind, loss.count) for loss in losses} == {("blind", 1)}
     if name == "cmdline":

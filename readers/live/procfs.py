@@ -66,8 +66,8 @@ STATUS: Final = Item(Op.CONTENT, "status")
 CGROUP: Final = Item(Op.CONTENT, "cgroup")
 _CWD: Final = Item(Op.LINK, "cwd")
 
-IMAGE: Final = (STAT, STATUS, CGROUP, Item(Op.LINK, "exe"), Item(Op.CONTENT, "cmdline"))
-"""What an `Image` is made of. What may hang stands last: the rest has been told by then."""
+IMAGE: Final = (STAT, Item(Op.CONTENT, "cmdline"), Item(Op.LINK, "exe"), STATUS, CGROUP)
+"""What an `Image` is made of; first what is gone first, where the process ends."""
 
 _COMM: Final = Item(Op.CONTENT, "comm")
 

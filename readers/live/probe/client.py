@@ -411,15 +411,19 @@ class _Connection:
         self._again()
 
     def _give_up(self, answer: Answer) -> None:
-        """Have the reader killed, and go on with the next item."""
-        item = answer.left[answer.at]
-        # What came just before the end may not have been told; then it is asked for once more.
+        """Have the reader killed, and go on without what hangs."""
+        # Of what comes before a process's memory all has been told but the very first item.
+        at = answer.at
+        if at == 0 and not answer.careful and len(answer.left) > 1 and answer.left[1].memory:
+            at = 1
+        item = answer.left[at]
+        answer.left = answer.left[answer.at :]
+        # Others may have been read, and not told; then they are asked for once more.
         if answer.careful or item.memory or item.slow:
             answer.found[item.name] = LATE
             self._prober.hung(answer.pid)
-            answer.at += 1
-        answer.careful = True
-        answer.left, answer.at = answer.left[answer.at :], 0
+            answer.left = [other for other in answer.left if other is not item]
+        answer.careful, answer.at = True, 0
         if not answer.left:
             answer.done = True
             self._pending.popleft()

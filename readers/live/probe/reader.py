@@ -171,6 +171,7 @@ class _Reader:
         self._proc = proc
         self._root = root
         self._mounts: dict[str, tuple[int, str]] | None = None
+        self._listed: dict[str, list[int]] = {}
         self._out = bytearray()
         self._told_s = 0.0
         self._careful = False
@@ -199,8 +200,9 @@ class _Reader:
             count -= len(part)
         return b"".join(parts)
 
-    def _answer(self, pid: int, wanted: list[Item]) -> None:
+    def _answer(self, pid: int, wanted: tuple[Item, ...]) -> None:
         folder = -1
+        self._listed = {}
         if pid != wire.NOBODY:
             try:
                 path = f"{self._proc}/{pid}"
@@ -211,7 +213,7 @@ class _Reader:
                 return
         try:
             for at, item in enumerate(wanted):
-                if item.memory:
+                if item.memory and at > 1:
                     self._flush()
                 self._one(at, item, folder)
         finally:
@@ -222,7 +224,7 @@ class _Reader:
     def _one(self, at: int, item: Item, folder: int) -> None:
         try:
             if "*" in item.name and item.op in {Op.CONTENT, Op.LINK}:
-                for number in self._elements(folder, item):
+                for number in self._numbers(folder, item.name):
                     self._element(at, item, folder, number)
                 read = b""
             else:
@@ -232,9 +234,13 @@ class _Reader:
         else:
             self._tell(at, 0, wire.WHOLE, read)
 
-    def _elements(self, folder: int, item: Item) -> list[int]:
+    def _numbers(self, folder: int, name: str) -> list[int]:
+        """What a folder of the process holds; looked at once for all items that need it."""
         # What fdinfo/ lists is what fd/ lists.
-        return numbers(folder, item.name.partition("/")[0])[: wire.ELEMENTS_MAX]
+        name = name.partition("/")[0].replace("fdinfo", "fd")
+        if name not in self._listed:
+            self._listed[name] = numbers(folder, name)[: wire.ELEMENTS_MAX]
+        return self._listed[name]
 
     def _element(self, at: int, item: Item, folder: int, number: int) -> None:
         name = item.name.replace("*", str(number))
@@ -251,7 +257,7 @@ class _Reader:
             case Op.LINK:
                 return link(folder, item.name)
             case Op.NUMBERS:
-                return wire.pack_numbers(numbers(folder, item.name)[: wire.ELEMENTS_MAX])
+                return wire.pack_numbers(self._numbers(folder, item.name))
             case Op.CGROUP:
                 return self._group(item.name)
             case Op.FILE | Op.NAMES:

@@ -10,6 +10,7 @@ import enum
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 CONTENT_BYTES: Final = 8 << 20
@@ -145,19 +146,27 @@ def packed(request: Request, *, careful: bool = False) -> bytes:
     Raises:
         ValueError: It has too many items, or too long a name.
     """
+    body = _body(tuple(request.items))
+    flags = CAREFUL if careful else 0
+    return REQUEST.pack(len(body), request.pid, len(request.items), flags) + body
+
+
+@lru_cache(maxsize=256)
+def _body(wanted: tuple[Item, ...]) -> bytes:
+    """What stands behind the head: most requests ask for the same."""
     parts = []
-    for item in request.items:
+    for item in wanted:
         name = item.name.encode("utf-8", "surrogateescape")
         if len(name) > NAME_BYTES:
             raise ValueError(f"a name of {len(name)} bytes")
         parts.append(_ITEM.pack(item.op, len(name), min(item.most, FILE_BYTES)) + name)
     if len(parts) > ITEMS_MAX:
         raise ValueError(f"{len(parts)} items")
-    body = b"".join(parts)
-    return REQUEST.pack(len(body), request.pid, len(parts), CAREFUL if careful else 0) + body
+    return b"".join(parts)
 
 
-def items(body: bytes, count: int) -> list[Item]:
+@lru_cache(maxsize=256)
+def items(body: bytes, count: int) -> tuple[Item, ...]:
     """The items of a request.
 
     Args:
@@ -184,7 +193,7 @@ def items(body: bytes, count: int) -> list[Item]:
         found.append(item)
     if at != len(body):
         raise ValueError("a request's length is wrong")
-    return found
+    return tuple(found)
 
 
 def numbers(content: bytes) -> list[int]:
