@@ -25,6 +25,7 @@ from kcap.readers.audit_records import (
     number,
     optional,
     untrusted,
+    whole_path,
 )
 from kcap.readers.live.bpf import events, values
 from kcap.readers.live.bpf.decode import FAMILY, syscalls
@@ -158,7 +159,7 @@ def _of_call(event: Event, records: Mapping[str, Sequence[Record]]) -> Row:
     arguments = _numbers(name, call)
     arguments |= _who(fields, name)
     if executed:
-        execution = audit_execution.read(records, paths, untrusted(fields.get(b"exe")))
+        execution = audit_execution.read(records, paths, whole_path(fields.get(b"exe")))
         arguments |= execution.arguments
         if execution.command_line is not None:
             found["cmdline"] = execution.command_line
@@ -237,7 +238,9 @@ def _envelope(event: Event, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     for name, column in audit_messages.NUMBERS.items():
         found[column] = optional(fields, name)
     for name, column in audit_messages.TEXTS.items():
-        found[column] = untrusted(fields.get(name))
+        found[column] = (
+            whole_path(fields.get(name)) if column == "exe" else untrusted(fields.get(name))
+        )
     return found
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from kcap.readers.audit_records import BadRecordError, Record, bits, number, optional, untrusted
+from kcap.readers.audit_records import (
+    BadRecordError,
+    Record,
+    bits,
+    number,
+    optional,
+    untrusted,
+    whole_path,
+)
 from kcap.readers.live.bpf import events
 from kcap.readers.live.bpf.paths import resolve
 
@@ -64,7 +72,7 @@ class Paths:
         self.items = [_item(fields) for fields in sorted(told, key=_position)]
         """In the order in which the kernel came by them."""
         where = records.get("CWD", ())[:1]
-        self.directory = untrusted(where[0].fields().get(b"cwd")) if where else None
+        self.directory = whole_path(where[0].fields().get(b"cwd")) if where else None
         """The working directory."""
 
     @property

@@ -33,8 +33,11 @@ _SECONDS_MAX: Final = (1 << 63) // 10**9 - 1
 _ENRICHED: Final = b"\x1d"
 """Behind it stands what auditd has added: the same values once more, as names."""
 
-_NOTHING: Final = frozenset({b"(null)", b"(none)", b"?", b'"?"', b'"<no_memory>"', b'"<too_long>"'})
-"""Values that say that there is none."""
+_NOTHING: Final = frozenset({b"(null)", b"(none)", b"?"})
+"""Values that say that there is none; what a process chose stands in quotes."""
+
+_UNTOLD: Final = frozenset({b"<no_memory>", b"<too_long>"})
+"""What the kernel says in place of a path that it cannot tell; a whole path begins otherwise."""
 
 _QUOTED: Final = 60
 
@@ -185,6 +188,19 @@ def untrusted(value: bytes | None) -> bytes | None:
     if _HEX.fullmatch(value):
         return bytes.fromhex(value.decode("ascii"))
     return value
+
+
+def whole_path(value: bytes | None) -> bytes | None:
+    """A path that the kernel has put together: of a program, of the working directory.
+
+    Args:
+        value: The field's value, as of `untrusted`.
+
+    Returns:
+        The path, None where the kernel could not tell it.
+    """
+    path = untrusted(value)
+    return None if path in _UNTOLD else path
 
 
 def number(fields: Mapping[bytes, bytes], name: bytes) -> int:
