@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -299,3 +300,33 @@ def test_an_error_at_the_end_of_a_part_leaves_the_next_one_closed(tmp_path: Path
     first, second = parts(tmp_path)
     assert run("verify", first).exit_code == 0
     assert "stopped: no more" in run("info", second).stdout
+
+
+# What the command line takes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--split-size", "10K"), "1M or more"),
+        (("--split-time", "0.5"), "1s or more"),
+        (("--keep", "0"), "x>=1"),
+        (("--split-size", "1M", "--force"), "--force"),
+        (("--keep", "2", "-o", "-"), "needs files"),
+        (("--ring", "60s"), "--on-signal"),
+        (("--ring", "60s", "--on-signal", "--split-time", "1h"), "--split"),
+        (("--ring", "0.1", "--on-signal"), "1s or more"),
+        (("--ring", "60s", "--on-signal", "--ring-size", "1M"), "4M or more"),
+        (("--ring", "60s", "--on-signal", "-o", "-"), "needs files"),
+        (("--on-signal",), "belong to --ring"),
+        (("--after", "5s"), "belong to --ring"),
+        (("--split-size", "1M", "-o", "a-{x}.kcap"), "{n}"),
+    ],
+)
+def test_what_makes_no_sense(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    """Wrong usage is told before anything is recorded, exit code 2."""
+    given_ = ("-o", tmp_path / "a.kcap") if "-o" not in words else ()
+    result = run("record", "--source", "proc", "--duration", "1", *given_, *words)
+    assert result.exit_code == 2
+    assert said in re.sub(r"\s+", " ", result.stderr)
+    assert list(tmp_path.iterdir()) == []
