@@ -61,7 +61,7 @@ def rotated_at(folder: Path, lengths: list[int], turns: set[int], **options: obj
     st.sets(st.integers(0, 12), max_size=6),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_parts_together_are_the_recording(
     lengths: list[int], turns: set[int], random: Random
 ) -> None:
