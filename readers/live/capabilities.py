@@ -278,7 +278,7 @@ _TRIALS: Final[dict[str, _Trial]] = {
     "audit": (
         _try_audit,
         "executions with arguments, and system calls that a rule names",
-        ("CAP_AUDIT_READ",),
+        ("CAP_AUDIT_READ", "CAP_AUDIT_CONTROL"),
         "use a kernel with CONFIG_AUDIT, in the initial network namespace",
     ),
     "fanotify": (
