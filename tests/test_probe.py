@@ -15,52 +15,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from probe_support import Host, reader_of
 
-from kcap.readers.live.guard import rights
 from kcap.readers.live.probe import LATE, Item, Op, Prober, Request, client, wire
 from kcap.readers.live.probe.troubles import TOLD_MAX
 from kcap.readers.live.procfs import ProcFS, provenance
 from kcap.readers.live.runtimes import Runtimes
 
 DEADLINE_S = client.DEADLINE_S
-STAT = b"%d (%b) S 1 1 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 123 0 0\n"
 ID = "0123456789abcdef" * 4
-
-
-class Host:
-    """A folder that looks like /proc; in it, whoever opens a FIFO waits for ever.
-
-    Args:
-        folder: An empty one.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def add(self, pid: int, *, hangs: str | None = None, cmdline: bytes = b"x\0") -> None:
-        """Add a process.
-
-        Args:
-            pid: Its id.
-            hangs: The file that hangs.
-            cmdline: Its arguments.
-        """
-        of = self.folder / str(pid)
-        for name in ("fd", "fdinfo", "task", "ns"):
-            (of / name).mkdir(parents=True)
-        content = {
-            "stat": STAT % (pid, b"name %d" % pid),
-            "status": b"Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n",
-            "cgroup": b"0::/x\n",
-            "comm": b"name %d\n" % pid,
-            "cmdline": cmdline,
-        }
-        (of / "exe").symlink_to("/bin/x")
-        for name, data in content.items():
-            if name == hangs:
-                os.mkfifo(of / name)
-            else:
-                (of / name).write_bytes(data)
 
 
 @pytest.fixture
@@ -77,38 +40,6 @@ def probed(host: Host) -> Iterator[ProcFS]:
     proc = ProcFS(str(host.folder), prober=Prober(str(host.folder)))
     yield proc
     proc.close()
-
-
-def reader_of(prober: Prober) -> int:
-    """The one reader that there is."""
-    prober.read(Request(1, [Item(Op.CONTENT, "stat")]))
-    (found,) = prober.pids - {supervisor_of(prober)}
-    return found
-
-
-def supervisor_of(prober: Prober) -> int:
-    """The process that all readers are children of."""
-    mine = f"\t{os.getpid()}\n".encode()
-    (found,) = (
-        pid for pid in prober.pids if b"PPid:" + mine in Path(f"/proc/{pid}/status").read_bytes()
-    )
-    return found
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has noticed."""
-    try:
-        return b") Z " in Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return True
-
-
-def ended(pids: frozenset[int], limit_s: float = 3) -> bool:
-    """Whether processes end in time."""
-    until_s = time.monotonic() + limit_s
-    while not all(map(gone, pids)) and time.monotonic() < until_s:
-        time.sleep(0.01)
-    return all(map(gone, pids))
 
 
 # What is said
@@ -225,6 +156,24 @@ def test_long_values_come_whole(host: Host, probed: ProcFS) -> None:
         len(long) - 1,
         *[10_000] * 98,
     ]
+
+
+def test_more_than_the_limits_is_counted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process with too many descriptors the first ones are read, and the rest is counted."""
+    host.add(1)
+    for fd in range(50):
+        (host.folder / "1" / "fd" / str(fd)).symlink_to(f"/{fd}" + "x" * 100)
+    wanted = Item(Op.LINK, "fd/*")
+    for name, limit, read in (("ELEMENTS_MAX", 20, 20), ("ELEMENTS_BYTES", 1000, 10)):
+        with monkeypatch.context() as patch:
+            patch.setattr(wire, name, limit)
+            proc = ProcFS(str(host.folder), prober=Prober(str(host.folder)))
+        with proc.folder(1, [wanted]) as folder:
+            assert folder is not None
+            assert folder.left_out("fd/*") == 50 - read
+            assert len([fd for fd in range(50) if folder.link(f"fd/{fd}")]) == read
+            assert folder.numbers("fd") == list(range(50))
+        proc.close()
 
 
 def test_threads_have_readers_of_their_own(host: Host, probed: ProcFS) -> None:
@@ -359,126 +308,3 @@ def test_state_files_that_hang(tmp_path: Path) -> None:
         assert 0.25 < time.monotonic() - begun_s < 2
     assert named.read(ID) == found
     prober.close()
-
-
-# Who comes and goes
-
-
-def test_a_reader_that_ends_is_replaced(host: Host, probed: ProcFS) -> None:
-    """Killed by anybody: the next one reads on, and what there is is told."""
-    host.add(1)
-    prober = probed.prober
-    assert prober is not None
-    for _ in range(3):
-        reader, changes = reader_of(prober), prober.changes
-        os.kill(reader, signal.SIGKILL)
-        image = probed.image(1)
-        assert image is not None
-        assert image.cmdline == "x"
-        assert reader_of(prober) != reader
-        assert prober.changes > changes
-    assert probed.losses("source") == []
-
-
-def test_without_a_supervisor_it_is_said(host: Host, probed: ProcFS) -> None:
-    """Nobody reads any more: no error, no wait, a loss; readers end with it."""
-    host.add(1)
-    prober = probed.prober
-    assert prober is not None
-    reader = reader_of(prober)
-    os.kill(supervisor_of(prober), signal.SIGKILL)
-    assert ended(frozenset({reader}))
-    begun_s = time.monotonic()
-    assert [probed.image(1), probed.image(1)] == [None, None]
-    assert time.monotonic() - begun_s < 1
-    (loss,) = probed.losses("source")
-    assert (loss.kind, loss.count) == ("blind", 2)
-    assert "has ended" in loss.reason
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_to_the_group_do_not_end_it(host: Host, probed: ProcFS, number: int) -> None:
-    """Ctrl-C, or systemd, asks all to end: the recorder needs its readers until it has ended."""
-    host.add(1)
-    prober = probed.prober
-    assert prober is not None
-    pids = prober.pids | {reader_of(prober)}
-    for pid in pids:
-        os.kill(pid, number)
-    assert probed.image(1) is not None
-    assert prober.pids == pids
-
-
-@pytest.mark.parametrize("way", ["close", "kill", "stuck"])
-def test_nothing_is_left(host: Host, way: str) -> None:
-    """It ends with its clients, also where they were killed, or a reader hangs."""
-    host.add(1, hangs="cmdline" if way == "stuck" else None)
-    code = (
-        "import os, sys, signal; from kcap.readers.live.probe import *\n"
-        "prober = Prober(sys.argv[1])\n"
-        "items = [Item(Op.CONTENT, name) for name in ('stat', 'cmdline')]\n"
-        "answer = prober.send(Request(1, items))\n"
-        "way = sys.argv[2]\n"
-        "if way != 'stuck': prober.wait(answer)\n"
-        "print(*prober.pids, flush=True)\n"
-        "prober.close() if way == 'close' else os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    command = [sys.executable, "-c", code, str(host.folder), way]
-    out = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=20)
-    pids = frozenset(map(int, out.stdout.split()))
-    assert len(pids) == 2
-    assert ended(pids)
-
-
-def test_a_pipe_behind_the_recorder_ends_with_it(host: Host) -> None:
-    """Readers hold no descriptor of who made them: nobody waits for them at an end of file."""
-    host.add(1)
-    read, write = os.pipe()
-    prober = Prober(str(host.folder))
-    reader_of(prober)
-    os.close(write)
-    os.set_blocking(read, False)
-    assert os.read(read, 1) == b"", "a reader that held the pipe would make this an error"
-    os.close(read)
-    prober.close()
-
-
-@pytest.mark.root
-def test_they_have_few_rights(host: Host, probed: ProcFS) -> None:
-    """Two capabilities, no way to get more, no program to execute."""
-    host.add(1)
-    prober = probed.prober
-    assert prober is not None
-    reader_of(prober)
-    assert len(prober.pids) == 2
-    for pid in prober.pids:
-        held = rights.held(str(pid))
-        assert set(rights.names(held.permitted)) <= set(rights.PROBER)
-        assert held.effective == held.permitted
-        assert held.bounding == held.permitted
-        assert held.no_new_privs
-        assert held.seccomp == 2
-    assert rights.held().seccomp != 2 or rights.held().permitted, "negative control"
-
-
-@pytest.mark.root
-def test_a_worker_without_rights_reads_through_it() -> None:
-    """A process that was forked and became nobody sees what only the prober may."""
-    proc = ProcFS.probed()
-    with subprocess.Popen(["sleep", "60"]) as child:
-        try:
-            pid = os.fork()
-            if not pid:
-                status = 1
-                try:
-                    rights.become(rights.User("nobody", 65534, 65534))
-                    direct, seen = ProcFS().image(child.pid), proc.image(child.pid)
-                    hidden = direct is not None and direct.exe is None
-                    status = 0 if hidden and seen and seen.exe else 2
-                finally:
-                    os._exit(status)
-            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-            assert proc.image(child.pid) is not None, "we still read, too"
-        finally:
-            child.kill()
-            proc.close()

@@ -105,6 +105,11 @@ class ProcFS:
         """
         return cls(prober=Prober())
 
+    def rest(self) -> None:
+        """End who reads for this process, until it asks for something again."""
+        if self.prober is not None:
+            self.prober.rest()
+
     def close(self) -> None:
         """End those who read."""
         if self.prober is not None:

@@ -150,6 +150,7 @@ def take(
     """
     taken = _Taken(proc or ProcFS(), etc, State.machine(source), source.id)
     tables = taken.tables()
+    taken.proc.rest()
     details = {**source.details, **host.facts(taken.proc.root, etc), **(recording or {})}
     if taken.unavailable:
         details["baseline_unavailable"] = taken.unavailable

@@ -16,6 +16,7 @@ from kcap.readers.live import procfs
 from kcap.readers.live.baseline.sockets import Sockets
 from kcap.readers.live.probe import Item, Op
 from kcap.readers.live.probe.folders import Folder
+from kcap.readers.live.probe.wire import ELEMENTS_MAX
 from kcap.readers.live.procfs import IMAGE, Image, ProcFS
 from kcap.state import fds, processes, threads
 from kcap.state.fds import Descriptor
@@ -48,15 +49,18 @@ _ANONYMOUS: Final = {
 
 _NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
+_STATUS_BYTES: Final = 4096
+"""What is read of each: an epoll's says all that it watches, behind what we look for."""
+
 _WANTED: Final = (
     *(Item(Op.LINK, f"ns/{kind}") for kind in _NAMESPACES),
     Item(Op.LINK, "cwd"),
     Item(Op.NUMBERS, "task"),
     Item(Op.CONTENT, "task/*/comm"),
-    Item(Op.CONTENT, "task/*/status"),
+    Item(Op.CONTENT, "task/*/status", _STATUS_BYTES),
     Item(Op.NUMBERS, "fd"),
     Item(Op.LINK, "fd/*"),
-    Item(Op.CONTENT, "fdinfo/*"),
+    Item(Op.CONTENT, "fdinfo/*", _STATUS_BYTES),
     *IMAGE,
 )
 """What is asked of each process."""
@@ -151,7 +155,8 @@ class Tasks:
                 yield kind, int(found[2])
 
     def _threads_of(self, folder: Folder, image: Image) -> None:
-        for tid in folder.numbers("task") or ():
+        self.left_out += folder.left_out("task/*/comm")
+        for tid in (folder.numbers("task") or ())[:ELEMENTS_MAX]:
             if len(self.threads) >= threads.ENTRIES_MAX:
                 self.left_out += 1
                 continue
@@ -179,7 +184,8 @@ class Tasks:
         numbers = folder.numbers("fd")
         if numbers is None:
             self.refused += 1
-        for fd in numbers or ():
+        self.left_out += folder.left_out("fd/*")
+        for fd in (numbers or ())[:ELEMENTS_MAX]:
             target = folder.link(f"fd/{fd}")
             if target is None:
                 continue  # closed meanwhile

@@ -201,6 +201,12 @@ class Prober:
         self._connection().wait(answer)
         return answer
 
+    def rest(self) -> None:
+        """End the reader of this thread; it gets another one where it asks for something."""
+        connection = self._connections.pop((os.getpid(), threading.get_ident()), None)
+        if connection is not None:
+            connection.close(shared=False)
+
     def close(self) -> None:
         """End the readers, where this process made them; else let go of them."""
         for (pid, _), connection in list(self._connections.items()):

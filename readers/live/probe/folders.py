@@ -54,6 +54,16 @@ class Folder(Protocol):
             The numbers, ascending; None where it is not for us.
         """
 
+    def left_out(self, name: str) -> int:
+        """How many of many things were beyond the limits.
+
+        Args:
+            name: As it was fetched: ``fd/*``.
+
+        Returns:
+            Those that were not read though they are there.
+        """
+
     def fresh(self, name: str) -> bytes | None:
         """A file as it is now, though it may have been read before.
 
@@ -106,6 +116,10 @@ class OpenFolder:
         except OSError:
             return []
 
+    def left_out(self, name: str) -> int:
+        """See `Folder.left_out`."""
+        return 0
+
     def fresh(self, name: str) -> bytes | None:
         """See `Folder.fresh`."""
         return self.content(name)
@@ -147,6 +161,11 @@ class ProbedFolder:
         if isinstance(found, bytes):
             return wire.numbers(found)
         return None if found in {errno.EACCES, errno.EPERM} else []
+
+    def left_out(self, name: str) -> int:
+        """See `Folder.left_out`."""
+        found = self._found.get(name)
+        return int(wire.LEFT_OUT.unpack(found)[0]) if isinstance(found, bytes) else 0
 
     def fresh(self, name: str) -> bytes | None:
         """See `Folder.fresh`."""

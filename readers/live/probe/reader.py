@@ -223,12 +223,8 @@ class _Reader:
 
     def _one(self, at: int, item: Item, folder: int) -> None:
         try:
-            if "*" in item.name and item.op in {Op.CONTENT, Op.LINK}:
-                for number in self._numbers(folder, item.name):
-                    self._element(at, item, folder, number)
-                read = b""
-            else:
-                read = self._read(folder, item)
+            every = "*" in item.name and item.op in {Op.CONTENT, Op.LINK}
+            read = self._every(at, item, folder) if every else self._read(folder, item)
         except OSError as error:
             self._tell(at, error.errno or -1, wire.WHOLE, b"")
         else:
@@ -239,16 +235,24 @@ class _Reader:
         # What fdinfo/ lists is what fd/ lists.
         name = name.partition("/")[0].replace("fdinfo", "fd")
         if name not in self._listed:
-            self._listed[name] = numbers(folder, name)[: wire.ELEMENTS_MAX]
+            self._listed[name] = numbers(folder, name)
         return self._listed[name]
 
-    def _element(self, at: int, item: Item, folder: int, number: int) -> None:
-        name = item.name.replace("*", str(number))
-        try:
-            read = self._read(folder, Item(item.op, name, item.most))
-        except OSError:
-            return  # closed, or ended, meanwhile
-        self._tell(at, 0, number, read)
+    def _every(self, at: int, item: Item, folder: int) -> bytes:
+        """Read an item of each number; what stands at its end."""
+        every, done, told = self._numbers(folder, item.name), 0, 0
+        for number in every[: wire.ELEMENTS_MAX]:
+            if told > wire.ELEMENTS_BYTES:
+                break
+            done += 1
+            name = item.name.replace("*", str(number))
+            try:
+                read = self._read(folder, Item(item.op, name, item.most))
+            except OSError:
+                continue  # closed, or ended, meanwhile
+            told += len(read)
+            self._tell(at, 0, number, read)
+        return wire.LEFT_OUT.pack(len(every) - done)
 
     def _read(self, folder: int, item: Item) -> bytes:
         match item.op:

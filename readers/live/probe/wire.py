@@ -26,7 +26,11 @@ NAME_BYTES: Final = 4096
 """The longest name of an item."""
 
 ELEMENTS_MAX: Final = 65_536
-"""Entries of one folder that are read."""
+ELEMENTS_BYTES: Final = 32 << 20
+"""Entries of one folder that are read, and what they may take; who asks learns how many are not."""
+
+LEFT_OUT: Final = struct.Struct("=I")
+"""What an item with ``*`` says at its end: entries that were not read."""
 
 REQUEST: Final = struct.Struct("=IIHBx")
 """Length of the rest, process, items, flags."""
