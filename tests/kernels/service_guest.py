@@ -38,6 +38,8 @@ class Steps:
             "code": done.returncode, "stdout": done.stdout, "stderr": done.stderr, "took_s": took_s
         }  # fmt: skip
         print(f"{step}: code {done.returncode}, {took_s:.1f} s", flush=True)
+        if done.returncode:
+            print(done.stderr, flush=True)
 
     def service(self, step: str, *words: str) -> None:
         """Run ``kcap service``."""
@@ -143,9 +145,9 @@ def main() -> None:
         steps.run("units", "systemctl", "list-unit-files", "--no-pager", "--no-legend", "kcap*")
         steps.run("failed units", "systemctl", "--failed", "--no-legend", "--plain")
     finally:
-        shutil.copytree(CAPTURES, out / "captures", dirs_exist_ok=True)
         steps.run("journal", "journalctl", "-b", "--no-pager", "-u", "kcap.service")
         (out / "said.json").write_text(json.dumps(steps.said, indent=1))
+        shutil.copytree(CAPTURES, out / "captures")
 
 
 if __name__ == "__main__":
