@@ -203,10 +203,27 @@ def test_a_call_that_another_interrupts() -> None:
     assert told[2]["status"] == "EPERM"
 
 
+def test_a_call_that_takes_long() -> None:
+    """What was asked for is known until it ends, batches later; not beyond the thread's end."""
+    begin = record(ENTER_KILL, 1, 7, task=7, pid=1, sig=2)
+    end = record(EXIT_KILL, 9, 7, task=7, ret=0)
+    for between, told in (
+        (record(EXIT_KILL, 5, 8, task=8, ret=0), (1, 2)),
+        (record(EXIT, 5, 7, task=7, comm="x", pid=7), (None, None)),
+    ):
+        by = made_by()
+        assert rows(by, [begin]) == []
+        assert len(rows(by, [between])) == 1
+        (ended,) = rows(by, [end])
+        assert (ended.get("arg_pid"), ended.get("arg_sig")) == told
+        assert "arg_pid" not in rows(by, [end])[0], "it ended once"
+
+
 def test_a_call_whose_beginning_the_kernel_left_out() -> None:
     """A filter lets pass only what matters; the end of what it did not let pass is no event."""
     leave = record("syscalls/sys_exit_mprotect", 1, 7, task=7, ret=0)
     assert rows(made_by(), [leave]) == []
+    assert rows(made_by(), [record(ENTER_KILL, 0, 7, task=7, pid=1, sig=2), leave]) == []
     assert len(rows(made_by(), [record(EXIT_KILL, 1, 7, task=7, ret=0)])) == 1
 
 

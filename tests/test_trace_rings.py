@@ -75,7 +75,7 @@ def told(samples: Samples) -> list[tuple[int, bytes]]:
 @given(st.lists(PUTS, max_size=3), st.booleans(), st.booleans())
 def test_pages(pages: list[list[Put]], long: bool, stamped: bool) -> None:
     """Every record of every page is found, with the sum of all steps before it as its time."""
-    first_ns = 57 << 40
+    first_ns = 1 << 60 | 57 << 40  # an absolute time has but 59 bits
     made = [page(puts, first_ns, long=long, stamped=stamped) for puts in pages]
     found = instance.parsed(made, cpu=3)
     expected = []
