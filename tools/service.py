@@ -220,7 +220,6 @@ def _of_ours(ctx: click.Context, name: str) -> Systemd:
 
 def _start(systemd: Systemd, name: str, how: str) -> None:
     """Start or restart, and say what it does then, or why it does not."""
-    before = systemd.properties(name, "NRestarts").get("NRestarts", "0")
     if systemd.properties(name, "ActiveState").get("ActiveState") == "failed":
         systemd.call("reset-failed", f"{name}.service")  # or a limit that it met still counts
     try:
@@ -231,9 +230,7 @@ def _start(systemd: Systemd, name: str, how: str) -> None:
         e.hint = e.hint or f"all it said: journalctl -u {name}"
         raise
     found = service_status.look(systemd, name)
-    again = found.restarts - int(before)
-    anew = f", at attempt {again + 1}" if how == "start" and again > 0 else ""
-    _say(f"{name}.service records since {found.since_text}{anew}: {found.folder}")
+    _say(f"{name}.service records since {found.since_text}: {found.folder}")
 
 
 def _last_words(lines: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ def shown(name: str = "kcap") -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
-def until(true: Callable[[], object], limit_s: float = 60) -> None:
+def until(true: Callable[[], object], limit_s: float = 300) -> None:
     """Wait for something."""
     end_s = time.monotonic() + limit_s
     while not true():
@@ -72,7 +72,7 @@ def execute(name: str) -> None:
     path = PROGRAM / name
     shutil.copy("/bin/busybox", path)
     subprocess.run(["busybox", "true"], executable=path, check=True)
-    time.sleep(3)
+    time.sleep(8)  # emulated, the recorder may be late
 
 
 def rights(pid: int) -> dict[str, str]:
@@ -106,7 +106,7 @@ def live(steps: Steps) -> None:
     main = int(before["MainPID"])
     assert main > 0, before
     os.kill(main, signal.SIGKILL)
-    until(lambda: shown()["ActiveState"] == "active" and shown()["MainPID"] != str(main))
+    until(lambda: shown().items() >= {"ActiveState": "active", "NRestarts": "1"}.items())
     steps.note("after a kill", shown())
     execute("third")
     steps.service("stop", "stop")
@@ -122,7 +122,6 @@ def fail(steps: Steps) -> None:
     OTHER.rmdir()
     steps.service("start without a folder", "start", "--name", "other")
     steps.run("journal without a folder", "journalctl", "-u", "other.service", "-o", "cat")
-    steps.run("systemd's words", "systemctl", "status", "--no-pager", "other.service")
     OTHER.mkdir()
     steps.run("make it read-only", "mount", "-t", "tmpfs", "-o", "ro", "captures", folder)
     steps.service("start read-only", "start", "--name", "other")
