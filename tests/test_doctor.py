@@ -17,7 +17,7 @@ from cli_support import run
 from kcap.errors import KcapError, PrivilegeError
 from kcap.readers.live import capabilities as module
 from kcap.readers.live.bpf import btf
-from kcap.readers.live.capabilities import USED, Capability, Host, capabilities
+from kcap.readers.live.capabilities import ON_REQUEST, USED, Capability, Host, capabilities
 from kcap.readers.live.choice import Choice, choose
 from kcap.readers.live.trace.tracefs import Tracefs
 from kcap.tools.live import ORDER
@@ -82,7 +82,17 @@ def test_a_host_that_can_be_recorded() -> None:
 
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("kcap records this host with bpf.\n")
-    for word in ("kernel", "rights", "  bpf ", "  proc ", "  fanotify ", "CAP_SYS_ADMIN"):
+    order = [result.stdout.index(f"\n  {name} ") for name in (*USED, *ON_REQUEST, "fanotify")]
+    assert order == sorted(order)
+    for word in (
+        "Where --source asks for it",
+        "kernel",
+        "rights",
+        "  bpf ",
+        "  proc ",
+        "  fanotify ",
+        "CAP_SYS_ADMIN",
+    ):
         assert word in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
     assert settings() == before

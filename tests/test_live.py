@@ -300,7 +300,7 @@ def test_the_connector_is_not_asked_for_what_it_never_tells(
     refused = run("record", "--source", "proc", *words, "--duration", "10ms", "-o", path)
     assert refused.exit_code == 1
     asked = words[-1].split(",")[-1].removeprefix("--")
-    assert f"not of {'call stacks' if asked == 'stack' else asked}" in refused.stderr
+    assert f"not tell of {'call stacks' if asked == 'stack' else asked}" in refused.stderr
     assert not path.exists()
 
 

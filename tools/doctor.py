@@ -32,10 +32,10 @@ _WORKS: Final = 7
 def command(ctx: click.Context, as_json: bool) -> None:
     """Say what this host can be recorded with, and what stands in the way.
 
-    Every source of events is tried for a moment and let go again: the program in the kernel (bpf)
-    and the process connector (proc), which kcap records with, and others that other programs use.
-    Nothing of the host is changed. Where the kernel publishes no types (BTF), the variable KCAP_BTF
-    may name a file of them.
+    Every source of events is tried for a moment and let go again: the program in the kernel (bpf),
+    tracepoints (perf, tracefs) and the process connector (proc), which kcap records with in that
+    order, and others. Nothing of the host is changed. Where the kernel publishes no types (BTF),
+    the variable KCAP_BTF may name a file of them.
 
     The exit code is 0 if the best source works, 3 if only a lesser one does, 1 if none.
     """
@@ -66,6 +66,8 @@ def _as_json(host: Host, found: list[Capability], choice: Choice) -> dict[str, A
 
 
 def _lines(host: Host, found: list[Capability], choice: Choice) -> Iterator[str]:
+    from kcap.readers.live.capabilities import ON_REQUEST, USED
+
     if choice.source is None:
         yield "This host cannot be recorded."
     elif choice.refused:
@@ -75,11 +77,16 @@ def _lines(host: Host, found: list[Capability], choice: Choice) -> Iterator[str]
     yield ""
     for name, value in _facts(host):
         yield from _entry(name, value)
-    for used, title in ((True, "kcap records with"), (False, "Others, which kcap does not use")):
+    others = {one.source for one in found}.difference(USED, ON_REQUEST)
+    for title, names in (
+        ("kcap records with", USED),
+        ("Where --source asks for it", ON_REQUEST),
+        ("Others, which kcap does not use", others),
+    ):
         yield ""
         yield f"{title}:"
         for one in found:
-            if one.used == used:
+            if one.source in names:
                 yield from _described(one)
 
 

@@ -21,6 +21,9 @@ from kcap.errors import KcapError, PrivilegeError
 USED: Final = ("bpf", "perf", "tracefs", "proc")
 """Sources that kcap records with, the one that tells most first."""
 
+ON_REQUEST: Final = ("audit",)
+"""Sources that kcap records with where it is told to: they change settings of the host."""
+
 CAPABILITIES: Final = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
@@ -141,7 +144,7 @@ def capability(source: str, host: Host) -> Capability:
     """Try one source.
 
     Args:
-        source: Its name: of `USED`, or ``audit``, ``fanotify``.
+        source: Its name: of `USED` or `ON_REQUEST`, or ``fanotify``.
         host: This host.
 
     Returns:
@@ -220,7 +223,7 @@ def _of_tracepoints(unavailable: Sequence[str]) -> tuple[str, ...]:
     """What both kinds of tracepoints lack."""
     limits = ["no paths, addresses or names that a system call points to, and no files"]
     if unavailable:
-        names = ", ".join(name.rpartition("/")[2] for name in unavailable)
+        names = ", ".join(n.rpartition("/")[2].removeprefix("sys_enter_") for n in unavailable)
         limits.append(f"this kernel has no tracepoint {names}")
     return tuple(limits)
 
