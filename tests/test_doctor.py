@@ -82,17 +82,10 @@ def test_a_host_that_can_be_recorded() -> None:
 
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("kcap records this host with bpf.\n")
-    order = [result.stdout.index(f"\n  {name} ") for name in (*USED, *ON_REQUEST, "fanotify")]
+    tried = result.stdout.partition("kcap records with:")[2]
+    order = [tried.index(f"\n  {name} ") for name in (*USED, *ON_REQUEST, "fanotify")]
     assert order == sorted(order)
-    for word in (
-        "Where --source asks for it",
-        "kernel",
-        "rights",
-        "  bpf ",
-        "  proc ",
-        "  fanotify ",
-        "CAP_SYS_ADMIN",
-    ):
+    for word in ("Where --source asks for it", "kernel", "rights", "CAP_SYS_ADMIN"):
         assert word in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
     assert settings() == before
