@@ -184,13 +184,19 @@ def test_a_unit_that_is_there_is_not_replaced_unasked(host: Host) -> None:
         ("--keep 3", "--split-size 256M --keep 3"),
         ("--split-time 1h", "--keep 16 --split-time 1h"),
         ("--split-size 1M --keep 2", "--split-size 1M --keep 2"),
+        ("--ring 60s --on-signal", "--keep 16 --ring 60s --on-signal"),
     ],
 )
-def test_a_recording_without_end_stays_within_bounds(host: Host, words: str, added: str) -> None:
+def test_a_recording_without_end_stays_within_bounds(
+    host: Host, words: str, added: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files of 256M, 16 of them, or what is asked for instead."""
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "/bin/kill")
     printed = host.install("--print", *words.split()).stdout
 
     assert f"/%H.kcap {added}\n" in printed
+    asking = "USR1" if "--ring" in words else "HUP"  # which would end a ring
+    assert f"kill -{asking} $MAINPID\n" in printed
 
 
 @pytest.mark.parametrize(
@@ -200,6 +206,8 @@ def test_a_recording_without_end_stays_within_bounds(host: Host, words: str, add
         (("--events", "nosuchevent"), 2, "nosuchevent"),
         (("-w", "ps.nam = 'x'"), 2, "ps.nam"),
         (("-o", "x.kcap"), 2, "--output-folder"),
+        (("--ring", "60s"), 2, "--on-signal"),
+        (("--split-size", "1K"), 2, "1M or more"),
         (("--name", "a/b"), 2, "is no name"),
     ],
 )

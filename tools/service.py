@@ -67,8 +67,8 @@ def command() -> None:
 
     This is systemd's. The captures come to lie in one folder, a new one each 256M or as the options
     of 'kcap record' say, and the oldest make room for new ones. What goes wrong is in the journal:
-    journalctl -u kcap. 'systemctl reload kcap' begins a new file, 'systemctl edit kcap' changes
-    what the service may do.
+    journalctl -u kcap. 'systemctl reload kcap' begins a new file, or with --ring writes what is
+    held; 'systemctl edit kcap' changes what the service may do.
     """
 
 
@@ -110,12 +110,14 @@ def install(
     All other options, and a filter, are those of 'kcap record', and checked as it would. Without
     --split-size or --split-time a file has 256M; without --keep 16 files are kept.
     """
+    options, asking = _recording(ctx, words)
     unit = service_unit.Unit(
         name=name,
         program=_program(),
-        words=_recording(ctx, words),
+        words=options,
         captures=os.path.normpath(Path(folder).absolute()),
         kill=shutil.which("kill", path="/usr/bin:/bin"),
+        asking=asking,
     )
     if printed:
         click.echo(unit.text(), nl=False)
@@ -245,9 +247,14 @@ def _say(text: str) -> None:
     click.echo(f"kcap: {printable(text)}", err=True)
 
 
-def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[str, ...]:
-    """The options of the recording: as they were given, where record understands them."""
-    from kcap.tools import common, live_select, record
+def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The options of the recording, where record understands them.
+
+    Returns:
+        Those that were given, with others that keep it within bounds; and the signal that asks it
+        for a file.
+    """
+    from kcap.tools import common, live_select, record, rotation
 
     parsed = record.command.make_context("kcap record", list(words))
     given = parsed.params
@@ -256,10 +263,14 @@ def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[str, ...]:
     where = common.filter_given(parsed, given["where"], given["words"])
     live_select.chosen(given, where)  # type: ignore[arg-type]  # its own options among others
     added: list[str] = []
-    if given.get("ring") is None:  # which keeps what it is told to, and makes few files
-        added += SPLIT if given["split_size"] is None and given["split_time"] is None else ()
-        added += KEEP if given["keep"] is None else ()
-    return (*added, *words)
+    if all(given[option] is None for option in ("split_size", "split_time", "ring")):
+        added += SPLIT
+    if given["keep"] is None:
+        added += KEEP
+    whole = (*added, *words)
+    options = record.command.make_context("kcap record", list(whole)).params
+    rotation.chosen(options, None, force=given["force"])  # type: ignore[arg-type]
+    return whole, "HUP" if given["ring"] is None else "USR1"
 
 
 def _program() -> tuple[str, ...]:

@@ -102,6 +102,8 @@ class Unit:
     """The folder of the captures."""
     kill: str | None
     """The program ``kill``, for ``systemctl reload``; None without one."""
+    asking: str = "HUP"
+    """The signal that has a recording begin a file."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -121,7 +123,7 @@ class Unit:
         words += [quoted(word, exec_line=True) for word in self.words]
         reload = ""
         if self.kill is not None:
-            reload = f"ExecReload={quoted(self.kill, exec_line=True)} -HUP $MAINPID\n"
+            reload = f"ExecReload={quoted(self.kill, exec_line=True)} -{self.asking} $MAINPID\n"
         return _TEMPLATE.format(
             mark=MARK,
             section=SECTION,
