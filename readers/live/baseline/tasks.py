@@ -166,7 +166,8 @@ class Tasks:
                 continue  # the thread has ended
             if isinstance(name, bytes):
                 name = name.removesuffix(b"\n")
-            inner = _NS_TIDS.search(folder.content(f"task/{tid}/status") or b"")
+            status = folder.content("status" if first else f"task/{tid}/status")
+            inner = _NS_TIDS.search(status or b"")
             ids = [] if inner is None else inner[1].split()
             details = {"ns_tid": int(ids[-1])} if len(ids) > 1 else None
             self.threads.append(

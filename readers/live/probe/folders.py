@@ -191,12 +191,14 @@ class ProbedFolder:
         self.late += [name for name, found in answer.found.items() if found == LATE]
 
     def _read(self, item: Item) -> bytes | int:
+        found = self._found.get(item.name)
+        if found is not None:
+            return found
         every, count = _NUMBER.subn("/*", item.name)
         if count == 1 and every in self._found:
             number = int(item.name.split("/")[1])
             return self._elements.get(every, {}).get(number, errno.ENOENT)
-        if item.name not in self._found:
-            self.fetch((item,))
+        self.fetch((item,))
         return self._found.get(item.name, errno.ENOENT)
 
 

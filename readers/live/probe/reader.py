@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import socket
 import stat
 import struct
@@ -19,6 +20,9 @@ from kcap.readers.live.probe.hierarchies import hierarchies
 from kcap.readers.live.probe.wire import Item, Op
 
 _READ_BYTES: Final = 1 << 16
+_AT_ONCE: Final = re.compile(r"(?:task/\d+/)?(?:stat|status|comm|cgroup)|fdinfo/\d+")
+"""Files that the kernel gives whole to one read that has room."""
+
 _FLUSH_BYTES: Final = 1 << 16
 _FLUSH_S: Final = 0.02
 """So often something is told, where reading takes long: who waits knows that nothing hangs."""
@@ -45,8 +49,10 @@ def content(folder: int, name: str, most: int = wire.CONTENT_BYTES) -> bytes:
     """
     file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
-        parts = [os.read(file, min(_READ_BYTES, most))]
-        left = most - len(parts[0])
+        first = os.read(file, min(_READ_BYTES, most))
+        if len(first) < _READ_BYTES and _AT_ONCE.fullmatch(name):
+            return first
+        parts, left = [first], most - len(first)
         while parts[-1] and left > 0:  # some files of /proc give a page at a time
             parts.append(os.read(file, min(_READ_BYTES, left)))
             left -= len(parts[-1])
@@ -215,16 +221,16 @@ class _Reader:
             for at, item in enumerate(wanted):
                 if item.memory and at > 1:
                     self._flush()
-                self._one(at, item, folder)
+                self._one(at, item, folder, pid)
         finally:
             if folder >= 0:
                 os.close(folder)
         self._tell(wire.END, 0, wire.WHOLE, b"")
 
-    def _one(self, at: int, item: Item, folder: int) -> None:
+    def _one(self, at: int, item: Item, folder: int, pid: int) -> None:
         try:
             every = "*" in item.name and item.op in {Op.CONTENT, Op.LINK}
-            read = self._every(at, item, folder) if every else self._read(folder, item)
+            read = self._every(at, item, folder, pid) if every else self._read(folder, item)
         except OSError as error:
             self._tell(at, error.errno or -1, wire.WHOLE, b"")
         else:
@@ -238,13 +244,15 @@ class _Reader:
             self._listed[name] = numbers(folder, name)
         return self._listed[name]
 
-    def _every(self, at: int, item: Item, folder: int) -> bytes:
+    def _every(self, at: int, item: Item, folder: int, pid: int) -> bytes:
         """Read an item of each number; what stands at its end."""
         every, done, told = self._numbers(folder, item.name), 0, 0
         for number in every[: wire.ELEMENTS_MAX]:
             if told > wire.ELEMENTS_BYTES:
                 break
             done += 1
+            if number == pid and item.name.startswith("task/"):
+                continue  # what its first thread has is what the process has
             name = item.name.replace("*", str(number))
             try:
                 read = self._read(folder, Item(item.op, name, item.most))

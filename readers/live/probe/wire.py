@@ -77,7 +77,8 @@ class Item(NamedTuple):
 
     op: Op
     name: str
-    """``*`` in it stands for each number that its folder holds: ``fd/*``, ``task/*/comm``."""
+    """``*`` in it stands for each number that its folder holds: ``fd/*``, ``task/*/comm``; of the
+    threads, for all but the first."""
     most: int = CONTENT_BYTES
     """Bytes to read; the rest is left."""
 
