@@ -22,6 +22,7 @@ from workload_support import Workloads
 from kcap.errors import KcapError
 from kcap.model.side import Loss
 from kcap.readers.live import beats
+from kcap.readers.live.trace import instance
 from kcap.readers.live.trace import recorder as module
 from kcap.readers.live.trace.instance import PREFIX, remove_orphans
 from kcap.readers.live.trace.samples import Samples
@@ -226,23 +227,27 @@ def test_nothing_of_others_is_touched() -> None:
             other.rmdir()
 
 
-def test_the_instance_of_a_killed_recorder_is_removed() -> None:
-    """The next recorder removes what a killed one left; not that of one that lives."""
+def test_the_instance_of_a_killed_recorder_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next recorder removes what a killed one left; not what lives, or is read by somebody."""
+    monkeypatch.setattr(instance, "_TRIES", 2)
     gone = subprocess.Popen(["true"])
     gone.wait()
     with Tracefs() as tracefs:
         folder = Path(tracefs.path, "instances")
-        left, living, odd = (
-            folder / f"{PREFIX}{name}"
-            for name in (f"{gone.pid}-0123abcd", f"{os.getppid()}-0123abcd", "notes")
-        )
+        names = (f"{gone.pid}-0123abcd", f"{gone.pid}-0123abce", f"{os.getppid()}-0123abcd", "my")
+        left, read, living, odd = (folder / f"{PREFIX}{name}" for name in names)
         try:
-            for path in (left, living, odd):
+            for path in (left, read, living, odd):
                 path.mkdir()
-            remove_orphans(folder)
-            assert [path.is_dir() for path in (left, living, odd)] == [False, True, True]
+                (path / "events/sched/sched_process_exec/enable").write_text("1")
+            # As by a recorder in a container, whose processes have other numbers here.
+            with (read / "per_cpu/cpu0/trace_pipe_raw").open("rb", buffering=0):
+                remove_orphans(folder)
+            assert [path.is_dir() for path in (left, read, living, odd)] == [False, *[True] * 3]
+            enabled = read / "events/sched/sched_process_exec/enable"
+            assert enabled.read_text().startswith("1"), "nothing of what is in use is changed"
         finally:
-            for path in (left, living, odd):
+            for path in (left, read, living, odd):
                 if path.is_dir():
                     path.rmdir()
 
