@@ -300,6 +300,8 @@ def all_work(programs: Workloads, folder: Path, small: bool) -> list[Work]:
             "path, argv, identity",
             *("--source", "bpf", "--events", "sched_process_exec"),
         ),
+        kcap("kcap --source perf", "path, who, exit", "--source", "perf"),
+        kcap("kcap --source tracefs", "path, who, exit", "--source", "tracefs"),
         kcap("kcap --source proc", "argv where /proc still has it", "--source", "proc"),
         bpftrace("bpftrace, sched_process_exec", "path", EXEC),
         bpftrace("bpftrace, execve's argv", "argv", ARGV),
