@@ -84,6 +84,8 @@ class AuditRecorder:
         self._interval_s = interval_s
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
+            self._proc = ProcFS.probed()
+            stack.callback(self._proc.close)
             self._control = Control()
             stack.callback(self._control.close)
             self._socket = link.listen(receive_bytes)
@@ -101,7 +103,6 @@ class AuditRecorder:
         self._clocks = host.Clocks.measure()
         self._source = host.source(self.name, self._clocks)
         self._details = {**(details or {}), **self._described(told)}
-        self._proc = ProcFS()
         self._baseline: Baseline | None = None
         self._ask: Callable[[str, bytes], bytes] = self.serve
         self._groups = Groups()
