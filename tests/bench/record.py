@@ -191,6 +191,18 @@ def seen_by_kcap(folder: Path, done: list[Fact]) -> tuple[int, int]:
     return found, lost
 
 
+def seen_by_tracepoints(folder: Path, done: list[Fact]) -> tuple[int, int]:
+    """Executions with their path; what was lost."""
+    import kcap as library
+
+    lines = _executed(done)
+    with library.open(folder / "r.kcap") as capture:
+        rows = capture.to_arrow(["pid", "arg_cmdpath"], where="evt.name = 'sched_process_exec'")
+        lost = sum(x.count or 0 for x in capture.info.losses if x.kind == "lost")
+    told = ((row["pid"], row["arg_cmdpath"]) for row in rows.to_pylist())
+    return sum(lines.get(pid, "").split(" ")[0] == path for pid, path in told), lost
+
+
 def seen_by_bpftrace(folder: Path, done: list[Fact]) -> tuple[int, int]:
     """Lines ``x PID TEXT`` of executions and ``o PID … PATH`` of opens; complaints of loss."""
     lines, paths = _executed(done), _opened(done)
@@ -237,11 +249,11 @@ def seen_by_forkstat(folder: Path, done: list[Fact]) -> tuple[int, int]:
     return found, 0
 
 
-def kcap(name: str, tells: str, *words: str) -> Watch:
+def kcap(name: str, tells: str, *words: str, seen: Seen = seen_by_kcap) -> Watch:
     """A recording by kcap, with more words for ``kcap record``."""
     limit = ("--duration", "15m")  # it ends by itself where this program was killed
     command = [sys.executable, "-m", "kcap.tools", "record", "-o", "r.kcap", *limit, *words]
-    return Watch(name, command, seen_by_kcap, tells)
+    return Watch(name, command, seen, tells)
 
 
 def bpftrace(name: str, tells: str, *probes: str) -> Watch:
@@ -300,8 +312,10 @@ def all_work(programs: Workloads, folder: Path, small: bool) -> list[Work]:
             "path, argv, identity",
             *("--source", "bpf", "--events", "sched_process_exec"),
         ),
-        kcap("kcap --source perf", "path, who, exit", "--source", "perf"),
-        kcap("kcap --source tracefs", "path, who, exit", "--source", "tracefs"),
+        *(
+            kcap(f"kcap --source {name}", "path", "--source", name, seen=seen_by_tracepoints)
+            for name in ("perf", "tracefs")
+        ),
         kcap("kcap --source proc", "argv where /proc still has it", "--source", "proc"),
         bpftrace("bpftrace, sched_process_exec", "path", EXEC),
         bpftrace("bpftrace, execve's argv", "argv", ARGV),
