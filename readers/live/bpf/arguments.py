@@ -101,6 +101,16 @@ def _jobs() -> list[_Job]:
 
 
 @cache
+def _of_files(name: str, kind: str) -> Mask:
+    """By event number, whether some argument is a number of a file's inode."""
+    found = np.zeros(events.EVENTS, np.bool_)
+    for job in _jobs():
+        if (job.name, job.kind, job.field) == (name, kind, ""):
+            found |= np.isin(job.place, _FILE_NUMBERS)
+    return found
+
+
+@cache
 def _flags(handlers: frozenset[str]) -> Mask:
     """By event number, whether it is of one of some kinds."""
     flags = np.zeros(events.EVENTS, np.bool_)
@@ -146,6 +156,7 @@ class Arguments:
         self._is_of_file = _flags(_FILE_HANDLERS)[few.event]
         modes = (self._numbers[:, _MODE] & np.uint64(_MODE_MASK)).astype(np.int64)
         self._has_file = self._is_of_file & (modes != 0)
+        self._fileless_kinds = self._is_of_file & ~self._has_file
         self._file_type = modes >> _TYPE_SHIFT
         self._files: Texts | None = None
         self._file_codes = np.zeros(0, np.int64)
@@ -196,13 +207,12 @@ class Arguments:
     def _number(self, job: _Job, rows: Int64s, places: Int64s | int) -> None:
         """A number of each record; of a file that there is not, there is none."""
         count = len(self._every)
-        if not job.field and np.isin(places, _FILE_NUMBERS).any():
-            fileless = self._columns.by_row(self._is_of_file & ~self._has_file)[rows]
-            fileless &= np.isin(places, _FILE_NUMBERS)
-            if fileless.any():
-                self._lacks_one(job, rows[fileless])
-                rows = rows[~fileless]
-                places = places if isinstance(places, int) else places[~fileless]
+        lacking = self._fileless(job)
+        if lacking.any():
+            self._lacks(job, np.flatnonzero(lacking))
+            told = ~self._columns.by_row(lacking)[rows]
+            rows = rows[told]
+            places = places if isinstance(places, int) else places[told]
         whole = len(rows) == count
         if job.field:
             raw = self._every[job.field].astype(np.uint64)
@@ -218,6 +228,13 @@ class Arguments:
             whole = len(rows) == count
         found = values.NUMBERS[job.kind](raw)
         self._columns.numbers(argument(job.name), found, None if whole else rows)
+
+    def _fileless(self, job: _Job) -> Mask:
+        """Kinds that are about no file after all, though the argument is one of a file."""
+        if job.field or not self._fileless_kinds.any():
+            return np.zeros(len(self._records), np.bool_)
+        found: Mask = self._fileless_kinds & _of_files(job.name, job.kind)[self._records.event]
+        return found
 
     def _lacks_one(self, job: _Job, rows: Int64s) -> None:
         """Note records that have no value of an argument, whatever others of their kind have."""
