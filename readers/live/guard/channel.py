@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
@@ -54,6 +55,7 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._limit_s: float | None = None
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
@@ -62,11 +64,12 @@ class Channel:
         return cls(one), cls(other)
 
     def wait_at_most(self, limit_s: float) -> None:
-        """Take an end that does not go on with what it says for one that is gone.
+        """Take an end that does not come to the end of what it says for one that is gone.
 
         Args:
-            limit_s: Seconds.
+            limit_s: Seconds for a message.
         """
+        self._limit_s = limit_s
         self._end.settimeout(limit_s)
 
     def fileno(self) -> int:
@@ -175,22 +178,30 @@ class Channel:
 
     def _receive(self, limit: int) -> tuple[int, str, bytes, list[int]]:
         """A message, and the descriptors that came with it."""
+        until_s = None if self._limit_s is None else time.monotonic() + self._limit_s
         try:
-            head, descriptors, _, _ = socket.recv_fds(self._end, _HEAD.size, 1)
-            head += self._exactly(_HEAD.size - len(head)) if head else b""
+            flags = socket.MSG_CMSG_CLOEXEC
+            head, descriptors, _, _ = socket.recv_fds(self._end, _HEAD.size, 1, flags)
+            head += self._exactly(_HEAD.size - len(head), until_s) if head else b""
             if not head:
                 raise _gone()
             kind, name_bytes, length = _HEAD.unpack(head)
             if name_bytes > NAME_BYTES or length > limit:
                 raise KcapError("a message between the recorder's processes is too long")
-            name = self._exactly(name_bytes).decode("utf-8", "replace")
-            return kind, name, self._exactly(length), list(descriptors)
+            name = self._exactly(name_bytes, until_s).decode("utf-8", "replace")
+            return kind, name, self._exactly(length, until_s), list(descriptors)
         except OSError as e:
             raise _gone() from e
+        finally:
+            if until_s is not None:
+                self._end.settimeout(self._limit_s)
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int, until_s: float | None) -> bytes:
         parts = []
         while count:
+            if until_s is not None:
+                # Of each part alone it could be whole days: a byte now and then.
+                self._end.settimeout(max(0.001, until_s - time.monotonic()))
             part = self._end.recv(min(count, _PART))
             if not part:
                 raise _gone()

@@ -11,6 +11,7 @@ of system calls.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 STUCK_S: Final = 10.0
 AGAIN_S: Final = 1.0
 """A worker that was asked to end, and for so long only waits for its output, is ended; the second
-is for one that was asked twice."""
+is for one that was asked twice. One that is asked a third time is ended whatever it does."""
 
 _LOOK_MS: Final = 500
+_INSISTING: Final = 3
 _GONE_S: Final = 5.0
 """What a worker that says nothing more has to end in."""
 
@@ -141,6 +143,7 @@ def _worker(
     try:
         # Keys of the terminal are for the collector, which passes on what they mean.
         os.setsid()
+        let_go_of_inherited()
         if user is not None:
             rights.become(user)
         rights.keep(())
@@ -164,6 +167,39 @@ def _worker(
                 stream.flush()
 
 
+def let_go_of_inherited() -> None:
+    """Keep of what the user's shell left open only the outputs, and those for writing alone.
+
+    Else whoever takes over a worker could read what is typed at the terminal, or a file that root
+    had open. What we open ourselves is closed on exec, and so can be told from that.
+    """
+    inherited = [
+        int(name)
+        for name in os.listdir("/proc/self/fd")  # noqa: PTH208
+        if _is_inherited(int(name))
+    ]
+    for fd in inherited:
+        if fd not in (1, 2):
+            _replace(fd, os.devnull, os.O_RDONLY) if not fd else os.close(fd)
+        elif os.isatty(fd):
+            # A terminal that can't be opened again, as one of another container, stays.
+            with contextlib.suppress(OSError):
+                _replace(fd, f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY)
+
+
+def _is_inherited(fd: int) -> bool:
+    try:
+        return not fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    except OSError:
+        return False  # that of the list itself
+
+
+def _replace(fd: int, path: str, flags: int) -> None:
+    opened = os.open(path, flags | os.O_CLOEXEC)
+    os.dup2(opened, fd)
+    os.close(opened)
+
+
 class _Collector:
     """Serves a worker until it ends.
 
@@ -176,6 +212,7 @@ class _Collector:
         self._channel = channel
         self._pid = pid
         self._asked_s: float | None = None
+        self._asked = 0
         self._patience_s = STUCK_S
         self._stuck = False
         self._moved: tuple[str, ...] = ()
@@ -184,10 +221,13 @@ class _Collector:
     def forward(self, number: int, _: FrameType | None) -> None:
         """Pass on a signal."""
         if number in (signal.SIGINT, signal.SIGTERM):
+            self._asked += 1
             if self._asked_s is None:
                 self._asked_s = self._moved_s = time.monotonic()
             else:
                 self._patience_s = AGAIN_S
+            if self._asked >= _INSISTING:
+                number = signal.SIGKILL
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, number)
 

@@ -275,7 +275,9 @@ class Prober:
         try:
             self._door.settimeout(_DOOR_S)
             self._door.send(ASK)
-            told, descriptors, *_ = socket.recv_fds(self._door, PID.size, 1)
+            told, descriptors, *_ = socket.recv_fds(
+                self._door, PID.size, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except OSError:
             return None
         if len(told) != PID.size or not descriptors:
