@@ -24,7 +24,7 @@ from live_support import COMMAND, ROOT, Recording, children, info, recording
 import kcap
 from kcap.errors import KcapError, OutputError, PrivilegeError
 from kcap.readers.live.guard import channel as channels
-from kcap.readers.live.guard import rights, seccomp
+from kcap.readers.live.guard import collector, rights, seccomp
 from kcap.readers.live.guard.channel import Answer, Channel, GoneError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's rights")
@@ -340,3 +340,112 @@ def test_a_killed_worker_is_told(tmp_path: Path) -> None:
     assert recorder.process.returncode == 3
     assert "killed by SIGKILL" in said
     assert info(path)["state"] == "open"
+
+
+def test_of_what_the_shell_had_open_the_outputs_stay() -> None:
+    """A worker can't read what is typed at the terminal, nor what else was open; its own it can."""
+    terminal, line = os.openpty()
+    own, _ = os.pipe()
+
+    def typed() -> list[object]:
+        strange = os.dup(own)
+        for fd, inheritable in ((0, line), (1, line), (2, line), (strange, own)):
+            os.dup2(inheritable, fd)
+        before = os.read(2, 100)
+        collector.let_go_of_inherited()
+        os.write(2, b"said")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.read(2, 100)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(strange)
+        return [before, os.read(0, 100), os.fstat(own).st_nlink]
+
+    os.write(terminal, b"password\nsecond\n")
+    assert child(typed) == repr([b"password\n", b"", 1])
+    for fd in (terminal, line, own):
+        os.close(fd)
+
+
+def test_a_question_that_never_ends_is_the_last() -> None:
+    """Bytes that come one by one do not keep the collector from everything else."""
+    asking, serving = socket.socketpair()
+    channel = Channel(serving)
+    channel.wait_at_most(0.4)
+    ended = threading.Event()
+
+    def trickle() -> None:
+        asking.sendall(bytes([0]) + bytes(4) + channels.QUESTION_BYTES.to_bytes(4, "little"))
+        while not ended.wait(0.05):
+            asking.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    began_s = time.monotonic()
+    assert not channel.serve({"": lambda _: Answer()})
+    assert 0.3 < time.monotonic() - began_s < 5
+    ended.set()
+    thread.join()
+    channel.close()
+    asking.close()
+
+
+@as_root
+def test_who_asks_three_times_is_obeyed(tmp_path: Path) -> None:
+    """A worker that neither ends nor waits for its output, as a stopped one, is killed then."""
+    recorder = Recording(tmp_path / "r.kcap", "--source", "bpf")
+    worker = processes(recorder)["worker"]
+    try:
+        os.kill(worker, signal.SIGSTOP)
+        for _ in range(2):
+            recorder.process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                recorder.process.wait(1.5)
+        recorder.process.send_signal(signal.SIGINT)
+        said = recorder._ended()
+    finally:
+        recorder.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    assert recorder.process.returncode == 3
+    assert "killed by SIGKILL" in said
+
+
+_BEGUN = """
+import contextlib, os, signal
+from kcap.tools import live
+with {guard}:
+    try:
+        os.kill(os.getpid(), signal.{name})
+        print("went on", flush=True)
+    finally:
+        print("undone", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "name", "said"),
+    [
+        ("live.undoing()", "SIGTERM", "undone\n"),
+        ("live.undoing()", "SIGHUP", "undone\n"),
+        ("contextlib.nullcontext()", "SIGTERM", ""),
+    ],
+)
+def test_an_early_end_undoes_what_was_begun(guard: str, name: str, said: str) -> None:
+    """A signal before a recording has begun undoes, and ends as that signal does."""
+    code = _BEGUN.format(guard=guard, name=name)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == said
+    assert done.returncode == -getattr(signal, name)
+
+
+def test_nohup_holds() -> None:
+    """A closed terminal ends nothing where whoever started us said so."""
+    code = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)" + _BEGUN.format(
+        guard="live.undoing()", name="SIGHUP"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "went on\nundone\n")

@@ -33,11 +33,21 @@ LOSS: Final = 3
 """Exit code of what finished but has lost something."""
 
 
+def _known(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse who nobody can become before anything is begun, an output above all."""
+    if value is not None:
+        from kcap.readers.live.guard import rights
+
+        rights.chosen(value)
+    return value
+
+
 def user_option(function: _F) -> _F:
     """``--user``."""
     return click.option(
         "--user",
         metavar="NAME",
+        callback=_known,
         help="Who works on the events where kcap has rights; default: kcap, else nobody.",
     )(function)
 

@@ -182,6 +182,47 @@ class Deadline:
             self._source.stop()
 
 
+class _EndedError(BaseException):
+    """A signal asks for the end before there is anything to end in order."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def undoing() -> Iterator[None]:
+    """Until `stopping` holds: SIGTERM and a closed terminal undo what was begun, as Ctrl-C does.
+
+    Else what a source has changed of the host would stay: rules of the audit system, an instance
+    of tracefs.
+
+    Yields:
+        Nothing.
+    """
+
+    def end(number: int, _: object) -> None:
+        raise _EndedError(number)
+
+    before = {number: signal.signal(number, end) for number in _asking() - {signal.SIGINT}}
+    try:
+        yield
+    except _EndedError as e:
+        # As whoever started us expects.
+        signal.signal(e.number, signal.SIG_DFL)
+        signal.raise_signal(e.number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _asking() -> set[int]:
+    """Signals that ask for the end: a closed terminal's does not where nohup(1) ignores it."""
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)
+    ignored = signal.getsignal(hangup) is signal.SIG_IGN
+    return {signal.SIGINT, signal.SIGTERM} | (set() if ignored else {hangup})
+
+
 @contextlib.contextmanager
 def stopping(
     source: LiveSource,
@@ -213,8 +254,7 @@ def stopping(
         asked = True
         source.stop()
 
-    wanted = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM), *others}
-    before = {number: signal.signal(number, ask) for number in wanted}
+    before = {number: signal.signal(number, ask) for number in _asking() | {*others}}
     try:
         yield
     finally:

@@ -131,8 +131,8 @@ def command(
         {"chunk_rows": chunk_events, "level": level},
     )
     told = _told(options, where)
-    source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
-    with contextlib.ExitStack() as stack:
+    with live.undoing(), contextlib.ExitStack() as stack:
+        source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
         stack.callback(source.close)
         recording = Recording(
             source,

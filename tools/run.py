@@ -82,22 +82,23 @@ def command(
     if view is not None and not (options["wanted"] or options["sets"]):
         options["wanted"] = tuple(view.recorded)
     selection = live_select.chosen(options, options["where"])
-    source = live.opened(options, interval_s=_INTERVAL_S, selection=selection)
-    deadline = live.Deadline(source, options["duration"])
-
-    # Who asks how a recorder does means one that stores; what is done to this one shows, too.
-    attendant = attend.Attendant(source.info, lambda _: None, None)
-
-    def after_batch(summary: Summary) -> bool:
-        attendant.check(summary, Output("-", 0))
-        deadline.check(time.monotonic())
-        return False
-
     with (
-        contextlib.closing(source),
+        live.undoing(),
+        contextlib.closing(
+            live.opened(options, interval_s=_INTERVAL_S, selection=selection)
+        ) as source,
         live.stopping(source, twice=True),
         opened_output(form, options) as out,
     ):
+        deadline = live.Deadline(source, options["duration"])
+        # Who asks how a recorder does means one that stores; what is done to this one shows, too.
+        attendant = attend.Attendant(source.info, lambda _: None, None)
+
+        def after_batch(summary: Summary) -> bool:
+            attendant.check(summary, Output("-", 0))
+            deadline.check(time.monotonic())
+            return False
+
         run = playing(
             source,
             form,
