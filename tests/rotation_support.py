@@ -18,7 +18,8 @@ from kcap.state import State
 from kcap.tools.durability import Durability
 from kcap.tools.outputs import LocalOutputs, Outputs
 from kcap.tools.parts import Template
-from kcap.tools.recorded import Recorded, Rotated, Rotation, Series
+from kcap.tools.recorded import Recorded, Rotated, Rotation
+from kcap.tools.series import Series
 
 WHOLE = Rotation()
 UNSYNCED = Durability(synced=False)

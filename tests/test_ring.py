@@ -27,8 +27,8 @@ from kcap.model.batch import Batch
 from kcap.model.side import Loss, SourceInfo
 from kcap.replay.pipeline import FILTERED, Summary
 from kcap.state import State
-from kcap.tools.recorded import Series
 from kcap.tools.ring import WINDOW, Asked, Ring
+from kcap.tools.series import Series
 
 EVENTS = process_events(600, 100.0).with_before(recorded_events().before)
 BATCH = 10

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from rotation_support import MadeSource, cut, parts, record, recorded_events, rotated, start_of
 from support import opened, read, rows_of
 
-from kcap.errors import OutputError
+from kcap.errors import FullError, OutputError
 from kcap.model.batch import Batch
 from kcap.model.side import Loss, Snapshot, SourceInfo
 from kcap.replay.origins import PART
 from kcap.replay.pipeline import Summary
 from kcap.state import State
-from kcap.tools import recorded
+from kcap.tools import series
 from kcap.tools.outputs import LocalOutputs
 from kcap.tools.parts import Template, with_number
 from kcap.tools.recorded import Rotation
@@ -193,7 +193,7 @@ def test_a_name_that_others_took_is_passed_over(tmp_path: Path) -> None:
 
 def test_too_many_names_that_others_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever takes all names ends the recording with an error, not a loop."""
-    monkeypatch.setattr(recorded, "_TRIES", 3)
+    monkeypatch.setattr(series, "_TRIES", 3)
 
     def taken(name: str) -> object:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
@@ -285,21 +285,42 @@ def test_each_part_says_what_it_lacks(tmp_path: Path) -> None:
         assert loss.count == count
 
 
-def test_an_error_at_the_end_of_a_part_leaves_the_next_one_closed(tmp_path: Path) -> None:
-    """The error is told, and the part that was begun says that it is torn."""
+def test_an_error_between_parts_is_told(tmp_path: Path) -> None:
+    """What is there is closed, and the recording ends with the error, not with another."""
     state = State()
 
     def fail(name: str, _: object) -> None:
-        sink._told = None
         raise OutputError("no more", file=name)
 
     with rotated(tmp_path, state, told=fail) as sink:
         sink.rotate()
         with pytest.raises(OutputError, match="no more"):
             record(MadeSource(cut(EVENTS, [50])), sink, state)
-    first, second = parts(tmp_path)
-    assert run("verify", first).exit_code == 0
-    assert "stopped: no more" in run("info", second).stdout
+    (only,) = parts(tmp_path)
+    assert run("verify", only).exit_code == 0
+
+
+def test_where_another_part_can_not_be_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the room goes between two parts the recording ends, and what it loses is counted."""
+    made = LocalOutputs(synced=False)
+    state = State()
+    with rotated(tmp_path, state, outputs=made) as sink:
+
+        def full(name: str) -> object:
+            raise FullError("no room", file=name)
+
+        monkeypatch.setattr(made, "create", full)
+        sink.rotate()
+        source = MadeSource(cut(EVENTS, [20, 20]))
+        source.stop = lambda: None  # type: ignore[method-assign]
+        summary = record(source, sink, state)
+    (only,) = parts(tmp_path)
+    assert run("verify", only).exit_code == 0
+    assert summary.exit_code == 3
+    assert summary.lost()["lost"] == EVENTS.rows - len(ords(only)) > 0
+    assert "there is no room left" in capsys.readouterr().err
 
 
 # What the command line takes

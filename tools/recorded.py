@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
 
 import click
 
-from kcap.errors import FullError, KcapError, OutputError
+from kcap.errors import FullError, OutputError
 from kcap.format.room import Room
 from kcap.format.writer import CaptureWriter
-from kcap.model.batch import EMPTY, Batch
+from kcap.model.batch import EMPTY, Batch, without_state
 from kcap.model.side import Loss, Snapshot, SourceInfo
 from kcap.model.stream import Sink
 from kcap.model.text import printable
 from kcap.tools import durability
 from kcap.tools.part_files import OpenPart, OpenParts
 from kcap.tools.parts import EveryBytes
+from kcap.tools.series import HostTables
 
 if TYPE_CHECKING:
     from kcap.state import State
     from kcap.tools.durability import Durability
-    from kcap.tools.outputs import Outputs
-    from kcap.tools.parts import Template
+    from kcap.tools.series import Series
 
 Ending = Callable[[], Sequence[Loss]]
 """Gives what a file is to say at its end, of the time since it was asked last."""
 
 Told = Callable[[str, CaptureWriter], None]
 """Is told that a file is complete: its name, and its writer."""
-
-_TRIES: Final = 100
-"""Names in a row that others may have taken."""
 
 _AGAIN_S: Final = 1.0
 """After that time a part is begun for which there was no room."""
@@ -202,116 +198,6 @@ class OneFile:
         self.losses += self._writer.losses
 
 
-class Series:
-    """The files of recordings that have a name in common, and a number each.
-
-    Args:
-        template: Their names.
-        existing: Those that there are, with their numbers: new ones go on behind them.
-        outputs: Creates and removes files.
-        keep: How many stay; None for all.
-    """
-
-    def __init__(
-        self,
-        template: Template,
-        existing: Sequence[tuple[int, str]],
-        outputs: Outputs,
-        keep: int | None = None,
-    ) -> None:
-        self._template = template
-        self._outputs = outputs
-        self._keep = keep
-        self._files = deque(name for _, name in existing)
-        """The oldest first."""
-        self._next = max((number for number, _ in existing), default=0) + 1
-
-    def create(self) -> tuple[int, str, BinaryIO]:
-        """Create the next file: who records into the same names at the same time gets others.
-
-        Returns:
-            Its number, its name, and a stream without a buffer.
-
-        Raises:
-            FullError: There is no room.
-            OutputError: It can't be created.
-        """
-        number = self._next
-        while True:
-            name = self._template.name(number, "", time.time())
-            try:
-                return number, name, self._outputs.create(name)
-            except FileExistsError as e:
-                number += 1
-                if number == self._next + _TRIES:
-                    raise OutputError("the output exists already", file=name) from e
-            except FullError:
-                if not self.free():
-                    raise
-
-    def drop(self, name: str) -> None:
-        """Remove a file that was created and can't be used.
-
-        Args:
-            name: The file.
-        """
-        self._outputs.remove(name)
-
-    def add(self, number: int, name: str) -> None:
-        """Take note of a file that is begun, and remove the oldest beyond those that stay.
-
-        Args:
-            number: Its number.
-            name: Its name.
-        """
-        self._next = number + 1
-        self._files.append(name)
-        while self._keep is not None and len(self._files) > self._keep and self.free():
-            pass
-
-    def free(self) -> bool:
-        """Remove the oldest file, where files may go; never the last, which may be open.
-
-        Returns:
-            True where there was one.
-        """
-        if self._keep is None or len(self._files) < 2:  # noqa: PLR2004
-            return False
-        try:
-            self._outputs.remove(self._files.popleft())
-        except KcapError as e:
-            click.echo(f"kcap: warning: {e}", err=True)
-        return True
-
-
-class HostTables:
-    """What a source says of the host beside what the state follows: each file begins with it."""
-
-    def __init__(self) -> None:
-        self._tables: dict[str, Batch] = {}
-
-    def take(self, batch: Batch) -> None:
-        """Take note of what comes with a batch.
-
-        Args:
-            batch: Events and side records.
-        """
-        for side in batch.before:
-            if isinstance(side, Snapshot):
-                self._tables.update(side.tables)
-
-    def start(self, state: State) -> Snapshot:
-        """What a file begins with.
-
-        Args:
-            state: The state there.
-
-        Returns:
-            All tables.
-        """
-        return Snapshot({**self._tables, **state.snapshot().tables})
-
-
 class Rotated(OpenParts):
     """A recording in parts that follow one another, each a complete capture.
 
@@ -351,7 +237,9 @@ class Rotated(OpenParts):
         self._told = told
         self._size = EveryBytes(rotation.size, lambda: self.writer) if rotation.size else None
         self._host = HostTables()
-        self._complete_bytes = 0
+        self._complete_bytes = self._refused = 0
+        self._closed = False
+        self._room: Room | None = None
         self._warning = _Warning()
         self._asked = False
         self._begun_s = self._not_before_s = now_s
@@ -375,7 +263,7 @@ class Rotated(OpenParts):
     @property
     def full(self) -> bool:
         """See `Recorded.full`."""
-        return self.writer is not None and self.writer.full
+        return self.writer is None or self.writer.full
 
     def rotate(self) -> None:
         """Ask for another part, from the next batch on. Safe in a signal handler."""
@@ -385,7 +273,10 @@ class Rotated(OpenParts):
         """See `kcap.model.stream.Sink.write`."""
         self._sources |= {s.id: s for s in batch.before if isinstance(s, SourceInfo)}
         self._host.take(batch)
-        self._hand_on(batch)
+        if self._open:
+            self._hand_on(batch)
+        else:
+            self._refused += without_state(batch).rows
 
     def check(self, now_s: float) -> None:
         """See `Recorded.check`."""
@@ -397,12 +288,15 @@ class Rotated(OpenParts):
             try:
                 self._begin(self._host.start(self._state))
             except FullError:
-                # The part that is open has the room for its end: it goes on while there is more.
+                # A part that is open has the room for its end: it goes on while there is more.
                 self._asked = True
                 self._not_before_s = now_s + _AGAIN_S
 
     def close(self) -> None:
         """See `kcap.model.stream.Sink.close`."""
+        if not self._closed and not self._open:
+            self.losses.append(Loss("lost", self._refused, "there was no room for another part"))
+        self._closed = True
         self._end()
 
     def _due(self, now_s: float) -> bool:
@@ -414,7 +308,15 @@ class Rotated(OpenParts):
         return self._size is not None and bool(self._size.starts(EMPTY))
 
     def _begin(self, start: Snapshot | None = None) -> None:
-        """Begin a part, then complete the one before: only where there is room for another."""
+        """Complete the part before, if there is room for another, and begin that.
+
+        In this order, so that a kill leaves one part at most that has no end.
+        """
+        if self.writer is not None:
+            room, needs = self._room, self.writer.expected_bytes + 2 * LEAST_BYTES
+            if room is not None and not room.claim(needs):
+                raise FullError("there is no room for another part")
+            self._end()
         number, name, stream = self._series.create()
         stack = contextlib.ExitStack()
         stack.enter_context(closing(stream, name))
@@ -424,24 +326,22 @@ class Rotated(OpenParts):
             stack.close()
             self._series.drop(name)
             raise
-        before = self._open.get(None)
         self._opened(number, OpenPart(name, stack, writer, writer))
         if start is not None:
             writer.write(EMPTY.with_before((start,)))
         writer.flush()
         self._committer = durability.Committer(writer, self._durable, self._begun_s)
-        if before is not None:
-            self._complete(before)
         self._series.add(number, name)
 
     def _writer(self, stream: BinaryIO, name: str) -> CaptureWriter:
+        self._room = room_of(stream, name, self._series.free)
         return CaptureWriter(
             stream,
             file=name,
             snapshot=self._state.snapshot,
             created_ns=time.time_ns(),
             sync=durability.syncing_file(stream, self._durable),
-            room=room_of(stream, name, self._series.free),
+            room=self._room,
             **self._writing,
         )
 

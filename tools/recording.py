@@ -24,8 +24,9 @@ from kcap.tools import attend, common, control, durability, live, notify, output
 from kcap.tools.apart import PartedOutputs
 from kcap.tools.outputs import LocalOutputs
 from kcap.tools.progress import Progress
-from kcap.tools.recorded import OneFile, Rotated, Series, room_of
+from kcap.tools.recorded import OneFile, Rotated, room_of
 from kcap.tools.ring import Asked, Ring
+from kcap.tools.series import Series
 from kcap.tools.status import Output
 
 if TYPE_CHECKING:

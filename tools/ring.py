@@ -19,7 +19,8 @@ from kcap.model.batch import EMPTY, Batch, without_state
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.replay.pipeline import FILTERED, Pipeline
 from kcap.tools import durability
-from kcap.tools.recorded import Ending, HostTables, Series, Told, closing, finish, room_of
+from kcap.tools.recorded import Ending, Told, closing, finish, room_of
+from kcap.tools.series import HostTables, Series
 
 if TYPE_CHECKING:
     from kcap.state import State
