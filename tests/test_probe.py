@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from probe_support import Host, reader_of
+from workload_support import Workloads
 
 from kcap.readers.live.probe import LATE, Item, Op, Prober, Request, client, wire
 from kcap.readers.live.probe.troubles import TOLD_MAX
@@ -131,6 +132,29 @@ def test_a_prober_reads_what_we_read() -> None:
     for pid in (child.pid, 0, -1, 1 << 40):
         assert probed.image(pid) is direct.image(pid) is None
     probed.close()
+
+
+def test_arguments_that_are_held_back_are_told(workloads: Workloads) -> None:
+    """What can be read is there, the rest is a loss; of an ordinary process nothing is."""
+    long = "x" * 16384
+    for proc in (ProcFS(), ProcFS.probed()):
+        command = [workloads.path("stuck"), "memory", long]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as stuck:
+            assert stuck.stdout is not None
+            if b'"ret": 0' not in stuck.stdout.readline():
+                pytest.skip("no userfaultfd for us on this host")
+            image, ours = proc.image(stuck.pid), proc.image(os.getpid())
+            stuck.kill()
+        proc.close()
+        assert image is not None
+        assert ours is not None
+        whole = " ".join(command)
+        assert isinstance(image.cmdline, str)
+        assert whole.startswith(image.cmdline)
+        (loss,) = proc.losses("source")
+        hidden = len(whole) + 1 - len(image.cmdline)
+        assert loss.kind == "cut"
+        assert loss.reason.startswith(f"stuck, pid {stuck.pid}, holds back memory: {hidden} bytes")
 
 
 def test_long_values_come_whole(host: Host, probed: ProcFS) -> None:
