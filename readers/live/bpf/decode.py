@@ -1,12 +1,12 @@
 """Records of the kernel program to columns, many at a time.
 
 Who, when and where stands at the same place in every record, and is taken of all together. What
-an event's arguments are says the table of events. Nothing here is done once a record.
+an event's arguments are says the table of events. Nothing here is done once a record, and what is
+not a number is done once for each kind of records that are alike (`Records.kinds`): of 14,000 opens
+of 17 files beside the doings of a busy host there are 80 to 320.
 
-Measured (Python 3.11, one core, batches of 8,192 to 65,536 records), CPU of an event with all its
-columns: 0.5 µs for openat of 50 different files, 1.8 µs where every file is another one; 3 µs for
-an execution; 8 µs for a connection of ends that nobody had; 1.6 µs of executions, forks, exits,
-opens and closes in equal parts.
+Measured so (Python 3.11, one core that others use, too): 0.8 µs of CPU an open with all its columns,
+of which a fifth is the copy of its fields and a seventh finding its kind.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Records of the kernel program as arrays: one a field, over all records at once.
 
 A record is of any length, but begins at a multiple of 8 bytes. So an array of structures whose
-items overlap, 8 bytes apart, has each record as an item, and taking one field of many of them is
-one call. All fields are taken of some records, then of the next ones, so that a record comes into
-the cache once.
+items overlap, 8 bytes apart, has each record as an item, and copying many of them is one call. All
+fields are taken of some records, then of the next ones, so that a record comes into the cache once.
 """
 
 from __future__ import annotations
@@ -237,13 +236,14 @@ class Records:
         }
         if len(offsets):
             items = (len(self.data) - kind.itemsize) // _ALIGNED + 1
-            every = np.ndarray((items,), kind, self.data, 0, (_ALIGNED,))
-            views = [(every[name], out[name]) for name in fields]
+            whole = np.dtype((np.void, kind.itemsize))
+            every = np.ndarray((items,), whole, self.data, 0, (_ALIGNED,))
             places = offsets // _ALIGNED
             for start in range(0, len(offsets), _CHUNK):
                 some = slice(start, start + _CHUNK)
-                for values, into in views:
-                    into[some] = values[places[some]]
+                heads = every[places[some]].view(kind)
+                for name, into in out.items():
+                    into[some] = heads[name]
         return out
 
     def sizes(self, which: int) -> npt.NDArray[np.uint16]:
