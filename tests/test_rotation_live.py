@@ -73,8 +73,9 @@ def numbers(path: Path) -> list[int]:
 
 
 def state(path: Path) -> str:
-    """What ``kcap info`` calls a capture: closed, open or torn."""
-    return str(json.loads(run("info", "--json", path).stdout)["state"])
+    """What ``kcap info`` calls a capture: closed, open or torn; nothing where it has no header."""
+    said = run("info", "--json", path).stdout
+    return str(json.loads(said)["state"]) if said else ""
 
 
 def test_hangups_begin_new_parts(tmp_path: Path) -> None:
