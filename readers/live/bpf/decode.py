@@ -5,7 +5,7 @@ an event's arguments are says the table of events. Nothing here is done once a r
 not a number is done once for each kind of records that are alike (`Records.kinds`): of 14,000 opens
 of 17 files beside the doings of a busy host there are 80 to 320.
 
-Measured so (Python 3.11, one core that others use, too): 0.8 µs of CPU an open with all its columns,
+Measured so (Python 3.11, one core that others use): 0.8 µs of CPU an open with all its columns,
 of which a fifth is the copy of its fields and a seventh finding its kind.
 """
 
