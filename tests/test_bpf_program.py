@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,19 @@ def test_nothing_is_alive_before_calls_are_attached_and_after(program: KernelPro
     program.detach()
     last = program.alive()
     assert program.alive() == last
+
+
+def test_what_runs_is_not_attached_again(program: KernelProgram) -> None:
+    """Whoever may ask for it as often as it likes gets one attachment, and no event twice."""
+    layout = layouts(program.types).call
+    program.attach_calls(layout)
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    grown = [-program.alive() + program.alive()]
+    for _ in range(3):
+        program.attach_calls(layout)
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
+    grown.append(-program.alive() + program.alive())
+    assert grown[0] == grown[1] > 0
 
 
 def test_calls_of_others_do_not_keep_it_alive(program: KernelProgram) -> None:

@@ -371,3 +371,25 @@ def test_nobody_answers(tmp_path: Path) -> None:
         pytest.raises(KcapError, match="did not answer within"),
     ):
         control.ask(made.path, "stats", timeout_s=0.1)
+
+
+def test_an_answer_that_is_none_is_an_error(tmp_path: Path) -> None:
+    """Whoever has taken over a recorder ends nobody who asks it by what it answers."""
+    for said in (b"[" * 100_000 + b"\n", b"\xff\n", b"[]\n", b"{"):
+        path = tmp_path / "1.sock"
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+            listening.listen()
+
+            def answer(listening: socket.socket = listening, said: bytes = said) -> None:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(100)
+                    connection.sendall(said)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            with pytest.raises(KcapError, match=r"no answer of a recorder|closed the connection"):
+                control.ask(path, "stats")
+            thread.join()
+        path.unlink()

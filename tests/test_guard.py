@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ from kcap.errors import KcapError, OutputError, PrivilegeError
 from kcap.readers.live.guard import channel as channels
 from kcap.readers.live.guard import collector, rights, seccomp
 from kcap.readers.live.guard.channel import Answer, Channel, GoneError
+from kcap.readers.live.probe.supervisor import PAGE_BYTES, Shared
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's rights")
 
@@ -280,6 +282,16 @@ def test_nonsense_ends_the_conversation(said: bytes) -> None:
     theirs.close()
     assert not serving.serve({})
     serving.close()
+
+
+def test_what_a_client_writes_into_the_shared_page_stops_no_prober() -> None:
+    """Who starts readers goes on, and says what there is over whatever stands there."""
+    page = mmap.mmap(-1, PAGE_BYTES)
+    page[:] = b"\xff" * PAGE_BYTES
+    shared = Shared(page)
+    assert len(shared.pids) == 1  # the same number, but not as often as it says
+    shared.tell([3, 4], 1)
+    assert (shared.pids, shared.stuck, shared.changes) == ({3, 4}, 1, 0)
 
 
 def test_who_asks_nobody_is_told() -> None:

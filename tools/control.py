@@ -306,7 +306,7 @@ def _answer(received: bytes, path: Path) -> dict[str, Any]:
         raise KcapError(what, file=str(path))
     try:
         found = json.loads(received)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise KcapError("this is no answer of a recorder", file=str(path), expected="JSON objects")

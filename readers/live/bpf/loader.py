@@ -160,7 +160,7 @@ class Loaded:
         self._closed = False
 
     def attach(self, program: str) -> int | None:
-        """Run a program from now on.
+        """Run a program from now on; one that runs already does so once.
 
         Args:
             program: Its name; it was loaded.
@@ -175,6 +175,8 @@ class Loaded:
         """
         if program in self.refused:
             return None
+        if program in self.links:
+            return self.links[program]
         section = self.object.programs[program].section
         try:
             if section.startswith(RAW):

@@ -84,7 +84,8 @@ class Shared:
             stuck: How many of them don't end.
         """
         struct.pack_into(f"={len(pids)}I", self._page, _HEAD.size, *pids)
-        _HEAD.pack_into(self._page, 0, self.changes + 1, stuck, len(pids))
+        # A client may have written anything there.
+        _HEAD.pack_into(self._page, 0, self.changes + 1 & 0xFFFFFFFF, stuck, len(pids))
 
 
 class Places(NamedTuple):
