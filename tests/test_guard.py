@@ -28,6 +28,8 @@ from kcap.readers.live.guard import channel as channels
 from kcap.readers.live.guard import collector, rights, seccomp
 from kcap.readers.live.guard.channel import Answer, Channel, GoneError
 from kcap.readers.live.probe.supervisor import PAGE_BYTES, Shared
+from kcap.tools.apart import PartedOutputs
+from kcap.tools.outputs import LocalOutputs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's rights")
 
@@ -282,6 +284,28 @@ def test_nonsense_ends_the_conversation(said: bytes) -> None:
     theirs.close()
     assert not serving.serve({})
     serving.close()
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_only_what_may_go_is_removed(keeps: bool, tmp_path: Path) -> None:
+    """A worker gets its own files removed, and former ones only where some are to go."""
+    former, own, other = (str(tmp_path / f"{n}.kcap") for n in range(3))
+    for name in (former, other):
+        Path(name).touch()
+    inside = [former] if keeps else []
+    outputs = PartedOutputs(LocalOutputs(synced=False), lambda name: name != other, inside)
+    answers = outputs.answers()
+    created = answers["create"](os.fsencode(own))
+    assert created.descriptor is not None
+    os.close(created.descriptor)
+    answers["remove"](os.fsencode(own))
+    with contextlib.nullcontext() if keeps else pytest.raises(OutputError, match="not for this"):
+        answers["remove"](os.fsencode(former))
+    with pytest.raises(OutputError, match="none of the recording's files"):
+        answers["remove"](os.fsencode(other))
+    assert {path.name for path in tmp_path.iterdir()} == (
+        {"2.kcap"} if keeps else {"0.kcap", "2.kcap"}
+    )
 
 
 def test_what_a_client_writes_into_the_shared_page_stops_no_prober() -> None:

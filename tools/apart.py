@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeVar, cast
 
@@ -225,11 +225,16 @@ class PartedOutputs:
     Args:
         outputs: Does it.
         allowed: Whether a name is one of the recording's files.
+        former: Files of former recordings that may be removed; beside them, only those that were
+            created here may.
     """
 
-    def __init__(self, outputs: Outputs, allowed: Callable[[str], bool]) -> None:
+    def __init__(
+        self, outputs: Outputs, allowed: Callable[[str], bool], former: Collection[str] = ()
+    ) -> None:
         self._outputs = outputs
         self._allowed = allowed
+        self._removable = {*former}
         self._channel: Channel | None = None
 
     def through(self, channel: Channel) -> None:
@@ -243,7 +248,9 @@ class PartedOutputs:
     def create(self, name: str) -> BinaryIO:
         """See `kcap.tools.outputs.Outputs.create`."""
         if self._channel is None:
-            return self._outputs.create(name)
+            stream = self._outputs.create(name)
+            self._removable.add(name)
+            return stream
         fd = self._channel.descriptor(_CREATE, os.fsencode(name))
         return cast("BinaryIO", os.fdopen(fd, "r+b", buffering=0))
 
@@ -261,13 +268,19 @@ class PartedOutputs:
     def _create(self, argument: bytes) -> Answer:
         from kcap.readers.live.guard.channel import Answer
 
-        with contextlib.closing(self._outputs.create(self._checked(argument))) as stream:
+        name = self._checked(argument)
+        with contextlib.closing(self._outputs.create(name)) as stream:
+            self._removable.add(name)
             return Answer(descriptor=os.dup(stream.fileno()))
 
     def _remove(self, argument: bytes) -> Answer:
         from kcap.readers.live.guard.channel import Answer
 
-        self._outputs.remove(self._checked(argument))
+        name = self._checked(argument)
+        if name not in self._removable:
+            raise OutputError("this is not for this recording to remove", file=name)
+        self._outputs.remove(name)
+        self._removable.discard(name)
         return Answer()
 
     def _checked(self, argument: bytes) -> str:

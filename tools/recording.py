@@ -126,7 +126,8 @@ def _in_series(
 ) -> Opened:
     """A recording in several files."""
     template, existing = rotation.parts_of(place.target)
-    outputs = PartedOutputs(LocalOutputs(synced=place.durable.synced), template.names)
+    former = [] if how.keep is None else [name for _, name in existing]
+    outputs = PartedOutputs(LocalOutputs(synced=place.durable.synced), template.names, former)
     series = Series(template, existing, outputs, how.keep)
     now_s = time.monotonic()
     if isinstance(how, Asked):
