@@ -33,6 +33,9 @@ from kcap.tools.outputs import LocalOutputs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's rights")
 
+PID = 4711
+"""The process that a filter is made for."""
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives up the rights of root")
 
 
@@ -149,6 +152,7 @@ def test_calls_that_are_given_up_fail() -> None:
         "ptrace": lambda: libc_call("ptrace", 0, 0, 0, 0),
         "mount": lambda: libc_call("mount", b"none", b"/mnt", b"tmpfs", 0, None),
         "chroot": lambda: os.chroot("/"),
+        "kill": lambda: os.kill(os.getppid(), 0),
         "subprocess": lambda: subprocess.run(["/bin/true"], check=True),
     }
 
@@ -182,20 +186,20 @@ def libc_call(name: str, *words: object) -> int:
 
 def test_every_refused_call_is_in_the_filter() -> None:
     """The filter refuses each named call, and calls of the machine's other numbers; no other."""
-    code = seccomp._program(network=False, forks=False, but=())
+    code = seccomp._program(PID, network=False, forks=False, but=())
     words = [
         (int.from_bytes(code[at : at + 2], "little"), code[at + 2], code[at + 3],
          int.from_bytes(code[at + 4 : at + 8], "little"))
         for at in range(0, len(code), 8)
     ]  # fmt: skip
 
-    def verdict(number: int, argument: int = 0, arch: int = 0xC000003E) -> int:
+    def verdict(number: int, argument: int = 0, second: int = 0, arch: int = 0xC000003E) -> int:
         at, value = 0, 0
         while True:
             what, yes, no, operand = words[at]
             at += 1
             if what == 0x20:
-                value = {0: number, 4: arch, 16: argument}[operand]
+                value = {0: number, 4: arch, 16: argument, 24: second}[operand]
             elif what == 0x06:
                 return operand
             else:
@@ -203,10 +207,12 @@ def test_every_refused_call_is_in_the_filter() -> None:
                 at += yes if holds[what] else no
 
     refused = {**seccomp.REFUSED, **seccomp.NETWORK}
-    assert {n for n in range(600) if verdict(n) == 0x50001} == {*refused.values(), 56}
+    assert {n for n in range(600) if verdict(n) == 0x50001} == {*refused.values(), 56, 234}
     assert verdict(435) == 0x50026  # clone3: the C library takes clone then
     assert verdict(56, 0x10000) == verdict(0) == verdict(1) == 0x7FFF0000
     assert verdict(0x40000000 | 1) == 0x50001
+    assert verdict(234, PID) == verdict(16, 0, 0x5401) == verdict(16, 0, 0x541B) == 0x7FFF0000
+    assert verdict(16, 2, 0x5412) == verdict(16, 2, 0x541C) == verdict(234, PID + 1) == 0x50001
     assert verdict(1, arch=0x40000003) == 0x80000000
 
 

@@ -72,7 +72,7 @@ def run(
     *,
     user: str | None,
     answers: Mapping[str, Serve] | None = None,
-    network: bool = False,
+    keep: Collection[str] = (),
 ) -> int:
     """Do what is to be done with a source's events in a process without rights.
 
@@ -85,7 +85,7 @@ def run(
         work: Gives the exit code; gets the channel to the process with the rights, None in it.
         user: Who it is done as; None for the default.
         answers: What the channel can be asked for.
-        network: Connections may be made.
+        keep: Capabilities that they take.
 
     Returns:
         The exit code, of what has not failed.
@@ -108,7 +108,7 @@ def run(
         partial(_worked, ctx, work),
         user=as_user,
         answers={**(answers or {}), _FAILED: failure.note},
-        network=network,
+        keep=keep,
     )
     if failure.error is not None:
         raise failure.error

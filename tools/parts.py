@@ -117,11 +117,11 @@ class Template:
         """What the names of parts with a number match."""
         pattern = ""
         for literal, name, _, _ in string.Formatter().parse(Path(self.text).name):
-            pattern += re.escape(literal) + ("" if name is None else _PATTERNS.get(name, r"\d+"))
+            pattern += re.escape(literal) + ("" if name is None else _PATTERNS.get(name, "[0-9]+"))
         return pattern
 
 
-_PATTERNS: Final = {"n": r"(\d{1,18})", "time": r"\d{8}T\d{6}Z"}
+_PATTERNS: Final = {"n": "([0-9]{1,18})", "time": "[0-9]{8}T[0-9]{6}Z"}
 """What stands for the fields of a template in the names of parts."""
 
 

@@ -144,7 +144,12 @@ def command(
             max_size=max_size,
         )
         code = apart.run(
-            ctx, source, recording.work, user=options["user"], answers=recording.answers()
+            ctx,
+            source,
+            recording.work,
+            user=options["user"],
+            answers=recording.answers(),
+            keep=recording.rights,
         )
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name

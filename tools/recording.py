@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +15,7 @@ import click
 from kcap.format.writer import CaptureWriter
 from kcap.model.batch import EMPTY
 from kcap.model.text import printable
+from kcap.readers.live.guard.rights import FILES
 from kcap.readers.live.tracking import Selected
 from kcap.replay.pipeline import Pipeline
 from kcap.replay.stages import Matching
@@ -209,6 +210,11 @@ class Recording:
             limit=count,
             after_batch=self._check,
         )
+
+    @property
+    def rights(self) -> Collection[str]:
+        """The capabilities that `answers` take."""
+        return () if self._outputs is None else tuple(FILES)
 
     def answers(self) -> dict[str, Serve]:
         """What the process with the rights answers while another one does `work`."""

@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -70,8 +70,7 @@ def part(
     *,
     user: rights.User | None,
     answers: Mapping[str, Serve] | None = None,
-    others: Callable[[], Sequence[int]] = tuple,
-    network: bool = False,
+    keep: Collection[str] = (),
 ) -> Ended:
     """Work on the events of a source in a process without rights, and give up most of this one's.
 
@@ -80,8 +79,7 @@ def part(
         work: What the worker does; gets the channel by which ``answers`` can be asked for.
         user: Who the worker becomes; None to stay who this is.
         answers: What the worker may ask for, beside what its source does.
-        others: Gives the other processes of this recorder.
-        network: The worker may make sockets.
+        keep: Capabilities that ``answers`` take.
 
     Returns:
         How the worker ended; it has then.
@@ -97,16 +95,16 @@ def part(
     pid = os.fork()
     if not pid:
         ours.close()
-        os._exit(_worker(source, work, theirs, user, network=network))
+        os._exit(_worker(source, work, theirs, user))
     theirs.close()
     collector = _Collector(ours, pid)
     handlers = {number: signal.signal(number, collector.forward) for number in _FORWARDED}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     try:
-        more = rights.keep({*rights.COLLECTOR, *source.rights})
+        more = rights.keep({*rights.COLLECTOR, *keep, *source.rights})
         if more:
             sys.stderr.write(f"kcap: {more} threads of a library keep rights of root\n")
-        source.own((os.getpid(), pid, *others()))
+        source.own((os.getpid(), pid))
         return collector.run(_answers(source, answers or {}))
     except BaseException:
         os.kill(pid, signal.SIGKILL)
@@ -132,8 +130,6 @@ def _worker(
     work: Callable[[Channel], int],
     channel: Channel,
     user: rights.User | None,
-    *,
-    network: bool,
 ) -> int:
     """All of the worker's life.
 
@@ -146,8 +142,9 @@ def _worker(
         let_go_of_inherited()
         if user is not None:
             rights.become(user)
-        rights.keep(())
-        seccomp.forbid(network=network)
+        if rights.keep(()):
+            raise KcapError("a thread of a library kept its rights", hint="report it")
+        seccomp.forbid()
         rights.end_with_parent(signal.SIGTERM)
         source.part(
             lambda name, argument: channel.ask(_OF_SOURCE, name.encode() + b"\0" + argument)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kcap.errors import KcapError, PrivilegeError
-from kcap.readers.live.bpf.syscalls import libc
 
 BITS: Final = {
     "CAP_DAC_OVERRIDE": 1,
@@ -36,11 +35,14 @@ BITS: Final = {
 """The capabilities that a recorder may use, by their bits (linux/capability.h)."""
 
 COLLECTOR: Final = {
-    "CAP_DAC_OVERRIDE": "make the files of a recording in parts, remove the oldest",
     "CAP_KILL": "stop the processes that work for it under another user",
-    "CAP_SYS_PTRACE": "say who traces its processes",
 }
 """What the collector keeps, and what for; what it needed only to begin is gone then."""
+
+FILES: Final = {
+    "CAP_DAC_OVERRIDE": "make the files of a recording in parts, remove the oldest",
+}
+"""What it keeps beside that where it makes further files."""
 
 SOURCES: Final = {
     "CAP_AUDIT_CONTROL": "audit: take its rules away again",
@@ -62,7 +64,6 @@ USERS: Final = ("kcap", "nobody")
 """Who a worker becomes, where nobody says: the first of these that the host has."""
 
 _NOBODY: Final = 65534
-_CAPSET: Final = 126
 _CAPABILITY_VERSION: Final = 0x20080522
 _SET_NO_NEW_PRIVS: Final = 38
 _CAPBSET_DROP: Final = 24
@@ -279,11 +280,16 @@ def _last() -> int:
 
 def _prctl(what: str, *arguments: int) -> None:
     words = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:5]]
-    if libc().prctl(*words) < 0:
+    if _libc().prctl(*words) < 0:
         number = ctypes.get_errno()
         if what == "PR_CAPBSET_DROP" and number == errno.EINVAL:
             return  # no such capability
         raise KcapError(f"prctl({what}): {os.strerror(number)}")
+
+
+def _libc() -> ctypes.CDLL:
+    """The C library of this Python; these calls of it are the same on every machine."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _capset(mask: int) -> None:
@@ -291,5 +297,5 @@ def _capset(mask: int) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     low, high = mask & 0xFFFFFFFF, mask >> 32
     data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
-    if libc().syscall(ctypes.c_long(_CAPSET), header, data) < 0:
+    if _libc().capset(header, data) < 0:
         raise KcapError(f"capset: {os.strerror(ctypes.get_errno())}")

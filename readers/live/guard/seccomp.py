@@ -16,7 +16,7 @@ from collections.abc import Collection
 from typing import Final
 
 from kcap.errors import KcapError
-from kcap.readers.live.bpf.syscalls import libc
+from kcap.readers.live.bpf.syscalls import MACHINE, libc
 
 EXECUTING: Final = {"execve": 59, "execveat": 322}
 FORKING: Final = {"fork": 57, "vfork": 58}
@@ -44,10 +44,21 @@ BECOMING: Final = {
     "setuid": 105, "setgid": 106, "setreuid": 113, "setregid": 114, "setgroups": 116,
     "setresuid": 117, "setresgid": 119, "setfsuid": 122, "setfsgid": 123, "capset": 126,
 }  # fmt: skip
+SIGNALLING: Final = {
+    "kill": 62, "tkill": 200, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297,
+    "pidfd_send_signal": 424,
+}  # fmt: skip
 NETWORK: Final = {"socket": 41, "socketpair": 53, "connect": 42, "bind": 49, "listen": 50}
 
-REFUSED: Final = EXECUTING | FORKING | DEBUGGING | MOUNTING | NAMESPACES | KERNEL | BECOMING
+REFUSED: Final = (
+    EXECUTING | FORKING | DEBUGGING | MOUNTING | NAMESPACES | KERNEL | BECOMING | SIGNALLING
+)
 """Calls on x86-64 that fail with EPERM, by name."""
+
+_TGKILL: Final = 234
+_IOCTL: Final = 16
+_TYPING: Final = (0x5412, 0x541C)
+"""TIOCSTI and TIOCLINUX, by which one types into the terminal of somebody else."""
 
 _CLONE: Final = 56
 _CLONE3: Final = 435
@@ -56,7 +67,7 @@ _X32: Final = 0x40000000
 _AUDIT_ARCH_X86_64: Final = 0xC000003E
 
 _LOAD, _EQUAL, _AT_LEAST, _SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER_AT, _ARCH_AT, _ARGUMENT_AT = 0, 4, 16
+_NUMBER_AT, _ARCH_AT, _FIRST_AT, _SECOND_AT = 0, 4, 16, 24
 _ALLOW: Final = 0x7FFF0000
 _KILL: Final = 0x80000000
 _FAIL: Final = 0x00050000
@@ -72,7 +83,9 @@ def forbid(
 ) -> None:
     """Give up the calls of `REFUSED`, for this thread and all that it starts, for good.
 
-    Threads may be started. Calls by the numbers of another machine (32 bits) end the process.
+    Threads may be started, and signals sent to this process. Calls by the numbers of another
+    machine (32 bits) end the process. On machines other than x86-64 nothing is given up: the
+    numbers are not theirs.
 
     Args:
         network: Sockets may be made.
@@ -82,7 +95,9 @@ def forbid(
     Raises:
         KcapError: The kernel refused; kernels have this since Linux 3.5.
     """
-    code = _program(network=network, forks=forks, but=but)
+    if os.uname().machine != MACHINE:
+        return
+    code = _program(os.getpid(), network=network, forks=forks, but=but)
     block = ctypes.create_string_buffer(code, len(code))
     filter_ = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(block))
     held = ctypes.create_string_buffer(filter_, len(filter_))
@@ -93,7 +108,7 @@ def forbid(
         raise KcapError(f"system calls can't be given up (seccomp): {said}")
 
 
-def _program(*, network: bool, forks: bool, but: Collection[str]) -> bytes:
+def _program(pid: int, *, network: bool, forks: bool, but: Collection[str]) -> bytes:
     """The filter, in the kernel's classic BPF."""
     refused = {name: number for name, number in REFUSED.items() if name not in but}
     if forks:
@@ -107,8 +122,9 @@ def _program(*, network: bool, forks: bool, but: Collection[str]) -> bytes:
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER_AT),
     ]
-    # Each test jumps to one of three ends behind them all.
+    # Each test jumps to one of the ends behind them all.
     tests = [(_AT_LEAST, "eperm", _X32), *((_EQUAL, "eperm", number) for number in numbers)]
+    tests += [(_EQUAL, "tgkill", _TGKILL), (_EQUAL, "ioctl", _IOCTL)]
     if not forks:
         tests += [(_EQUAL, "enosys", _CLONE3), (_EQUAL, "clone", _CLONE)]
     ends = [
@@ -116,8 +132,16 @@ def _program(*, network: bool, forks: bool, but: Collection[str]) -> bytes:
         ("eperm", (_RETURN, 0, 0, _FAIL | _EPERM)),
         # The C library then uses clone, whose flags can be looked at.
         ("enosys", (_RETURN, 0, 0, _FAIL | _ENOSYS)),
-        ("clone", (_LOAD, 0, 0, _ARGUMENT_AT)),
+        ("clone", (_LOAD, 0, 0, _FIRST_AT)),
         ("", (_SET, 0, 1, _CLONE_THREAD)),
+        ("", (_RETURN, 0, 0, _ALLOW)),
+        ("", (_RETURN, 0, 0, _FAIL | _EPERM)),
+        ("tgkill", (_LOAD, 0, 0, _FIRST_AT)),
+        ("", (_EQUAL, 0, 1, pid)),
+        ("", (_RETURN, 0, 0, _ALLOW)),
+        ("", (_RETURN, 0, 0, _FAIL | _EPERM)),
+        ("ioctl", (_LOAD, 0, 0, _SECOND_AT)),
+        *(("", (_EQUAL, len(_TYPING) - at, 0, code)) for at, code in enumerate(_TYPING)),
         ("", (_RETURN, 0, 0, _ALLOW)),
         ("", (_RETURN, 0, 0, _FAIL | _EPERM)),
     ]

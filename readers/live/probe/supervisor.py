@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from typing import Final, NamedTuple, NoReturn
 
 from kcap.errors import KcapError
@@ -48,6 +49,9 @@ _IGNORED: Final = (
     signal.SIGPIPE,
 )
 _REAP_MS: Final = 500
+_LOOK_MS: Final = 5000
+ORPHAN_S: Final = 30.0
+"""What the clients of a supervisor have to end in when the process that made it has ended."""
 
 
 class Shared:
@@ -143,7 +147,7 @@ def _close_all_but(kept: set[int]) -> None:
 def _without_rights() -> None:
     rights.keep(rights.PROBER)
     if os.uname().machine == "x86_64":
-        seccomp.forbid(network=True, forks=True, but={"open_by_handle_at"})
+        seccomp.forbid(network=True, forks=True, but={"open_by_handle_at", "kill"})
 
 
 class _Supervisor:
@@ -157,6 +161,8 @@ class _Supervisor:
         """Connections and readers, by the connection's descriptor."""
         self._stuck: set[int] = set()
         self._poll = select.poll()
+        self._parent = os.getppid()
+        self._orphan_s: float | None = None
 
     def work(self) -> None:
         """Until the door is closed."""
@@ -170,7 +176,9 @@ class _Supervisor:
         try:
             while True:
                 # One that ended in the middle of being killed has given its signal already.
-                happened = dict(self._poll.poll(_REAP_MS if self._stuck else None))
+                happened = dict(self._poll.poll(_REAP_MS if self._stuck else _LOOK_MS))
+                if self._left_alone():
+                    return
                 if woken.fileno() in happened:
                     with contextlib.suppress(BlockingIOError):
                         woken.recv(4096)
@@ -182,6 +190,17 @@ class _Supervisor:
         finally:
             for fd in list(self._serving):
                 self._end(fd)
+
+    def _left_alone(self) -> bool:
+        """Whether who made us ended so long ago that its clients should have ended, too.
+
+        Else whoever has taken over one of them, and kills the rest, would keep our rights for ever.
+        """
+        if os.getppid() == self._parent:
+            return False
+        now_s = time.monotonic()
+        self._orphan_s = self._orphan_s or now_s
+        return now_s - self._orphan_s > ORPHAN_S
 
     def _open(self) -> bool:
         """Start a reader for who asks; False where nobody is left to ask."""
@@ -195,7 +214,13 @@ class _Supervisor:
             self._answer(PID.pack(0), ())
             return True
         client, served = socket.socketpair()
-        pid = self._fork(served, client)
+        try:
+            pid = self._fork(served, client)
+        except BlockingIOError:  # too many processes now; later there may be room for one
+            client.close()
+            served.close()
+            self._answer(PID.pack(0), ())
+            return True
         self._poll.register(served, 0)  # that the other end is closed is always told
         self._serving[served.fileno()] = (served, pid)
         self._say()
