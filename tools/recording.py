@@ -192,6 +192,7 @@ class Recording:
         state, wanted = State(), Wanted(selection)
         self._source = source
         self._max_size = max_size
+        self._keep = None if place.rotation is None else place.rotation.keep
         self._manager = stack.enter_context(notify.Notifier())
         asked = stack.enter_context(control.opened())
         self._sink, self._outputs = opened(place, stack, state, wanted)
@@ -237,7 +238,7 @@ class Recording:
         with self._progress, contextlib.closing(self._attendant.begin()):
             summary = self._pipeline.run()
         self._manager.stopping(f"ended with exit code {summary.exit_code}")
-        report(summary, self._sink)
+        report(summary, self._sink, self._keep)
         common.report_losses(summary.losses, self._source.info.file)
         return summary.exit_code
 
@@ -309,15 +310,16 @@ def status_of(sink: Recorded) -> Output:
     )
 
 
-def report(summary: Summary, sink: Recorded) -> None:
+def report(summary: Summary, sink: Recorded, keep: int | None) -> None:
     """Say what was recorded.
 
     Args:
         summary: What the run did.
         sink: Where it went.
+        keep: Files of it that are still there at most; None for all.
     """
     size = common.size_text(sink.expected_bytes)
-    names: Sequence[str] = sink.names or ["no file"]
+    names: Sequence[str] = sink.names[-(keep or 0) :] or ["no file"]
     place = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names):,} files)"
     if isinstance(sink, OneFile):
         click.echo(f"kcap: sha256 {sink.writer.file_hash}", err=True)
