@@ -285,6 +285,15 @@ WHOLE_OPEN: Final = (
     " args->ret, str(@name[tid]));"
     " delete(@name[tid]); delete(@flags[tid]); delete(@mode[tid]); delete(@dir[tid]); }"
 )
+FULL_OPEN: Final = WHOLE_OPEN.replace(
+    '%d %s\\n", pid', '%d %u %u %u %llu %llu %llu %d %s\\n", pid'
+).replace(
+    " str(@name[tid]));",
+    " curtask->cred->euid.val, curtask->nsproxy->mnt_ns->ns.inum,"
+    " curtask->nsproxy->pid_ns_for_children->ns.inum, curtask->start_boottime,"
+    " curtask->group_leader->start_boottime, curtask->real_parent->start_boottime,"
+    " curtask->sessionid, str(@name[tid]));",
+)
 PERF_EXEC, PERF_OPEN = "sched:sched_process_exec", "syscalls:sys_enter_openat"
 
 
@@ -331,6 +340,7 @@ def all_work(programs: Workloads, folder: Path, small: bool) -> list[Work]:
         kcap("kcap", "path, result, flags, identity", "--source", "bpf", "--events", "openat"),
         bpftrace("bpftrace, path alone", "path", OPEN),
         bpftrace("bpftrace, who and result too", "path, result, 10 fields", WHOLE_OPEN),
+        bpftrace("bpftrace, what it can of ours", "path, result, 17 fields", FULL_OPEN),
         perf("perf record", "a pointer", PERF_OPEN),
     ]
     both = "sched_process_exec,sched_process_fork,sched_process_exit,openat,close"
