@@ -100,8 +100,6 @@ def run(
     if not own or not rights.privileged():
         return work(None)
     as_user = rights.chosen(user) if rights.may_become() else None
-    # Where pandas is installed, pyarrow imports it (0.3 s, 30 MiB) to see whether a list is its.
-    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     source.prepare()
     load()
     failure = _Failure()
