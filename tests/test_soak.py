@@ -7,11 +7,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
-from live_support import BTF, children, lost, recording, rows
+from live_support import BTF, children, lost, recording
 from workload_support import Workloads, facts
 
 import kcap
@@ -68,10 +70,40 @@ def slope(at_s: list[float], values: list[int]) -> float:
     return float(np.polyfit(np.array(at_s) / 60, np.array(values, float), 1)[0])
 
 
-def ords(path: Path) -> npt.NDArray[np.int64]:
-    """The places of a capture's events in their recording, in file order."""
+def left_out(path: Path) -> int:
+    """How many events a capture says were left out by the recorder."""
     with kcap.open(path) as capture:
-        return np.asarray(capture.to_arrow(["ord"])["ord"].to_numpy(), np.int64)
+        losses = capture.info.losses
+    return sum(x.count or 0 for x in losses if x.reason.startswith("left out while recording"))
+
+
+class Part(NamedTuple):
+    """What there is to know of a part of the recording."""
+
+    opened: int
+    """Opens of the load."""
+    off_ns: npt.NDArray[np.int64]
+    """How much later than the wall clock in a marked one's name its event is."""
+    ords: npt.NDArray[np.int64]
+
+
+def part(path: Path, folder: Path) -> Part:
+    """Look at a part, in columns: a recording of minutes has millions of rows."""
+    with kcap.open(path) as capture:
+        table = capture.to_arrow(["arg_path_arg", "ts", "ord"])
+    texts = table["arg_path_arg"].combine_chunks()
+    entries = texts.dictionary.to_pylist()
+    codes = texts.indices.fill_null(len(entries)).to_numpy()
+    begin = f"{folder}/"
+    of_load = np.array([entry.startswith(begin) for entry in entries] + [False])
+    told_ns = np.array(
+        [int(entry.rpartition("/at-")[2]) if "/at-" in entry else 0 for entry in entries] + [0]
+    )
+    marked = of_load[codes] & (told_ns[codes] > 0)
+    ts = table["ts"].cast(pa.timestamp("ns", "UTC")).cast(pa.int64()).to_numpy()
+    return Part(
+        int(of_load[codes].sum()), ts[marked] - told_ns[codes][marked], table["ord"].to_numpy()
+    )
 
 
 @pytest.mark.parametrize("seconds", [6, pytest.param(600, marks=pytest.mark.long)])
@@ -80,9 +112,9 @@ def test_a_steady_load(seconds: int, tmp_path: Path, workloads: Workloads) -> No
     program = workloads.path("steady")
     folder = tmp_path / "absent"
     folder.mkdir()
-    parts = tmp_path / "r.kcap"
-    words = ("--source", "bpf", "--events", "openat", "--split-size", "8M")
-    with recording(parts, *words, listening=tmp_path / "r-000001.kcap") as recorder:
+    path = tmp_path / "r.kcap"
+    words = ("--source", "bpf", "--events", "openat", "--split-size", "2M")
+    with recording(path, *words, listening=tmp_path / "r-000001.kcap") as recorder:
         sampled = Sampled(recorder.process.pid)
         try:
             done = subprocess.run(
@@ -93,21 +125,20 @@ def test_a_steady_load(seconds: int, tmp_path: Path, workloads: Workloads) -> No
 
     (fact,) = facts(done.stdout.decode())
     names = sorted(tmp_path.glob("r-*.kcap"))
-    assert len(names) > (1 if seconds < SETTLED_S else 10)
-    columns = ("ts", "arg_path_arg", "pid")
-    found = [row for name in names for row in rows(name, f"ps.pid = {fact['pid']}", columns)]
-    opened = [row for row in found if row.get("arg_path_arg", "").startswith(str(folder))]
-    assert len(opened) == fact["count"] == RATE * seconds
+    assert len(names) > 1
+    parts = [part(name, folder) for name in names]
+    assert sum(each.opened for each in parts) == fact["count"] == RATE * seconds
     assert sum(map(lost, names)) == 0
+    ords = np.concatenate([each.ords for each in parts])
+    assert (np.diff(ords) > 0).all()
+    # Births and deaths are followed and, unasked for, left out: they have their numbers, too.
+    assert ords[-1] - ords[0] + 1 - len(ords) <= sum(map(left_out, names))
 
-    numbers = np.concatenate([ords(name) for name in names])
-    assert np.array_equal(numbers, np.arange(numbers[0], numbers[0] + len(numbers)))
-
-    marked = [(row["ts"], row["arg_path_arg"].rpartition("/at-")) for row in opened]
-    off_ns = np.array([ts - int(tail) for ts, (_, mark, tail) in marked if mark])
+    off_ns = np.concatenate([each.off_ns for each in parts])
     assert len(off_ns) == seconds * 100
-    first, last = (int(np.median(part)) for part in (off_ns[:100], off_ns[-100:]))
-    assert abs(last - first) < DRIFT_NS
+    drift_ns = int(abs(np.median(off_ns[:100]) - np.median(off_ns[-100:])))
+    print(f"\nclocks apart by {np.median(np.abs(off_ns)) / 1000:.0f} us, drift {drift_ns} ns")
+    assert drift_ns < DRIFT_NS
     assert np.median(np.abs(off_ns)) < DRIFT_NS
 
     if seconds > SETTLED_S:
