@@ -267,7 +267,7 @@ def put_argument(row: Row, name: str, kind: str, where: str) -> None:
         return
     if kind in ("path", "rel", "opened", "cwd"):
         found_path = None
-        if kind != "rel" and (kind == "path" or row.f["retval"] >= 0):
+        if kind != "rel" and (kind == "path" or not -4095 <= row.f["retval"] < 0):
             found_path = kernel_path(row, place)
         if found_path is None and kind != "path":
             word, start = places if kind == "rel" else places[1:]
