@@ -22,7 +22,7 @@ from support import capture, read, rows_of
 HERE = Path(__file__).resolve().parent
 MEMORY = 512 << 20
 SECONDS = 10
-QUICK, LONG, PORTION = 200, 10_000, 500
+QUICK, LONG, PORTION = 100, 10_000, 500
 A_CHILD = 250
 """Files for one process: what thousands of runs leave behind would be counted against a file."""
 VERBS = ("cat,info,tree,timeline,verify,recover,export", "query")
