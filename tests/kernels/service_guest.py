@@ -98,7 +98,9 @@ def live(steps: Steps) -> None:
     steps.service("status", "status", "--json")
     steps.service("status as text", "status")
     steps.service("install again", "install")
+    parts = len(list(CAPTURES.iterdir()))
     steps.run("reload", "systemctl", "reload", "kcap.service")
+    until(lambda: len(list(CAPTURES.iterdir())) > parts)  # with the next batch, as the signal asks
     execute("reloaded")
     steps.service("restart", "restart")
     execute("second")
