@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -90,6 +91,10 @@ def part(
     ours, theirs = Channel.pair()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # else both processes would
+    # What is there by now stays: who looks for garbage need not go through it, in neither process,
+    # nor write into pages that they share.
+    gc.collect()
+    gc.freeze()
     # A signal must find the handlers of the process that it is for.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     pid = os.fork()
