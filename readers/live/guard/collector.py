@@ -11,6 +11,7 @@ of system calls.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import gc
 import os
@@ -48,6 +49,7 @@ _FORWARDED: Final = tuple(
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if (number := getattr(signal, name, None)) is not None
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _OF_SOURCE: Final = "source/"
 _BEGIN: Final = "begin"
 
@@ -151,6 +153,7 @@ def _worker(
             raise KcapError("a thread of a library kept its rights", hint="report it")
         seccomp.forbid()
         rights.end_with_parent(signal.SIGTERM)
+        _give_back()
         source.part(
             lambda name, argument: channel.ask(_OF_SOURCE, name.encode() + b"\0" + argument)
         )
@@ -167,6 +170,18 @@ def _worker(
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
+
+
+def _give_back() -> None:
+    """Have the C library give freed blocks back to the system, from 64 KiB on.
+
+    By itself it learns from blocks that were freed to keep larger and larger ones, between which
+    holes remain: 12 MiB a minute at 20,000 events a second, for as long as was looked.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none, and no such habit
+        mallopt(_M_MMAP_THRESHOLD, 64 << 10)
+        mallopt(_M_TRIM_THRESHOLD, 1 << 20)
 
 
 def let_go_of_inherited() -> None:
