@@ -20,7 +20,10 @@ demo: $(VENV)/.kcap ## record (as root on Linux) or take the shipped capture; lo
 	@sh docs/demo.sh $(VENV)/bin/kcap
 
 test: lint oracles ## check style and types, run every test that ends within minutes
-	@$(RUN) -m pytest -q -m 'not long' -n 2 --dist loadgroup
+	@status=0; \
+	$(RUN) -m pytest -q -m 'not long and not host' -n 2 --dist loadgroup || status=1; \
+	$(RUN) -m pytest -q -m 'not long and host' || status=1; \
+	exit $$status
 
 test-long: $(VENV)/.dev oracles ## run all tests, the slow ones too, with many more generated examples
 	@HYPOTHESIS_PROFILE=long $(RUN) -m pytest -q --timeout 3600

@@ -30,28 +30,26 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kcap"))
 
 
 OF_THE_HOST = (
-    "test_audit_live", "test_baseline", "test_bpf", "test_bundle", "test_cgroups", "test_cli",
-    "test_control", "test_disk_full", "test_doctor", "test_durability", "test_field", "test_guard",
-    "test_heartbeat", "test_info_host", "test_live", "test_packaging", "test_probe", "test_readme",
-    "test_record", "test_ring", "test_rotation", "test_run", "test_scenario", "test_selection",
-    "test_self_defence", "test_service", "test_soak", "test_tidy", "test_trace_", "test_trust",
-    "test_workloads",
+    "test_audit_live", "test_baseline", "test_bundle", "test_cgroups", "test_cli", "test_control",
+    "test_doctor", "test_durability", "test_field", "test_guard", "test_heartbeat",
+    "test_info_host", "test_live", "test_packaging", "test_probe", "test_readme", "test_record",
+    "test_rotation_live", "test_run", "test_scenario", "test_self_defence", "test_service",
+    "test_soak", "test_tidy", "test_trace_", "test_trust", "test_workloads",
 )  # fmt: skip
 """Modules whose tests look at this host, or at the checkout, while something happens there."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by these markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root where we are not root on Linux; say what may run side by side.
-
-    What looks at the host runs one after the other, each other module beside it as a whole.
-    """
+    """Skip what needs root where we are not root on Linux; say which tests must be alone."""
     skip = pytest.mark.skip(reason="needs root on Linux")
     for item in items:
         root, module = item.get_closest_marker("root"), item.path.stem
         if not IS_ROOT and root:
             item.add_marker(skip)
-        alone = root or module.startswith(OF_THE_HOST)
-        item.add_marker(pytest.mark.xdist_group("host" if alone else module))
+        if root or module.startswith(OF_THE_HOST):
+            item.add_marker(pytest.mark.host)
+        item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(scope="session")

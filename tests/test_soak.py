@@ -113,7 +113,16 @@ def test_a_steady_load(seconds: int, tmp_path: Path, workloads: Workloads) -> No
     folder = tmp_path / "absent"
     folder.mkdir()
     path = tmp_path / "r.kcap"
-    words = ("--source", "bpf", "--events", "openat", "--split-size", "2M")
+    words = (
+        "--source",
+        "bpf",
+        "--events",
+        "openat",
+        "--split-size",
+        "8M",
+        "--split-time",
+        "2s" if seconds < SETTLED_S else "1m",
+    )
     with recording(path, *words, listening=tmp_path / "r-000001.kcap") as recorder:
         sampled = Sampled(recorder.process.pid)
         try:

@@ -143,14 +143,7 @@ def command(
             count=options["count"],
             max_size=max_size,
         )
-        code = apart.run(
-            ctx,
-            source,
-            recording.work,
-            user=options["user"],
-            answers=recording.answers(),
-            keep=recording.rights,
-        )
+        code = apart.run(ctx, source, recording.work, user=options["user"], **recording.asked())
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name
     ctx.exit(code)

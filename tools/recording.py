@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import click
 
@@ -162,6 +162,13 @@ def _tell(name: str, writer: CaptureWriter) -> None:
     click.echo(f"kcap: sha256 {writer.file_hash}, {size}: {printable(name)}", err=True)
 
 
+class Asking(TypedDict):
+    """Arguments of `apart.run`."""
+
+    answers: Mapping[str, Serve]
+    keep: Collection[str]
+
+
 class Recording:
     """A recording that is put together with all rights, and then done without.
 
@@ -212,15 +219,12 @@ class Recording:
             after_batch=self._check,
         )
 
-    @property
-    def rights(self) -> Collection[str]:
-        """The capabilities that `answers` take."""
-        return () if self._outputs is None else tuple(FILES)
-
-    def answers(self) -> dict[str, Serve]:
-        """What the process with the rights answers while another one does `work`."""
-        files = {} if self._outputs is None else self._outputs.answers()
-        return self._manager.answers() | files
+    def asked(self) -> Asking:
+        """What the process with the rights answers while another one does `work`, and by which."""
+        answers = self._manager.answers()
+        if self._outputs is None:
+            return {"answers": answers, "keep": ()}
+        return {"answers": answers | self._outputs.answers(), "keep": tuple(FILES)}
 
     def work(self, channel: Channel | None) -> int:
         """Record until the source ends.

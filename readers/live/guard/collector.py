@@ -93,10 +93,7 @@ def part(
     ours, theirs = Channel.pair()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # else both processes would
-    # What is there by now stays: who looks for garbage need not go through it, in neither process,
-    # nor write into pages that they share.
-    gc.collect()
-    gc.freeze()
+    _freeze()
     # A signal must find the handlers of the process that it is for.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     pid = os.fork()
@@ -120,6 +117,12 @@ def part(
         ours.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _freeze() -> None:
+    """Let nobody look for garbage in what is there by now, nor write into pages that are shared."""
+    gc.collect()
+    gc.freeze()
 
 
 def _answers(source: LiveSource, answers: Mapping[str, Serve]) -> dict[str, Serve]:
