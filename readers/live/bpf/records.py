@@ -284,9 +284,6 @@ class Records:
     def encode(self, starts: Int64s, sizes: Int64s) -> tuple[Int64s, pa.BinaryArray]:
         """Find the different values among parts of the data.
 
-        The offsets of an array over the data name each part and, in turn, what is between two;
-        of that nothing is read, so the parts may lie in any order.
-
         Args:
             starts: Where each part begins.
             sizes: Its bytes.
@@ -294,12 +291,31 @@ class Records:
         Returns:
             Which of the values each part is, and the values, each once.
         """
-        ends = np.stack([starts, starts + sizes], axis=1).reshape(-1)
-        offsets = np.concatenate([[0], ends, [len(self.data)]]).astype(np.int32)
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
-        every = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
-        coded = every.take(pa.array(np.arange(1, len(ends), 2))).dictionary_encode()
-        return np.asarray(coded.indices).astype(np.int64), coded.dictionary
+        return different(self.data, starts, sizes)
+
+
+def different(
+    data: npt.NDArray[np.uint8], starts: Int64s, sizes: Int64s
+) -> tuple[Int64s, pa.BinaryArray]:
+    """Find the different values among parts of a block of memory.
+
+    The offsets of an array over the data name each part and, in turn, what is between two;
+    of that nothing is read, so the parts may lie in any order.
+
+    Args:
+        data: The memory.
+        starts: Where each part begins.
+        sizes: Its bytes.
+
+    Returns:
+        Which of the values each part is, and the values, each once.
+    """
+    ends = np.stack([starts, starts + sizes], axis=1).reshape(-1)
+    offsets = np.concatenate([[0], ends, [len(data)]]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    every = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
+    coded = every.take(pa.array(np.arange(1, len(ends), 2))).dictionary_encode()
+    return np.asarray(coded.indices).astype(np.int64), coded.dictionary
 
 
 @cache

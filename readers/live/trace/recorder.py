@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
@@ -76,7 +77,7 @@ class Rings(Protocol):
         """Give all of it back to the kernel."""
 
 
-class TraceRecorder:
+class TraceRecorder(ABC):
     """Records this host through tracepoints; a `kcap.model.stream.LiveSource`.
 
     What it is made of says a subclass.
@@ -143,8 +144,9 @@ class TraceRecorder:
         self._baseline: Baseline | None = None
         self._looked_at = self._points.looked_at
 
+    @abstractmethod
     def _opened(self, tracefs: Tracefs, points: Points, ring_bytes: int | None) -> Rings:
-        raise NotImplementedError
+        """Open the rings that the tracepoints' records come through."""
 
     @property
     def info(self) -> StreamInfo:
@@ -156,7 +158,7 @@ class TraceRecorder:
         self._baseline = take(self._source, self._procfs, recording=self._details)
         self._source = self._baseline.source
 
-    def part(self, ask: Callable[[str, bytes], bytes]) -> None:
+    def part(self, ask: Callable[[str, bytes], bytes]) -> None:  # noqa: B027  (there is nothing to do)
         """See `kcap.model.stream.LiveSource`; what is needed was opened before."""
 
     def serve(self, name: str, argument: bytes) -> bytes:

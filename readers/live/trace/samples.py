@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from kcap.readers.live.bpf.records import different
+
 Int64s = npt.NDArray[np.int64]
 
 ALIGNED: Final = 4
@@ -81,14 +83,7 @@ class Samples(NamedTuple):
         Returns:
             Which of the values each part is, and the values, each once.
         """
-        # Offsets of an array name a part and then what is between it and the next one, of which
-        # nothing is read: so the parts may lie in any order.
-        ends = np.stack([starts, starts + sizes], axis=1).reshape(-1)
-        offsets = np.concatenate([[0], ends, [len(self.data)]]).astype(np.int32)
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
-        every = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, buffers)
-        coded = every.take(pa.array(np.arange(1, len(ends), 2))).dictionary_encode()
-        return np.asarray(coded.indices).astype(np.int64), coded.dictionary
+        return different(self.data, starts, sizes)
 
 
 class Ordering:
