@@ -24,8 +24,9 @@ from live_support import COMMAND, ROOT, Recording, children, info, recording
 
 import kcap
 from kcap.errors import KcapError, OutputError, PrivilegeError
+from kcap.guard import rights, seccomp
 from kcap.readers.live.guard import channel as channels
-from kcap.readers.live.guard import collector, rights, seccomp
+from kcap.readers.live.guard import collector
 from kcap.readers.live.guard.channel import Answer, Channel, GoneError
 from kcap.readers.live.probe.supervisor import PAGE_BYTES, Shared
 from kcap.tools.apart import PartedOutputs

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from probe_support import Host, ended, reader_of, supervisor_of
 
-from kcap.readers.live.guard import rights
+from kcap.guard import rights
 from kcap.readers.live.probe import Prober
 from kcap.readers.live.procfs import ProcFS
 

@@ -14,7 +14,7 @@ import pytest
 from kernels import debian, vm
 from live_support import info, rows
 
-from kcap.readers.live.guard.rights import BITS
+from kcap.guard.rights import BITS
 
 pytestmark = [pytest.mark.kernels, pytest.mark.long, pytest.mark.timeout(1800)]
 

@@ -17,10 +17,10 @@ from kcap.errors import KcapError, OutputError
 from kcap.tools.cli import exit_codes
 
 if TYPE_CHECKING:
+    from kcap.guard.rights import User
     from kcap.model.stream import LiveSource
     from kcap.readers.live.guard.channel import Answer, Channel, Serve
     from kcap.readers.live.guard.collector import Ended
-    from kcap.readers.live.guard.rights import User
     from kcap.tools.outputs import Outputs
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -36,7 +36,7 @@ LOSS: Final = 3
 def _known(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """Refuse who nobody can become before anything is begun, an output above all."""
     if value is not None:
-        from kcap.readers.live.guard import rights
+        from kcap.guard import rights
 
         rights.chosen(value)
     return value
@@ -94,7 +94,8 @@ def run(
         KcapError: It failed, there or here.
         click.exceptions.Exit: It ended with another code than those of what has not failed.
     """
-    from kcap.readers.live.guard import collector, rights
+    from kcap.guard import rights
+    from kcap.readers.live.guard import collector
 
     own = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
     if not own or not rights.privileged():

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 import click
 
 from kcap.format.writer import CaptureWriter
+from kcap.guard.rights import FILES
 from kcap.model.batch import EMPTY
 from kcap.model.text import printable
-from kcap.readers.live.guard.rights import FILES
 from kcap.readers.live.tracking import Selected
 from kcap.replay.pipeline import Pipeline
 from kcap.replay.stages import Matching

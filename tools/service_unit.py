@@ -113,7 +113,7 @@ class Unit:
 
     def text(self) -> str:
         """The unit file."""
-        from kcap.readers.live.guard.rights import BITS
+        from kcap.guard.rights import BITS
 
         before = (*self.program, "record", "-o")
         words = [quoted(word, exec_line=True) for word in before]

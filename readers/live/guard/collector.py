@@ -25,7 +25,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kcap.errors import KcapError
-from kcap.readers.live.guard import rights, seccomp
+from kcap.guard import rights, seccomp
 from kcap.readers.live.guard.channel import Answer, Channel, Serve
 
 if TYPE_CHECKING:

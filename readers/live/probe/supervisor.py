@@ -21,7 +21,7 @@ import time
 from typing import Final, NamedTuple, NoReturn
 
 from kcap.errors import KcapError
-from kcap.readers.live.guard import rights, seccomp
+from kcap.guard import rights, seccomp
 from kcap.readers.live.probe.reader import serve
 
 READERS_MAX: Final = 16

@@ -16,7 +16,6 @@ from collections.abc import Collection
 from typing import Final
 
 from kcap.errors import KcapError
-from kcap.readers.live.bpf.syscalls import MACHINE, libc
 
 EXECUTING: Final = {"execve": 59, "execveat": 322}
 FORKING: Final = {"fork": 57, "vfork": 58}
@@ -78,6 +77,10 @@ _MODE_FILTER: Final = 2
 _NO_NEW_PRIVS: Final = 38
 
 
+MACHINE: Final = "x86_64"
+"""The one whose numbers these are."""
+
+
 def forbid(
     *, network: bool = False, forks: bool = False, but: Collection[str] = frozenset()
 ) -> None:
@@ -101,7 +104,7 @@ def forbid(
     block = ctypes.create_string_buffer(code, len(code))
     filter_ = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(block))
     held = ctypes.create_string_buffer(filter_, len(filter_))
-    library = libc()
+    library = ctypes.CDLL(None, use_errno=True)
     words = (ctypes.c_ulong(_NO_NEW_PRIVS), ctypes.c_ulong(1), *(ctypes.c_ulong(0),) * 3)
     if library.prctl(*words) < 0 or library.prctl(_SET_SECCOMP, _MODE_FILTER, held) < 0:
         said = os.strerror(ctypes.get_errno())

@@ -1,0 +1,1 @@
+"""Filaments: Python that looks at events, in a process of its own."""

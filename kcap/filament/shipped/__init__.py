@@ -1,0 +1,1 @@
+"""Filaments that come with kcap: each is a file that a filament worker runs."""

@@ -1,0 +1,1 @@
+"""Transformers: what becomes of events before a sink gets them."""

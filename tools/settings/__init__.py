@@ -1,0 +1,1 @@
+"""Settings: a file, the environment and the command line, merged."""
