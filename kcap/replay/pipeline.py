@@ -1,4 +1,4 @@
-"""The one loop: source, clock, state, stages, sinks.
+"""The one loop: source, clock, state, taps, stages, sinks.
 
 record, import, cat, replay and whatever comes later are this pipeline with other ends. Batches are
 pulled: a sink that takes its time slows the source down, and a live source then counts what the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from kcap.model.side import Loss
 from kcap.model.stream import Sink, Source
 from kcap.replay.clock import LogicalClock
 from kcap.replay.pulse import Pulse
+from kcap.replay.tap import Tap
 from kcap.state import State
 
 EXIT_DONE = 0
@@ -57,6 +58,8 @@ class Summary:
     """What was lost, skipped or damaged in this run."""
     recorded_losses: list[Loss] = field(default_factory=list)
     """What the capture says was lost when it was made."""
+    alerts: int = 0
+    """Alerts that filaments and rules raised."""
     left_out: list[Loss] = field(default_factory=list)
     """What a live source left out because nobody wanted it; no loss."""
 
@@ -88,7 +91,9 @@ class Pipeline:
         *,
         state: State | None = None,
         resolve: bool = False,
+        taps: Sequence[Tap] = (),
         stages: Sequence[Stage] = (),
+        transforms: Sequence[Stage] = (),
         limit: int | None = None,
         after_batch: Callable[[Summary], bool] | None = None,
     ) -> None:
@@ -99,7 +104,9 @@ class Pipeline:
             sinks: Where they go, in this order; closed at the end of `run`.
             state: Follows the events; None where nobody needs it.
             resolve: Let the state fill in identity that the events lack (record and import).
-            stages: Filters and transformations.
+            taps: What looks at every event, and raises alerts; closed at the end of `run`.
+            stages: Choose among events. Alerts don't pass them.
+            transforms: What becomes of events and alerts before the sinks get them.
             limit: Events after which the run ends.
             after_batch: Called after each batch, also empty ones; returns True to end the run.
         """
@@ -114,7 +121,9 @@ class Pipeline:
         self._sinks = sinks
         self._state = state
         self._resolve = resolve
+        self._taps = taps
         self._stages = stages
+        self._transforms = transforms
         self._limit = limit
         self._after_batch = after_batch
 
@@ -160,6 +169,34 @@ class Pipeline:
             batch = self._state.update(batch, resolve=self._resolve)
             batch = self._with_missed(batch, self._state.missed)
         self._note(batch)
+        ends = False
+        for part, alerts in self._tapped(batch):
+            if part is not None:
+                ends = self._pass_on(part) or ends
+            self._raise(alerts)
+        if self._after_batch is not None and self._after_batch(self.summary):
+            return True
+        return ends
+
+    def _tapped(self, batch: Batch) -> Iterator[tuple[Batch | None, Sequence[Batch]]]:
+        """The batch in parts, each with the alerts that come behind it.
+
+        So the order of events and alerts is the same however the events came.
+        """
+        found: dict[int, list[Batch]] = {}
+        for tap in self._taps:
+            for row, alert in tap.see(batch):
+                found.setdefault(row, []).append(alert)
+        start = 0
+        for row in sorted(found):
+            # Without events before it, an alert comes behind those of the batch before.
+            yield (batch.slice(start, row) if row > start else None), found[row]
+            start = row
+        if start < batch.rows or not start:
+            yield batch.slice(start, batch.rows), ()
+
+    def _pass_on(self, batch: Batch) -> bool:
+        """Events through the stages to the sinks; True where the run ends."""
         for stage in self._stages:
             batch = stage.process(batch)
         ends = False
@@ -169,11 +206,19 @@ class Pipeline:
             batch = batch.slice(0, room)
         self.summary.events_out += batch.rows
         if batch.rows or batch.before:
-            for sink in self._sinks:
-                sink.write(batch)
-        if self._after_batch is not None and self._after_batch(self.summary):
-            return True
+            self._write(batch)
         return ends
+
+    def _raise(self, alerts: Sequence[Batch]) -> None:
+        for alert in alerts:
+            self.summary.alerts += alert.rows
+            self._write(alert)
+
+    def _write(self, batch: Batch) -> None:
+        for transform in self._transforms:
+            batch = transform.process(batch)
+        for sink in self._sinks:
+            sink.write(batch)
 
     def _with_missed(self, batch: Batch, missed: int) -> Batch:
         """Say where a recorder's tables were full: what comes next may lack what they knew."""
@@ -186,8 +231,10 @@ class Pipeline:
         """Tell the outputs of a recorder that fell silent before its last event."""
         losses = self._pulse.end(self.clock.now_ns)
         self.summary.losses += losses
-        for sink in self._sinks if losses else ():
-            sink.write(EMPTY.with_before(losses))
+        if losses:
+            self._write(EMPTY.with_before(losses))
+        for tap in self._taps:
+            self._raise(list(tap.end()))
 
     def _note(self, batch: Batch) -> None:
         for side in batch.before:
@@ -211,11 +258,11 @@ class Pipeline:
             self.summary.losses[at] = self.summary.losses[at].plus(loss)
 
     def _close(self) -> None:
-        """Close every sink, the later ones also where an earlier one fails."""
+        """Close every tap and sink, the later ones also where an earlier one fails."""
         failed: BaseException | None = None
-        for sink in self._sinks:
+        for end in (*self._taps, *self._sinks):
             try:
-                sink.close()
+                end.close()
             except Exception as e:  # noqa: BLE001  (raised again below)
                 failed = failed or e
         if failed is not None:
