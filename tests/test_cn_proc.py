@@ -221,9 +221,9 @@ def make_proc(folder: Path, pid: int, **files: bytes) -> None:
         (place / name).write_bytes(content)
 
 
-def stat(pid: int, name: bytes, ppid: int, ticks: int) -> bytes:
+def stat(pid: int, name: bytes, ppid: int, ticks: int, threads: int = 1) -> bytes:
     head = b"%d (%s) S %d 3 4 0 " % (pid, name, ppid)
-    return head + b"0 " * 14 + b"%d 0 0\n" % ticks
+    return head + b"0 " * 12 + b"%d 0 %d 0 0\n" % (threads, ticks)
 
 
 def test_an_image_is_read_byte_for_byte(tmp_path: Path) -> None:
@@ -261,13 +261,15 @@ def test_a_process_that_is_gone_or_half_gone_is_no_error(tmp_path: Path) -> None
     make_proc(tmp_path, 1, stat=stat(1, b"init", 0, 0), cmdline=b"")
     make_proc(tmp_path, 2, stat=b"2 (cut")
     make_proc(tmp_path, 3)
+    # Once it is reaped, the kernel has no parent to tell, and says 0.
+    make_proc(tmp_path, 4, stat=stat(4, b"reaped", 0, 5, threads=0), cmdline=b"")
     procfs = ProcFS(str(tmp_path), str(tmp_path / "none"))
     image = procfs.image(1)
 
     assert image is not None
     assert (image.name, image.cmdline, image.argv, image.exe) == ("init", None, None, None)
     assert (image.uid, image.user, image.container_id) == (None, None, None)
-    assert [procfs.image(pid) for pid in (2, 3, 4)] == [None] * 3
+    assert [procfs.image(pid) for pid in (2, 3, 4, 5)] == [None] * 4
 
 
 @pytest.mark.parametrize(

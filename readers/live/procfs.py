@@ -35,6 +35,7 @@ _GID: Final = re.compile(rb"^Gid:\t(\d+)", re.MULTILINE)
 # Fields of /proc/PID/stat behind the name, counted from the state (proc_pid_stat(5)).
 _STAT_PPID: Final = 1
 _STAT_SESSION: Final = 3
+_STAT_THREADS: Final = 17
 _STAT_START: Final = 19
 _STAT_ARGUMENTS: Final = slice(45, 47)
 
@@ -287,6 +288,8 @@ class ProcFS:
         fields = stat[closing + 2 :].split()
         if opening < 0 or len(fields) <= _STAT_START:
             return None
+        if fields[_STAT_THREADS] == b"0":
+            return None  # reaped while it was looked at: parent and session read 0 and -1
         start_ns = int(fields[_STAT_START]) * self._tick_ns
         if started_by_ns is not None and start_ns > started_by_ns:
             return None
