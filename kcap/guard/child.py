@@ -29,6 +29,9 @@ from kcap.errors import KcapError
 if TYPE_CHECKING:
     from kcap.guard.rights import User
 
+interpreter: list[str] = [sys.executable]
+"""How this Python is started; a bundle, which brings its own loader, says so itself."""
+
 _ENVIRONMENT: Final = {
     "LC_ALL": "C.UTF-8",
     "PYTHONDONTWRITEBYTECODE": "1",
@@ -38,8 +41,8 @@ _ENVIRONMENT: Final = {
 }
 """All that it knows of the environment: what it does must not depend on the parent's."""
 
-_KEPT: Final = ("SYSTEMROOT", "TEMP", "TMP")
-"""What Windows can't start a program without."""
+_KEPT: Final = ("OPENSSL_CONF", "SYSTEMROOT", "TEMP", "TMP")
+"""What Windows can't start a program without; and where a bundle lets OpenSSL read nothing."""
 
 _BOOT: Final = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given['path']; "
@@ -86,7 +89,7 @@ class Child:
         self._owner = os.getpid()
         try:
             self._process = subprocess.Popen(  # noqa: S603  (this Python, and nothing from outside)
-                [sys.executable, "-P", "-s", "-S", "-c", _BOOT, json.dumps(given)],
+                [*interpreter, "-P", "-s", "-S", "-c", _BOOT, json.dumps(given)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if stderr_pipe else None,
