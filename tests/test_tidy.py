@@ -41,12 +41,20 @@ BATCHES_CALLERS: set[str] = set()
 BANNED = re.compile(
     r"(time\.(time|time_ns|monotonic|monotonic_ns|perf_counter|perf_counter_ns|localtime|sleep)"
     r"|(datetime\.)?(datetime|date)\.(now|utcnow|today)|os\.(urandom|environ|getenv|uname)"
-    r"|(random|secrets|socket|locale|uuid|getpass|platform|tempfile|urllib|http)(\..*)?|hash)"
+    r"|(random|secrets|socket|locale|uuid|getpass|platform|tempfile|urllib(?!\.parse)|http)(\..*)?|hash)"
 )
 LIVE = ("readers/live/",)
 """Recorders' sources see this host and this moment: that is what they are for."""
+SPEAKERS = {
+    f"writers/sinks/{name}.py"
+    for name in ("courier", "fluent", "http", "journal", "server", "syslog")
+}
+"""What runs in couriers: it waits for servers, and changes nothing of what they get."""
+SPEAKING = re.compile(r"(socket|time)(\..*)?")
+
 ALLOWED = {
     ("kcap/format/writer.py", "os.urandom"): "a file's id must be unknown to what it records",
+    ("writers/sinks/fluent.py", "os.urandom"): "a login proves nothing with a known salt",
     ("kcap/trust.py", "os.environ"): "variables that bring code from elsewhere are refused",
 }
 """(file, name) to the reason why a banned name may stand there."""
@@ -159,6 +167,8 @@ def deterministic(path: str, _: str, tree: ast.Module) -> Iterator[str]:
     if not path.startswith(("kcap/", "readers/", "writers/")) or path.startswith(LIVE):
         return
     for line, name in sorted(set(banned_names(tree))):
+        if path in SPEAKERS and SPEAKING.fullmatch(name):
+            continue
         if (path, name) not in ALLOWED:
             yield f"{path}:{line}: {name}"
 
@@ -213,6 +223,9 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (deterministic, "kcap/a.py", "import random"),
     (deterministic, "kcap/a.py", "import socket"),
     (deterministic, "kcap/a.py", "import locale"),
+    (deterministic, "writers/sinks/render.py", "import time\nnow = time.monotonic()"),
+    (deterministic, "writers/sinks/courier.py", "import random"),
+    (deterministic, "writers/a.py", "import urllib.request"),
     (deterministic, "kcap/a.py", "key = hash('a')"),
     (nothing_left_open, "kcap/a.py", "a = 1  # TO" + "DO: more"),
 ]
@@ -226,6 +239,8 @@ KEEPS: list[tuple[Rule, str, str]] = [
         "class A:\n    def batches(self):\n        yield from self.b.batches()",
     ),
     (deterministic, "readers/live/a.py", "import socket"),
+    (deterministic, "writers/sinks/courier.py", "import time\nnow = time.monotonic()"),
+    (deterministic, "writers/a.py", "from urllib.parse import quote"),
     (deterministic, "tools/a.py", "import time\nnow = time.time()"),
     (deterministic, "kcap/a.py", "def f(batch):\n    return batch.id, hashlib.sha256(batch.time)"),
 ]
