@@ -20,6 +20,7 @@ from kcap.errors import KcapError
 READERS: Final = "kcap.readers"
 LIVE: Final = "kcap.live"
 WRITERS: Final = "kcap.writers"
+SINKS: Final = "kcap.sinks"
 
 _OURS: Final = "kcap"
 
@@ -29,7 +30,7 @@ def found(group: str) -> dict[str, EntryPoint]:
     """The entry points of a group.
 
     Args:
-        group: `READERS`, `LIVE` or `WRITERS`.
+        group: `READERS`, `LIVE`, `WRITERS` or `SINKS`.
 
     Returns:
         Name to entry point, by name; our own win over others of the same name.
@@ -48,7 +49,7 @@ def hidden(group: str) -> dict[str, EntryPoint]:
     """The entry points of other distributions that are not loaded as root.
 
     Args:
-        group: `READERS`, `LIVE` or `WRITERS`.
+        group: `READERS`, `LIVE`, `WRITERS` or `SINKS`.
 
     Returns:
         Name to entry point, by name.
@@ -92,7 +93,7 @@ def load(group: str, name: str) -> Any:  # noqa: ANN401
     """Import what an entry point names.
 
     Args:
-        group: `READERS`, `LIVE` or `WRITERS`.
+        group: `READERS`, `LIVE`, `WRITERS` or `SINKS`.
         name: Its name, one of `found`.
 
     Returns:

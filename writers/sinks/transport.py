@@ -40,13 +40,22 @@ class InterruptedDeliveryError(KcapError):
     """The server does not answer, or asks to wait: the same messages will do later.
 
     Attributes:
-        taken: How many of the messages, from the first on, the server has for certain.
+        taken: How many of the messages, from the first on, are done with for certain.
+        refused: Those among them that the server will never take; it has the others.
         wait_s: Seconds that the server asked to wait; None where it did not.
     """
 
-    def __init__(self, what: str, *, taken: int = 0, wait_s: float | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        taken: int = 0,
+        refused: Sequence[Refused] = (),
+        wait_s: float | None = None,
+    ) -> None:
         super().__init__(what)
         self.taken = taken
+        self.refused = refused
         self.wait_s = wait_s
 
 
