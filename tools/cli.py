@@ -8,13 +8,14 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
 import kcap
 from kcap.errors import KcapError, OutputError
+from kcap.tools import logs, settings
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -31,6 +32,8 @@ class _Verb(NamedTuple):
     hidden: bool = False
     command: tuple[str, ...] = ()
     """The way to a command of a group's, where the verb is a short name of that."""
+    settings: bool = True
+    """Its options may stand in a file of settings."""
 
 
 _VERBS: Final = {
@@ -65,10 +68,17 @@ _VERBS: Final = {
     "recover": _Verb("recover", "Rewrite", "Save what is intact of a damaged capture."),
     "doctor": _Verb("doctor", "Check", "What this host can be recorded with, and what is missing."),
     "verify": _Verb("verify", "Check", "Check every byte of a capture."),
-    "docs": _Verb("docs", "Help", "Read the documentation."),
-    "man": _Verb("man", "Help", "The manual page of a verb."),
-    "completion": _Verb("completion", "Help", "Shell completion for bash, zsh or fish."),
-    "version": _Verb("version", "Help", "Versions of kcap, Python and the libraries."),
+    "config": _Verb(
+        "config", "Check", "The settings of all verbs, and where each comes from.", settings=False
+    ),
+    "docs": _Verb("docs", "Help", "Read the documentation.", settings=False),
+    "man": _Verb("man", "Help", "The manual page of a verb.", settings=False),
+    "completion": _Verb(
+        "completion", "Help", "Shell completion for bash, zsh or fish.", settings=False
+    ),
+    "version": _Verb(
+        "version", "Help", "Versions of kcap, Python and the libraries.", settings=False
+    ),
 }
 
 _EXAMPLES: Final = (
@@ -76,6 +86,15 @@ _EXAMPLES: Final = (
     "kcap info host.kcap",
     "kcap replay host.kcap",
 )
+
+
+def verbs() -> Mapping[str, _Verb]:
+    """What verbs there are, without importing them.
+
+    Returns:
+        Name to where it lives, in the order of the help.
+    """
+    return _VERBS
 
 
 class Verb(click.Command):
@@ -94,6 +113,33 @@ class Verb(click.Command):
                 help="Say more on standard error; twice: show where an error comes from.",
             )
         )
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401
+    ) -> click.Context:
+        """Read the arguments, and from the settings what they leave open."""
+        defaults = settings.defaults(self, info_name, parent)
+        if defaults is None:
+            return super().make_context(info_name, args, parent, **extra)
+        try:
+            return super().make_context(info_name, args, parent, default_map=defaults, **extra)
+        except click.BadParameter as error:
+            raise defaults.blamed(error) from None
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """Run the verb, with the log that the settings name."""
+        if isinstance(ctx.default_map, settings.Defaults) and not isinstance(self, click.Group):
+            logs.begin(ctx)
+        return super().invoke(ctx)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The help, with the defaults that kcap has: 'kcap config' shows those of this host."""
+        ctx.default_map = None
+        super().format_help(ctx, formatter)
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Examples before the description."""
@@ -164,7 +210,7 @@ class KcapGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run a verb; errors become one line and an exit code, here as under a test runner."""
-        with exit_codes(ctx):
+        with logs.ending(ctx), exit_codes(ctx):
             return super().invoke(ctx)
 
 
@@ -213,11 +259,11 @@ def report(error: KcapError) -> None:
     """
     from kcap.model.text import printable
 
-    click.echo(f"kcap: {printable(str(error))}", err=True)
+    logs.tell(f"kcap: {printable(str(error))}", level="error")
     for note in getattr(error, "__notes__", ()):
-        click.echo(printable(note), err=True)
+        logs.tell(printable(note), level="error")
     if error.hint:
-        click.echo(f"hint: {printable(error.hint)}", err=True)
+        logs.tell(f"hint: {printable(error.hint)}", level="error")
 
 
 def _write_examples(formatter: click.HelpFormatter, examples: tuple[str, ...]) -> None:
@@ -246,6 +292,27 @@ def _say_version(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     expose_value=False,
     callback=_set_verbose,
     help="Say more on standard error; twice: show where an error comes from.",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    expose_value=False,
+    callback=settings.name,
+    help="Settings of all verbs, as YAML or TOML; '' for none. Default: see 'kcap config'.",
+)
+@click.option(
+    "--log-file",
+    metavar="FILE",
+    expose_value=False,
+    callback=settings.flag,
+    help="Write what kcap says and does into a log, too.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    expose_value=False,
+    callback=settings.flag,
+    help="What the log has: this, and what is worse. Default: info.",
 )
 @click.option(
     "--version",
