@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Final
 from urllib.parse import quote
 
 from kcap.errors import KcapError
-from kcap.writers.sinks import http, server
-from kcap.writers.sinks.http import Client, ClientOptions
+from kcap.writers.sinks import server
+from kcap.writers.sinks.http import Client, ClientOptions, divided
 from kcap.writers.sinks.transport import InterruptedDeliveryError, Message, Refused, option
 
 _NDJSON: Final = "application/x-ndjson"
@@ -127,7 +127,7 @@ class Elastic:
             stop = self._fitting(messages, start)
             part = messages[start:stop]
             try:
-                found = http.divided(part, self._post, len(part))
+                found = divided(part, self._post, len(part))
             except InterruptedDeliveryError as e:
                 before = [Refused(start + r.at, r.reason) for r in e.refused]
                 raise InterruptedDeliveryError(

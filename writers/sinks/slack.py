@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from kcap.writers.sinks import http
-from kcap.writers.sinks.http import Client, ClientOptions
+from kcap.writers.sinks.http import Client, ClientOptions, divided
 from kcap.writers.sinks.transport import Message, Refused, option
 
 _COLORS: Final = {"low": "#2eb886", "medium": "#daa038", "high": "#d9534f", "critical": "#8b0000"}
@@ -84,7 +83,7 @@ class Slack:
             InterruptedDeliveryError: It asks to wait, or does not answer.
             KcapError: The webhook is not in use any more.
         """
-        return http.divided(messages, self._post, 1)
+        return divided(messages, self._post, 1)
 
     def close(self) -> None:
         """Hang up."""
