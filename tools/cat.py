@@ -6,7 +6,7 @@ from typing import Unpack
 
 import click
 
-from kcap.tools import common, views
+from kcap.tools import common, forms, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, opened_source, playing
 
@@ -30,7 +30,7 @@ from kcap.tools.play import Options, opened_output, opened_source, playing
     type=click.Choice(common.FORMATS),
     default="line",
     show_default=True,
-    help="line: for people; jsonl: one JSON object an event; tracee-json: as Tracee prints it.",
+    help=forms.FORMAT_HELP,
 )
 @common.input_options
 @common.output_options

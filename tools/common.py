@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import click
 
 from kcap import limits
+from kcap.tools import forms
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
     from kcap.model.side import Loss
-    from kcap.model.stream import Sink
     from kcap.replay.pipeline import Summary
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -24,9 +25,10 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _SHOWN: Final = 5
 _ERA: Final = "kcap.era"
 
-TEXT_FORMATS: Final = ("line", "jsonl", "tracee-json")
-FORMATS: Final = (*TEXT_FORMATS, "kcap")
-BINARY_FORMATS: Final = ("arrow", "kcap")
+TEXT_FORMATS: Final = forms.TEXT_FORMATS
+FORMATS: Final = forms.FORMATS
+BINARY_FORMATS: Final = forms.BINARY_FORMATS
+sink_for: Final = forms.sink_for
 
 
 class EventTime(click.ParamType[int]):
@@ -196,11 +198,28 @@ def _note_era(ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 def input_options(function: _F) -> _F:
     """``-w``, ``--era``, ``--lenient``, ``--raw-pairs``, ``--start``, ``--end``, ``-n``."""
+    return input_options_at(EventTime(), "this time")(function)
+
+
+def input_options_at(kind: click.ParamType[Any], what: str) -> Callable[[_F], _F]:
+    """As `input_options`, with a choice of what a run begins and ends at.
+
+    Args:
+        kind: What ``--start`` and ``--end`` are.
+        what: The same in words.
+
+    Returns:
+        The decorator.
+    """
+    return partial(_input_options, kind, what)
+
+
+def _input_options(kind: click.ParamType[Any], what: str, function: _F) -> _F:
     function = where_option(function)
     for option in (
         click.option("-n", "--limit", type=click.IntRange(0), help="Stop after N events."),
-        click.option("--end", type=EventTime(), help="Only events before this time."),
-        click.option("--start", type=EventTime(), help="Only events at or after this time."),
+        click.option("--end", type=kind, help=f"Only events before {what}."),
+        click.option("--start", type=kind, help=f"Only events at or after {what}."),
         raw_pairs_option,
         lenient_option,
     ):
@@ -227,8 +246,8 @@ def derived_option(function: _F) -> _F:
 
 
 def output_options(function: _F) -> _F:
-    """Those of an output: ``-o``, ``--force``, ``--template``, ``--fields`` and so on."""
-    function = derived_option(function)
+    """Those of an output: ``-o``, ``--force``, ``--fields``, those of its form and so on."""
+    function = forms.form_options(derived_option(function))
     for option in (
         click.option(
             "--color",
@@ -239,7 +258,6 @@ def output_options(function: _F) -> _F:
         ),
         click.option("--state", is_flag=True, help="Print state records too."),
         click.option("-F", "--fields", help="Only these columns, separated by commas."),
-        click.option("--template", help="Form of console lines, as '{{ .Process }} {{ .Type }}'."),
         click.option("--force", is_flag=True, help="Replace an existing output file."),
         click.option("-o", "--output", default="-", help="Output file; - is standard output."),
     ):
@@ -273,50 +291,6 @@ def chunk_options(function: _F) -> _F:
     ):
         function = option(function)
     return function
-
-
-def sink_for(
-    form: str,
-    stream: BinaryIO,
-    *,
-    file: str = "-",
-    state: bool = False,
-    template: str | None = None,
-    color: bool = False,
-) -> Sink:
-    """The writer of a format.
-
-    Args:
-        form: One of `FORMATS`; or ``arrow``, a stream that can be read along.
-        stream: Where it writes.
-        file: The stream's name, for errors.
-        state: Text formats: state records too.
-        template: Console lines: their form.
-        color: Console lines: with colours.
-
-    Returns:
-        The sink.
-    """
-    from kcap import plugins
-
-    writer = plugins.load(plugins.WRITERS, form)
-    sink: Sink
-    if form == "kcap":
-        sink = writer(stream, file=file)
-    elif form == "line":
-        sink = writer(stream, template=template, state=state, color=color)
-    elif form == "jsonl":
-        sink = writer(stream, state=state)
-    elif form == "arrow":
-        from kcap.writers import layout
-        from kcap.writers.about import About
-
-        # A stream has to say its columns first: those that any event may have, and maps.
-        made = layout.Map(layout.envelope(), layout.Profile.FULL)
-        sink = writer(stream, made, About(made.name, made.profile, {}), prompt=True)
-    else:
-        sink = writer(stream)
-    return sink
 
 
 def wants_color(choice: str, stream: BinaryIO) -> bool:

@@ -13,9 +13,10 @@ from kcap.tools import common, output, views
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
-    from kcap.model.stream import Source
+    from kcap.model.stream import Sink, Source
     from kcap.replay.pipeline import Stage, Summary
     from kcap.state import State
+    from kcap.tools.outlets import Outlets
     from kcap.writers.views.view import View
 
 
@@ -39,6 +40,8 @@ class Options(Chosen, views.ViewOptions):
     output: str
     force: bool
     template: str | None
+    template_file: str | None
+    containers: bool
     color: str
 
 
@@ -79,6 +82,7 @@ def playing(
     *,
     tracked: State | None = None,
     view: View | None = None,
+    outlets: Outlets | None = None,
     around: Callable[[list[Stage]], list[Stage]] | None = None,
     after_batch: Callable[[Summary], bool] | None = None,
 ) -> Callable[[], Summary]:
@@ -91,6 +95,7 @@ def playing(
         out: The output.
         tracked: The state to keep, None for none; it resolves the events of a foreign format.
         view: The form in place of ``form``, if any.
+        outlets: What takes part beside the output, or in its place.
         around: Puts more stages around those that choose events.
         after_batch: See `Pipeline`.
 
@@ -101,25 +106,29 @@ def playing(
     from kcap.replay.resolved import OWN
 
     follows = tracked is not None or view is not None
+    taps = outlets.taps if outlets else []
+    limit = options["limit"]
+    if taps and limit is not None:
+        from kcap.replay.limited import Limited
+
+        # Else what a filament sees beyond the limit would depend on where batches end.
+        source, limit = Limited(source, limit), None
     read, stages = narrowed(source, form, options, tracked=follows, around=around)
-    if view is None:
-        sink = common.sink_for(
-            form,
-            out.stream,
-            file=out.path,
-            state=options["state"],
-            template=options["template"],
-            color=common.wants_color(options["color"], out.stream),
-        )
-    else:
+    sinks: list[Sink] = []
+    if view is not None:
         sink, stages = views.viewing(view, out.stream, stages)
+        sinks = [sink]
+    elif outlets is None or outlets.console:
+        sinks = [_printing(form, options, out)]
     pipeline = Pipeline(
         read,
-        [sink],
+        [*sinks, *(outlets.sinks if outlets else ())],
         state=tracked,
         resolve=tracked is not None and source.info.format not in OWN,
+        taps=taps,
         stages=stages,
-        limit=options["limit"],
+        transforms=outlets.transforms if outlets else (),
+        limit=limit,
         after_batch=after_batch,
     )
 
@@ -130,6 +139,26 @@ def playing(
         return summary
 
     return run
+
+
+def _printing(form: str, options: Options, out: Output) -> Sink:
+    """The sink of the output itself."""
+    sink = common.sink_for(
+        form,
+        out.stream,
+        file=out.path,
+        state=options["state"],
+        template=options["template"],
+        template_file=options["template_file"],
+        fields=columns(options),
+        containers=options["containers"],
+        color=common.wants_color(options["color"], out.stream),
+    )
+    if form != "kcap":
+        return sink
+    from kcap.replay.stages import WithoutAlerts
+
+    return WithoutAlerts(sink)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import apart, attend, common, live, live_select, views
+from kcap.tools import apart, attend, common, forms, live, live_select, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, playing
 
@@ -21,7 +21,7 @@ _INTERVAL_S: Final = 0.1
 """Seconds that an event waits for others at most: what a reader takes for at once."""
 
 
-class _RunOptions(live.LiveOptions, live_select.SelectOptions, Options):
+class _RunOptions(live.LiveOptions, live_select.SelectOptions, outlets.OutletOptions, Options):
     """The options of the verb."""
 
     user: str | None
@@ -36,6 +36,8 @@ class _RunOptions(live.LiveOptions, live_select.SelectOptions, Options):
         "kcap run --view forkstat -e fork,exec,exit,core",
         "kcap run --view 'execsnoop -T' --duration 10m",
         "kcap run --format jsonl -n 1000 | jq .cmdline",
+        "kcap run -f watch_files",
+        "kcap run --sink 'amqp://localhost/%2f?exchange=kcap'",
     ),
 )
 @click.option(
@@ -44,10 +46,11 @@ class _RunOptions(live.LiveOptions, live_select.SelectOptions, Options):
     type=click.Choice([*common.TEXT_FORMATS, "arrow"]),
     default="line",
     show_default=True,
-    help="line: for people; jsonl: one JSON object an event; tracee-json: as Tracee prints it;"
-    " arrow: an Arrow stream, arguments in columns of maps.",
+    help=f"{forms.FORMAT_HELP[:-1]}; arrow: an Arrow stream, arguments in columns of maps.",
 )
 @views.view_option
+@outlets.filament_options
+@outlets.sink_options
 @live.live_options
 @live_select.select_options
 @apart.user_option

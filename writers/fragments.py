@@ -131,6 +131,24 @@ class LineBuilder:
         Returns:
             The text of all lines, one after another, as UTF-8.
         """
+        gathered, _ = self._gathered()
+        if not len(gathered):
+            return memoryview(b"")
+        return text_bytes(pa.concat_arrays(self._pool).take(pa.array(gathered))).data
+
+    def texts(self) -> pa.Array:
+        """Lay out the lines.
+
+        Returns:
+            The text of each line, utf8.
+        """
+        gathered, ends = self._gathered()
+        pieces = pa.concat_arrays(self._pool).take(pa.array(gathered))
+        offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+        return pc.binary_join(pa.ListArray.from_arrays(offsets, pieces), _word(""))
+
+    def _gathered(self) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """The fragments of all lines, and where each line ends among them."""
         lengths = np.zeros(self._count, np.int64)
         for _, rows in self._cells:
             lengths[slice(None) if rows is None else rows] += 1
@@ -141,9 +159,7 @@ class LineBuilder:
             where = slice(None) if rows is None else rows
             gathered[place[where]] = ids
             place[where] += 1
-        if not len(gathered):
-            return memoryview(b"")
-        return text_bytes(pa.concat_arrays(self._pool).take(pa.array(gathered))).data
+        return gathered, ends
 
 
 def append_item(

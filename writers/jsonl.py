@@ -113,7 +113,7 @@ def json_texts(cls: TypeClass, values: pa.Array) -> pa.Array:
     if cls is TypeClass.STR:
         return _strings(values)
     if cls is TypeClass.JSON:
-        return pa.array([_embedded(value) for value in values.to_pylist()], pa.utf8())
+        return pa.array([embedded(value) for value in values.to_pylist()], pa.utf8())
     if cls is TypeClass.BIN:
         return _quoted(fragments.base64_texts(values))
     texts = fragments.number_texts(values)
@@ -136,8 +136,15 @@ def _strings(values: pa.Array) -> pa.Array:
     return fragments.escape_unsafe(values, _quoted(escaped), text.json_string)
 
 
-def _embedded(value: str) -> str:
-    """The text of a ``json`` value as a part of a line; as a string where it is no JSON."""
+def embedded(value: str) -> str:
+    """The text of a ``json`` value as a part of a line.
+
+    Args:
+        value: The text.
+
+    Returns:
+        The same JSON on one line, safe on a terminal; a string where it is no JSON.
+    """
     try:
         parsed = json.loads(value, parse_constant=_no_constant)
     except (ValueError, RecursionError):

@@ -18,6 +18,7 @@ import pyarrow as pa
 from kcap.model import catalogue, naming
 from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
+from kcap.model.text import json_string
 from kcap.replay.rebatch import row_bytes
 from kcap.writers import fragments
 from kcap.writers.jsonl import json_texts
@@ -43,6 +44,9 @@ FIELDS: Final[Mapping[str, tuple[TypeClass, str]]] = {
 
 CELL_BYTES: Final = 128
 """What a value takes in a map beside its text: its key, and where both are."""
+
+ARGS: Final = "args"
+"""The column of all arguments, where they are one."""
 
 MAPS: Final[Mapping[str, str]] = {
     "args": "the event's arguments: column of the wide layout without arg_, to exact text",
@@ -221,6 +225,46 @@ class Map(Layout):
 def _key(column: str) -> str:
     """An argument's key in the map."""
     return column.removeprefix(_ARGUMENT).removeprefix("_")
+
+
+class Lines(Layout):
+    """One row an event, of columns that are known before the first: for what is written at once.
+
+    Args:
+        envelope: The columns beside the arguments, in order.
+        profile: Which Arrow types they get.
+    """
+
+    name = "lines"
+
+    def __init__(self, envelope: Mapping[str, TypeClass], profile: Profile) -> None:
+        super().__init__({**envelope, ARGS: TypeClass.STR}, profile)
+
+    def rows(self, batch: Batch) -> Iterator[Batch]:
+        """See `Layout.rows`: all arguments of an event are one JSON object in `ARGS`."""
+        for block in fragments.blocks(batch):
+            yield block.adding({ARGS: _as_object(block)})
+
+
+def _as_object(block: Batch) -> Column:
+    """The arguments of each event as a JSON object, from column without ``arg_`` to value."""
+    constants = fragments.Constants()
+    names = [n for n in _others(block) if naming.parts(n)[0].split("_")[0] == _ARGUMENT]
+    literals = {name: json_string(_key(name)) for name in names}
+    heads = {
+        name: (constants.number(f"{{{literal}:"), constants.number(f",{literal}:"))
+        for name, literal in literals.items()
+    }
+    empty, end = constants.number("{}"), constants.number("}")
+    lines = fragments.LineBuilder(block.rows, constants.texts())
+    seen = np.zeros(block.rows, np.bool_)
+    for name, head in heads.items():
+        column = block.columns[name]
+        made = fragments.render(column, json_texts, ",")
+        fragments.append_item(lines, column, made, head, seen)
+    lines.append(np.where(seen, end, empty).astype(np.int32))
+    codes = pa.array(np.arange(block.rows, dtype=np.int32))
+    return Column(TypeClass.STR, pa.DictionaryArray.from_arrays(codes, lines.texts()))
 
 
 LAYOUTS: Final[Mapping[str, type[Layout]]] = {c.name: c for c in (Layout, Narrow, Map)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap.errors import KcapError
-from kcap.model import catalogue, decode, naming, text
+from kcap.model import catalogue, decode, text
 from kcap.model.batch import Batch, Column, without_state
-from kcap.model.classes import TypeClass
 from kcap.model.kinds import DECIDING, Kinds
 from kcap.model.side import SourceInfo
-from kcap.writers import fragments
+from kcap.writers import arguments, fragments
 from kcap.writers.fragments import LineBuilder, Texts
 
 TEMPLATE: Final = (
@@ -72,7 +71,6 @@ _TAG: Final = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _NAME: Final = re.compile(r"\.([^\s{}|()]+)")
 _COLORS: Final = {"Process": "\x1b[36m", "Type": "\x1b[33m"}
 _RESET: Final = "\x1b[0m"
-_INTEGERS: Final = frozenset({TypeClass.I64, TypeClass.U64})
 _SECOND_NS: Final = 1_000_000_000
 
 Render = Callable[[Kinds, Column], Texts]
@@ -230,10 +228,7 @@ def _check(name: str) -> None:
     """Whether a field is known to Fibratus or to us."""
     if name in FIELDS or name in _PARAMETERS or _PARAMETER.fullmatch(name):
         return
-    base, _ = naming.parts(name)
-    prefix = base.partition("_")[0]
-    known = base in catalogue.envelope() or prefix in (naming.ARGUMENT, naming.EXTENSION)
-    if known and naming.class_of(name, TypeClass.STR) is not None:
+    if arguments.is_column(name):
         return
     every = {n.lower(): n for n in (*catalogue.envelope(), *FIELDS, *_PARAMETERS)}
     near = difflib.get_close_matches(name.lower(), every, 1)
@@ -251,49 +246,23 @@ def _value(batch: Batch, field: str) -> _Value:
     if match:
         # Fibratus capitalises the name, so its case says nothing.
         wanted = match[1].casefold()
-        found = [n for label, _, n in _arguments(batch) if label.casefold() == wanted]
+        found = [n for label, _, n in arguments.found(batch) if label.casefold() == wanted]
         return _Value([(name, _plain_render(name)) for name in found])
     columns: list[tuple[str, Render]] = []
     for source in FIELDS.get(field, (field,)):
-        exact = "__" in source
-        names = [n for n in batch.columns if n == source or (not exact and _base(n) == source)]
-        for name in sorted(names):
+        for name in arguments.spellings(batch, source):
             render = _plain_render(name)
             if field == "Timestamp" and name == "ts":
                 render = _times
             elif field == "Callstack":
-                render = partial(_decoded, decode.HEX)
+                render = _hex
             columns.append((name, render))
     return _Value(columns)
 
 
-def _base(column: str) -> str | None:
-    """The base of a column with values of its own, None for what only stands beside one."""
-    base, suffixes = naming.parts(column)
-    return None if naming.RAW in suffixes or naming.SIZE in suffixes else base
-
-
-def _arguments(batch: Batch) -> list[tuple[str, int, str]]:
-    """The parameter columns of a batch: the source's own name, occurrence and column, sorted."""
-    found = []
-    for column in batch.columns:
-        base = _base(column)
-        if base is None or base.partition("_")[0] != naming.ARGUMENT:
-            continue
-        occurrence = next((int(s) for s in naming.parts(column)[1] if s.isdecimal()), 1)
-        found.append((_source_name(base), occurrence, column))
-    return sorted(found)
-
-
-@cache
-def _source_name(base: str) -> str:
-    """The source's own name as valid text."""
-    return text.clean(naming.source_name(base))[0]
-
-
 def _parameters(batch: Batch, delimiter: str, constants: fragments.Constants) -> _Parameters:
     columns = []
-    for label, _, column in _arguments(batch):
+    for label, _, column in arguments.found(batch):
         head = f"{text.printable(label)}{delimiter}"
         heads = constants.number(head), constants.number(f", {head}")
         columns.append((column, heads, _plain_render(column)))
@@ -309,21 +278,9 @@ def _append_value(
     lines: LineBuilder, block: Batch, kinds: Kinds, value: _Value, placeholder: int
 ) -> None:
     """Append the first value that an event has, or the placeholder."""
-    missing = np.ones(block.rows, np.bool_)
-    for name, render in value.columns:
-        column = block.get(name)
-        if column is None or not missing.any():
-            continue
-        rows = np.arange(block.rows, dtype=np.int32) if column.rows is None else column.rows
-        wanted = missing[rows]
-        if wanted.all():
-            lines.append_texts(render(kinds, column), column.rows)
-        elif wanted.any():
-            lines.append_texts(render(kinds, column).select(wanted), rows[wanted])
-        missing[rows] = False
-    if missing.any():
-        rest = np.flatnonzero(missing).astype(np.int32)
-        lines.append(placeholder, rest)
+    found = ((column, render) for name, render in value.columns if (column := block.get(name)))
+    made = ((column, render(kinds, column)) for column, render in found)
+    arguments.append_first(lines, block.rows, made, placeholder)
 
 
 def _append_parameters(
@@ -339,44 +296,12 @@ def _append_parameters(
 
 def _plain_render(column: str) -> Render:
     """How the values of a column become text."""
-    base, _ = naming.parts(column)
-    if base.startswith(naming.ARGUMENT + "_"):
-        return partial(_argument, _source_name(base))
-    return partial(_decoded, "")
+    return partial(arguments.texts, arguments.argument_of(column))
 
 
-def _argument(argument: str, kinds: Kinds, column: Column) -> Texts:
-    """Render an argument, its numbers as their events have it."""
-    if (column.cls.child or column.cls) not in _INTEGERS or not len(column):
-        return _decoded("", kinds, column)
-    decoders, codes = kinds.decoders(argument, column)
-    if len(decoders) == 1:
-        return _decoded(decoders[0], kinds, column)
-    entries, ids = [], np.empty(len(column), np.int32)
-    first = 0
-    for place, decoder in enumerate(decoders):
-        at = np.flatnonzero(codes == place)
-        part = Column(column.cls, column.values.take(pa.array(at)))
-        entries.append(_decoded(decoder, kinds, part).entries)
-        ids[at] = np.arange(first, first + len(at), dtype=np.int32)
-        first += len(at)
-    return Texts(pa.concat_arrays(entries), ids)
-
-
-def _decoded(decoder: str, _: Kinds, column: Column) -> Texts:
-    """Render a column, its numbers with one decoder, or none."""
-    return fragments.render(column, partial(_plain, decoder))
-
-
-def _plain(decoder: str, cls: TypeClass, values: pa.Array) -> pa.Array:
-    """Render values of a class as plain text."""
-    if cls in (TypeClass.STR, TypeClass.JSON):
-        return fragments.escape_unsafe(values, values, text.printable)
-    if cls is TypeClass.BIN:
-        return fragments.base64_texts(values)
-    if cls in _INTEGERS and decode.known(decoder):
-        return decode.texts_of(decoder, values)
-    return fragments.number_texts(values)
+def _hex(_: Kinds, column: Column) -> Texts:
+    """Addresses."""
+    return arguments.decoded(decode.HEX, column)
 
 
 def _times(_: Kinds, column: Column) -> Texts:
