@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, TypeVar, cast
 import click
 
 from kcap.errors import KcapError, OutputError
+from kcap.tools import logs
 from kcap.tools.cli import exit_codes
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def run(
         source,
         partial(_worked, ctx, work),
         user=as_user,
-        answers={**(answers or {}), _FAILED: failure.note},
+        answers={**(answers or {}), _FAILED: failure.note, logs.ASKED: logs.serve},
         keep=keep,
     )
     if failure.error is not None:
@@ -175,6 +176,7 @@ class _Failure:
 
 def _worked(ctx: click.Context, work: Callable[[Channel | None], int], channel: Channel) -> int:
     """What the worker does, with the exit codes of a verb."""
+    logs.through(channel)
     try:
         with exit_codes(ctx):
             try:
@@ -197,18 +199,19 @@ def _code(ended: Ended, user: User | None) -> int:
         return ended.code
     who = "the process that works on the events"
     if ended.stuck:
-        click.echo(
-            f"kcap: the output takes nothing more: {who} was ended; what waited is lost", err=True
+        logs.tell(
+            f"kcap: the output takes nothing more: {who} was ended; what waited is lost",
+            level="warning",
         )
         return LOSS
     if ended.asked and ended.signal in (signal.SIGINT, signal.SIGTERM):
         _die(ended.signal)
     name = signal.Signals(ended.signal or 0).name
     as_whom = "" if user is None else f" (user {user.name})"
-    click.echo(
+    logs.tell(
         f"kcap: {who}{as_whom} was killed by {name}: what it had not committed yet is lost;"
         " 'kcap info' shows what there is",
-        err=True,
+        level="warning",
     )
     return LOSS
 

@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import click
-
-from kcap.tools import common
+from kcap.tools import common, logs
 from kcap.tools.status import Status
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ class Attendant:
         if found:
             summary.losses += found
             for loss in found:
-                click.echo(f"kcap: {common.describe(loss)}", err=True)
+                logs.tell(f"kcap: {common.describe(loss)}")
             self._tell(found)
         self._status.tick(summary, output)
         if self._control is not None:

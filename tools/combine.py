@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 import click
 
-from kcap.tools import common, output
+from kcap.tools import common, logs, output
 from kcap.tools.inputs import Announced, Inputs
 from kcap.tools.progress import Progress
 
@@ -62,9 +62,9 @@ def combine(
         with output.opened(path, force=force) as stream:
             summary, sink = _write(inputs, stream, path, writing, stages)
     size = common.size_text(sink.bytes_written)
-    click.echo(f"kcap: sha256 {sink.file_hash}", err=True)
+    logs.tell(f"kcap: sha256 {sink.file_hash}")
     events = common.counted(summary.events_out, "event")
-    click.echo(f"kcap: {events}, {size}: {printable(path)}", err=True)
+    logs.tell(f"kcap: {events}, {size}: {printable(path)}")
     common.finish(ctx, summary, captures[0] if len(captures) == 1 else f"{len(captures)} inputs")
 
 
@@ -187,4 +187,4 @@ def _warn_of_copies(sources: Sequence[Source]) -> None:
         if others:
             what = others[0] if len(others) == 1 else f"{len(others)} other inputs"
             text = f"kcap: warning: {first} and {what} look like copies; each event comes again"
-            click.echo(printable(text), err=True)
+            logs.tell(printable(text))

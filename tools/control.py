@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
-import click
-
 from kcap.errors import KcapError, PrivilegeError
+from kcap.tools import logs
 
 CLIENTS: Final = 8
 """Most clients at once."""
@@ -230,7 +229,7 @@ def opened() -> Iterator[Control | None]:
         from kcap.model.text import printable
 
         note = f"kcap: 'kcap stats --live' will not see this recording: {e}"
-        click.echo(printable(note), err=True)
+        logs.tell(printable(note))
         yield None
         return
     with made:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common, output
+from kcap.tools import common, logs, output
 from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
@@ -362,9 +362,9 @@ def _summarise(inputs: list[_Input], result: _Result) -> None:
     if not any(result.counts):
         how = " by their content hashes (--deep reads the events)" if result.only is None else ""
         events = common.counted(result.events[0], "event")
-        click.echo(f"kcap: no difference: {events} in both{how}", err=True)
+        logs.tell(f"kcap: no difference: {events} in both{how}")
         return
     for place, one in enumerate(inputs):
         events = common.counted(result.events[place], "event")
         only = f"{result.counts[place]:,} only there"
-        click.echo(f"kcap: {_SIDES[place]}, {printable(one.name)}: {events}, {only}", err=True)
+        logs.tell(f"kcap: {_SIDES[place]}, {printable(one.name)}: {events}, {only}")

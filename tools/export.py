@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Unpack, cast
 import click
 
 from kcap.errors import KcapError, OutputError
-from kcap.tools import common, output
+from kcap.tools import common, logs, output
 from kcap.tools.cli import Verb
 from kcap.tools.play import Chosen, columns, derived, naming, narrowed, opened_source
 
@@ -147,7 +147,7 @@ def _report(target: str, summary: Summary) -> None:
         if path.is_dir()
         else printable(target)
     )
-    click.echo(f"kcap: {common.counted(summary.events_out, 'event')}, {size}: {where}", err=True)
+    logs.tell(f"kcap: {common.counted(summary.events_out, 'event')}, {size}: {where}")
 
 
 def _run(source: Source, sink: Sink, chosen: list[Stage], limit: int | None) -> Summary:
@@ -370,4 +370,4 @@ def _warn_of_case(form: str, columns: dict[str, TypeClass]) -> None:
         other = seen.setdefault(name.lower(), name)
         if other != name and form != "arrow":
             text = f"columns {other} and {name} differ in case alone: DuckDB and Spark rename one"
-            click.echo(f"kcap: {printable(text)}; --schema map keeps both apart", err=True)
+            logs.tell(f"kcap: {printable(text)}; --schema map keeps both apart")

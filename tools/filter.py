@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, Unpack
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common, output
+from kcap.tools import common, logs, output
 from kcap.tools.cli import Verb
 from kcap.tools.inputs import position
 from kcap.tools.progress import Progress
@@ -99,7 +99,7 @@ def command(
     if dropped is not None:
         events += f", {dropped:,} left out"
     size = common.size_text(sink.bytes_written)
-    click.echo(f"kcap: {events}, {size}: {printable(path)}", err=True)
+    logs.tell(f"kcap: {events}, {size}: {printable(path)}")
     common.finish(ctx, summary, capture)
 
 

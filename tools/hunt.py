@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TypedDict, Unpack
 import click
 
 from kcap.errors import BadInputError, KcapError, OutputError
-from kcap.tools import common, output
+from kcap.tools import common, logs, output
 from kcap.tools.cli import Verb
 from kcap.tools.inputs import passed_over
 from kcap.tools.play import naming, opened_source
@@ -148,7 +148,7 @@ def _report(searcher: Searcher, stream: BinaryIO, options: _Options) -> Report:
 def _say_total(report: Report, indicators: int, captures: int) -> None:
     known = f"{len(report.found):,} of {common.counted(indicators, 'indicator')}"
     where = f"{len(report.captures):,} of {common.counted(captures, 'capture')}"
-    click.echo(f"kcap: {common.counted(report.hits, 'hit')}: {known}, in {where}", err=True)
+    logs.tell(f"kcap: {common.counted(report.hits, 'hit')}: {known}, in {where}")
 
 
 def _indicators(files: Sequence[str], *, lenient: bool) -> tuple[list[Indicator], bool]:
@@ -175,12 +175,12 @@ def _indicators(files: Sequence[str], *, lenient: bool) -> tuple[list[Indicator]
         with open_stream(name) as stream:
             feeds.read(stream, name)
     for error in feeds.passed_over[:_BAD_SHOWN]:
-        click.echo(f"kcap: passed over: {printable(str(error))}", err=True)
+        logs.tell(f"kcap: passed over: {printable(str(error))}")
     if len(feeds.passed_over) > _BAD_SHOWN:
-        click.echo(f"kcap: and {len(feeds.passed_over) - _BAD_SHOWN:,} more", err=True)
+        logs.tell(f"kcap: and {len(feeds.passed_over) - _BAD_SHOWN:,} more")
     if feeds.others:
         named = ", ".join(f"{count:,} {kind}" for kind, count in feeds.others.most_common())
-        click.echo(f"kcap: not looked for: {printable(named)}", err=True)
+        logs.tell(f"kcap: not looked for: {printable(named)}")
     if not feeds.indicators:
         hint = "kcap hunt --help says what a file of indicators may hold"
         raise BadInputError("there is no indicator in it", file=", ".join(files), hint=hint)

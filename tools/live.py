@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common
+from kcap.tools import common, logs
 
 if TYPE_CHECKING:
     from kcap.model.stream import LiveSource
@@ -112,7 +112,7 @@ def opened(
         except KcapError as error:
             if after is None:
                 raise
-            click.echo(f"kcap: {name}: {error.what}; trying {after} instead", err=True)
+            logs.tell(f"kcap: {name}: {error.what}; trying {after} instead")
         else:
             return source
     raise AssertionError(built)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypedDict, TypeVar
 
 import click
 
+from kcap.tools import logs
+
 if TYPE_CHECKING:
     from kcap.filter import Filter
     from kcap.readers.live.scopes import Choice
@@ -108,7 +110,7 @@ def chosen(options: SelectOptions, where: Filter | None) -> Selection:
         real=os.path.realpath,
     )
     for note in selection.notes if options["source"] != NAMES_ONLY else ():
-        click.echo(f"kcap: {note}", err=True)
+        logs.tell(f"kcap: {note}")
     return selection.at(look(selection.scope))
 
 

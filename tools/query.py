@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kcap.tools import common, output
+from kcap.tools import common, logs, output
 from kcap.tools.cli import Verb
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def command(
         for path, capture in zip(captures, opened, strict=True):
             losses.setdefault(path, []).extend(capture.losses)
     if form == "table" or target != "-":
-        click.echo(f"kcap: {common.counted(rows.count, 'row')}", err=True)
+        logs.tell(f"kcap: {common.counted(rows.count, 'row')}")
     for path, found in losses.items():
         common.report_losses(found, path)
     ctx.exit(3 if any(losses.values()) else 0)

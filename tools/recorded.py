@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
 
-import click
-
 from kcap.errors import FullError, OutputError
 from kcap.format.room import Room
 from kcap.format.writer import CaptureWriter
@@ -17,7 +15,7 @@ from kcap.model.batch import EMPTY, Batch, without_state
 from kcap.model.side import Loss, Snapshot, SourceInfo
 from kcap.model.stream import Sink
 from kcap.model.text import printable
-from kcap.tools import durability
+from kcap.tools import durability, logs
 from kcap.tools.part_files import OpenPart, OpenParts
 from kcap.tools.parts import EveryBytes
 from kcap.tools.series import HostTables
@@ -124,7 +122,7 @@ class _Warning:
         if sink.full and not self._told:
             self._told = True
             what = f"kcap: warning: there is no room left: the recording ends: {sink.place}"
-            click.echo(printable(what), err=True)
+            logs.tell(printable(what))
 
 
 class OneFile:

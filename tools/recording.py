@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-import click
-
 from kcap.format.writer import CaptureWriter
 from kcap.guard.rights import FILES
 from kcap.model.batch import EMPTY
@@ -21,7 +19,7 @@ from kcap.replay.pipeline import Pipeline
 from kcap.replay.stages import Matching
 from kcap.replay.survivors import Selecting, left_out
 from kcap.state import State
-from kcap.tools import attend, common, control, durability, live, notify, output, rotation
+from kcap.tools import attend, common, control, durability, live, logs, notify, output, rotation
 from kcap.tools.apart import PartedOutputs
 from kcap.tools.outputs import LocalOutputs
 from kcap.tools.progress import Progress
@@ -159,7 +157,7 @@ def _in_series(
 def _tell(name: str, writer: CaptureWriter) -> None:
     """Say that a file is complete."""
     size = common.size_text(writer.bytes_written)
-    click.echo(f"kcap: sha256 {writer.file_hash}, {size}: {printable(name)}", err=True)
+    logs.tell(f"kcap: sha256 {writer.file_hash}, {size}: {printable(name)}")
 
 
 class Asking(TypedDict):
@@ -274,7 +272,7 @@ class Recording:
         if not self._begun:
             self._begun = True
             path = printable(self._sink.place)
-            click.echo(f"kcap: recording with {self._source.info.format}: {path}", err=True)
+            logs.tell(f"kcap: recording with {self._source.info.format}: {path}")
         now_s = time.monotonic()
         self._sink.check(now_s)
         self._deadline.check(now_s)
@@ -326,10 +324,9 @@ def report(summary: Summary, sink: Recorded, keep: int | None) -> None:
     names: Sequence[str] = sink.names[-(keep or 0) :] or ["no file"]
     place = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names):,} files)"
     if isinstance(sink, OneFile):
-        click.echo(f"kcap: sha256 {sink.writer.file_hash}", err=True)
-    click.echo(
+        logs.tell(f"kcap: sha256 {sink.writer.file_hash}")
+    logs.tell(
         f"kcap: {common.counted(summary.events_out, 'event')}, {size},"
         f" {sum(summary.lost().values()):,} lost, exit code {summary.exit_code}:"
-        f" {printable(place)}",
-        err=True,
+        f" {printable(place)}"
     )

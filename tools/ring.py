@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import click
-
 from kcap.errors import FullError
 from kcap.format.reader import CaptureReader
 from kcap.format.writer import CaptureWriter
 from kcap.model.batch import EMPTY, Batch, without_state
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.replay.pipeline import FILTERED, Pipeline
-from kcap.tools import durability
+from kcap.tools import durability, logs
 from kcap.tools.recorded import Ending, Told, closing, finish, room_of
 from kcap.tools.series import HostTables, Series
 
@@ -225,7 +223,7 @@ class Ring:
                 self._dump.ending = True
                 self._go_on(self._dump, now_s)
         if not self.names:
-            click.echo("kcap: nothing was asked for, so nothing was written", err=True)
+            logs.tell("kcap: nothing was asked for, so nothing was written")
 
     def _open(self, now_s: float, start: Batch) -> None:
         """Begin a piece."""
@@ -342,5 +340,5 @@ class Ring:
                 self._told(dump.name, dump.writer)
 
     def _lose(self, loss: Loss) -> None:
-        click.echo(f"kcap: warning: {loss.reason}", err=True)
+        logs.tell(f"kcap: warning: {loss.reason}", level="warning")
         self.losses.append(loss)

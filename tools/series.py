@@ -7,11 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-import click
-
 from kcap.errors import FullError, KcapError, OutputError
 from kcap.model.batch import Batch
 from kcap.model.side import Snapshot
+from kcap.tools import logs
 
 if TYPE_CHECKING:
     from kcap.state import State
@@ -100,7 +99,7 @@ class Series:
         try:
             self._outputs.remove(self._files.popleft())
         except KcapError as e:
-            click.echo(f"kcap: warning: {e}", err=True)
+            logs.tell(f"kcap: warning: {e}", level="warning")
         return True
 
 

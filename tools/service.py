@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from kcap.errors import KcapError, OutputError
-from kcap.tools import service_status, service_unit
+from kcap.tools import logs, service_status, service_unit, settings
 from kcap.tools.cli import Verb, VerbGroup
 from kcap.tools.systemd import Systemd, write_unit
 
@@ -108,12 +108,13 @@ def install(
     """Install the service: it starts at boot.
 
     All other options, and a filter, are those of 'kcap record', and checked as it would. Without
-    --split-size or --split-time a file has 256M; without --keep 16 files are kept.
+    --split-size or --split-time a file has 256M; without --keep 16 files are kept. The service
+    reads the settings of this host, in /etc/kcap, or the file that 'kcap --config' names now.
     """
     options, asking = _recording(ctx, words)
     unit = service_unit.Unit(
         name=name,
-        program=_program(),
+        program=(*_program(), *settings.words(ctx)),
         words=options,
         captures=os.path.normpath(Path(folder).absolute()),
         kill=shutil.which("kill", path="/usr/bin:/bin"),
@@ -244,7 +245,7 @@ def _last_words(lines: Sequence[str]) -> list[str]:
 def _say(text: str) -> None:
     from kcap.model.text import printable
 
-    click.echo(f"kcap: {printable(text)}", err=True)
+    logs.tell(f"kcap: {printable(text)}")
 
 
 def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -256,9 +257,10 @@ def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[tuple[str, ...
     """
     from kcap.tools import common, live_select, record, rotation
 
-    parsed = record.command.make_context("kcap record", list(words))
+    root = ctx.find_root()
+    parsed = record.command.make_context("record", list(words), root)
     given = parsed.params
-    if given["target"] is not None:
+    if parsed.get_parameter_source("target") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("-o is not for a service; its captures go to --output-folder", ctx)
     where = common.filter_given(parsed, given["where"], given["words"])
     live_select.chosen(given, where)  # type: ignore[arg-type]  # its own options among others
@@ -268,7 +270,7 @@ def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[tuple[str, ...
     if given["keep"] is None:
         added += KEEP
     whole = (*added, *words)
-    options = record.command.make_context("kcap record", list(whole)).params
+    options = record.command.make_context("record", list(whole), root).params
     rotation.chosen(options, None, force=given["force"])  # type: ignore[arg-type]
     return whole, "HUP" if given["ring"] is None else "USR1"
 

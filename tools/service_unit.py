@@ -30,6 +30,7 @@ _BARE: Final = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
 # TimeoutStartSec and WatchdogSec: much longer than a busy host or a slow disk may take.
 # RuntimeDirectory: control sockets, of all recorders, so that none of them takes it away.
+# LogsDirectory: the folder for a log that the settings may ask for.
 # Nice: a busy host must not hide what made it busy. OOMScoreAdjust: others go first, yet not the
 # whole host. The limits are a multiple of what a recording at full load was measured to take.
 _TEMPLATE: Final = """{mark}
@@ -56,6 +57,8 @@ RestartPreventExitStatus=2
 RuntimeDirectory=kcap
 RuntimeDirectoryMode=0700
 RuntimeDirectoryPreserve=yes
+LogsDirectory=kcap
+LogsDirectoryMode=0700
 UMask=0077
 Nice=-5
 OOMScoreAdjust=-500

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import click
 
 from kcap.errors import OutputError
-from kcap.tools import common
+from kcap.tools import common, logs
 from kcap.tools.cli import Verb
 from kcap.tools.progress import Progress
 from kcap.tools.spool import Input
@@ -299,8 +299,8 @@ def _report(summary: Summary, parts: Sequence[str], old: Sequence[Path]) -> None
     names = [printable(name) for name in parts]
     shown = names if len(names) <= _SHOWN else [names[0], "…", names[-1]]
     what = f"{common.counted(len(names), 'part')}, {common.counted(summary.events_out, 'event')}"
-    click.echo(f"kcap: {what}: {' '.join(shown)}", err=True)
+    logs.tell(f"kcap: {what}: {' '.join(shown)}")
     stale = [str(path) for path in old if str(path) not in {str(Path(n)) for n in parts}]
     if stale:
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
-        click.echo(f"kcap: warning: from another time: {printable(stale[0])}{more}", err=True)
+        logs.tell(f"kcap: warning: from another time: {printable(stale[0])}{more}", level="warning")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common, control
+from kcap.tools import common, control, logs
 
 INTERVAL_S: Final = 1.0
 """Seconds between readings where none are asked for."""
@@ -56,7 +56,7 @@ def watch(
             stats: Stats = control.ask(path, control.STATS).get(control.STATS, {})
         except KcapError:
             if readings and path not in control.sockets():
-                click.echo("kcap: the recorder has ended", err=True)
+                logs.tell("kcap: the recorder has ended")
                 return
             raise
         if as_json:

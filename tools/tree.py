@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from kcap.tools import common
+from kcap.tools import common, logs
 from kcap.tools.cli import Verb
 from kcap.tools.play import opened_source
 
@@ -114,7 +114,7 @@ def command(
         glyphs = UNICODE if not plain and _can_show(UNICODE) else ASCII
         view = _View(lineage, glyphs, full=full, color=common.wants_color(color, sys.stdout.buffer))
         _write(view.lines(kept))
-        click.echo(f"kcap: {common.counted(len(kept), 'process')}", err=True)
+        logs.tell(f"kcap: {common.counted(len(kept), 'process')}")
     common.finish(ctx, summary, capture)
 
 

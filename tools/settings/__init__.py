@@ -10,6 +10,7 @@ Nothing of this is loaded or read before a verb asks for it: ``kcap --help`` doe
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -63,6 +64,22 @@ def found(ctx: click.Context) -> Merged:
         meta[_META] = Merged(file, found=unnamed, flags=meta.get(_FLAGS))
     made: Merged = meta[_META]
     return made
+
+
+def words(ctx: click.Context) -> tuple[str, ...]:
+    """What another kcap has to be told, so that it has the same settings.
+
+    Args:
+        ctx: Any context of this run.
+
+    Returns:
+        ``--config`` and the file where somebody named one; nothing where it will be found.
+    """
+    named = ctx.find_root().meta.get(_NAMED)
+    named = os.environ.get("KCAP_CONFIG") if named is None else named
+    if named is None:
+        return ()
+    return ("--config", str(Path(named).absolute()) if named else "")
 
 
 def name(ctx: click.Context, _: click.Parameter, value: str | None) -> None:

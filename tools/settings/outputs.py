@@ -114,7 +114,7 @@ def transformers(node: Node, mistakes: Mistakes) -> Iterator[tuple[Node, str, An
             mistakes.add(arguments, f"{name!r} is no transformer{expected}")
             continue
         try:
-            transform.parse(name, _probed(plain(arguments)), key=_PROBE, environ=_Anything())
+            transform.parse(name, _probed(plain(arguments)), key=_PROBE, environ=_Anything(_=""))
         except KcapError as error:
             expected = f": expected {error.expected}" if error.expected else ""
             mistakes.add(arguments, f"{error.what}{expected}")
