@@ -260,7 +260,8 @@ class Pipeline:
     def _close(self) -> None:
         """Close every tap and sink, the later ones also where an earlier one fails."""
         failed: BaseException | None = None
-        for end in (*self._taps, *self._sinks):
+        ends: Sequence[Tap | Sink] = (*self._taps, *self._sinks)
+        for end in ends:
             try:
                 end.close()
             except Exception as e:  # noqa: BLE001  (raised again below)

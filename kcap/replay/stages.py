@@ -7,8 +7,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from kcap.filter.filter import Filter
+from kcap.model import alert
 from kcap.model.batch import Batch, Rows, state_rows, without_state
 from kcap.model.classes import I64_MAX, I64_MIN
+from kcap.model.side import Loss
+from kcap.model.stream import Sink
 from kcap.replay.derived import derivation
 from kcap.state.kin import Kin
 
@@ -112,3 +115,28 @@ class Columns:
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
         return batch.select(self._names)
+
+
+class WithoutAlerts:
+    """A sink before one that takes what was recorded, and no alerts.
+
+    Args:
+        sink: That one; closed with this.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    @property
+    def losses(self) -> Sequence[Loss]:
+        """What the sink could not take."""
+        return getattr(self._sink, "losses", ())
+
+    def write(self, batch: Batch) -> None:
+        """See `kcap.model.stream.Sink.write`."""
+        if not alert.alerts_in(batch):
+            self._sink.write(batch)
+
+    def close(self) -> None:
+        """See `kcap.model.stream.Sink.close`."""
+        self._sink.close()

@@ -1,0 +1,293 @@
+"""What becomes of events beside the console: filaments, transformers, sinks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar
+
+import click
+
+from kcap.tools import logs
+
+if TYPE_CHECKING:
+    from kcap.filament.limits import Limits
+    from kcap.filament.source import Filament
+    from kcap.filter import Filter
+    from kcap.guard.rights import User
+    from kcap.model.stream import Sink
+    from kcap.replay.pipeline import Stage
+    from kcap.replay.tap import Tap
+    from kcap.writers.sinks.spec import Spec
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_CONSOLE: tuple[str, ...] = ("form", "output", "view", "fields", "template", "template_file")
+"""Options that say that events are to be printed."""
+
+
+class SinkOptions(TypedDict):
+    """The options that `sink_options` declares."""
+
+    sinks: tuple[str, ...]
+    transforms: tuple[str, ...]
+
+
+class FilamentOptions(TypedDict):
+    """The options that `filament_options` declares."""
+
+    filaments: tuple[str, ...]
+    filament_path: tuple[str, ...]
+
+
+class OutletOptions(SinkOptions, FilamentOptions):
+    """All of them."""
+
+
+def sink_options(function: _F) -> _F:
+    """``--sink``, ``--transform``."""
+    for option in (
+        click.option(
+            "--transform",
+            "transforms",
+            multiple=True,
+            metavar="NAME=ARGS",
+            help="Change events before they go anywhere: remove, rename, replace, trim, tags,"
+            " redact; see 'kcap docs transform'.",
+        ),
+        click.option(
+            "--sink",
+            "sinks",
+            multiple=True,
+            metavar="URL",
+            help="Send events to a server, as amqp://HOST or https://HOST; several are possible;"
+            " see 'kcap docs sinks'.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def filament_options(function: _F) -> _F:
+    """``-f``, ``--filament.path``."""
+    for option in (
+        click.option(
+            "--filament.path",
+            "filament_path",
+            multiple=True,
+            metavar="DIR",
+            help="Where filaments are looked for before those that come with kcap.",
+        ),
+        click.option(
+            "-f",
+            "--filament",
+            "filaments",
+            multiple=True,
+            metavar="NAME[,ARG]...",
+            help="Run a filament, by its name or its .py file; see 'kcap list filaments'.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What settings and the command line ask for; nothing is open yet."""
+
+    console: bool = True
+    """Events are printed, or written to the output."""
+    sinks: tuple[Spec, ...] = ()
+    transforms: tuple[Stage, ...] = ()
+    filaments: tuple[Filament, ...] = ()
+    limits: Limits | None = None
+
+
+@dataclass
+class Outlets:
+    """What takes part in a run."""
+
+    console: bool = True
+    taps: list[Tap] = field(default_factory=list)
+    filters: list[Filter | None] = field(default_factory=list)
+    """What each filament looks at; None for all events."""
+    transforms: list[Stage] = field(default_factory=list)
+    sinks: list[Sink] = field(default_factory=list)
+
+    def looking(self, where: Filter | None) -> Filter | None:
+        """What must be recorded so that everybody gets what they look at.
+
+        Args:
+            where: The filter of the command line.
+
+        Returns:
+            A filter that is true of all of it; None where that is everything.
+        """
+        from kcap.filter import Filter
+
+        found = list(self.filters)
+        if self.console or self.sinks or not found:
+            found.append(where)
+        known = {one.text: one for one in found if one is not None}
+        if None in found or len({one.checked.era for one in known.values()}) > 1:
+            return None
+        if len(known) == 1:
+            return next(iter(known.values()))
+        text = " or ".join(f"({one})" for one in known)
+        return Filter.of(text, next(iter(known.values())).checked.era)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that work for it."""
+        ends: list[object] = [*self.taps, *self.sinks]
+        return [pid for end in ends for pid in getattr(end, "pids", ())]
+
+    def status(self) -> list[dict[str, Any]]:
+        """How the sinks do.
+
+        Returns:
+            Of each that can tell its name and its counts.
+        """
+        found = [(getattr(s, "name", ""), getattr(s, "status", None)) for s in self.sinks]
+        return [{"sink": name, **status} for name, status in found if status is not None]
+
+    def report(self) -> None:
+        """Say what the sinks have delivered."""
+        for said in self.status():
+            refused = sum(said.get("refused", {}).values())
+            also = f", {refused:,} refused" if refused else ""
+            logs.tell(f"kcap: {said['sink']}: {said.get('taken', 0):,} delivered{also}")
+
+
+def wanted(
+    ctx: click.Context,
+    options: SinkOptions,
+    filaments: Sequence[str] = (),
+    folders: Sequence[str] = (),
+) -> Wanted:
+    """Understand what is asked for.
+
+    Args:
+        ctx: The verb's context.
+        options: Its options.
+        filaments: The filaments.
+        folders: Where they are looked for first.
+
+    Returns:
+        What to open.
+
+    Raises:
+        KcapError: A sink, a transformer or a filament is wrong.
+        click.UsageError: The options contradict each other.
+    """
+    from kcap.tools import settings
+
+    given = settings.of(ctx).with_sinks(options["sinks"])
+    found: tuple[Filament, ...] = ()
+    if filaments:
+        from kcap.filament import source
+
+        found = tuple(source.find(name, (*folders, *given.filament.path)) for name in filaments)
+    specs: tuple[Spec, ...] = ()
+    if given.sinks:
+        from kcap.writers.sinks import spec
+
+        specs = tuple(spec.parse(sink.url, sink.options) for sink in given.sinks)
+    if specs and ctx.params.get("view"):
+        raise click.UsageError("--view is for the console: a sink gets events, not its lines")
+    return Wanted(
+        _prints(ctx) or not (found or specs),
+        specs,
+        tuple(_transforms(options["transforms"], given.transformers)),
+        found,
+        given.filament.limits,
+    )
+
+
+def _prints(ctx: click.Context) -> bool:
+    """Whether it was said how events are to be printed, or where to."""
+    return any(
+        ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        for name in _CONSOLE
+    )
+
+
+def _transforms(texts: Sequence[str], settings: Sequence[Any]) -> Iterator[Stage]:
+    """Those of the settings, which may be there so that nothing leaks, come first."""
+    if not (texts or settings):
+        return
+    from kcap import transform
+
+    for one in settings:
+        yield transform.parse(one.name, one.arguments, environ=os.environ)
+    for text in texts:
+        yield transform.parse_text(text, environ=os.environ)
+
+
+def worker_user(name: str | None = None) -> User | None:
+    """Who a filament or the courier of a sink becomes.
+
+    Args:
+        name: A user's name; None for the default.
+
+    Returns:
+        The user; None where this process can become nobody else.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    from kcap.guard import rights
+
+    return rights.chosen(name) if rights.may_become() else None
+
+
+@contextlib.contextmanager
+def opened(
+    asked: Wanted,
+    stream: BinaryIO,
+    *,
+    live: bool,
+    redraws: bool = False,
+    where: Filter | None = None,
+    user: str | None = None,
+) -> Iterator[Outlets]:
+    """Start filaments and sinks: before this process gives up its rights.
+
+    Args:
+        asked: What `wanted` gave.
+        stream: Where filaments print.
+        live: The run records: a sink never gives up.
+        redraws: On a terminal, tables of filaments are drawn over each other.
+        where: The filter of filaments that set none.
+        user: Who they become where this is root; None for the default.
+
+    Yields:
+        What to put into the pipeline.
+
+    Raises:
+        KcapError: Something can't be started.
+    """
+    with contextlib.ExitStack() as stack:
+        made = Outlets(asked.console, transforms=list(asked.transforms))
+        become = worker_user(user) if asked.filaments or asked.sinks else None
+        for one in asked.sinks:
+            from kcap.writers.sinks import spec
+
+            made.sinks.append(spec.opened(one, live=live, user=become))
+            stack.callback(made.sinks[-1].close)
+        if asked.filaments:
+            from kcap.filament import table, tap
+
+            display: table.Display = table.Plain(stream)
+            if redraws and stream.isatty():
+                display = table.Screen(stream, partial(shutil.get_terminal_size))
+            stack.callback(display.close)
+            filaments = tap.Filaments(asked.filaments, display, where=where, limits=asked.limits)
+            made.taps.append(filaments)
+            made.filters += filaments.filters
+            stack.callback(filaments.close)
+        yield made
