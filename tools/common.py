@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 import click
 
 from kcap import limits
-from kcap.tools import forms
+from kcap.tools import forms, logs
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
@@ -128,7 +128,7 @@ def filter_of(text: str, era: int | None = None) -> Filter:
     found = Filter.of(text, era)
     if found.sourceless:
         names = ", ".join(found.sourceless)
-        click.echo(f"kcap: the filter: no capture has a value for {names} yet", err=True)
+        logs.tell(f"kcap: the filter: no capture has a value for {names} yet")
     return found
 
 
@@ -319,6 +319,7 @@ def finish(ctx: click.Context, summary: Summary, file: str) -> None:
         file: The input's name.
     """
     report_losses(summary.losses, file)
+    logs.count(ctx, events_in=summary.events_in, events_out=summary.events_out)
     ctx.exit(summary.exit_code)
 
 
@@ -339,9 +340,9 @@ def report_losses(losses: list[Loss], file: str) -> None:
     from kcap.model.text import printable
 
     for loss in losses[:_SHOWN]:
-        click.echo(f"kcap: {printable(file)}: {describe(loss)}", err=True)
+        logs.tell(f"kcap: {printable(file)}: {describe(loss)}", level="warning")
     if len(losses) > _SHOWN:
-        click.echo(f"kcap: {printable(file)}: and {len(losses) - _SHOWN} more", err=True)
+        logs.tell(f"kcap: {printable(file)}: and {len(losses) - _SHOWN} more", level="warning")
 
 
 def counted(count: int, what: str) -> str:
