@@ -1,4 +1,4 @@
-"""``kcap list``: what kcap knows by name: fields, events, columns."""
+"""``kcap list``: what kcap knows by name: fields, events, columns, filaments."""
 
 from __future__ import annotations
 
@@ -18,30 +18,53 @@ _WHAT = {
     "events": "the events of all sources, with action and category",
     "kevents": "the same: the word of Fibratus 1.x",
     "columns": "the columns of every event, with class and meaning",
+    "filaments": "the filaments that 'kcap run -f' and 'kcap replay -f' can run",
 }
 
 
 @click.command(
     "list",
     cls=Verb,
-    examples=("kcap list", "kcap list events", "kcap list events 'Reg*'", "kcap list fields ps"),
+    examples=(
+        "kcap list",
+        "kcap list events",
+        "kcap list events 'Reg*'",
+        "kcap list fields ps",
+        "kcap list filaments --filament.path ~/filaments",
+    ),
 )
 @click.argument("what", required=False)
 @click.argument("pattern", required=False)
 @click.option("--json", "as_json", is_flag=True, help="The list as JSON.")
-def command(what: str | None, pattern: str | None, as_json: bool) -> None:
-    """List fields, events or columns; without a word, say what there is to list.
+@click.option(
+    "--filament.path",
+    "folders",
+    multiple=True,
+    metavar="DIR",
+    help="Where filaments are looked for before those that come with kcap.",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    what: str | None,
+    pattern: str | None,
+    as_json: bool,
+    folders: tuple[str, ...],
+) -> None:
+    """List fields, events, columns or filaments; without a word, say what there is to list.
 
     PATTERN is a part of a name, or a wildcard pattern of the whole name.
     """
     if what is None:
-        click.echo("\n".join(f"kcap list {name:<8} {text}" for name, text in _WHAT.items()))
+        click.echo("\n".join(f"kcap list {name:<9} {text}" for name, text in _WHAT.items()))
     elif what == "fields":
         show(pattern, as_json=as_json)
     elif what in ("events", "kevents"):
         _events(pattern, as_json)
     elif what == "columns":
         _columns(pattern, as_json)
+    elif what == "filaments":
+        _filaments(ctx, pattern, folders, as_json)
     else:
         import difflib
 
@@ -82,6 +105,27 @@ def _columns(pattern: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"columns": rows}, indent=1))
     else:
         click.echo(table([(c.name, str(c.cls), c.meaning) for c in found]))
+
+
+def _filaments(
+    ctx: click.Context, pattern: str | None, folders: tuple[str, ...], as_json: bool
+) -> None:
+    from kcap.filament import source
+    from kcap.model.text import printable
+    from kcap.tools import settings
+
+    every = source.listed((*folders, *settings.of(ctx).filament.path))
+    found = [one for one in every if matches(pattern, one.name)]
+    _refuse_nothing(found, "filament", pattern, "filaments")
+    if as_json:
+        rows = [one._asdict() | {"path": str(one.path)} for one in found]
+        click.echo(json.dumps({"filaments": rows}, indent=1))
+        return
+    cells = [
+        (one.name, f"can't be started: {one.error}" if one.error else one.summary, str(one.path))
+        for one in found
+    ]
+    click.echo(table([tuple(map(printable, row)) for row in cells]))
 
 
 def _refuse_nothing(found: Iterable[object], one: str, pattern: str | None, what: str) -> None:

@@ -73,12 +73,19 @@ class Connection:
         filament: The filament.
         limits: What it may take.
         severities: The words that alerts may have.
+        user: Who its process becomes where this is root; None for the default.
 
     Raises:
         KcapError: It can't be started.
     """
 
-    def __init__(self, filament: Filament, limits: Limits, severities: Sequence[str]) -> None:
+    def __init__(
+        self,
+        filament: Filament,
+        limits: Limits,
+        severities: Sequence[str],
+        user: rights.User | None = None,
+    ) -> None:
         self._filament = filament
         self._limits = limits
         self._buffer = bytearray()
@@ -92,7 +99,7 @@ class Connection:
                 settings(filament, limits, severities, f"/proc/{os.getpid()}/fd/{number}"),
                 network=False,
                 memory_bytes=limits.memory_bytes,
-                user=rights.chosen(None) if rights.may_become() else None,
+                user=(user or rights.chosen(None)) if rights.may_become() else None,
                 stderr_pipe=True,
             )
         finally:

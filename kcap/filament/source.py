@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from kcap import trust
 from kcap.errors import KcapError
@@ -136,6 +136,38 @@ def files(folders: Sequence[str | os.PathLike[str]] = ()) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
+class Listed(NamedTuple):
+    """A filament in a list."""
+
+    name: str
+    path: Path
+    summary: str
+    error: str | None = None
+    """Why it can't be started."""
+
+
+def listed(folders: Sequence[str | os.PathLike[str]] = ()) -> list[Listed]:
+    """The filaments that there are; none is run.
+
+    Args:
+        folders: As for `files`.
+
+    Returns:
+        They, by name; files without a function that gets events are none.
+
+    Raises:
+        KcapError: A folder is none.
+    """
+    found = []
+    for path in files(folders):
+        try:
+            if _handler(_tree(path, _text(path))) is not None:
+                found.append(Listed(path.stem, path, read(path).summary))
+        except KcapError as e:
+            found.append(Listed(path.stem, path, "", str(e).removeprefix(f"{path}: ")))
+    return found
+
+
 def _folder(folder: str | os.PathLike[str]) -> Path:
     path = Path(folder)
     if not path.is_dir():
@@ -158,30 +190,21 @@ def read(path: Path, arguments: Sequence[str] = ()) -> Filament:
     """
     text = _text(path)
     tree = _tree(path, text)
-    doc = ast.get_docstring(tree)
-    if not doc or not doc.strip():
-        raise KcapError(
-            "a filament says what it does", file=str(path), line=1, expected="a docstring"
-        )
-    defined = {
-        n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
-    assigned = {
-        target.id
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    handler = next((name for name in HANDLERS if name in defined or name in assigned), None)
+    handler = _handler(tree)
     if handler is None:
         raise KcapError(
             "a filament has a function that gets the events",
             file=str(path),
             expected="on_next_kevent(kevent) or on_next_event(event)",
         )
-    if handler in defined:
-        _check_handler(path, defined[handler])
+    defined = _defined(tree)
+    if (node := defined[handler]) is not None:
+        _check_handler(path, node)
+    doc = ast.get_docstring(tree)
+    if not doc or not doc.strip():
+        raise KcapError(
+            "a filament says what it does", file=str(path), line=1, expected="a docstring"
+        )
     modules: dict[str, Module] = {}
     imports: set[str] = set()
     names: set[str] = set()
@@ -192,12 +215,28 @@ def read(path: Path, arguments: Sequence[str] = ()) -> Filament:
         text=text,
         doc=doc,
         handler=handler,
-        functions=frozenset({*defined, *assigned} & {*_CALLED}),
+        functions=frozenset(defined.keys() & {*_CALLED}),
         imports=tuple(sorted(n for n in imports if n != "utils" and not n.startswith(OURS))),
         modules=tuple(modules[name] for name in sorted(modules)),
         arguments=tuple(arguments),
         names=frozenset(names),
     )
+
+
+def _defined(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef | None]:
+    """The names that a module defines: functions, and others as None."""
+    found: dict[str, ast.FunctionDef | ast.AsyncFunctionDef | None] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.Assign):
+            found |= {target.id: None for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def _handler(tree: ast.Module) -> str | None:
+    defined = _defined(tree)
+    return next((name for name in HANDLERS if name in defined), None)
 
 
 def _check_handler(path: Path, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:

@@ -24,6 +24,7 @@ from kcap.filament.source import Filament
 from kcap.filament.ticks import Clock, Due, Int64s, Ticks
 from kcap.filament.worker import END
 from kcap.filter import Filter, FilterError
+from kcap.guard.rights import User
 from kcap.model import alert
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import I64_MIN
@@ -50,14 +51,20 @@ class _Runner:
     """One filament of the run."""
 
     def __init__(
-        self, number: int, filament: Filament, where: Filter | None, limits: Limits
+        self,
+        number: int,
+        filament: Filament,
+        where: Filter | None,
+        limits: Limits,
+        user: User | None,
     ) -> None:
         self.number = number
         self.filament = filament
         self.fresh = False
         """There were events since the last tick."""
         self._limits = limits
-        self._where = where
+        self.filter = where
+        """What decides which events it gets."""
         self._packer = EventColumns()
         self._known = known.Known() if known.asks(filament) else None
         self._part: chosen.Part | None = None
@@ -66,14 +73,15 @@ class _Runner:
         self._overrun: tuple[int, int] | None = None
         self._ticks: Ticks | None = None
         self._last: list[bytes] = []
-        self.connection = Connection(filament, limits, _SEVERITIES)
+        self.connection = Connection(filament, limits, _SEVERITIES, user)
 
     def start(self) -> list[Item]:
         """Let it begin; gives what came of that."""
         items, ready = self.connection.start(lambda *_: None)
         if isinstance(ready, Failure):
             raise connection.error(ready, self.filament)
-        self._chosen = chosen.Chosen(self._filter(ready))
+        self.filter = self._filter(ready)
+        self._chosen = chosen.Chosen(self.filter)
         if ready.ticks:
             self._ticks = Ticks(ready.interval_s, self._limits.catchup_ticks)
         return items
@@ -128,7 +136,7 @@ class _Runner:
 
     def _filter(self, ready: Ready) -> Filter | None:
         if ready.filter is None:
-            return self._where
+            return self.filter
         try:
             return Filter.of(ready.filter)
         except FilterError as e:
@@ -186,6 +194,7 @@ class Filaments:
         display: Where they print and draw.
         where: The filter of those that set none of their own.
         limits: What each may take.
+        user: Who its processes become where this is root; None for the default.
 
     Raises:
         KcapError: One of them can't be started.
@@ -198,6 +207,7 @@ class Filaments:
         *,
         where: Filter | None = None,
         limits: Limits | None = None,
+        user: User | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._display = display
@@ -210,7 +220,7 @@ class Filaments:
         self._runners: list[_Runner] = []
         try:
             for number, filament in enumerate(filaments):
-                self._runners.append(_Runner(number, filament, where, self._limits))
+                self._runners.append(_Runner(number, filament, where, self._limits, user))
             for runner in self._runners:
                 for item in runner.start():
                     placed = _Placed(0, _TICK, I64_MIN, runner.number, item)
@@ -226,6 +236,11 @@ class Filaments:
     def pids(self) -> list[int]:
         """The processes of the filaments."""
         return [runner.connection.pid for runner in self._runners]
+
+    @property
+    def filters(self) -> list[Filter | None]:
+        """What each filament looks at; None for all events."""
+        return [runner.filter for runner in self._runners]
 
     def see(self, batch: Batch) -> list[tuple[int, Batch]]:
         """See `kcap.replay.tap.Tap`.
