@@ -63,6 +63,7 @@ _VERBS: Final = {
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
     "filter": _Verb("filter", "Rewrite", "Copy some of a capture's events, and nothing else."),
+    "redact": _Verb("redact", "Rewrite", "Hide secrets: tokens in their place, the rest as it was."),
     "merge": _Verb("merge", "Rewrite", "Make one capture of several, by time."),
     "split": _Verb("split", "Rewrite", "Divide a capture into parts."),
     "recover": _Verb("recover", "Rewrite", "Save what is intact of a damaged capture."),

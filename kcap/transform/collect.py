@@ -1,0 +1,108 @@
+"""Finding out what is to be hidden, before it is hidden wherever it stands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kcap.errors import LimitError
+from kcap.model.batch import Batch
+from kcap.replay.stages import Matching
+from kcap.transform import texts
+from kcap.transform.hiding import Hider
+from kcap.transform.redact import Redact, Rules
+from kcap.transform.tokens import Key
+
+PART_CHARS: Final = 6
+"""What a pattern matches is looked for elsewhere from this length on: ``true`` is everywhere."""
+
+FOUND_BYTES: Final = 256 << 20
+"""What the values that are to be hidden may take together."""
+
+_ENTRY_BYTES: Final = 100
+
+
+class Collector:
+    """A stage that changes nothing, and takes note of all that `Redact` would hide.
+
+    Args:
+        key: The key; no token is made.
+        rules: What is to be redacted.
+    """
+
+    def __init__(self, key: Key, rules: Rules) -> None:
+        self._columns = rules.columns
+        self._matching = None if rules.where is None else Matching(rules.where, state=True)
+        # Where only some events count, the second reading knows no pattern: it needs every match.
+        self._found = _Found(key, rules, PART_CHARS if rules.where is None else 1)
+        self._stage = Redact(key, Rules(rules.columns, rules.patterns), self._found)
+
+    @property
+    def literals(self) -> set[bytes]:
+        """The texts and bytes that are to be hidden."""
+        return self._found.values
+
+    @property
+    def numbers(self) -> set[int | float]:
+        """The numbers that are to be hidden."""
+        return self._found.numbers
+
+    def process(self, batch: Batch) -> Batch:
+        """See `kcap.replay.pipeline.Stage`."""
+        for name in batch.columns:
+            self._columns.has(name)
+        part = batch
+        if self._matching is not None:
+            part = batch.take(self._matching.rows(batch)).with_before(())
+        self._stage.process(part)
+        return batch
+
+
+class _Found(Hider):
+    """Leaves everything as it is, and notes what would be hidden."""
+
+    def __init__(self, key: Key, rules: Rules, least: int) -> None:
+        super().__init__(key, rules.patterns)
+        self._least = least
+        self.values: set[bytes] = set()
+        self.numbers: set[int | float] = set()
+        self._bytes_found = 0
+
+    def whole(self, value: str) -> str:
+        """Note it."""
+        self._note(value.encode("utf-8", "surrogatepass"))
+        return value
+
+    def part(self, value: str) -> str:
+        """Note it, unless it is so short that it says nothing elsewhere."""
+        return self.whole(value) if len(value) >= self._least else value
+
+    def whole_data(self, value: bytes) -> bytes:
+        """Note it."""
+        self._note(value)
+        return value
+
+    def whole_json(self, value: str) -> str:
+        """Note the strings in it."""
+        texts.in_json(value, lambda found: [self.whole(v) for v in found])
+        return value
+
+    def number(self, value: int) -> int:
+        """Note it."""
+        self.numbers.add(value)
+        return value
+
+    def real(self, value: float) -> float:
+        """Note it."""
+        self.numbers.add(value)
+        return value
+
+    def _note(self, value: bytes) -> None:
+        if not value or value in self.values:
+            return
+        self.values.add(value)
+        self._bytes_found += len(value) + _ENTRY_BYTES
+        if self._bytes_found > FOUND_BYTES:
+            what = f"more than {len(self.values):,} different values are to be hidden"
+            hint = "--columns-only hides them in their own columns alone"
+            expected = f"at most {FOUND_BYTES >> 20} MiB of them"
+            raise LimitError(what, expected=expected, hint=hint)
