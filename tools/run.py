@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import apart, attend, common, forms, live, live_select, views
+from kcap.tools import apart, attend, common, forms, live, live_select, outlets, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, playing
 
 if TYPE_CHECKING:
+    from kcap.model.stream import LiveSource
     from kcap.readers.live.guard.channel import Channel
+    from kcap.readers.live.selection import Selection
     from kcap.replay.pipeline import Summary
 
 _INTERVAL_S: Final = 0.1
@@ -84,14 +86,20 @@ def command(
     view = views.chosen(ctx, options)
     if view is not None and not (options["wanted"] or options["sets"]):
         options["wanted"] = tuple(view.recorded)
-    selection = live_select.chosen(options, options["where"])
+    asked = outlets.wanted(ctx, options, options["filaments"], options["filament_path"])
     with (
         live.undoing(),
-        contextlib.closing(
-            live.opened(options, interval_s=_INTERVAL_S, selection=selection)
-        ) as source,
-        live.stopping(source, twice=True),
         opened_output(form, options) as out,
+        outlets.opened(
+            asked,
+            out.stream,
+            live=True,
+            redraws=True,
+            where=options["where"],
+            user=options["user"],
+        ) as also,
+        contextlib.closing(_source(options, selection := _selection(options, also))) as source,
+        live.stopping(source, twice=True),
     ):
         deadline = live.Deadline(source, options["duration"])
         # Who asks how a recorder does means one that stores; what is done to this one shows, too.
@@ -109,6 +117,7 @@ def command(
             out,
             tracked=State(),
             view=view,
+            outlets=also,
             around=partial(Selected.around, selection),
             after_batch=after_batch,
         )
@@ -117,12 +126,21 @@ def command(
             with contextlib.closing(attendant.begin()):
                 summary = run()
             _report(summary)
+            also.report()
             common.report_losses(summary.losses, source.info.file)
             return summary.exit_code
 
         out.stream.flush()
         code = apart.run(ctx, source, work, user=options["user"])
     ctx.exit(code)
+
+
+def _selection(options: _RunOptions, also: outlets.Outlets) -> Selection:
+    return live_select.chosen(options, also.looking(options["where"]))
+
+
+def _source(options: _RunOptions, selection: Selection) -> LiveSource:
+    return live.opened(options, interval_s=_INTERVAL_S, selection=selection)
 
 
 def _report(summary: Summary) -> None:

@@ -116,9 +116,9 @@ class Delivery:
         return dict(self._said)
 
     @property
-    def pid(self) -> int:
+    def pids(self) -> list[int]:
         """The courier's process."""
-        return self._child.pid
+        return [self._child.pid]
 
     def write(self, batch: Batch) -> None:
         """Hand the events of a batch to the courier; waits while no more may wait there.
