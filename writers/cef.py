@@ -41,8 +41,14 @@ _KEYS: Final[dict[str, tuple[str, ...]]] = {
 
 _TIME: Final = "ts"
 _IDENTITY: Final = ("origin", "ord")
-_HEADER: Final = frozenset({"event", _TIME, *_IDENTITY, "arg_rule", "arg_title", "arg_severity"})
-"""What has a place of its own."""
+_ELSEWHERE: Final = frozenset({
+    *("event", _TIME, *_IDENTITY, "arg_rule", "arg_title", "arg_severity"),
+    *("provenance", "shape"),
+})  # fmt: skip
+"""What has a place of its own, and how the source spelled a record, which is for captures."""
+
+_CLASSES: Final = frozenset(TypeClass)
+"""A row has a value of one class, so that the key need not say which."""
 
 _SEVERITIES: Final = {"low": 3, "medium": 5, "high": 8, "critical": 10}
 _EVENT: Final = "1"
@@ -147,7 +153,7 @@ def _extension(block: Batch) -> Iterator[_Key]:
             origin.cast(pa.utf8()), pa.scalar(":", pa.utf8()), place.cast(pa.utf8())
         )
         yield _Key("externalId", Texts(ids, None), np.flatnonzero(has_id).astype(np.int32))
-    left = set(block.columns) - _HEADER
+    left = set(block.columns) - _ELSEWHERE
     spare: list[_Key] = []
     for key, names in _KEYS.items():
         missing = np.ones(block.rows, np.bool_)
@@ -185,7 +191,8 @@ def _own(column: str) -> str:
     base, suffixes = naming.parts(column)
     prefix, _, name = base.partition("_")
     named = arguments.source_name(base) if prefix == naming.ARGUMENT else ""
-    words = _WORD.split(" ".join([named or base, *suffixes]))
+    kept = [suffix for suffix in suffixes if suffix not in _CLASSES]
+    words = _WORD.split(" ".join([named or base, *kept]))
     key = "kcap" + "".join(word[0].upper() + word[1:] for word in words if word)
     return key if key != "kcap" else f"kcapArg{name.encode().hex()}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,13 @@ class Kafka:
         self._configuration = _configured(settings, self._brokers)
         self._trouble: Any = None
         self._producer: Any = None
+        self._logger = logging.getLogger("kcap.kafka")  # What matters of it is in our errors.
+        self._logger.addHandler(logging.NullHandler())
+        self._logger.propagate = False
         try:  # It says now what it does not understand.
-            confluent_kafka.Producer({**self._configuration, "bootstrap.servers": ""})
+            confluent_kafka.Producer(
+                {**self._configuration, "bootstrap.servers": "", "log_level": 0}
+            )
         except confluent_kafka.KafkaException as e:
             raise KcapError(f"{self._shown}: {_said(e.args[0])}") from e
 
@@ -73,7 +79,7 @@ class Kafka:
         self.close()
         self._trouble = None
         producer = self._library.Producer(
-            {**self._configuration, "error_cb": self._on_error, "logger": None}
+            {**self._configuration, "error_cb": self._on_error, "logger": self._logger}
         )
         self._producer = producer
         try:
@@ -98,22 +104,21 @@ class Kafka:
         """
         if self._producer is None:
             raise InterruptedDeliveryError(f"{self._shown}: not connected")
-        answers: list[Any] = [_WAITING] * len(messages)
+        answers = _Answers(len(messages))
         for at, message in enumerate(messages):
-            self._produce(message, _noting(answers, at))
+            self._produce(message, answers.noting(at))
         self._await(answers)
         codes = self._library.KafkaError
         invalid = {codes.MSG_SIZE_TOO_LARGE, codes.INVALID_MSG, codes.INVALID_RECORD}
         refused: list[Refused] = []
-        for at, answer in enumerate(answers):
-            if answer is None:
+        for at, (answered, error) in enumerate(answers.found):
+            if answered and error is None:
                 continue
-            if answer is not _WAITING and answer.code() in invalid:
-                refused.append(Refused(at, _said(answer)))
+            if answered and error.code() in invalid:
+                refused.append(Refused(at, _said(error)))
                 continue
-            error = self._trouble if answer is _WAITING else answer
             self.close()
-            raise self._meaning(error, at, refused)
+            raise self._meaning(error or self._trouble, at, refused)
         return refused
 
     def close(self) -> None:
@@ -148,14 +153,12 @@ class Kafka:
             else:
                 return
 
-    def _await(self, answers: list[Any]) -> None:
+    def _await(self, answers: _Answers) -> None:
         # The producer itself gives each record up after message.timeout.ms, then all are answered;
         # what it can't go on after comes to _on_error.
-        while _WAITING in answers:
+        while answers.left and self._trouble is None:
             self._producer.poll(_POLL_S)
-            if self._trouble is not None:
-                self._producer.poll(0)
-                return
+        self._producer.poll(0)
 
     def _on_error(self, error: Any) -> None:  # noqa: ANN401  (an extra)
         if error.fatal() or self._is_final(error):
@@ -187,15 +190,22 @@ class Kafka:
         return InterruptedDeliveryError(f"{self._shown}: {said}", taken=taken, refused=refused)
 
 
-_WAITING: Final = object()
-"""In place of an answer that has not come."""
+class _Answers:
+    """What the brokers say of each record."""
 
+    def __init__(self, count: int) -> None:
+        self.found: list[tuple[bool, Any]] = [(False, None)] * count
+        """Whether there is an answer, and the error that it is, if it is one."""
+        self.left = count
 
-def _noting(answers: list[Any], at: int) -> Callable[[Any, Any], None]:
-    def note(error: Any, _: Any) -> None:  # noqa: ANN401
-        answers[at] = error
+    def noting(self, at: int) -> Callable[[Any, Any], None]:
+        """What the producer calls with the answer to one of them."""
 
-    return note
+        def note(error: Any, _: Any) -> None:  # noqa: ANN401  (an extra)
+            self.found[at] = (True, error)
+            self.left -= 1
+
+        return note
 
 
 def _said(error: Any) -> str:  # noqa: ANN401
