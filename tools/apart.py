@@ -74,6 +74,7 @@ def run(
     user: str | None,
     answers: Mapping[str, Serve] | None = None,
     keep: Collection[str] = (),
+    helpers: Collection[int] = (),
 ) -> int:
     """Do what is to be done with a source's events in a process without rights.
 
@@ -87,6 +88,7 @@ def run(
         user: Who it is done as; None for the default.
         answers: What the channel can be asked for.
         keep: Capabilities that they take.
+        helpers: Other processes that work for it: filaments, the couriers of sinks.
 
     Returns:
         The exit code, of what has not failed.
@@ -111,6 +113,7 @@ def run(
         user=as_user,
         answers={**(answers or {}), _FAILED: failure.note, logs.ASKED: logs.serve},
         keep=keep,
+        helpers=helpers,
     )
     if failure.error is not None:
         raise failure.error
@@ -138,11 +141,13 @@ def load() -> None:
 
 _LOADED: Final = (
     "kcap",
+    "kcap.filament",
     "kcap.filter",
     "kcap.format",
     "kcap.model",
     "kcap.replay",
     "kcap.state",
+    "kcap.transform",
     "kcap.readers.live.bpf",
     "kcap.writers",
     "kcap.writers.views",

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypedDict, TypeVar
 
 import click
 
+from kcap.errors import KcapError
 from kcap.tools import logs
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from kcap.filament.source import Filament
     from kcap.filter import Filter
     from kcap.guard.rights import User
+    from kcap.model.batch import Batch
+    from kcap.model.side import Loss
     from kcap.model.stream import Sink
     from kcap.replay.pipeline import Stage
     from kcap.replay.tap import Tap
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_CONSOLE: tuple[str, ...] = ("form", "output", "view", "fields", "template", "template_file")
+HELPERS_MAX: Final = 4
+"""Filaments and sinks over a network in one live run: as many as the kernel leaves out."""
+
+_CONSOLE: Final = ("form", "output", "view", "fields", "template", "template_file")
 """Options that say that events are to be printed."""
 
 
@@ -164,6 +170,52 @@ class Outlets:
             logs.tell(f"kcap: {said['sink']}: {said.get('taken', 0):,} delivered{also}")
 
 
+class Aside:
+    """The sinks beside a recording: one that fails does not end it.
+
+    Args:
+        also: The sinks, and what becomes of events before these get them.
+    """
+
+    def __init__(self, also: Outlets) -> None:
+        self._sinks = list(also.sinks)
+        self._transforms = also.transforms
+        self._failed: list[Loss] = []
+        self._all = also.sinks
+
+    @property
+    def losses(self) -> list[Loss]:
+        """What the sinks could not take."""
+        return [*self._failed, *(loss for s in self._all for loss in getattr(s, "losses", ()))]
+
+    def write(self, batch: Batch) -> None:
+        """See `kcap.model.stream.Sink.write`."""
+        if not self._sinks:
+            return
+        for stage in self._transforms:
+            batch = stage.process(batch)
+        for sink in tuple(self._sinks):
+            self._try(sink, partial(sink.write, batch))
+
+    def close(self) -> None:
+        """See `kcap.model.stream.Sink.close`."""
+        for sink in tuple(self._sinks):
+            self._try(sink, sink.close)
+        self._sinks = []
+
+    def _try(self, sink: Sink, act: Callable[[], None]) -> None:
+        from kcap.model.side import Loss
+
+        try:
+            act()
+        except KcapError as e:
+            self._sinks.remove(sink)
+            self._failed.append(Loss("skipped", None, f"a sink gets nothing more: {e}"))
+            logs.tell(f"kcap: {e}; the recording goes on", level="error")
+            if e.hint:
+                logs.tell(f"hint: {e.hint}")
+
+
 def wanted(
     ctx: click.Context,
     options: SinkOptions,
@@ -278,7 +330,8 @@ def opened(
             from kcap.writers.sinks import spec
 
             made.sinks.append(spec.opened(one, live=live, user=become))
-            stack.callback(made.sinks[-1].close)
+            # Who ran the pipeline has closed it; nothing is delivered of a run that never began.
+            stack.callback(getattr(made.sinks[-1], "abandon", made.sinks[-1].close))
         if asked.filaments:
             from kcap.filament import table, tap
 
@@ -290,4 +343,10 @@ def opened(
             made.taps.append(filaments)
             made.filters += filaments.filters
             stack.callback(filaments.close)
+        if live and len(made.pids) > HELPERS_MAX:
+            raise KcapError(
+                f"{len(made.pids)} filaments and sinks over a network in one live run",
+                expected=f"at most {HELPERS_MAX}: more would see what they do themselves",
+                hint="record a capture, and replay it",
+            )
         yield made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Final, Unpack
 
@@ -16,6 +17,7 @@ from kcap.tools import (
     durability,
     live,
     live_select,
+    outlets,
     output,
     rotation,
 )
@@ -29,7 +31,9 @@ NOTE_CHARS: Final = 4096
 """The longest case, operator or note."""
 
 
-class _RecordOptions(live.LiveOptions, live_select.SelectOptions, rotation.RotationOptions):
+class _RecordOptions(
+    live.LiveOptions, live_select.SelectOptions, rotation.RotationOptions, outlets.SinkOptions
+):
     """Options that record shares with run, and what it is told for whoever reads the capture."""
 
     case: str | None
@@ -77,6 +81,7 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
 @click.option("--operator", callback=_brief, help="Who records.")
 @click.option("--note", callback=_brief, help="Anything else that a reader should know.")
 @rotation.rotation_options
+@outlets.sink_options
 @apart.user_option
 @common.chunk_options
 @common.where_option
@@ -131,9 +136,13 @@ def command(
         {"chunk_rows": chunk_events, "level": level},
     )
     told = _told(options, where)
+    asked = outlets.wanted(ctx, options)
     with live.undoing(), contextlib.ExitStack() as stack:
         source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
         stack.callback(source.close)
+        also = stack.enter_context(
+            outlets.opened(asked, sys.stdout.buffer, live=True, user=options["user"])
+        )
         recording = Recording(
             source,
             selection,
@@ -142,6 +151,7 @@ def command(
             duration_s=options["duration"],
             count=options["count"],
             max_size=max_size,
+            also=also,
         )
         code = apart.run(ctx, source, recording.work, user=options["user"], **recording.asked())
     if durable.synced and force and place.target != "-":

@@ -19,7 +19,18 @@ from kcap.replay.pipeline import Pipeline
 from kcap.replay.stages import Matching
 from kcap.replay.survivors import Selecting, left_out
 from kcap.state import State
-from kcap.tools import attend, common, control, durability, live, logs, notify, output, rotation
+from kcap.tools import (
+    attend,
+    common,
+    control,
+    durability,
+    live,
+    logs,
+    notify,
+    outlets,
+    output,
+    rotation,
+)
 from kcap.tools.apart import PartedOutputs
 from kcap.tools.outputs import LocalOutputs
 from kcap.tools.progress import Progress
@@ -163,6 +174,7 @@ def _tell(name: str, writer: CaptureWriter) -> None:
 class Asking(TypedDict):
     """Arguments of `apart.run`."""
 
+    helpers: Collection[int]
     answers: Mapping[str, Serve]
     keep: Collection[str]
 
@@ -178,6 +190,7 @@ class Recording:
         duration_s: Seconds from the first batch on, None for ever.
         count: Events, None for any number.
         max_size: Bytes, None for any.
+        also: Who else gets the events: sinks, and what becomes of events before these get them.
 
     Raises:
         KcapError: It can't be written there.
@@ -193,6 +206,7 @@ class Recording:
         duration_s: float | None,
         count: int | None,
         max_size: int | None,
+        also: outlets.Outlets,
     ) -> None:
         state, wanted = State(), Wanted(selection)
         self._source = source
@@ -207,9 +221,11 @@ class Recording:
         self._attendant = attend.Attendant(source.info, self._tell, asked)
         self._progress = Progress(lambda: self._sink.expected_bytes)
         self._begun = False
+        self._also = also
         self._pipeline = Pipeline(
             source,
-            [self._sink, self._attendant],
+            # The capture has what was seen; what others get may leave things out.
+            [self._sink, self._attendant, outlets.Aside(also)],
             state=state,
             resolve=True,
             stages=wanted.stages,
@@ -221,8 +237,9 @@ class Recording:
         """What the process with the rights answers while another one does `work`, and by which."""
         answers = self._manager.answers()
         if self._outputs is None:
-            return {"answers": answers, "keep": ()}
-        return {"answers": answers | self._outputs.answers(), "keep": tuple(FILES)}
+            return {"answers": answers, "keep": (), "helpers": self._also.pids}
+        answers = {**answers, **self._outputs.answers()}
+        return {"answers": answers, "keep": tuple(FILES), "helpers": self._also.pids}
 
     def work(self, channel: Channel | None) -> int:
         """Record until the source ends.
@@ -241,6 +258,7 @@ class Recording:
             summary = self._pipeline.run()
         self._manager.stopping(f"ended with exit code {summary.exit_code}")
         report(summary, self._sink, self._keep)
+        self._also.report()
         common.report_losses(summary.losses, self._source.info.file)
         return summary.exit_code
 

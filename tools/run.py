@@ -131,7 +131,7 @@ def command(
             return summary.exit_code
 
         out.stream.flush()
-        code = apart.run(ctx, source, work, user=options["user"])
+        code = apart.run(ctx, source, work, user=options["user"], helpers=also.pids)
     ctx.exit(code)
 
 

@@ -148,6 +148,16 @@ class Delivery:
             raise self._failure()
         self._tidy()
 
+    def abandon(self) -> None:
+        """End the courier, whatever it has; does nothing after `close`.
+
+        Also what is left to do for a process that made the sink, and had another one write to it.
+        """
+        if not self._over:
+            self._over = True
+            self._child.kill()
+            self._tidy()
+
     def _send(self, kind: bytes, payload: bytes) -> None:
         if self._over:
             raise self._failure()

@@ -74,6 +74,7 @@ def part(
     user: rights.User | None,
     answers: Mapping[str, Serve] | None = None,
     keep: Collection[str] = (),
+    helpers: Collection[int] = (),
 ) -> Ended:
     """Work on the events of a source in a process without rights, and give up most of this one's.
 
@@ -83,6 +84,7 @@ def part(
         user: Who the worker becomes; None to stay who this is.
         answers: What the worker may ask for, beside what its source does.
         keep: Capabilities that ``answers`` take.
+        helpers: Other processes of this recorder: what they do is left out, too.
 
     Returns:
         How the worker ended; it has then.
@@ -108,7 +110,7 @@ def part(
         more = rights.keep({*rights.COLLECTOR, *keep, *source.rights})
         if more:
             sys.stderr.write(f"kcap: {more} threads of a library keep rights of root\n")
-        source.own((os.getpid(), pid))
+        source.own((os.getpid(), pid, *helpers))
         return collector.run(_answers(source, answers or {}))
     except BaseException:
         os.kill(pid, signal.SIGKILL)
