@@ -116,13 +116,18 @@ def defaults(
         parent: The context that it is called in.
 
     Returns:
-        Its options; None where it takes none from settings, or is not called but looked at.
+        Its options; None where it takes none from settings, there are none, or the verb is not
+        called but looked at.
     """
     if parent is None or name is None or parent.resilient_parsing:
         return None
     if parent.parent is not None:
         outer = parent.default_map
         return outer.of(name, command) if isinstance(outer, Defaults) else None
+    from kcap.tools.settings import places
+
+    if parent.meta.get(_NAMED) is None and _FLAGS not in parent.meta and places.silent(os.environ):
+        return None
     from kcap.tools.settings import verbs
 
     path = verbs.section_of(name) if verbs.is_verb(name) else None

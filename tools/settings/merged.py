@@ -37,7 +37,6 @@ OWN: Final = (SINKS, TRANSFORMERS, FILAMENT, LOGGING)
 _SINKS_VARIABLE: Final = "KCAP_SINKS"
 OTHER_VARIABLES: Final = (places.VARIABLE, _SINKS_VARIABLE, "KCAP_BTF")
 """Variables that are no option's."""
-_OF_TESTS: Final = ("KCAP_TEST_", "KCAP_BENCH_")
 
 _KEEP_MAX: Final = 1000
 """The most log files that are kept."""
@@ -429,7 +428,7 @@ class Merged:
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(f"{verbs.PREFIX}_") and not name.startswith(_OF_TESTS)
+    return name.startswith(places.PREFIX) and not name.startswith(places.OF_TESTS)
 
 
 def _shaped(key: Key, node: Node, mistakes: Mistakes) -> Raw | None:

@@ -6,17 +6,23 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kcap import trust
 from kcap.errors import KcapError
-from kcap.tools.settings import document
+
+if TYPE_CHECKING:
+    from kcap.tools.settings.document import Node
 
 VARIABLE: Final = "KCAP_CONFIG"
 """Names the file, where ``--config`` does not."""
 
 SYSTEM: Final = Path("/etc/kcap")
 """The host's settings."""
+
+PREFIX: Final = "KCAP_"
+OF_TESTS: Final = ("KCAP_TEST_", "KCAP_BENCH_")
+"""What the names of variables begin with; those of kcap's own tests are no settings."""
 
 _STEM: Final = "kcap"
 _SUFFIXES: Final = (".yaml", ".toml")
@@ -41,7 +47,7 @@ def chosen(named: str | None, environ: Mapping[str, str]) -> str | None:
     if named is not None:
         return named or None
     for folder in folders(environ):
-        there = [path for path in _candidates(folder) if _is_there(path)]
+        there = _in(folder)
         if len(there) > 1:
             raise KcapError(
                 f"there are two files of settings here: {there[0].name} and {there[1].name}",
@@ -82,7 +88,21 @@ def folders(environ: Mapping[str, str]) -> Iterator[Path]:
     yield SYSTEM
 
 
-def read(file: str) -> document.Node:
+def silent(environ: Mapping[str, str]) -> bool:
+    """Whether neither a file nor the environment says anything.
+
+    Args:
+        environ: The environment.
+
+    Returns:
+        True where there is nothing to read.
+    """
+    if any(name.startswith(PREFIX) and not name.startswith(OF_TESTS) for name in environ):
+        return False
+    return not any(map(_in, folders(environ)))
+
+
+def read(file: str) -> Node:
     """Read a file of settings.
 
     Args:
@@ -94,6 +114,8 @@ def read(file: str) -> document.Node:
     Raises:
         KcapError: It can't be read, others than root can change it, or it is not well-formed.
     """
+    from kcap.tools.settings import document
+
     return document.parse(content(file, document.FILE_BYTES + 1, "settings"), file)
 
 
@@ -122,10 +144,7 @@ def content(file: str, most: int, what: str) -> bytes:
         raise KcapError(f"{what} can't be read: {error.strerror}", file=file) from error
 
 
-def _candidates(folder: Path) -> list[Path]:
-    return [folder / f"{_STEM}{suffix}" for suffix in _SUFFIXES]
-
-
-def _is_there(path: Path) -> bool:
-    """Whether something has the name: a file that can't be looked at is an error when read."""
-    return os.path.lexists(path)
+def _in(folder: Path) -> list[Path]:
+    """The files of settings in a folder: one that can't be looked at is an error when read."""
+    names = [folder / f"{_STEM}{suffix}" for suffix in _SUFFIXES]
+    return [path for path in names if os.path.lexists(path)]

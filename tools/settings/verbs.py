@@ -11,7 +11,7 @@ from kcap.tools import cli
 from kcap.tools.settings.schema import Key, Shape, variable
 
 PREFIX: Final = "KCAP"
-"""What the names of all variables begin with."""
+"""The first word of the names of all variables."""
 
 
 def sections() -> tuple[str, ...]:
