@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import email.errors
 import email.policy
+import hashlib
 import json
+import re
 import smtplib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +26,8 @@ _PORT_TLS: Final = 465
 _TLS_KINDS: Final = ("auto", "yes", "no")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SUBJECT_MAX: Final = 200
-_HEADER_MAX: Final = 900
-"""Characters of a header, below what a line of mail may have."""
+_ID_MAX: Final = 200
+_PLAIN: Final = re.compile(r"[0-9A-Za-z]{1,64}")
 _PERMANENT: Final = 500
 """Replies from here on mean never, those below later."""
 
@@ -161,7 +163,7 @@ class Smtp:
         mail["Date"] = format_datetime(_moment(first.ts_ns))
         mail["Message-ID"] = f"<{_name(some)}@{self._sender.domain or 'localhost'}>"
         mail["Auto-Submitted"] = "auto-generated"
-        mail["X-Kcap-Id"] = _line(" ".join(message.id for message in some), _HEADER_MAX)
+        mail["X-Kcap-Id"] = " ".join(_line(m.id, _ID_MAX) for m in some)
         mail.set_content("\n\n".join(_readable(message.body) for message in some) + "\n")
         return mail.as_bytes()
 
@@ -220,8 +222,10 @@ def _moment(ts_ns: int | None) -> datetime:
 
 
 def _name(some: Sequence[Message]) -> str:
-    text = f"{some[0].id}.{len(some)}" if len(some) > 1 else some[0].id
-    return "".join(c if c.isascii() and c.isalnum() else "." for c in text)
+    """The same for the same messages; of an alert its id."""
+    if len(some) == 1 and _PLAIN.fullmatch(some[0].id):
+        return some[0].id
+    return hashlib.sha256("\n".join(m.id for m in some).encode(errors="replace")).hexdigest()
 
 
 def _line(text: str, length: int) -> str:
