@@ -138,7 +138,7 @@ class _Runner:
         if ready.filter is None:
             return self.filter
         try:
-            return Filter.of(ready.filter)
+            return Filter.of(ready.filter, self.filament.era)
         except FilterError as e:
             raise KcapError(
                 f"its filter can't be understood: {e.what}",
