@@ -230,8 +230,8 @@ class _Yaml:
                 finally:
                     self.depth -= 1
 
-        loader = Loader(text)
         try:
+            loader = Loader(text)
             root = loader.get_single_node()
             if root is None:
                 return Node(None, 1)
@@ -247,8 +247,6 @@ class _Yaml:
             raise BadInputError(
                 f"line {line}: this is no YAML: {error.reason}", file=self._file
             ) from error
-        finally:
-            loader.dispose()
 
     def _node(self, loader: yaml.SafeLoader, found: yaml.Node, line: int, depth: int) -> Node:
         import yaml

@@ -38,6 +38,9 @@ _SINKS_VARIABLE: Final = "KCAP_SINKS"
 OTHER_VARIABLES: Final = (places.VARIABLE, _SINKS_VARIABLE, "KCAP_BTF")
 """Variables that are no option's."""
 
+_ALIKE: Final = 0.8
+"""Names of variables begin alike, all of them."""
+
 _KEEP_MAX: Final = 1000
 """The most log files that are kept."""
 
@@ -351,7 +354,7 @@ class Merged:
         for name in self.variables():
             of_another = not name.startswith(mine) and name.startswith(others)
             if name not in known and not of_another:
-                yield f"the variable {name} sets nothing{schema.meant(name, known)}"
+                yield f"the variable {name} sets nothing{schema.meant(name, known, _ALIKE)}"
 
     @contextlib.contextmanager
     def _mistakes(self) -> Iterator[Mistakes]:

@@ -105,17 +105,18 @@ def variable(*words: str) -> str:
     return re.sub(r"[^A-Z0-9]", "_", "_".join(words).upper())
 
 
-def meant(word: str, known: Iterable[str]) -> str:
+def meant(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
     """What was probably meant by a word that is not known.
 
     Args:
         word: The word.
         known: Those that are.
+        likeness: From 0 to 1, how much alike two must be.
 
     Returns:
         ``; did you mean 'record'?``, or nothing.
     """
-    near = difflib.get_close_matches(word, list(known), 1)
+    near = difflib.get_close_matches(word, list(known), 1, likeness)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
