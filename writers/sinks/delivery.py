@@ -99,6 +99,7 @@ class Delivery:
         self._reports: threading.Thread | None = None
         self._said: dict[str, Any] = {}
         self._over = False
+        self._ended = 0
 
     @property
     def digest(self) -> str:
@@ -149,13 +150,13 @@ class Delivery:
         self._tidy()
 
     def abandon(self) -> None:
-        """End the courier, whatever it has; does nothing after `close`.
+        """End the courier; what it has goes to the spool. Does nothing after `close`.
 
         Also what is left to do for a process that made the sink, and had another one write to it.
         """
         if not self._over:
             self._over = True
-            self._child.kill()
+            self._child.close()
             self._tidy()
 
     def _send(self, kind: bytes, payload: bytes) -> None:
