@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hostile import VALUE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import SOURCE, batch_of, make_events
 
@@ -65,6 +65,7 @@ COLUMNAR = st.lists(
 ).map("".join)
 
 
+@settings(max_examples=40)
 @given(BATCHES, COLUMNAR, st.booleans())
 def test_columns_and_rows_give_the_same_text(batch: Batch, source: str, printable: bool) -> None:
     """A template that only names columns gives what jinja2 makes of it event by event."""
@@ -76,6 +77,7 @@ def test_columns_and_rows_give_the_same_text(batch: Batch, source: str, printabl
     assert quick.texts(batch) == slow.texts(batch)
 
 
+@settings(max_examples=40)
 @given(BATCHES, st.integers(1, 4))
 def test_texts_do_not_depend_on_batches(batch: Batch, step: int) -> None:
     """The same events give the same texts, however they are cut."""
@@ -220,7 +222,7 @@ BOMBS = [
 ]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(5)
 @pytest.mark.parametrize("source", BOMBS, ids=lambda source: source[:40])
 def test_what_templates_may_not_do(source: str) -> None:
     """What would run away, reach out or fail is an error that names the template."""
@@ -287,6 +289,18 @@ def lines_of(source: str, *batches: Batch, **options: Any) -> str:
     return stream.getvalue().decode()
 
 
+@settings(max_examples=40)
+@given(RECORD.map(made))
+def test_parts_of_json_are_text(batch: Batch) -> None:
+    """Whatever a JSON value holds, its parts can be shown, and written as JSON."""
+    walk = "{% for a in arg_zeta %}{{ a }}{{ arg_zeta[a] }}{{ a | json }}{% endfor %}{{ params }}"
+    (shown,) = Template("{% if arg_zeta is iterable %}" + walk + "{% endif %}", name="T").texts(
+        batch
+    )
+
+    shown.encode()
+
+
 def test_template_lines() -> None:
     """The sink writes a line an event, none for an event without text, none for state."""
     state = event(kind="state", pid=9)
@@ -296,6 +310,7 @@ def test_template_lines() -> None:
     assert lines_of("{{ pid }}\n", *batches, state=True) == "1\n2\n9\n"
 
 
+@settings(max_examples=40)
 @given(BATCHES)
 def test_template_lines_hold_no_control_character(batch: Batch) -> None:
     """Whatever events hold, there is a line an event and nothing that steers a terminal."""

@@ -107,7 +107,7 @@ class Csv:
 
     def _cells(self, name: str, column: Column) -> fragments.Texts:
         if name == _TIME and column.cls is TypeClass.I64:
-            return fragments.Texts(_times(column.values), None)
+            return fragments.Texts(fragments.time_texts(column.values), None)
         found = texts(column)
         if column.cls not in _TEXTS:
             return found
@@ -117,12 +117,6 @@ class Csv:
             if pc.any(risky).as_py():
                 entries = pc.if_else(risky, fragments.around("'", entries, ""), entries)
         return fragments.Texts(_quoted(entries), found.codes)
-
-
-def _times(values: pa.Array) -> pa.Array:
-    """Times in ns as RFC 3339."""
-    spelled = values.view(pa.timestamp("ns", "UTC")).cast(pa.utf8())
-    return pc.replace_substring(spelled, " ", "T", max_replacements=1)
 
 
 def _quoted(cells: pa.Array) -> pa.Array:

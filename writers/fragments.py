@@ -31,6 +31,7 @@ BLOCK_BYTES: Final = 8 << 20
 """About how much text is made at a time: what bounds the memory of a text writer."""
 
 _NUMBER_BYTES: Final = 24
+_SECOND_NS: Final = 10**9
 
 
 class Texts(NamedTuple):
@@ -274,6 +275,23 @@ def number_texts(values: pa.Array) -> pa.Array:
     infinite = pc.if_else(pc.less(values, 0.0), _word("-Infinity"), _word("Infinity"))
     texts = pc.if_else(pc.is_inf(values), infinite, texts)
     return pc.if_else(pc.is_nan(values), _word("NaN"), texts)
+
+
+def time_texts(values: pa.Array) -> pa.Array:
+    """Render times.
+
+    Args:
+        values: ns since 1970, int64.
+
+    Returns:
+        RFC 3339 in UTC with nine digits.
+    """
+    # A text a second, not an event: a third of the time that Arrow takes for each.
+    seconds, ns = np.divmod(np.asarray(values), _SECOND_NS)
+    whole, codes = np.unique(seconds, return_inverse=True)
+    dates = pc.strftime(pa.array(whole).cast(pa.timestamp("s")), format="%Y-%m-%dT%H:%M:%S.")
+    digits = pc.ascii_lpad(pa.array(ns).cast(pa.utf8()), width=9, padding="0")
+    return joined(dates.take(pa.array(codes)), digits, _word("Z"))
 
 
 def base64_texts(values: pa.Array) -> pa.Array:

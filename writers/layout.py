@@ -243,7 +243,7 @@ class Lines(Layout):
     def rows(self, batch: Batch) -> Iterator[Batch]:
         """See `Layout.rows`: all arguments of an event are one JSON object in `ARGS`."""
         for block in fragments.blocks(batch):
-            yield block.adding({ARGS: _as_object(block)})
+            yield block.select(self.columns).adding({ARGS: _as_object(block)})
 
 
 def _as_object(block: Batch) -> Column:

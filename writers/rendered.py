@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from kcap.errors import LimitError
 from kcap.model import decode, text
@@ -69,7 +68,7 @@ class Document(Mapping[str, Any]):
     """
 
     def __init__(self, found: Mapping[str, Any], spelled: str | None = None) -> None:
-        self._found = found
+        self._found = {text.clean(key)[0]: value for key, value in found.items()}
         self._text = spelled
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401
@@ -126,6 +125,8 @@ def document(value: str) -> Document | Items | str:
 
 
 def _opened(found: Any) -> Any:  # noqa: ANN401
+    if isinstance(found, str):
+        return text.clean(found)[0]  # JSON may name half of a surrogate pair, which is no text
     if isinstance(found, dict):
         return Document(found)
     return Items(found) if isinstance(found, list) else found
@@ -341,8 +342,7 @@ def column_utc(column: Column, pattern: str | None = None) -> Texts:
     if column.cls is not TypeClass.I64:
         raise TypeError("utc is for times in ns, as ts")
     if pattern is None:
-        spelled = column.values.view(pa.timestamp("ns", "UTC")).cast(pa.utf8())
-        return Texts(pc.replace_substring(spelled, " ", "T", max_replacements=1), None)
+        return Texts(fragments.time_texts(column.values), None)
     # A form that tells the day alone is the same for millions of events.
     units = [_DIRECTIVES[part][0] for is_directive, part in _parts(pattern) if is_directive]
     unit_ns = min(units, default=_DAY_NS)

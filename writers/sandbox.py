@@ -146,6 +146,9 @@ class Environment(ImmutableSandboxedEnvironment):
             return attr in OF_MAPPINGS
         return isinstance(obj, (LoopContext, Undefined)) and not attr.startswith("_")
 
+    def wrap_str_format(self, value: Any) -> None:  # noqa: ANN401
+        """See `SandboxedEnvironment.wrap_str_format`: there is no ``format``, which has no end."""
+
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:  # noqa: ANN401
         """See `SandboxedEnvironment.unsafe_undefined`: an error, not a missing value."""
         raise SecurityError(f"{attribute} of a value of type {type(obj).__name__} is not for use")

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from kcap.model import jsonshape, naming, shape, text
 from kcap.model.batch import Batch, Column, Rows, without_state
 from kcap.model.classes import TypeClass
-from kcap.model.kinds import Kinds
+from kcap.model.kinds import DECIDING, Kinds
 from kcap.model.side import Loss, SourceInfo
 from kcap.writers import arguments, fragments
 from kcap.writers.fragments import LineBuilder, Texts
@@ -102,7 +102,7 @@ class Table:
         self._stream = stream
         self._state = state
         self._fields = _fields(verbose=verbose, containers=containers)
-        self._paired = _IN_HOST if containers else {}
+        self._containers = containers
         self._families: dict[str, str] = {}
         self._events = self._lost = 0
         self._closed = False
@@ -126,7 +126,9 @@ class Table:
         if not self._state:
             batch = without_state(batch)
         self._events += batch.rows
-        for block in fragments.blocks(batch):
+        shown = {name for field in self._fields for name in (*field.names, *self._in_host(field))}
+        shown |= {a.column for a in arguments.found(batch)} | DECIDING | {"shape"}
+        for block in fragments.blocks(batch.select(shown)):
             fragments.write_all(self._stream, self._lines(block))
         fragments.flush(self._stream)  # Who watches a live source sees each batch as it comes.
 
@@ -144,8 +146,12 @@ class Table:
         fragments.write_all(self._stream, memoryview(end.encode()))
         fragments.flush(self._stream)
 
+    def _in_host(self, field: _Field) -> tuple[str, ...]:
+        """The columns of the number that stands behind a slash, if any."""
+        return _IN_HOST.get(field, ()) if self._containers else ()
+
     def _heading(self, field: _Field) -> str:
-        if field in self._paired:
+        if self._in_host(field):
             return f"{field.heading}/host".ljust(2 * field.width + 1)
         return field.heading.ljust(field.width)
 
@@ -163,9 +169,9 @@ class Table:
         lines = LineBuilder(block.rows, constants.texts())
         for field in self._fields:
             self._append(lines, block, field, field.names, missing[field])
-            if field in self._paired:
+            if host := self._in_host(field):
                 lines.append(slash)
-                self._append(lines, block, field, self._paired[field], missing[field])
+                self._append(lines, block, field, host, missing[field])
             lines.append(blank)
         cells = _Cells(block, Kinds(block, self._families))
         seen = np.zeros(block.rows, np.bool_)
@@ -334,7 +340,7 @@ def _append_entry(
 def _go_text(value: str) -> str:
     """A JSON value as Go prints it."""
     try:
-        return text.printable(_go(json.loads(value)))
+        return text.printable(text.clean(_go(json.loads(value)))[0])  # JSON may name a surrogate
     except (ValueError, RecursionError):
         return text.printable(value)
 
