@@ -28,7 +28,7 @@ _LINE: Final = re.compile(
     r'^  File "(?P<path>.*)", line (?P<line>\d+) in (?P<function>.*)$', re.MULTILINE
 )
 _TOO_LONG: Final = "Timeout ("
-_SPARE_LOOKS: Final = 5
+_SPARE_LOOKS: Final = 2
 
 Answer = Callable[[int, str, Sequence[Any]], Any]
 """Answers a filament's question: the position of its call, what it asks, and of what."""
@@ -197,10 +197,10 @@ class Connection:
                 if kind != frames.ASK:
                     return kind, said
                 position, what, *arguments = said
-            except (DamagedError, TypeError, ValueError) as e:
+                found = answer(position, what, arguments)
+            except (AttributeError, DamagedError, TypeError, ValueError) as e:
                 self.kill()
                 raise _FailedError(self._failure(f"said what is no message: {e}")) from e
-            found = answer(position, what, arguments)
             self._send(frames.said(frames.ANSWER, found))
 
     def _read(self) -> tuple[bytes, bytes]:
