@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -298,6 +299,53 @@ class Rsyslog:
         lines = self._out.read_text().splitlines()
         return [dict(zip(self.FIELDS, line.split("\t", len(self.FIELDS) - 1), strict=True))
                 for line in lines]  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class Journald:
+    """The host's systemd-journald, with a /run and a journal that only it sees."""
+
+    SCRIPT = """
+        mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/log &&
+        mkdir -p /run/systemd/journal /run/systemd/journald.conf.d &&
+        printf '[Journal]\\nStorage=volatile\\nRateLimitBurst=0\\nReadKMsg=no\\n' \
+            >/run/systemd/journald.conf.d/test.conf && exec "$0"
+    """
+
+    def __init__(self, folder: Path) -> None:
+        program, unshare = needed("systemd-journald", "systemd"), needed("unshare", "util-linux")
+        self._reader = needed("journalctl", "systemd")
+        if not Path("/etc/machine-id").exists():
+            pytest.skip("needs a machine id (/etc/machine-id)")
+        folder.mkdir(parents=True)
+        self._process = Started([unshare, "--mount", "sh", "-c", self.SCRIPT, program], folder)
+        root = Path(f"/proc/{self._process.pid}/root")
+        self.socket = root / "run/systemd/journal/socket"
+        self._journal = root / "run/log/journal"
+        try:
+            self._process.wait_until(self.socket.is_socket, "systemd-journald")
+        except BaseException:
+            self.kill()
+            raise
+
+    def entries(self, identifier: str) -> list[dict[str, Any]]:
+        """What a program has logged, in its order."""
+        done = subprocess.run(
+            [self._reader, "--directory", self._journal, "--output", "json", "--all", "--no-pager",
+             f"SYSLOG_IDENTIFIER={identifier}"],
+            capture_output=True,
+            check=False,
+        )  # fmt: skip
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
 
     def __enter__(self) -> Self:
         return self
