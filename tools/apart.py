@@ -134,7 +134,12 @@ def load() -> None:
     for package in _LOADED:
         module = importlib.import_module(package)
         for found in pkgutil.iter_modules(module.__path__, f"{package}."):
-            importlib.import_module(found.name)
+            try:
+                importlib.import_module(found.name)
+            except ModuleNotFoundError as e:
+                # What needs an extra that is not installed says so where it is asked for.
+                if (e.name or "").partition(".")[0] == "kcap":
+                    raise
     for name in _MODULES:
         importlib.import_module(name)
 
