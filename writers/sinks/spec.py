@@ -32,7 +32,7 @@ MASK: Final = "***"
 """What is shown of a secret."""
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
-_USERINFO: Final = re.compile(r"^([a-z0-9+.-]+://)([^/@:]*):[^/]*@")
+_USERINFO: Final = re.compile(r"^((?:[a-z0-9+.-]+:)+//)([^/@:]*):[^/]*@")
 _SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS: Final = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
