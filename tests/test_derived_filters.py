@@ -221,8 +221,8 @@ def test_stats_and_export(ours: Path, tmp_path: Path) -> None:
 def test_replay(ours: Path) -> None:
     """More events than there were are no part of them."""
     plain, more = run("replay", str(ours)), run("replay", "--derived", str(ours))
-    assert plain.stderr == "kcap: 81 events replayed\n"
-    assert more.stderr == "kcap: 110 events replayed\n"
+    assert plain.stderr.startswith("kcap: 81 events replayed\n")
+    assert more.stderr.startswith("kcap: 110 events replayed\n")
     one = run("replay", "-w", "evt.name = 'magic_write'", str(ours))
     assert one.stderr == "kcap: 0 of 81 events replayed\n"
 

@@ -32,6 +32,7 @@ class Paced:
         source: Source,
         speed: float,
         *,
+        since_ns: int | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -40,11 +41,14 @@ class Paced:
         Args:
             source: Where the events come from.
             speed: Seconds of event time that pass in a second.
+            since_ns: Events before this time are not waited for; the first one behind it goes out
+                at once.
             monotonic: The wall clock.
             sleep: Waits on it.
         """
         self._source = source
         self._speed = speed
+        self._since_ns = I64_MIN if since_ns is None else since_ns
         self._monotonic = monotonic
         self._sleep = sleep
 
@@ -70,7 +74,7 @@ class Paced:
             latest_ns = int(times[-1])
             for start, stop in _steps(times):
                 due_ns = int(times[stop - 1])
-                if due_ns > I64_MIN:
+                if due_ns > I64_MIN and due_ns >= self._since_ns:
                     first_ns = due_ns if first_ns is None else first_ns
                     self._wait_until(begun + (due_ns - first_ns) / 1e9 / self._speed)
                 yield batch.slice(start, stop)

@@ -144,6 +144,24 @@ class CaptureReader:
         """
         return Sequential(self).batches()
 
+    def batches_from(self, offset: int) -> Iterator[Batch]:
+        """The events behind a place, in file order.
+
+        Args:
+            offset: Of a record that no TAIL before it belongs to, as a STATE of the index.
+
+        Yields:
+            As `batches`; what the records before say of sources and losses is not repeated.
+
+        Raises:
+            DamagedError: There is no record.
+        """
+        self.index()  # of an open file it tells the columns
+        header = record.unpack(self.window.read_at(offset, HEADER_BYTES), self.header.file_id)
+        if header is None:
+            raise DamagedError("there is no record", file=self.file, offset=offset)
+        return Sequential(self, offset, header.number - 1).batches()
+
     def index(self) -> Index | None:
         """Where the rows are: from the FOOTER, or of an open file from its CHECKPOINTs and end.
 

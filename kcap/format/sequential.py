@@ -31,10 +31,17 @@ class Sequential:
     supersedes it; of a file only where no intact chunk does.
     """
 
-    def __init__(self, reader: CaptureReader) -> None:
+    def __init__(self, reader: CaptureReader, start: int = 0, last: int = -1) -> None:
+        """Prepare a pass.
+
+        Args:
+            reader: The capture.
+            start: Offset of the first record; of one behind the start all columns must be known.
+            last: Number of the record before it.
+        """
         self._reader = reader
         self._schema = reader.schema
-        self._scanner = reader.scanner()
+        self._scanner = reader.scanner(start, last)
         self._before: list[Side] = []
         self._end: str | None = "no FOOTER: the recording goes on, or ended without one"
         self._end_offset = 0

@@ -1,0 +1,198 @@
+"""Beginning in the middle: what was known there is restored, nothing before it is delivered.
+
+Of a capture in a file only what lies between the last STATE record before the beginning and the
+end of the interval is read. Of anything else all of it is, and followed silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from kcap.errors import KcapError
+from kcap.format.index import Index
+from kcap.format.reader import CaptureReader
+from kcap.model.batch import EMPTY, Batch
+from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.stream import Source, StreamInfo
+from kcap.replay.restoring import (
+    BEYOND,
+    Plan,
+    Tables,
+    followed,
+    host_tables,
+    planned,
+    sources_at,
+)
+from kcap.replay.span import Mask, Span, Within
+from kcap.state import State
+from kcap.state.state import FOLLOWED
+
+
+class Seeking:
+    """The wanted events of a source, with what was known before them.
+
+    Where rows were passed over, a snapshot of the state stands before the rows that follow, so
+    that whoever follows the events goes on as if he had seen all of them. A whole span is given
+    as it is.
+
+    Args:
+        source: The source; closed with this one.
+        span: What is wanted of it.
+        state: The state of the pipeline that asks for the batches: it has followed each one when it
+            asks for the next. Rows that are passed over are followed here.
+        host: Give what a capture says of its host at its start, too.
+
+    Example:
+        >>> state = State()
+        >>> source = Seeking(reader, Span(AtRow(1000)), state)  # doctest: +SKIP
+        >>> Pipeline(source, [sink], state=state).run()  # doctest: +SKIP
+    """
+
+    def __init__(self, source: Source, span: Span, state: State, *, host: bool = False) -> None:
+        self._source = source
+        self._span = span
+        self._state = state
+        self._host = host
+        self._delivered = 0
+        self._run = (0, span.behind)
+        """Of the rows given last: how many were before them, and the number of the first."""
+        self._sources: dict[str, SourceInfo] = {}
+        self._losses: list[Side] = []
+        self._tables: Tables = {}
+        self._passed = False
+        """Rows were passed over since the last ones that were given."""
+
+    @property
+    def info(self) -> StreamInfo:
+        """See `Source.info`."""
+        return self._source.info
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._source.close()
+
+    def row_behind(self, delivered: int) -> int:
+        """How far the input was dealt with.
+
+        Args:
+            delivered: Rows of it that were dealt with: all but some of the batch given last.
+
+        Returns:
+            The number of the row behind the last of them.
+        """
+        before, row = self._run
+        return row + delivered - before
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Source.batches`.
+
+        Raises:
+            KcapError: An event at which it was to begin or end is not there.
+        """
+        if self._span.whole:
+            yield from self._whole()
+            return
+        source = self._source
+        index = source.index() if isinstance(source, CaptureReader) else None
+        if isinstance(source, CaptureReader) and index is not None:
+            plan = planned(source, index, self._span)
+            batches, row = self._begun(source, index, plan)
+            yield from self._pieces(batches, Within(plan.span, row), plan.stop)
+        else:
+            yield from self._pieces(source.batches(), Within(self._span), BEYOND)
+
+    def _whole(self) -> Iterator[Batch]:
+        for batch in self._source.batches():
+            self._run = self._delivered, self._delivered
+            self._delivered += batch.rows
+            yield batch
+
+    def _begun(
+        self, reader: CaptureReader, index: Index, plan: Plan
+    ) -> tuple[Iterator[Batch], int]:
+        """The batches from the place on that was planned, and the number of their first row."""
+        if plan.state is None:
+            return reader.batches(), 0
+        self._pass(EMPTY.with_before(sources_at(reader, index, plan.state)))
+        if self._host:
+            self._tables.update(host_tables(reader, index))
+        if plan.follow is None:
+            return reader.batches_from(plan.state), plan.state_row
+        try:
+            for batch in followed(reader, plan.state, plan.follow.chunks):
+                self._pass(batch)
+        except KcapError:
+            # What is damaged may be whole in tails: whoever reads everything finds that out.
+            self._state.restore(Snapshot({}))
+            return reader.batches_from(plan.state), plan.state_row
+        return reader.batches_from(plan.follow.offset), plan.follow.row
+
+    def _pieces(self, batches: Iterator[Batch], within: Within, stop: int) -> Iterator[Batch]:
+        closed = isinstance(self._source, CaptureReader) and self._source.footer is not None
+        for batch in batches if within.row < stop else ():
+            if closed:
+                within.row += _lost_rows(batch)  # the index counts them, too
+            yield from self._runs(batch, within.row, within.mask(batch))
+            if within.ended or within.row >= stop:
+                break
+        else:
+            within.check()
+        if self._sources or self._losses:
+            yield EMPTY.with_before(self._sides(told=False))
+
+    def _runs(self, batch: Batch, row: int, wanted: Mask) -> Iterator[Batch]:
+        """Runs of rows that are wanted; the others are followed."""
+        if not batch.rows:
+            if self._passed or self._span.start is not None or self._span.behind:
+                self._pass(batch)
+            else:
+                yield batch
+            return
+        edges = [0, *(np.flatnonzero(np.diff(wanted)) + 1).tolist(), batch.rows]
+        for start, stop in pairwise(edges):
+            part = batch.slice(start, stop)
+            if not wanted[start]:
+                self._pass(part)
+                continue
+            if self._passed or self._sources or self._losses:
+                self._pass(part.slice(0, 0))
+                part = part.with_before(self._sides(told=True))
+            self._run = self._delivered, row + start
+            self._delivered += part.rows
+            yield part
+
+    def _pass(self, batch: Batch) -> None:
+        """Follow rows that nobody wants, and keep what stands before them."""
+        self._passed |= batch.rows > 0
+        for side in self._state.update(batch).before:
+            if isinstance(side, SourceInfo):
+                self._sources[side.id] = side
+            elif isinstance(side, Loss):
+                self._losses.append(side)
+            elif isinstance(side, Snapshot):
+                self._passed = True
+                more = {n: table for n, table in side.tables.items() if n not in FOLLOWED}
+                self._tables.update(more)
+
+    def _sides(self, *, told: bool) -> list[Side]:
+        """What stands before the next rows; with the state where they follow passed ones."""
+        sides: list[Side] = list(self._sources.values())
+        if told and self._passed:
+            sides.append(Snapshot({**self._tables, **self._state.snapshot().tables}))
+            self._tables = {}
+            self._passed = False
+        sides += self._losses
+        self._sources, self._losses = {}, []
+        return sides
+
+
+def _lost_rows(batch: Batch) -> int:
+    """The rows of damaged records before a batch."""
+    return sum(
+        side.count or 0
+        for side in batch.before
+        if isinstance(side, Loss) and side.kind == "damaged" and not side.recorded
+    )
