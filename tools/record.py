@@ -138,11 +138,12 @@ def command(
     told = _told(options, where)
     asked = outlets.wanted(ctx, options)
     with live.undoing(), contextlib.ExitStack() as stack:
-        source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
-        stack.callback(source.close)
+        # Before anything is recorded: how they begin is nobody's business.
         also = stack.enter_context(
             outlets.opened(asked, sys.stdout.buffer, live=True, user=options["user"])
         )
+        source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
+        stack.callback(source.close)
         recording = Recording(
             source,
             selection,
