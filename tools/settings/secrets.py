@@ -208,7 +208,7 @@ def _masked_rest(rest: str, named: set[str]) -> str:
     if at:
         name, colon, _ = user.partition(":")
         authority = f"{name}{colon}{MASK if colon else ''}@{host}"
-    elif not _PORT.fullmatch(authority):
+    elif not _PORT.fullmatch(authority) or (":" in authority and "@" in tail.partition("=")[0]):
         # No host has such a name: a password with a character that had to be escaped.
         return f"{authority.partition(':')[0]}:{MASK}"
     if found := _HOOK.match(authority + tail):

@@ -30,7 +30,7 @@ _PLAIN: Final = re.compile(
     r"[A-Za-z0-9_/.$][A-Za-z0-9_/.@%+=$()*~-]*(?::[A-Za-z0-9_/.@%+=$()*~-]+)*"
 )
 _NONE: Final = {"null", "~", ""}
-_UNSAFE: Final = re.compile(UNSAFE)
+_UNSAFE: Final = re.compile(f"{UNSAFE}|[\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,8 @@ def _typed(value: Any) -> str:  # noqa: ANN401
 
 def _quoted(text: str) -> str:
     """Text in double quotes, which JSON and YAML have in common."""
-    return json.dumps(text, ensure_ascii=_UNSAFE.search(text) is not None)
+    quoted = json.dumps(text, ensure_ascii=False)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", quoted)
 
 
 def _safe(text: str) -> str:
