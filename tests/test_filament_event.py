@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from derived_support import recording
 from fibratus_support import OLD, PROCESS, Form, plain, read, record, state
-from hypothesis import given
+from hypothesis import given, settings
 from support import RECORDS, batch_of
 
 import kcap
@@ -309,6 +309,7 @@ def test_parameters_are_those_of_the_rows(records: list[tuple[int, dict[str, Any
     assert repr(found) == repr([(ts, dict(sorted(of.items()))) for ts, of in slowly(batch)])
 
 
+@settings(max_examples=40)
 @given(RECORDS, RECORDS)
 def test_the_cut_into_batches_does_not_matter(
     first: list[tuple[int, dict[str, Any]]], second: list[tuple[int, dict[str, Any]]]
@@ -381,19 +382,23 @@ def test_categories_are_those_of_the_release_that_has_the_event() -> None:
 
 
 def test_real_windows_events_have_the_documented_types(data: Callable[[str], Path]) -> None:
-    """All events of a real capture have the documented keys, and params of the types that count."""
+    """Events of a real capture have the documented keys, and params of the types that count."""
     kin = Kin(event.STATE_COLUMNS)
+    batches = []
     with kcap.open(data("fibratus/v1.6.0-test.kcap")) as capture:
-        found = made(*(kin.update(batch) for batch in capture.batches()))
+        for batch in capture.batches():
+            batches.append(kin.update(batch))
+            if sum(each.rows for each in batches) > 25_000:  # what was there takes 15,000
+                break
+    found = made(*batches)
 
-    assert len(found) == 73_084
     kinds = {key: {type(each[key]) for each in found if key in each} for key in ALWAYS}
     assert kinds == {
         **{key: {kind} for key, kind in ALWAYS.items()},
         **{key: {int, type(None)} for key in ("pid", "tid")},
     }
     process = [each for each in found if "exe" in each]
-    assert len(process) > 50_000
+    assert len(process) > 8_000
     assert all(typed(each, OF_A_PROCESS).keys() == OF_A_PROCESS.keys() for each in process)
     values = {type(value) for each in found for value in each["params"].values()}
     assert values <= {int, str, list, ipaddress.IPv4Address, datetime}
