@@ -141,12 +141,14 @@ class Hider:
         return out  # type: ignore[return-value]
 
     def _texts(self, values: Sequence[str]) -> list[str]:
-        out = self._hidden(values, self._literals)
-        for i, value in enumerate(values):
-            # What is escaped in JSON is found in what it says.
-            if value.startswith(_JSON_STARTS) and '"' in value and out[i] == value:
-                out[i] = texts.in_json(value, self._inner, self._secret)
-        return out
+        # What is escaped in JSON, as details of handles are, is found in what it says.
+        inner = [
+            texts.in_json(v, self._inner, self._secret)
+            if v.startswith(_JSON_STARTS) and '"' in v
+            else v
+            for v in values
+        ]
+        return self._hidden(inner, self._literals)
 
     def _inner(self, values: Sequence[str]) -> list[str]:
         return self._hidden(values, self._literals)

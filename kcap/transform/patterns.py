@@ -75,7 +75,7 @@ KNOWN: Final = {
         _pattern(
             "mysql-password",
             "mysql -pPASSWORD",
-            r"\b(?:mysql\w{0,16}|mariadb[\w-]{0,16})\s(?:[^\n]{0,512}?\s)?-p(?P<secret>[^\s-]\S*)"
+            r"\b(?:mysql\w{0,16}|mariadb[\w-]{0,16})\s(?:[^\n]{0,512}?\s)?-p(?P<secret>[^\s-]\S*)",
             "mysql",
             "mariadb",
         ),
