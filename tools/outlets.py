@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypedDict, TypeVar
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from kcap.model.stream import Sink
     from kcap.replay.pipeline import Stage
     from kcap.replay.tap import Tap
+    from kcap.tools.settings.model import TransformerSpec
+    from kcap.writers.sinks.dry import Dry
     from kcap.writers.sinks.spec import Spec
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -112,6 +117,10 @@ class Wanted:
     transforms: tuple[Stage, ...] = ()
     filaments: tuple[Filament, ...] = ()
     limits: Limits | None = None
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The options that say all of it, whatever said it: names and values, without secrets."""
+    parts: Sequence[Mapping[str, str]] = ()
+    """What the output depends on beside options: kinds, names, digests."""
 
 
 @dataclass
@@ -124,6 +133,12 @@ class Outlets:
     """What each filament looks at; None for all events."""
     transforms: list[Stage] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
+    dry: list[Dry] = field(default_factory=list)
+    """The same sinks, where the run is described: they only hash."""
+
+    def described(self) -> list[dict[str, Any]]:
+        """What the sinks were given, for a manifest; once the run has ended."""
+        return [one.described() for one in self.dry]
 
     def looking(self, where: Filter | None) -> Filter | None:
         """What must be recorded so that everybody gets what they look at.
@@ -258,7 +273,45 @@ def wanted(
         tuple(_transforms(options["transforms"], given.transformers)),
         found,
         given.filament.limits,
+        _words(ctx, specs, given.transformers, options["transforms"], folders),
+        [{"kind": "filament", "name": one.name, "sha256": _digest(one)} for one in found],
     )
+
+
+def _words(
+    ctx: click.Context,
+    specs: Sequence[Spec],
+    transformers: Sequence[TransformerSpec],
+    transforms: Sequence[str],
+    folders: Sequence[str],
+) -> dict[str, list[str]]:
+    """The options that would say all that settings and options say."""
+    from kcap.tools.settings.secrets import masked_url
+
+    set_ = [f"{one.name}={json.dumps(one.arguments, sort_keys=True)}" for one in transformers]
+    found = {
+        "filament": list(ctx.params.get("filaments", ())),
+        "filament.path": list(folders),
+        "sink": [masked_url(_spelled(one)) for one in specs],
+        "transform": [*set_, *transforms],
+    }
+    return {name: values for name, values in found.items() if values}
+
+
+def _spelled(spec: Spec) -> str:
+    """A sink as far as what it is given depends on it."""
+    from kcap.writers.sinks.spec import template
+
+    said = {"format": spec.form, "what": spec.what}
+    if (text := template(spec)) is not None:
+        said["template"] = text
+    return f"{spec.shown.partition('?')[0]}?{urlencode(said, quote_via=quote)}"
+
+
+def _digest(filament: Filament) -> str:
+    """What a filament is, the modules beside it included."""
+    texts = [filament.text, *(f"{m.name}\n{m.text}" for m in filament.modules)]
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _prints(ctx: click.Context) -> bool:
@@ -269,7 +322,7 @@ def _prints(ctx: click.Context) -> bool:
     )
 
 
-def _transforms(texts: Sequence[str], settings: Sequence[Any]) -> Iterator[Stage]:
+def _transforms(texts: Sequence[str], settings: Sequence[TransformerSpec]) -> Iterator[Stage]:
     """Those of the settings, which may be there so that nothing leaks, come first."""
     if not (texts or settings):
         return
@@ -306,6 +359,8 @@ def opened(
     redraws: bool = False,
     where: Filter | None = None,
     user: str | None = None,
+    described: bool = False,
+    dry: bool = False,
 ) -> Iterator[Outlets]:
     """Start filaments and sinks: before this process gives up its rights.
 
@@ -316,6 +371,8 @@ def opened(
         redraws: On a terminal, tables of filaments are drawn over each other.
         where: The filter of filaments that set none.
         user: Who they become where this is root; None for the default.
+        described: Hash what sinks are given (`Outlets.described`).
+        dry: Do only that, and send nothing.
 
     Yields:
         What to put into the pipeline.
@@ -325,8 +382,12 @@ def opened(
     """
     with contextlib.ExitStack() as stack:
         made = Outlets(asked.console, transforms=list(asked.transforms))
-        become = worker_user(user) if asked.filaments or asked.sinks else None
-        for one in asked.sinks:
+        become = worker_user(user) if asked.sinks and not dry else None
+        if described:
+            from kcap.writers.sinks.dry import Dry
+
+            made.dry = [Dry(one) for one in asked.sinks]
+        for one in () if dry else asked.sinks:
             from kcap.writers.sinks import spec
 
             made.sinks.append(spec.opened(one, live=live, user=become))

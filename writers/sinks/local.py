@@ -77,6 +77,20 @@ def opened(
     return _File(_path(place), form, options, what, force=force)
 
 
+def writer(form: str, stream: BinaryIO, template: str | None) -> Sink:
+    """What writes a format to a stream.
+
+    Args:
+        form: One of `FORMATS`.
+        stream: The stream; stays open.
+        template: The form of a line, None where none is given.
+
+    Returns:
+        The writer.
+    """
+    return _writer(form, stream, {} if template is None else {"template": template})
+
+
 def _path(place: str) -> str:
     path = unquote(place.removeprefix("//"))
     if not path:
