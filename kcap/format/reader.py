@@ -136,26 +136,21 @@ class CaptureReader:
         """
         return self.schema.columns()
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, offset: int = 0) -> Iterator[Batch]:
         """The events in file order.
+
+        Args:
+            offset: Where to begin: a record of a file, to which no TAIL before it belongs. What
+                is said of sources and losses before it is not repeated.
 
         Yields:
             A batch a chunk; a last empty one where side records follow the last event.
-        """
-        return Sequential(self).batches()
-
-    def batches_from(self, offset: int) -> Iterator[Batch]:
-        """The events behind a place, in file order.
-
-        Args:
-            offset: Of a record that no TAIL before it belongs to, as a STATE of the index.
-
-        Yields:
-            As `batches`; what the records before say of sources and losses is not repeated.
 
         Raises:
-            DamagedError: There is no record.
+            DamagedError: There is no record at that place.
         """
+        if not offset:
+            return Sequential(self).batches()
         self.index()  # of an open file it tells the columns
         header = record.unpack(self.window.read_at(offset, HEADER_BYTES), self.header.file_id)
         if header is None:

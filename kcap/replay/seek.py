@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from kcap.errors import KcapError
-from kcap.format.index import Index
 from kcap.format.reader import CaptureReader
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.model.stream import Source, StreamInfo
 from kcap.replay.restoring import (
     BEYOND,
-    Plan,
     Tables,
     followed,
     host_tables,
@@ -29,6 +28,15 @@ from kcap.replay.restoring import (
 from kcap.replay.span import Mask, Span, Within
 from kcap.state import State
 from kcap.state.state import FOLLOWED
+
+
+class _Begin(NamedTuple):
+    """Where to read a source."""
+
+    offset: int
+    """Of a capture the record to begin with."""
+    within: Within
+    stop: int
 
 
 class Seeking:
@@ -92,43 +100,42 @@ class Seeking:
         Raises:
             KcapError: An event at which it was to begin or end is not there.
         """
-        if self._span.whole:
-            yield from self._whole()
-            return
         source = self._source
-        index = source.index() if isinstance(source, CaptureReader) else None
-        if isinstance(source, CaptureReader) and index is not None:
-            plan = planned(source, index, self._span)
-            batches, row = self._begun(source, index, plan)
-            yield from self._pieces(batches, Within(plan.span, row), plan.stop)
+        if self._span.whole:
+            for batch in source.batches():
+                self._run = self._delivered, self._delivered
+                self._delivered += batch.rows
+                yield batch
+            return
+        begin = self._begun()
+        if isinstance(source, CaptureReader) and begin.offset:
+            batches = source.batches(begin.offset)
         else:
-            yield from self._pieces(source.batches(), Within(self._span), BEYOND)
+            batches = source.batches()
+        yield from self._pieces(batches, begin.within, begin.stop)
 
-    def _whole(self) -> Iterator[Batch]:
-        for batch in self._source.batches():
-            self._run = self._delivered, self._delivered
-            self._delivered += batch.rows
-            yield batch
-
-    def _begun(
-        self, reader: CaptureReader, index: Index, plan: Plan
-    ) -> tuple[Iterator[Batch], int]:
-        """The batches from the place on that was planned, and the number of their first row."""
+    def _begun(self) -> _Begin:
+        """Find out where to begin, and follow what must be known there."""
+        reader = self._source
+        index = reader.index() if isinstance(reader, CaptureReader) else None
+        if not isinstance(reader, CaptureReader) or index is None:
+            return _Begin(0, Within(self._span), BEYOND)
+        plan = planned(reader, index, self._span)
         if plan.state is None:
-            return reader.batches(), 0
+            return _Begin(0, Within(plan.span), plan.stop)
         self._pass(EMPTY.with_before(sources_at(reader, index, plan.state)))
         if self._host:
             self._tables.update(host_tables(reader, index))
-        if plan.follow is None:
-            return reader.batches_from(plan.state), plan.state_row
-        try:
-            for batch in followed(reader, plan.state, plan.follow.chunks):
-                self._pass(batch)
-        except KcapError:
-            # What is damaged may be whole in tails: whoever reads everything finds that out.
-            self._state.restore(Snapshot({}))
-            return reader.batches_from(plan.state), plan.state_row
-        return reader.batches_from(plan.follow.offset), plan.follow.row
+        offset, row = plan.state, plan.state_row
+        if plan.follow is not None:
+            try:
+                for batch in followed(reader, plan.state, plan.follow.chunks):
+                    self._pass(batch)
+                offset, row = plan.follow.offset, plan.follow.row
+            except KcapError:
+                # What is damaged may be whole in tails: whoever reads everything finds that out.
+                self._state.restore(Snapshot({}))
+        return _Begin(offset, Within(plan.span, row), plan.stop)
 
     def _pieces(self, batches: Iterator[Batch], within: Within, stop: int) -> Iterator[Batch]:
         closed = isinstance(self._source, CaptureReader) and self._source.footer is not None
