@@ -6,6 +6,7 @@ import json
 import os
 import re
 import string
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -275,6 +276,15 @@ def test_a_transports_own_secrets_are_masked() -> None:
     """Names that only the transport calls secret."""
     assert masked_url("x://h/?sesame=open", secret=["sesame"]) == f"x://h/?sesame={MASK}"
     assert masked_url("x://h/?sesame=open") == "x://h/?sesame=open"
+
+
+@pytest.mark.parametrize("unit", ["x", ":", "x://", "x://h?a", "x://a:", "&a", "a=", "[", "basic "])
+def test_masking_takes_no_longer_for_what_is_made_to_be_slow(unit: str) -> None:
+    """A megabyte of anything is looked through in a moment."""
+    for text in (unit * 200_000, f"x://h?{unit * 200_000}", f"x://{unit * 200_000}"):
+        begun = time.process_time()
+        masked(text[: 1 << 20])
+        assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(

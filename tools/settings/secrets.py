@@ -30,10 +30,11 @@ _NAME: Final = re.compile(
 _NOT: Final = re.compile(r"[-_](?:file|path|env|method|mechanism|type|timeout)$", re.IGNORECASE)
 """Ends of names of what stands beside a secret: where it is, how it is used."""
 
-_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*://)([^\s\"'<>|\\^`]*)")
+# Each may begin only where a word or a parameter does: else a long text takes the square of its time.
+_URL: Final = re.compile(r"(?<![A-Za-z0-9+.\-])([A-Za-z0-9+.\-]+://)([^\s\"'<>|\\^`]*)")
 _PORT: Final = re.compile(r"(?:(?:\[[^\]]*\]|[^:,]*)(?::\d*)?(?:,|$))*")
 _SPLIT: Final = re.compile(r"[/?#]")
-_ASSIGNED: Final = re.compile(r"([^&;=]+)=([^&;]*)")
+_ASSIGNED: Final = re.compile(r"(?:^|(?<=[&;]))([^&;=]+)=([^&;]*)")
 _HEADER: Final = re.compile(
     r"((?:proxy-)?authorization|(?:set-)?cookie)(\"?\s*[:=]\s*)[^\r\n]*", re.IGNORECASE
 )
