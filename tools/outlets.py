@@ -400,7 +400,13 @@ def opened(
             if redraws and stream.isatty():
                 display = table.Screen(stream, partial(shutil.get_terminal_size))
             stack.callback(display.close)
-            filaments = tap.Filaments(asked.filaments, display, where=where, limits=asked.limits)
+            filaments = tap.Filaments(
+                asked.filaments,
+                display,
+                where=where,
+                limits=asked.limits,
+                user=worker_user(user) if user is not None else None,
+            )
             made.taps.append(filaments)
             made.filters += filaments.filters
             stack.callback(filaments.close)
