@@ -16,6 +16,10 @@ from typing import Any, Self
 
 import pytest
 
+from kcap.guard.rights import User
+from kcap.model.batch import Batch
+from kcap.writers.sinks import spec
+from kcap.writers.sinks.delivery import Delivery
 from kcap.writers.sinks.transport import Message
 
 START_S = 60.0
@@ -63,6 +67,19 @@ def made(count: int, start: int = 0, size: int = 0) -> list[Message]:
         )
         for n in range(start, start + count)
     ]
+
+
+def deliver(url: str, *batches: Batch, **options: Any) -> Delivery:
+    """A sink whose courier has no rights, which is given some batches: close it.
+
+    As root its courier is nobody, so that whatever it loads too late is missing.
+    """
+    user = User("nobody", 65534, 65534) if os.geteuid() == 0 else None
+    made = spec.opened(spec.parse(url, options), live=False, user=user)
+    assert isinstance(made, Delivery)
+    for batch in batches:
+        made.write(batch)
+    return made
 
 
 class Certificates:
@@ -213,13 +230,13 @@ class RabbitMq:
         found = []
         with self.channel() as channel:
             channel.basic_qos(prefetch_count=2000)
-            for method, properties, body in channel.consume(name, inactivity_timeout=0.5):
+            for method, properties, body in channel.consume(name, inactivity_timeout=0.3):
                 if method is None:
                     break
                 found.append((method, properties, body))
                 if len(found) % 1000 == 0:
                     channel.basic_ack(method.delivery_tag, multiple=True)
-            if found:
+            if len(found) % 1000:
                 channel.basic_ack(found[-1][0].delivery_tag, multiple=True)
             channel.cancel()
         return found

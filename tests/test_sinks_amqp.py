@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from server_support import Certificates, RabbitMq, free_port, made
+from server_support import Certificates, RabbitMq, deliver, free_port, made
+from sink_support import NAMES, events, ids
 
 from kcap.errors import KcapError
 from kcap.writers.sinks.amqp import Amqp, AmqpOptions, _Flight
 from kcap.writers.sinks.transport import InterruptedDeliveryError, Message
+
+pika = pytest.importorskip("pika")
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +194,100 @@ def test_one_confirm_may_be_for_all_before_it() -> None:
     flight.answer(4, multiple=True, ack=False)
     assert flight.over
     assert (flight.taken, flight.nacked) == (3, 3)
+
+
+def first_seen(found: list[str]) -> list[str]:
+    """Ids in the order in which each came first."""
+    return list(dict.fromkeys(found))
+
+
+def test_a_courier_without_rights_delivers(broker: RabbitMq, certificates: Certificates) -> None:
+    """By TLS, to a name, with a key for each event: all that it takes is loaded in time."""
+    broker.queue("confined", "ex-confined")
+    url = (
+        f"amqps://guest:guest@localhost:{broker.port_tls}/%2f?exchange=ex-confined"
+        f"&routing-key=e.{{{{ event }}}}&tls-ca={certificates.ca}"
+    )
+    made = deliver(url, events(300), events(300, 300))
+    made.close()
+
+    found = broker.drain("confined")
+    assert [p.message_id for _, p, _ in found] == ids(600)
+    assert [m.routing_key for m, _, _ in found[:3]] == [f"e.{name}" for name in NAMES]
+    assert json.loads(found[5][2])["ord"] == 5
+    assert (made.confirmed, made.losses) == (600, [])
+
+
+def test_what_the_broker_refuses_is_a_loss(broker: RabbitMq) -> None:
+    """What no queue gets is counted; everything else arrives."""
+    broker.queue("two", "ex-two", "openat")
+    url = f"amqp://localhost:{broker.port}?exchange=ex-two&routing-key={{{{ event }}}}"
+    made = deliver(url, events(30))
+    made.close()
+    assert [p.message_id for _, p, _ in broker.drain("two")] == ids(30)[::3]
+    assert made.confirmed == 10
+    assert sum(loss.count or 0 for loss in made.losses) == 20
+    assert {loss.kind for loss in made.losses} == {"skipped"}
+
+
+def killed(broker: RabbitMq, name: str, count: int, kills: int) -> list[str]:
+    """The ids that a queue has, of events that were sent while the broker was killed."""
+    broker.queue(name, f"ex-{name}")
+    made = deliver(f"amqp://localhost:{broker.port}?exchange=ex-{name}")
+    step = count // (2 * kills)
+    for part in range(kills):
+        for start in range(2 * part * step, (2 * part + 1) * step, 500):
+            made.write(events(min(500, (2 * part + 1) * step - start), start))
+        time.sleep(0.05)
+        broker.kill()  # with some on their way
+        made.write(events(step, (2 * part + 1) * step))  # and while it is not there
+        broker.start()
+    made.close()
+    assert made.confirmed == count
+    assert made.losses == []
+    return [p.message_id for _, p, _ in broker.drain(name)]
+
+
+def check_killed(found: list[str], count: int, kills: int) -> None:
+    assert first_seen(found) == ids(count)
+    # What was stored without a confirm came again: known by its id, no more than one batch a kill.
+    assert len(found) - count <= kills * Amqp.batch
+
+
+def test_a_broker_that_is_killed_loses_nothing(broker: RabbitMq) -> None:
+    """Killed and started again in the middle, it has every event, in order, doubles known."""
+    check_killed(killed(broker, "killed", 5000, 1), 5000, 1)
+
+
+@pytest.mark.long
+def test_a_broker_that_is_killed_often_loses_nothing(broker: RabbitMq) -> None:
+    """The same for 100,000 events and four kills."""
+    check_killed(killed(broker, "killed-often", 100_000, 4), 100_000, 4)
+
+
+@pytest.mark.long
+def test_without_confirms_a_kill_loses_messages(broker: RabbitMq) -> None:
+    """The control: a client that takes what it wrote for delivered fails the same check."""
+    broker.queue("unconfirmed", "ex-unconfirmed")
+    sent = 0
+    with contextlib.suppress(pika.exceptions.AMQPError, OSError), broker.channel() as channel:
+        for at, name in enumerate(ids(50_000)):
+            if at == 10_000:
+                broker.kill()
+            properties = pika.BasicProperties(message_id=name, delivery_mode=2)
+            channel.basic_publish("ex-unconfirmed", "k", b"x", properties)
+            sent += 1
+    broker.start()
+    found = [p.message_id for _, p, _ in broker.drain("unconfirmed")]
+    with pytest.raises(AssertionError):
+        check_killed(found, sent, 1)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda found: found[1:], lambda found: [found[1], found[0], *found[2:]]]
+)
+def test_the_check_notices_what_is_lost_or_turned_round(spoil: Any) -> None:
+    """One event less, or two in another order, and it fails."""
+    check_killed([*ids(10), ids(10)[3]], 10, 1)
+    with pytest.raises(AssertionError):
+        check_killed(spoil(ids(10)), 10, 1)
