@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, Unpack
 
 import click
 
@@ -81,6 +81,7 @@ class _Table(NamedTuple):
         "ssh host kcap record -o - --duration 10 | kcap stats --by path -",
         "kcap stats --live",
         "kcap stats --live 4711 --json --interval 10s | jq .events_per_s",
+        "kcap stats --live --listen 9099",
     ),
 )
 @click.argument("captures", nargs=-1, metavar="CAPTURE...")
@@ -107,8 +108,7 @@ class _Table(NamedTuple):
 @click.option("--start", type=common.EventTime(), help="Only events at or after this time.")
 @click.option("--end", type=common.EventTime(), help="Only events before this time.")
 @click.option("--json", "as_json", is_flag=True, help="The numbers as JSON.")
-@click.option("--live", is_flag=True, help="The numbers of a recorder that runs, as they change.")
-@click.option("--interval", type=common.Duration(), help="Time between two of them.  [default: 1s]")
+@stats_live.live_options
 @common.lenient_option
 @common.raw_pairs_option
 @click.pass_context
@@ -123,10 +123,9 @@ def command(
     start: int | None,
     end: int | None,
     as_json: bool,
-    live: bool,
-    interval: float | None,
     lenient: bool,
     raw_pairs: bool,
+    **live: Unpack[stats_live.LiveOptions],
 ) -> None:
     """Count the events of all CAPTUREs together: how many, what share, when first and last.
 
@@ -141,11 +140,14 @@ def command(
     With --live, CAPTURE is the process id of a recorder, or its control socket; none is needed
     where only one runs. It tells what it has recorded and lost, and what that costs.
     """
-    if live:
+    if live["live"]:
         if names or sort or times or where or start is not None or end is not None:
-            raise click.UsageError("--live goes with -n, --interval and --json alone")
-        stats_live.watch(captures, count=top, interval_s=interval, as_json=as_json)
+            raise click.UsageError("--live counts nothing: it goes with -n, --interval and forms")
+        stats_live.show(captures, top, live, as_json=as_json)
         return
+    if live["listen"] or live["form"] == "prometheus":
+        raise click.UsageError("Prometheus gets the numbers of a recorder that runs: --live")
+    as_json = as_json or live["form"] == "json"
     if not captures:
         raise click.UsageError("a CAPTURE is missing; --live shows a recorder that runs")
     from kcap.counting import INTERVALS_MAX

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, TypeVar
 
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common, control, logs
+from kcap.tools import common, control, logs, metrics, prometheus
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 INTERVAL_S: Final = 1.0
 """Seconds between readings where none are asked for."""
@@ -31,6 +33,74 @@ _UNSEEN: Final = {
 """Details that are shown, and what stands before them."""
 
 Stats = Mapping[str, Any]
+
+
+class LiveOptions(TypedDict):
+    """The options that `live_options` declares."""
+
+    live: bool
+    interval: float | None
+    form: str | None
+    listen: metrics.Address | None
+
+
+def live_options(function: _F) -> _F:
+    """``--live``, ``--interval``, ``--format``, ``--listen``."""
+    for option in (
+        click.option(
+            "--listen",
+            type=metrics.ListenAddress(),
+            metavar="[HOST:]PORT",
+            help="With --live: answer Prometheus at /metrics, of this host alone unless HOST is"
+            " another address.",
+        ),
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(["text", "json", "prometheus"]),
+            help="prometheus: with --live, its text format, once.  [default: text]",
+        ),
+        click.option(
+            "--interval", type=common.Duration(), help="Time between two of them.  [default: 1s]"
+        ),
+        click.option(
+            "--live", is_flag=True, help="The numbers of a recorder that runs, as they change."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def show(words: tuple[str, ...], count: int | None, options: LiveOptions, *, as_json: bool) -> None:
+    """Show the numbers of a recorder in the form that the options ask for.
+
+    Args:
+        words: What the user gave: a process id, a socket, or nothing.
+        count: Readings after which it is enough.
+        options: The options of the verb.
+        as_json: The verb's own option for ``--format json``.
+
+    Raises:
+        KcapError: There is no such recorder, or it does not answer.
+    """
+    form, listen, interval_s = options["form"], options["listen"], options["interval"]
+    if listen is not None:
+        if as_json or form in {"text", "json"} or interval_s is not None or count is not None:
+            raise click.UsageError("--listen answers in Prometheus's format, when it is asked")
+        # A recorder may end and another begin: each answer is of the one there is.
+        metrics.serve(listen, lambda: dict(_reading(_chosen(words))))
+    elif form == "prometheus":
+        if as_json or interval_s is not None or count is not None:
+            raise click.UsageError("--format prometheus is one reading")
+        click.echo(prometheus.exposition(_reading(_chosen(words))), nl=False)
+    else:
+        as_json = as_json or form == "json"
+        watch(words, count=count, interval_s=interval_s, as_json=as_json)
+
+
+def _reading(path: Path) -> Stats:
+    stats: Stats = control.ask(path, control.STATS).get(control.STATS, {})
+    return stats
 
 
 def watch(
@@ -53,7 +123,7 @@ def watch(
     screen = not as_json and sys.stdout.isatty()
     while count is None or readings < count:
         try:
-            stats: Stats = control.ask(path, control.STATS).get(control.STATS, {})
+            stats = _reading(path)
         except KcapError:
             if readings and path not in control.sockets():
                 logs.tell("kcap: the recorder has ended")
