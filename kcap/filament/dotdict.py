@@ -10,6 +10,8 @@ from typing import Any
 class DotDict(dict[str, Any]):
     """A dictionary whose keys are attributes, too, and so are those of dictionaries in it.
 
+    An attribute that it does not have is None: an event has what is known of it.
+
     Example:
         >>> event = DotDict({"name": "CreateFile", "kparams": {"file_name": "a.txt"}})
         >>> event.kparams.file_name
@@ -17,10 +19,9 @@ class DotDict(dict[str, Any]):
     """
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (whatever the event has)
-        try:
-            value = self[name]
-        except KeyError:
-            raise AttributeError(f"the event has no {name!r}") from None
+        if name.startswith("__"):
+            raise AttributeError(name)  # what Python asks for is not asked of the event
+        value = self.get(name)
         if type(value) is dict:
             value = self[name] = DotDict(value)
         return value
