@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_support import Certificates, free_port, made
+from server_support import Certificates, deliver, free_port, made
+from sink_support import NAMES, events, ids
 
 from kcap.errors import KcapError
 from kcap.writers.sinks.fluent import Fluent, FluentOptions, Forward, ForwardOptions
@@ -329,6 +330,21 @@ def test_nobody_there_is_an_interruption(tmp_path: Path) -> None:
     for url in (f"fluent://127.0.0.1:{free_port()}", f"fluent+unix://{tmp_path}/none"):
         with pytest.raises(InterruptedDeliveryError):
             Fluent(FluentOptions(url=url)).open()
+
+
+def test_a_courier_without_rights_delivers(peers: Any, certificates: Certificates) -> None:
+    """By TLS, with a login and a tag for each event: all that it takes is loaded in time."""
+    peer = peers(tls=certificates, key=b"secret")
+    made_of_it = deliver(
+        f"fluent+tls://localhost:{peer.port}?tag=kcap.{{{{ event }}}}&tls-ca={certificates.ca}",
+        events(300),
+        events(300, 300),
+        shared_key="secret",
+    )
+    made_of_it.close()
+    assert [record["kcap_id"] for _, _, record in peer.events] == ids(600)
+    assert [tag for tag, _, _ in peer.events[:3]] == [f"kcap.{name}" for name in NAMES]
+    assert (made_of_it.confirmed, made_of_it.losses) == (600, [])
 
 
 def test_a_real_server() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_support import Journald, made, wait_for
+from server_support import Journald, deliver, made, wait_for
+from sink_support import alerts, events, ids
 
 from kcap.errors import KcapError
 from kcap.writers.sinks.journal import Journal, JournalOptions
@@ -152,3 +155,26 @@ def test_the_journal_is_on_this_host() -> None:
     """A URL that names another one is refused."""
     with pytest.raises(KcapError, match="this host"):
         Journal(JournalOptions(url="journal://elsewhere/socket"))
+
+
+def test_a_courier_without_rights_delivers() -> None:
+    """Events and an alert, large ones too: all that it takes is loaded in time."""
+    folder = Path(tempfile.mkdtemp(prefix="kcap-journal-"))
+    path = folder / "socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind(str(path))
+        for one in (folder, path):
+            one.chmod(0o777)  # its courier is not always root
+        made_of_it = deliver(f"journal:{path}", events(2), events(1, 2, text="x" * 300_000))
+        made_of_it.write(alerts(1))
+        found = [read_entry(peer.recv(1 << 16)) for _ in range(2)]
+        _, (memory,), _, _ = socket.recv_fds(peer, 10, 1)
+        with os.fdopen(memory, "rb") as file:
+            file.seek(0)
+            found.append(read_entry(file.read()))
+        found.append(read_entry(peer.recv(1 << 16)))
+        made_of_it.close()
+    shutil.rmtree(folder)
+    assert [dict(fields)["KCAP_ID"].decode() for fields in found[:3]] == ids(3)
+    assert dict(found[1])["KCAP_EVENT"] == b"execve"
+    assert (dict(found[3])["PRIORITY"], dict(found[3])["KCAP_ARG_TITLE"]) == (b"3", b"A <shell>")

@@ -6,7 +6,8 @@ import socket
 from typing import Any
 
 import pytest
-from server_support import made
+from server_support import deliver, made
+from sink_support import events, ids
 
 from kcap.errors import KcapError
 from kcap.writers.sinks.kafka import Kafka, KafkaOptions
@@ -158,3 +159,15 @@ def test_wrong_settings_are_errors_at_once(url: str, settings: dict[str, Any], s
     """What can be seen to be wrong is said before anything is sent."""
     with pytest.raises(KcapError, match=says):
         Kafka(KafkaOptions(url=url, **settings))
+
+
+def test_a_courier_without_rights_delivers(cluster: Cluster) -> None:
+    """All that it takes is loaded in time; each event has its key."""
+    made_of_it = deliver(
+        f"kafka://{cluster.brokers}/confined?key={{{{ event }}}}", events(300), events(300, 300)
+    )
+    made_of_it.close()
+    found = cluster.records("confined", 600)
+    assert {dict(one.headers())["id"].decode() for one in found} == set(ids(600))
+    assert {one.key() for one in found} == {b"openat", b"execve", b"connect"}
+    assert (made_of_it.confirmed, made_of_it.losses) == (600, [])

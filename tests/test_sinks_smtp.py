@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_support import Certificates, free_port
+from server_support import Certificates, deliver, free_port
+from sink_support import alerts as alert_events
+from sink_support import events
 
 from kcap.errors import KcapError
 from kcap.writers.sinks.smtp import Smtp, SmtpOptions
@@ -297,3 +299,17 @@ def test_wrong_settings_are_errors_at_once(settings: dict[str, Any], says: str) 
     """What can be seen to be wrong is said before anything is sent."""
     with pytest.raises(KcapError, match=says):
         Smtp(SmtpOptions(**{"url": "smtp://localhost", "to": TO} | settings))
+
+
+def test_a_courier_without_rights_sends_alerts(
+    serve: Callable[..., Serving], certificates: Certificates
+) -> None:
+    """Over STARTTLS, and of what happens only the alerts."""
+    server = serve(tls_context=tls(certificates))
+    url = f"smtp://localhost:{server.port}?to={','.join(TO)}&tls-ca={certificates.ca}"
+    made = deliver(url, events(50), alert_events(2))
+    made.close()
+    mails = server.box.read()
+    assert [mail["Subject"] for mail in mails] == ["high: A <shell>"] * 2
+    assert "arg_title: A <shell>" in mails[0].get_content()
+    assert (made.confirmed, made.losses) == (2, [])

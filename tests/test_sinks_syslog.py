@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import re
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_support import Certificates, Rsyslog, free_port, made, wait_for
+from server_support import Certificates, Rsyslog, deliver, free_port, made, wait_for
+from sink_support import alerts, events, ids
 from support import batch_of
 
 from kcap.errors import KcapError
@@ -268,3 +271,56 @@ def test_cef_does_not_depend_on_batches(size: int) -> None:
     records = [(n, {"pathname": f"/{n}"} if n % 2 else {"path": f"/{n}"}) for n in range(6)]
     pieces = [records[n : n + size] for n in range(0, 6, size)]
     assert [line for piece in pieces for line in cef(batch_of(piece))] == cef(batch_of(records))
+
+
+def test_a_courier_without_rights_delivers(daemon: Rsyslog, certificates: Certificates) -> None:
+    """By TLS, as CEF: events with their ids, and an alert with its severity."""
+    before = len(daemon.received())
+    made_of_it = deliver(
+        f"{url(daemon, 'tls')}?format=cef&tls-ca={certificates.ca}", events(300), alerts(1)
+    )
+    made_of_it.close()
+    wait_for(lambda: len(daemon.received()) >= before + 301, "all are received", 10)
+
+    found = daemon.received()[before:]
+    assert [one["structured-data"] for one in found[:300]] == [
+        f'[kcap@32473 id="{name}"]' for name in ids(300)
+    ]
+    assert [one["procid"] for one in found[:3]] == ["100", "101", "102"]
+    assert (found[1]["msgid"], found[1]["hostname"]) == ("execve", "-")
+    header, values = read_cef(found[1]["msg"].lstrip())
+    assert (header[4], values["externalId"], values["spid"]) == ("execve", ids(2)[1], "101")
+    assert found[0]["pri"] == str(16 * 8 + 6)
+    assert found[300]["pri"] == str(16 * 8 + 3)
+    assert read_cef(found[300]["msg"].lstrip())[0][4:] == ["T1059", "A <shell>", "8"]
+
+
+@pytest.mark.long
+def test_a_daemon_that_is_killed_gets_the_rest_in_order(
+    tmp_path: Path,
+) -> None:
+    """Syslog has no answers: what a killed daemon had not read is lost, nothing else is."""
+    count = 50_000
+    with Rsyslog(tmp_path / "d") as daemon:
+        made_of_it = deliver(url(daemon, "tcp"))
+        for start in range(0, count, 500):
+            made_of_it.write(events(500, start))
+            if start == count // 2:
+                daemon.kill()
+                daemon.start()
+        made_of_it.close()
+        wait_for(lambda: len(daemon.received()) and quiet(daemon), "it has read all", 30)
+        names = [one["structured-data"].split('"')[1] for one in daemon.received()]
+    found = list(dict.fromkeys(names))
+    assert found == sorted(found, key=lambda name: int(name.split(":")[1]))
+    assert found[-1] == ids(count)[-1]
+    missing = sorted(set(range(count)) - {int(name.split(":")[1]) for name in found})
+    # What is missing is one piece: what was in that daemon's hands.
+    assert not missing or missing[-1] - missing[0] == len(missing) - 1
+
+
+def quiet(daemon: Rsyslog) -> bool:
+    """Whether nothing more comes."""
+    before = len(daemon.received())
+    time.sleep(0.5)
+    return len(daemon.received()) == before

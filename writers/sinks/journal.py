@@ -28,6 +28,9 @@ from kcap.writers.sinks.transport import (
     option,
 )
 
+if sys.platform != "win32":  # here, for later nothing can be read
+    import fcntl
+
 _SOCKET: Final = "/run/systemd/journal/socket"
 _TIMEOUT_S: Final = 30.0
 _NAME_MAX: Final = 64
@@ -157,8 +160,6 @@ def _field(name: str, value: bytes) -> bytes:
 
 def _send_sealed(to: socket.socket, entry: bytes) -> None:
     """Hand over what is too long for a datagram: in memory that nobody can change any more."""
-    import fcntl
-
     memory = os.memfd_create("kcap", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     try:
         with os.fdopen(memory, "wb", closefd=False) as file:

@@ -23,6 +23,10 @@ from kcap.writers.sinks import server
 from kcap.writers.sinks.server import ServerOptions
 from kcap.writers.sinks.transport import InterruptedDeliveryError, Message, Refused, option
 
+if sys.platform != "win32":  # here, for later nothing can be read
+    import fcntl
+    import termios
+
 FACILITIES: Final = (
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv",
     "ftp", "ntp", "audit", "alert", "clock", *(f"local{n}" for n in range(8)),
@@ -221,9 +225,6 @@ def _await_acknowledged(to: socket.socket, timeout_s: float) -> None:
     """Wait until the other kernel has all that was written."""
     if sys.platform != "linux":
         return
-    import fcntl
-    import termios
-
     for _ in range(int(timeout_s / _LOOK_S)):
         left = fcntl.ioctl(to.fileno(), termios.TIOCOUTQ, bytes(4))
         _look(to)  # behind it: a connection that was reset has nothing left either
