@@ -30,7 +30,7 @@ _NAME: Final = re.compile(
 _NOT: Final = re.compile(r"[-_](?:file|path|env|method|mechanism|type|timeout)$", re.IGNORECASE)
 """Ends of names of what stands beside a secret: where it is, how it is used."""
 
-# Each may begin only where a word or a parameter does: else a long text takes the square of its time.
+# Each begins only where a word or a parameter does: else time is the square of the length.
 _URL: Final = re.compile(r"(?<![A-Za-z0-9+.\-])([A-Za-z0-9+.\-]+://)([^\s\"'<>|\\^`]*)")
 _PORT: Final = re.compile(r"(?:(?:\[[^\]]*\]|[^:,]*)(?::\d*)?(?:,|$))*")
 _SPLIT: Final = re.compile(r"[/?#]")
