@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,7 +51,8 @@ class _Alerts:
         self.rows: list[dict[str, Any]] = []
 
     def write(self, batch: Batch) -> None:
-        self.rows += [row for row in batch.to_pylist() if row.get("kind") == "alert"]
+        if batch.get("arg_alert_id") is not None:  # alerts come by themselves
+            self.rows += batch.to_pylist()
 
     def close(self) -> None:
         pass
@@ -184,6 +186,7 @@ def linux(folder: Path) -> Path:
             "cmdline": f"{process} -x",
             "user": "root",
             "process_key": f"{pid:016x}",
+            "status": "SUCCESS" if values["$retval"] >= 0 else errno.errorcode[-values["$retval"]],
         }
         names = [n[1:] if n[0] == "$" else naming.argument(n) for n in values]
         fields = [Field(base, catalogue.home(base)) for base in (*fixed, *names)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import ipaddress
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from derived_support import recording
 from fibratus_support import OLD, PROCESS, Form, plain, read, record, state
 from hypothesis import given, settings
+from live_support import recording as live_recording
 from support import RECORDS, batch_of
 
 import kcap
@@ -403,6 +405,41 @@ def test_real_windows_events_have_the_documented_types(data: Callable[[str], Pat
     values = {type(value) for each in found for value in each["params"].values()}
     assert values <= {int, str, list, ipaddress.IPv4Address, datetime}
     assert all(re.fullmatch("[0-9a-f]+", each["params"].get("file_object", "0")) for each in found)
+
+
+@pytest.mark.root
+def test_a_recording_of_this_host_has_the_documented_types(tmp_path: Path) -> None:
+    """All that the kernel tells of a program has the documented keys, so typed."""
+    path, made_path = tmp_path / "host.kcap", tmp_path / "made.txt"
+    command = f"open({str(made_path)!r}, 'w').write('x');"
+    words = (
+        "--source",
+        "bpf",
+        "--events",
+        "all",
+        "--scope",
+        "follow",
+        "--scope",
+        f"pid={os.getpid()}",
+    )
+    with live_recording(path, *words):
+        subprocess.run([sys.executable, "-c", command], check=True)
+    kin = Kin(event.STATE_COLUMNS)
+
+    with kcap.open(path) as capture:
+        found = made(*(kin.update(batch) for batch in capture.batches()))
+
+    told = [each for each in found if each["pid"] is not None]
+    assert len(told) > 100
+    keys = ALWAYS | OF_A_PROCESS
+    for each in told:
+        assert typed(each, keys) == keys
+        assert each["description"]
+    opened = [each for each in told if each["params"].get("pathname") == str(made_path)]
+    assert "O_CREAT" in opened[0]["params"]["flags"]
+    assert opened[0]["cmdline"].endswith(command)
+    mapped = next(each for each in told if each["name"] == "mmap")
+    assert re.fullmatch("0x[0-9a-f]+", mapped["params"]["addr"])
 
 
 def test_sources_are_remembered_by_their_ids() -> None:

@@ -89,7 +89,7 @@ TALKS = f"action IN ('net_connect', 'net_accept', 'net_send', 'net_recv') AND {P
 SUSPECTS = "lower(process) IN ('notepad.exe', 'calc.exe', 'cat', 'awk', 'ls', 'sed')"
 CHANGES = """(action IN ('reg_set_value', 'file_create', 'file_write', 'file_rename', 'file_link')
     OR action = 'file_open' AND arg_flags & (3 | CREAT) <> 0) AND NOT failed
-    AND coalesce(status, 'success') = 'success'"""
+    AND lower(coalesce(status, 'success')) = 'success'"""
 TARGET = "coalesce(arg_key_path, arg_key_name, arg_newpath, arg_linkpath, path)"
 PLACE = f"""CASE
     WHEN contains({TARGET}, '\\CurrentVersion\\Run\\') THEN 'Run key'

@@ -63,7 +63,7 @@ def on_init() -> None:
         "(action in ('reg_set_value', 'file_create', 'file_write', "
         "'file_rename', 'file_link') or action = 'file_open' and "
         "evt.arg[flags] contains ('O_WRONLY', 'O_RDWR', 'O_CREAT', 'O_TRUNC')) "
-        "and not (retval < 0) and not (status exists and status not in ('success', 'Success'))"
+        "and not (retval < 0) and not (status exists and not status iin ('success'))"
     )
     columns(["Place", "Path", "Process", "Pid", "Event", "Times"])
     sort_by("Times")

@@ -35,7 +35,7 @@ def on_init() -> None:
     names = sys.argv[1:] or [*TOOLS.split(", "), *COPIERS.split(", ")]
     set_filter(
         "(action = 'file_create' or action = 'file_open' and evt.arg[flags] contains 'O_CREAT') "
-        "and not (retval < 0) and not (status exists and status not in ('success', 'Success')) "
+        "and not (retval < 0) and not (status exists and not status iin ('success')) "
         f"and ps.name iin ({', '.join(map(quoted, names))})"
     )
     columns(["Tool", "Pid", "File", "Times"])
