@@ -145,9 +145,7 @@ def command(
             raise click.UsageError("--live counts nothing: it goes with -n, --interval and forms")
         stats_live.show(captures, top, live, as_json=as_json)
         return
-    if live["listen"] or live["form"] == "prometheus":
-        raise click.UsageError("Prometheus gets the numbers of a recorder that runs: --live")
-    as_json = as_json or live["form"] == "json"
+    as_json = stats_live.without(live) or as_json
     if not captures:
         raise click.UsageError("a CAPTURE is missing; --live shows a recorder that runs")
     from kcap.counting import INTERVALS_MAX

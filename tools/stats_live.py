@@ -98,6 +98,23 @@ def show(words: tuple[str, ...], count: int | None, options: LiveOptions, *, as_
         watch(words, count=count, interval_s=interval_s, as_json=as_json)
 
 
+def without(options: LiveOptions) -> bool:
+    """Refuse what goes with ``--live`` alone.
+
+    Args:
+        options: The options of the verb.
+
+    Returns:
+        Whether JSON is asked for.
+
+    Raises:
+        click.UsageError: Prometheus is to get the numbers of a capture.
+    """
+    if options["listen"] or options["form"] == "prometheus":
+        raise click.UsageError("Prometheus gets the numbers of a recorder that runs: --live")
+    return options["form"] == "json"
+
+
 def _reading(path: Path) -> Stats:
     stats: Stats = control.ask(path, control.STATS).get(control.STATS, {})
     return stats
