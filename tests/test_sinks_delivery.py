@@ -325,7 +325,7 @@ def test_a_run_that_is_killed_leaves_its_events(tmp_path: Path, root: Path) -> N
     process.communicate()
     until(lambda: not Path(f"/proc/{pid}").exists() or " Z" in status_of(pid)["State"])
 
-    spool = Spool(str(path), sink="http://127.0.0.1:9/ as jsonl")
+    spool = Spool(str(path), sink=spec.parse("http://127.0.0.1:9/").key)
     assert spool.left == 1000
     spool.close()
 
@@ -455,6 +455,6 @@ def test_an_interrupted_write_does_not_confuse(tmp_path: Path) -> None:
     made.abandon()
 
     assert made.status["state"] == "stopped"
-    spool = Spool(str(path), sink="http://127.0.0.1:9/ as jsonl")
+    spool = Spool(str(path), sink=spec.parse("http://127.0.0.1:9/").key)
     assert spool.left == 10
     spool.close()

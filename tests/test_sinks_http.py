@@ -251,9 +251,12 @@ def test_a_server_that_does_not_answer_is_left() -> None:
         time.sleep(0.5)
         return Response()
 
-    with peer(late) as server, opened(server, timeout=0.1) as transport:
-        with pytest.raises(InterruptedDeliveryError, match="no answer in time"):
-            transport.send(made(1))
+    with (
+        peer(late) as server,
+        opened(server, timeout=0.1) as transport,
+        pytest.raises(InterruptedDeliveryError, match="no answer in time"),
+    ):
+        transport.send(made(1))
     with opened(server) as transport, pytest.raises(InterruptedDeliveryError, match="refused"):
         transport.send(made(1))
     with pytest.raises(InterruptedDeliveryError, match="not connected"):
@@ -263,9 +266,11 @@ def test_a_server_that_does_not_answer_is_left() -> None:
 def test_secrets_are_not_told() -> None:
     """No error repeats a password, a token, or the path, which may be one."""
     url = f"http://me:topsecret@127.0.0.1:{free_port()}/topsecret"
-    with opened(url, query="k=topsecret") as transport:
-        with pytest.raises(InterruptedDeliveryError) as caught:
-            transport.send(made(1))
+    with (
+        opened(url, query="k=topsecret") as transport,
+        pytest.raises(InterruptedDeliveryError) as caught,
+    ):
+        transport.send(made(1))
 
     assert "topsecret" not in str(caught.value)
     with (

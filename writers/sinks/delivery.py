@@ -71,7 +71,7 @@ class Delivery:
             "scheme": of.scheme,
             "options": settings,
             "constants": constants,
-            "sink": f"{of.shown} as {of.form}",
+            "sink": of.key,
             "spool": self._spool,
             "spool_bytes": options.spool_bytes,
             "memory_bytes": options.memory_bytes,
@@ -251,5 +251,5 @@ def _spool_path(named: str | None, of: spec.Spec) -> tuple[str, bool]:
     place = Path(named).absolute()  # links stay what they are, and are refused
     if not place.is_dir():
         return str(place), False
-    key = hashlib.sha256(f"{of.shown} as {of.form}".encode()).hexdigest()[:16]
-    return str(place / f"{key}.spool"), False
+    name = hashlib.sha256(of.key.encode()).hexdigest()[:16]
+    return str(place / f"{name}.spool"), False

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields
@@ -32,7 +33,8 @@ MASK: Final = "***"
 """What is shown of a secret."""
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
-_USERINFO: Final = re.compile(r"^((?:[a-z0-9+.-]+:)+//)([^/@:]*):[^/]*@")
+_USERINFO: Final = re.compile(r"^([^/]*//)([^/@:]*):[^/]*@")
+_LOGIN: Final = re.compile(r"(?<=//)[^/]*@")
 _SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
 _SECONDS: Final = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -86,6 +88,13 @@ class Spec:
     def place(self) -> str:
         """What stands behind the scheme: a path, or host and path."""
         return self.options.url.partition(":")[2]
+
+    @property
+    def key(self) -> str:
+        """What a spool of this sink is known by: where it sends to and what, whoever logs in."""
+        # The path may be a secret, and still tells two sinks apart.
+        digest = hashlib.sha256(_LOGIN.sub("", self.options.url).encode()).hexdigest()[:8]
+        return f"{_LOGIN.sub('', self.shown)} as {self.form} [{digest}]"
 
     @property
     def form(self) -> str:
