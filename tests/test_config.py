@@ -7,7 +7,7 @@ import os
 import re
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -20,7 +20,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kcap.tools.settings import document, example, secrets
-from kcap.tools.settings.merged import Merged
+from kcap.tools.settings.merged import Merged, filament_keys, logging_keys
 from kcap.tools.settings.secrets import MASK, Known, masked, masked_url
 from kcap.tools.settings.show import as_yaml, rows
 
@@ -257,6 +257,9 @@ def test_known_secrets_are_found_in_any_text(secret: str, around: str) -> None:
         ("https://[::1]:443/x", "https://[::1]:443/x"),
         ("smtp://mail:25?to=ann@example.org", "smtp://mail:25?to=ann@example.org"),
         ("slack+https://hooks.slack.com/services/T/B/x", f"slack+https://hooks.slack.com/{MASK}"),
+        ("slack+https://chat.example.org/hooks/x", f"slack+https://chat.example.org/{MASK}"),
+        ("https://hooks.slack.com/services/T/B/x", f"https://hooks.slack.com/{MASK}"),
+        ("https://h.example/services/T/B/x", "https://h.example/services/T/B/x"),
         (
             "two https://a:word@b and http://c:word@d",
             f"two https://a:{MASK}@b and http://c:{MASK}@d",
@@ -305,3 +308,31 @@ def test_masking_takes_no_longer_for_what_is_made_to_be_slow(unit: str) -> None:
 def test_names_say_what_is_secret(name: str, secret: bool) -> None:
     """By words of their own."""
     assert secrets.is_secret_name(name) is secret
+
+
+# The documentation
+
+
+def test_the_page_has_every_key_with_its_default(read_text: Callable[[str], str]) -> None:
+    """docs/configuration.md names what filament and logging may say, and what holds else."""
+    text = read_text("docs/configuration.md")
+    table = re.findall(
+        r"^\| `(filament|logging): ([a-z-]+)` \| .* \| (\S+) \|$", text, re.MULTILINE
+    )
+    sections = {"filament": filament_keys(), "logging": logging_keys()}
+
+    assert {(s, name) for s, name, _ in table} == {(s, n) for s in sections for n in sections[s]}
+    for section, name, default in table:
+        key = sections[section][name]
+        said = None if default == "none" else key.type.convert(default, None, None)
+        assert said == (key.default or None if default == "none" else key.default), name
+
+
+def test_the_files_of_the_page_are_right(tmp_path: Path, read_text: Callable[[str], str]) -> None:
+    """Each YAML block is a file that is fine."""
+    blocks = re.findall(r"```yaml\n(.*?)```", read_text("docs/configuration.md"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        path = tmp_path / "kcap.yaml"
+        path.write_text(block)
+        assert run("config", "--check", path).exit_code == 0, block

@@ -39,7 +39,8 @@ _HEADER: Final = re.compile(
     r"((?:proxy-)?authorization|(?:set-)?cookie)(\"?\s*[:=]\s*)[^\r\n]*", re.IGNORECASE
 )
 _BEARER: Final = re.compile(r"\b(bearer|basic|apikey)\s+[A-Za-z0-9+/=._~\-]{4,}", re.IGNORECASE)
-_HOOK: Final = re.compile(r"^(hooks\.slack\.com)/.*", re.IGNORECASE | re.DOTALL)
+_HOOK: Final = re.compile(r"slack\+https?://.*|https?://hooks\.slack\.com", re.IGNORECASE)
+"""The beginnings of URLs whose path is what gives the right to write there."""
 
 
 def is_secret_name(name: str) -> bool:
@@ -96,7 +97,7 @@ def masked_url(url: str, *, secret: Iterable[str] = ()) -> str:
         The same with `MASK` in their places.
     """
     named = {name.replace("_", "-").lower() for name in secret}
-    return _URL.sub(lambda match: match[1] + _masked_rest(match[2], named), url)
+    return _URL.sub(lambda match: match[1] + _masked_rest(*match.groups(), named), url)
 
 
 def masked(text: str, known: Iterable[str] = ()) -> str:
@@ -140,11 +141,13 @@ class Known:
             secret: Further names of parameters that are secret.
         """
         named = {name.replace("_", "-").lower() for name in secret}
-        for _, rest in _URL.findall(url):
+        for scheme, rest in _URL.findall(url):
             authority, query = _parts(rest)
             user, at, _ = authority.rpartition("@")
             found = [user.partition(":")[2]] if at else []
             found += [value for name, value in _ASSIGNED.findall(query) if _hidden(name, named)]
+            if _HOOK.match(scheme + authority):
+                found.append(rest[len(authority) :])
             for value in found:
                 self.add(value)
                 self.add(unquote(value))
@@ -201,8 +204,8 @@ def _parts(rest: str) -> tuple[str, str]:
     return authority, rest.partition("?")[2].partition("#")[0]
 
 
-def _masked_rest(rest: str, named: set[str]) -> str:
-    """What follows ``scheme://`` of a URL, without secrets."""
+def _masked_rest(scheme: str, rest: str, named: set[str]) -> str:
+    """What follows the scheme of a URL, without secrets."""
     authority, _ = _parts(rest)
     tail = rest[len(authority) :]
     user, at, host = authority.rpartition("@")
@@ -212,8 +215,8 @@ def _masked_rest(rest: str, named: set[str]) -> str:
     elif not _PORT.fullmatch(authority) or (":" in authority and "@" in tail.partition("=")[0]):
         # No host has such a name: a password with a character that had to be escaped.
         return f"{authority.partition(':')[0]}:{MASK}"
-    if found := _HOOK.match(authority + tail):
-        return f"{found[1]}/{MASK}"
+    if tail.strip("/") and _HOOK.match(scheme + authority):
+        return f"{authority}/{MASK}"
     path, question, query = tail.partition("?")
     if not question:
         return authority + tail
