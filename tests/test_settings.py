@@ -639,3 +639,28 @@ def test_of_gives_the_same_settings_in_every_context(tmp_path: Path) -> None:
         path.unlink()
         assert settings.of(context) is found
         assert settings.of(context.find_root()).filament.limits.rows == 7
+
+
+def test_a_service_has_the_settings_that_it_was_installed_with(tmp_path: Path) -> None:
+    """Named ones stand in its unit; what they say of its files is not said otherwise there."""
+    path = tmp_path / "kcap.yaml"
+    path.write_text("record: {split-time: 1h, output: elsewhere.kcap}")
+    install = ("service", "install", "--print")
+    with environment(HOME=str(tmp_path / "none"), XDG_CONFIG_HOME=""):
+        plain = run(*install).stdout
+        named = run("--config", path, *install)
+    with environment(KCAP_CONFIG=os.path.relpath(path)):
+        by_variable = run(*install).stdout
+
+    assert "--split-size 256M --keep 16" in plain
+    assert "--config" not in plain
+    assert named.exit_code == 0, named.stderr
+    assert f" --config {path} record -o " in named.stdout
+    assert "--split-size" not in named.stdout
+    assert "--keep 16" in named.stdout
+    assert by_variable == named.stdout
+    path.write_text("record: {split-time: often}")
+    with environment():
+        refused_too = run("--config", path, *install)
+    assert refused_too.exit_code == 1
+    assert f"{path} line 1: 'split-time': 'often' is no duration" in refused_too.stderr

@@ -79,7 +79,7 @@ def words(ctx: click.Context) -> tuple[str, ...]:
     named = os.environ.get("KCAP_CONFIG") if named is None else named
     if named is None:
         return ()
-    return ("--config", str(Path(named).absolute()) if named else "")
+    return ("--config", os.path.normpath(Path(named).absolute()) if named else "")
 
 
 def name(ctx: click.Context, _: click.Parameter, value: str | None) -> None:

@@ -97,7 +97,7 @@ def masked_url(url: str, *, secret: Iterable[str] = ()) -> str:
         The same with `MASK` in their places.
     """
     named = {name.replace("_", "-").lower() for name in secret}
-    return _URL.sub(lambda match: match[1] + _masked_rest(*match.groups(), named), url)
+    return _URL.sub(lambda match: match[1] + _masked_rest(match[1], match[2], named), url)
 
 
 def masked(text: str, known: Iterable[str] = ()) -> str:
