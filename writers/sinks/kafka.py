@@ -240,6 +240,7 @@ def _configured(settings: KafkaOptions, brokers: str) -> dict[str, Any]:
         "client.id": "kcap",
         "enable.idempotence": True,
         "acks": "all",
+        "enable.gapless.guarantee": True,  # rather nothing behind a record that was not taken
         "message.timeout.ms": int(settings.timeout * 1000),
         "socket.timeout.ms": max(10, int(settings.timeout * 1000)),
         "compression.type": settings.compression,

@@ -146,6 +146,7 @@ def connect(to: Address, timeout_s: float, tls: ssl.SSLContext | None = None) ->
     try:
         plain = socket.create_connection((to.host, to.port), timeout_s)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # through quiet hours
         return plain if tls is None else tls.wrap_socket(plain, server_hostname=to.host)
     except OSError as e:
         if plain is not None:

@@ -45,7 +45,7 @@ class SmtpOptions(ServerOptions):
 
 
 class Smtp:
-    """A connection to a mail server.
+    """A mail server: connected to while there is something to send, for alerts are rare.
 
     Args:
         settings: Where it is, from whom and to whom mail goes.
@@ -76,7 +76,7 @@ class Smtp:
         self._written([Message("0:0", "{}ä".encode(), 0, {"subject": "ä\n"})])
 
     def open(self) -> None:
-        """Connect, encrypt where the server can, and log in where there is a user.
+        """See that it is there: connect, encrypt where it can, log in where there is a user.
 
         Raises:
             InterruptedDeliveryError: The server is not there.
@@ -106,7 +106,8 @@ class Smtp:
             InterruptedDeliveryError: The connection broke, or the server asks to wait.
         """
         if self._server is None:
-            raise InterruptedDeliveryError(f"{self._to}: not connected")
+            self.open()
+        assert self._server is not None
         refused: list[Refused] = []
         size = len(messages) if self._settings.digest else 1
         for start in range(0, len(messages), size):
@@ -123,6 +124,7 @@ class Smtp:
                     self.close()
                     raise self._meaning(e, start, refused) from e
                 refused += [Refused(at, why) for at in range(start, start + len(some))]
+        self.close()
         return refused
 
     def close(self) -> None:
