@@ -442,6 +442,15 @@ def test_a_recording_of_this_host_has_the_documented_types(tmp_path: Path) -> No
     assert re.fullmatch("0x[0-9a-f]+", mapped["params"]["addr"])
 
 
+def test_the_page_names_every_key(read_text: Callable[[str], str]) -> None:
+    """Every key that an event may have stands in a table of the documentation, and no other."""
+    page = read_text("docs/filament-events.md").partition("## Parameters")[0]
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE)
+    named = {key for cell in cells for key in re.findall(r"\w+", cell)}
+
+    assert named == ALWAYS.keys() | OF_A_PROCESS.keys() | event.FURTHER_KEYS
+
+
 def test_sources_are_remembered_by_their_ids() -> None:
     """A source that is only noted, not packed, counts as well."""
     columns = event.EventColumns()

@@ -57,6 +57,9 @@ _TEXTS: Final = (
 )
 """Keys of ours, each there where the event has a value."""
 
+FURTHER_KEYS: Final = frozenset({*_NUMBERS, *(key for key, _ in _TEXTS)})
+"""Keys that only kcap has."""
+
 _WORD_BITS: Final = 63
 
 
