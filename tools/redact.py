@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict, Unpack
 import click
 
 from kcap.errors import KcapError, LimitError, OutputError
-from kcap.tools import common, output
+from kcap.tools import common, logs, output
 from kcap.tools.cli import Verb
 from kcap.tools.inputs import position
 from kcap.tools.progress import Progress
@@ -74,7 +74,7 @@ def _new_key(ctx: click.Context, _param: click.Parameter, path: str | None) -> N
         except OutputError as e:
             e.hint = "give another name: what was redacted with a key can be joined with it alone"
             raise
-        click.echo(f"kcap: a new key, {tokens.Key(secret).id}: {path}", err=True)
+        logs.tell(f"kcap: a new key, {tokens.Key(secret).id}: {path}")
     ctx.exit(0)
 
 
@@ -198,11 +198,11 @@ def command(
     events = common.counted(summary.events_out, "event")
     hidden = "" if found is None else f", {common.counted(len(found.literals), 'value')} hidden"
     size = common.size_text(sink.bytes_written)
-    click.echo(f"kcap: {events}{hidden}, key {plan.key.id}, {size}: {printable(path)}", err=True)
+    logs.tell(f"kcap: {events}{hidden}, key {plan.key.id}, {size}: {printable(path)}")
     if left_out:
-        click.echo(f"kcap: {common.counted(left_out, 'blob')} left out", err=True)
+        logs.tell(f"kcap: {common.counted(left_out, 'blob')} left out")
     if asked["blobs"] == "keep":
-        click.echo("kcap: THE CONTENTS OF BLOBS ARE NOT REDACTED (--blobs keep)", err=True)
+        logs.tell("kcap: THE CONTENTS OF BLOBS ARE NOT REDACTED (--blobs keep)")
     common.finish(ctx, summary, capture)
 
 
