@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from derived_support import OPEN, recording
 from filament_support import ORIGIN, START_NS, cut, events, filament, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcap.errors import KcapError
+from kcap.filament.table import Plain
 from kcap.filament.tap import Filaments
-from kcap.filament.ticks import Ticks
-from kcap.model.batch import EMPTY, Batch, concat
+from kcap.filament.ticks import Clock, Ticks
+from kcap.model.batch import EMPTY, Batch, Column, concat
+from kcap.model.classes import I64_MAX, I64_MIN, TypeClass
 from kcap.model.side import Heartbeat
+from kcap.opening import open_source
 
 COUNTING = """
 from collections import Counter
@@ -159,8 +168,6 @@ def test_ticks_equal_a_plain_loop(steps: list[int], data: st.DataObject) -> None
             expected.append((row, due_ns))
             due_ns += 10**9
 
-    from kcap.filament.ticks import Clock
-
     clock, ticks, found, start = Clock(), Ticks(1, 1000), [], 0
     batch = events([(t - START_NS) / 10**9 for t in times])
     for part in cut(batch, data.draw(st.lists(st.integers(1, 9), min_size=1))):
@@ -174,11 +181,6 @@ def test_ticks_equal_a_plain_loop(steps: list[int], data: st.DataObject) -> None
 def test_extreme_times_do_not_overflow(tmp_path: Path) -> None:
     """From the least to the greatest time there are too many ticks, and it says so."""
     batch = events([0.0, 1.0])
-    import pyarrow as pa
-
-    from kcap.model.batch import Column
-    from kcap.model.classes import I64_MAX, I64_MIN, TypeClass
-
     wide = Column(TypeClass.I64, pa.array([I64_MIN + 1, I64_MAX]))
     with pytest.raises(KcapError, match=r"18,446,744,073 ticks are due before one event"):
         play(filament(tmp_path, TICKING), batch.adding({"ts": wide}))
@@ -297,8 +299,6 @@ def on_next_event(event):
 
 def test_questions_are_answered_as_of_the_event(tmp_path: Path) -> None:
     """`find_process` knows what the events up to this one tell, and not what comes later."""
-    from kcap.opening import open_source
-
     path = Path(__file__).parent.parent / "fixtures" / "first.kcap"
     with closing(open_source(str(path))) as opened:
         whole = concat(list(opened.batches()))
@@ -359,11 +359,6 @@ def test_the_first_error_ends_the_run_wherever_it_is_cut(tmp_path: Path) -> None
 
 def test_a_tap_closes_twice(tmp_path: Path) -> None:
     """`close` may be called again, and leaves no process."""
-    import io
-    import os
-
-    from kcap.filament.table import Plain
-
     tap = Filaments([filament(tmp_path, TICKING)], Plain(io.BytesIO()))
     (pid,) = tap.pids
     os.kill(pid, 0)
@@ -372,3 +367,42 @@ def test_a_tap_closes_twice(tmp_path: Path) -> None:
 
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_derived_events_have_alerts_of_their_own(tmp_path: Path) -> None:
+    """Views that its filter names come behind their event; alerts for several are told apart."""
+    body = """
+kfilter("evt.name in ('openat', 'security_file_open')")
+def on_next_event(event):
+    print(event["seq"], event["name"])
+    emit_alert(event["name"], "")
+"""
+    opened = {**OPEN, "$retval": 3}
+    one = filament(tmp_path, body)
+    whole = recording([("openat", opened), ("read", {}), ("openat", opened)])
+    found = play(one, whole)
+
+    assert found.lines == ["0 openat", "0 security_file_open", "2 openat", "2 security_file_open"]
+    assert found.places == [1, 1, 3, 3]
+    assert len({alert["arg_alert_id"] for alert in found.alerts}) == 4
+    assert play(one, cut(whole, [1])) == found
+
+
+@pytest.mark.long
+def test_events_a_second(tmp_path: Path, data: Callable[[str], Path]) -> None:
+    """A filament that counts gets more than 100,000 events a second, dictionaries and all."""
+    body = "n = 0\ndef on_next_event(event):\n    global n\n    n += event['pid'] is not None\n"
+    with closing(open_source(str(data("scap/nginx.scap")))) as opened:
+        batches = list(opened.batches())
+    stream = batches + [batch.with_before(()) for batch in batches] * 15
+    tap = Filaments([filament(tmp_path, body)], Plain(io.BytesIO()))
+    try:
+        begin = time.monotonic()
+        for batch in stream:
+            tap.see(batch)
+        tap.end()
+        took_s = time.monotonic() - begin
+    finally:
+        tap.close()
+
+    assert sum(batch.rows for batch in stream) / took_s > 100_000
