@@ -65,7 +65,10 @@ class Delivery:
         self.sent = 0
         """Messages that the courier was given."""
         settings = asdict(of.options)
-        self._renderer, constants = renderer(of)
+        templates = {name: settings[name] for name in of.options.templates() if settings[name]}
+        varying = {name: text for name, text in templates.items() if "{{" in text or "{%" in text}
+        constants = {n: t for n, t in templates.items() if n not in varying}
+        self._renderer = Renderer(of.form, template=spec.template(of), what=of.what, values=varying)
         self._spool, self._is_ours = _spool_path(options.spool, of)
         given = {
             "scheme": of.scheme,
@@ -220,26 +223,6 @@ class Delivery:
         if self._is_ours and self._kept() is None:
             with contextlib.suppress(OSError):  # a process without rights leaves it to its parent
                 Path(self._spool).unlink()
-
-
-def renderer(of: spec.Spec) -> tuple[Renderer, dict[str, str]]:
-    """What makes the messages of a sink.
-
-    Args:
-        of: The sink.
-
-    Returns:
-        The renderer, and those of the options that may be templates, but are the same for all.
-
-    Raises:
-        KcapError: A template can't be understood.
-    """
-    settings = asdict(of.options)
-    templates = {name: settings[name] for name in of.options.templates() if settings[name]}
-    varying = {name: text for name, text in templates.items() if "{{" in text or "{%" in text}
-    constants = {n: t for n, t in templates.items() if n not in varying}
-    made = Renderer(of.form, template=spec.template(of), what=of.what, values=varying)
-    return made, constants
 
 
 def _spool_path(named: str | None, of: spec.Spec) -> tuple[str, bool]:

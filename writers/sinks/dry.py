@@ -1,46 +1,79 @@
-"""A sink over a network that is not asked for anything: the messages are made, and not sent."""
+"""What a sink would be given, hashed instead of sent: for a manifest, and to verify one."""
 
 from __future__ import annotations
 
 import hashlib
+import io
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from kcap.model.batch import Batch
-from kcap.writers.sinks import spec
-from kcap.writers.sinks.delivery import renderer
+from kcap.replay.manifest import Digested
+from kcap.writers.sinks import local, render, spec
+
+if TYPE_CHECKING:
+    from kcap.model.stream import Sink
 
 
-class DryRun:
-    """Makes the messages that a `Delivery` would send, to compare them with those it has sent.
+class Dry:
+    """A sink that does all that another one does, but for sending.
 
     Args:
-        of: The sink as it was asked for; its server need not be there.
+        of: That sink.
 
     Raises:
         KcapError: Its settings are wrong.
     """
 
     def __init__(self, of: spec.Spec) -> None:
-        self.name = of.shown
-        """Where they would go, without secrets."""
-        self.sent = 0
-        """Messages."""
-        self._renderer, _ = renderer(of)
-        self._digest = hashlib.sha256()
+        self._of = of
+        self._messages = hashlib.sha256()
+        self._count = 0
+        self._renderer: render.Renderer | None = None
+        self._writer: Sink | None = None
+        template = spec.template(of)
+        if of.transport is not None:
+            self._renderer = render.Renderer(of.form, template=template, what=of.what)
+        elif of.scheme != "null":
+            self._stream = Digested(cast("BinaryIO", io.BufferedWriter(_Nowhere())))
+            self._writer = local.writer(of.form, cast("BinaryIO", self._stream), template)
 
-    @property
-    def digest(self) -> str:
-        """See `Delivery.digest`."""
-        return self._digest.hexdigest()
+    def described(self) -> dict[str, Any]:
+        """What it would have been given.
+
+        Returns:
+            Where, in which format, how much, and its SHA-256; plain JSON.
+        """
+        said: dict[str, Any] = {
+            "format": self._of.form,
+            "name": self._of.shown.partition("?")[0],
+            "what": self._of.what,
+        }
+        if self._renderer is not None:
+            return said | {"messages": self._count, "sha256": self._messages.hexdigest()}
+        if self._writer is not None:
+            return said | {"bytes": self._stream.size, "sha256": self._stream.sha256}
+        return said
 
     def write(self, batch: Batch) -> None:
-        """Make the messages of a batch.
-
-        Args:
-            batch: Events; side records are not sent.
-        """
-        for made in self._renderer.render(batch):
-            self._digest.update(made.bodies)
-            self.sent += made.count
+        """See `kcap.model.stream.Sink.write`."""
+        if self._renderer is not None:
+            for made in self._renderer.render(batch):
+                self._messages.update(made.bodies)
+                self._count += made.count
+        elif self._writer is not None:
+            self._writer.write(render.chosen(batch, self._of.what))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """See `kcap.model.stream.Sink.close`."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _Nowhere(io.RawIOBase):
+    """Takes everything, keeps nothing."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:  # noqa: ANN401  (a buffer, as io declares it)
+        return memoryview(data).nbytes
