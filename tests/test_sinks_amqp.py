@@ -244,6 +244,7 @@ def killed(broker: RabbitMq, name: str, count: int, kills: int) -> list[str]:
         broker.start()
     made.close()
     assert made.confirmed == count
+    assert made._said["tries"] > 0  # it was on its way
     assert made.losses == []
     return [p.message_id for _, p, _ in broker.drain(name)]
 

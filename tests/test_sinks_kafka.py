@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
+import time
 from typing import Any
 
 import pytest
@@ -16,15 +20,21 @@ from kcap.writers.sinks.transport import InterruptedDeliveryError, Message
 confluent_kafka = pytest.importorskip("confluent_kafka")
 
 
+def addresses(owner: Any) -> str:
+    """Where a client's brokers are."""
+    return ",".join(f"{b.host}:{b.port}" for b in owner.list_topics(timeout=10).brokers.values())
+
+
 class Cluster:
-    """Brokers inside this process; who speaks to them does so over loopback."""
+    """Brokers inside this process, or at another place; who speaks to them uses loopback."""
 
-    def __init__(self, brokers: int = 1) -> None:
-        self._admin = confluent_kafka.Producer({"test.mock.num.brokers": brokers})
-        known = self._admin.list_topics(timeout=10).brokers.values()
-        self.brokers = ",".join(f"{b.host}:{b.port}" for b in known)
+    def __init__(self, brokers: str | None = None) -> None:
+        if brokers is None:
+            self._owner = confluent_kafka.Producer({"test.mock.num.brokers": 1})
+            brokers = addresses(self._owner)
+        self.brokers = brokers
 
-    def records(self, topic: str, count: int) -> list[Any]:
+    def records(self, topic: str, count: int | None = None) -> list[Any]:
         """What a topic has, in the order of each partition; one more would be seen."""
         consumer = confluent_kafka.Consumer(
             {
@@ -50,7 +60,7 @@ class Cluster:
                 else:
                     found.append(one)
         consumer.close()
-        assert len(found) == count
+        assert count is None or len(found) == count
         return found
 
 
@@ -171,3 +181,35 @@ def test_a_courier_without_rights_delivers(cluster: Cluster) -> None:
     assert {dict(one.headers())["id"].decode() for one in found} == set(ids(600))
     assert {one.key() for one in found} == {b"openat", b"execve", b"connect"}
     assert (made_of_it.confirmed, made_of_it.losses) == (600, [])
+
+
+OWN_PROCESS = """
+import sys
+from confluent_kafka import Producer
+owner = Producer({"test.mock.num.brokers": 1})
+print(*(f"{b.host}:{b.port}" for b in owner.list_topics(timeout=10).brokers.values()), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.long
+def test_brokers_that_hang_in_the_middle_lose_nothing() -> None:
+    """Stopped for longer than we wait, twice: every record is there, in order, doubles known."""
+    count = 20_000
+    command = [sys.executable, "-c", OWN_PROCESS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as brokers:
+        assert brokers.stdout is not None
+        cluster = Cluster(brokers.stdout.readline().decode().strip())
+        made_of_it = deliver(f"kafka://{cluster.brokers}/hang?timeout=1s")
+        for start in range(0, count, 500):
+            made_of_it.write(events(500, start))
+            if start in {5000, 12_000}:
+                brokers.send_signal(signal.SIGSTOP)
+                time.sleep(3)
+                brokers.send_signal(signal.SIGCONT)
+        made_of_it.close()
+        found = [dict(one.headers())["id"].decode() for one in cluster.records("hang")]
+        brokers.communicate()
+    assert made_of_it.confirmed == count
+    assert made_of_it._said["tries"] > 0  # it did give up now and then
+    assert list(dict.fromkeys(found)) == ids(count)
