@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -306,6 +307,22 @@ def test_several_processes_write_one_log(tmp_path: Path) -> None:
 
     assert written == sorted(f"{name}-{number}" for name in "abc" for number in range(300))
     assert len([*tmp_path.iterdir()]) > 5
+
+
+def test_nobody_waits_for_who_was_stopped_while_it_turned(
+    tmp_path: Path, logger: Callable[..., logging.Logger]
+) -> None:
+    """The file grows beyond its size meanwhile, and is turned afterwards."""
+    one = logger(max_bytes=100, keep=3)
+    one.info("first %s", "x" * 80)
+    with (tmp_path / "kcap.log").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        one.info("second")
+        assert len([*tmp_path.iterdir()]) == 1
+    one.info("third")
+
+    assert len([*tmp_path.iterdir()]) == 2
+    assert [line.split()[3] for line in lines_in(tmp_path)] == ["first", "second", "third"]
 
 
 def test_a_log_that_somebody_else_renames_goes_on_under_its_name(

@@ -170,10 +170,10 @@ class LogFile(logging.Handler):
         """Begin another file."""
         assert self._fd is not None
         full = os.fstat(self._fd).st_ino
-        with _Alone(self._fd):
+        with _Alone(self._fd) as alone:
             self._follow()
-            if os.fstat(self._fd).st_ino != full:
-                return  # somebody else has done it while we waited
+            if not alone or os.fstat(self._fd).st_ino != full:
+                return  # somebody else does it, or has done it meanwhile
             for number in range(self._keep, 1, -1):
                 older = Path(f"{self._path}.{number - 1}")
                 if older.exists():
@@ -221,7 +221,9 @@ class HandedOn(logging.Handler):
 
 
 class _Alone:
-    """While this lasts, no other process turns to another file.
+    """While this lasts, no other process turns to another file: unless one does so already.
+
+    Nobody waits for another one, which may have been stopped.
 
     Args:
         fd: The log.
@@ -230,11 +232,15 @@ class _Alone:
     def __init__(self, fd: int) -> None:
         self._fd = os.dup(fd)  # the log itself may be closed meanwhile
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> bool:
         if sys.platform != "win32":
             import fcntl
 
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
