@@ -271,7 +271,7 @@ import numpy
 def on_next_event(event):
     print(numpy.arange(3).sum())
 """
-    assert play(filament(tmp_path, body), events([0.0]), memory_bytes=2 << 30).text == "3\n"
+    assert play(filament(tmp_path, body), events([0.0])).text == "3\n"
 
 
 def test_the_settings_are_plain(tmp_path: Path) -> None:

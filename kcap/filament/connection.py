@@ -90,6 +90,8 @@ class Connection:
         self._limits = limits
         self._buffer = bytearray()
         self._stderr = b""
+        if not hasattr(os, "memfd_create"):
+            raise KcapError("filaments run on Linux alone", file=str(filament.path))
         number = os.memfd_create(f"kcap-{filament.name}"[:32])
         try:
             os.truncate(number, CELL_BYTES)
