@@ -188,6 +188,24 @@ def test_files_are_sinks(tmp_path: Path) -> None:
     assert paths[0].stat().st_mode & 0o777 == 0o600
 
 
+def test_a_file_may_be_a_table_or_csv(tmp_path: Path) -> None:
+    """The forms of the console are those of files, Fibratus's names of them among them."""
+    written = {}
+    for query in ("format=csv&fields=event,pid", "format=csv", "format=table", "format=json"):
+        path = tmp_path / str(len(written))
+        to = spec.opened(spec.parse(f"file://{path}?{query}"), live=False)
+        to.write(events(1))
+        to.close()
+        written[query] = path.read_text()
+
+    assert written["format=csv&fields=event,pid"] == "event,pid\nopenat,100\n"
+    assert written["format=csv"].count("\n") == 2
+    assert "openat" in written["format=table"]
+    assert json.loads(written["format=json"])["ord"] == 0
+    with pytest.raises(KcapError, match="no column is called 'a b'"):
+        spec.opened(spec.parse(f"file:{tmp_path}/x?format=csv&fields=a b"), live=False)
+
+
 def test_files_are_not_replaced_by_accident(tmp_path: Path) -> None:
     """A file that is there stays, unless force says otherwise; a link is never written through."""
     path = tmp_path / "out"

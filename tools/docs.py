@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,6 +24,7 @@ def command(topic: str | None) -> None:
         "events": ("the events that kcap knows, with action and category", _events),
         "actions": ("kcap's taxonomy: what can happen", _actions),
         "functions": ("the functions of filters, and those that are refused", _functions),
+        "sinks": ("the sinks of --sink, with their options", _sinks),
         "format": ("the .kcap format, normative", _format),
     }
     if topic is None:
@@ -88,6 +90,53 @@ def _functions() -> str:
 
     known = [(f.usage, f.result, f.meaning) for f in FUNCTIONS.values()]
     return table([*known, *((f"{name}()", "refused", why) for name, why in REFUSED.items())])
+
+
+def _sinks() -> str:
+    from kcap import plugins
+    from kcap.writers.sinks import http, server, spec
+
+    shared = {
+        spec.DeliveryOptions: "every sink over a network",
+        server.ServerOptions: "... to a server",
+        http.ClientOptions: "... over HTTP",
+    }
+    blocks = [
+        "--sink 'SCHEME://USER:PASSWORD@HOST:PORT/PATH?OPTION=VALUE&OPTION=VALUE'",
+        "A password, token or key can stand in a file: password-file=FILE.",
+        f"{', '.join(f'{scheme}:' for scheme in spec.LOCAL)}\n{_options(spec.LocalOptions)}",
+        *(f"{of}\n{_options(options)}" for options, of in shared.items()),
+    ]
+    by_class: dict[type[Any], list[str]] = {}
+    for scheme in plugins.found(plugins.SINKS):
+        by_class.setdefault(plugins.load(plugins.SINKS, scheme), []).append(scheme)
+    for found, schemes in by_class.items():
+        heading = ", ".join(f"{scheme}:" for scheme in schemes)
+        blocks.append(f"{heading}  ({', '.join(found.formats)})\n{_options(found.options)}")
+    return "\n\n".join(blocks)
+
+
+def _options(of: type[Any]) -> str:
+    """The options of a sink beside those that it shares: name, default, what it does."""
+    import dataclasses
+
+    rows = []
+    for field in dataclasses.fields(of):
+        if field.name not in of.__annotations__:
+            continue
+        default = field.default
+        if default is None or default == () or default is dataclasses.MISSING:
+            shown = "-"
+        elif isinstance(default, bool):
+            shown = "yes" if default else "no"
+        elif field.name.endswith("_bytes"):
+            shown = f"{default >> 20}M"
+        else:
+            shown = str(default) or "''"
+        note = "; a template" if field.metadata["template"] else ""
+        row = (f"  {field.name.replace('_', '-')}", shown, field.metadata["help"] + note)
+        rows.append(row)
+    return table(rows)
 
 
 def _format() -> str:

@@ -25,7 +25,8 @@ _NDJSON: Final = "application/x-ndjson"
 _JSON: Final = "application/json"
 _TEMPLATE_BYTES: Final = 1 << 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_HOUR_NS: Final = 3600 * 10**9
+_SECOND_NS: Final = 10**9
+_HOUR_NS: Final = 3600 * _SECOND_NS
 _DIRECTIVE: Final = re.compile("%(.)", re.DOTALL)
 _DIRECTIVES: Final[Mapping[str, Callable[[datetime], str]]] = {
     "Y": lambda at: f"{at.year:04d}",
@@ -86,6 +87,8 @@ class Elastic:
         path = settings.index_template
         self._template = None if path is None else _template(path)
         self._action = lru_cache(1024)(_action)
+        name = settings.timestamp
+        self._stamped = f'{{{json.dumps(name)}:"'.encode() if name else b""
         self._path = "/_bulk"
         if settings.pipeline:
             self._path += f"?pipeline={quote(settings.pipeline, safe='')}"
@@ -208,12 +211,13 @@ class Elastic:
 
     def _dated(self, message: Message) -> bytes:
         """A document with its time where dashboards look for it."""
-        name = self._settings.timestamp
-        if not name or message.ts_ns is None or not message.body.startswith(b"{"):
-            return message.body
-        head = f'{{{json.dumps(name)}:"{_rfc3339(message.ts_ns)}"'.encode()
-        rest = message.body[1:]
-        return head + (rest if rest.strip() == b"}" else b"," + rest)
+        ns, body = message.ts_ns, message.body
+        if not self._stamped or ns is None or body[:1] != b"{":
+            return body
+        rest = body[1:]
+        if rest.lstrip()[:1] != b"}":
+            rest = b"," + rest
+        return b'%b%b.%09dZ"%b' % (self._stamped, _second(ns // _SECOND_NS), ns % _SECOND_NS, rest)
 
 
 def _with_key(settings: ElasticOptions) -> ClientOptions:
@@ -265,6 +269,6 @@ def _spelled(match: re.Match[str], at: datetime) -> str:
     return match[0] if directive is None else directive(at)
 
 
-def _rfc3339(ns: int) -> str:
-    seconds, rest = divmod(ns, 10**9)
-    return f"{(_EPOCH + timedelta(seconds=seconds)):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+@lru_cache(256)
+def _second(seconds: int) -> bytes:
+    return f"{_EPOCH + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}".encode()

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 from urllib.parse import unquote
 
 from kcap import plugins
 from kcap.errors import KcapError, OutputError
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, without_state
 from kcap.writers.sinks import render
 
 if TYPE_CHECKING:
     from kcap.model.stream import Sink
+    from kcap.writers.layout import Layout
 
-FORMATS: Final = ("jsonl", "line", "table", "template", "tracee-json")
+FORMATS: Final = ("jsonl", "line", "csv", "table", "table-verbose", "template", "tracee-json")
 """What they can be written in."""
 
+_VERBOSE: Final = "table-verbose"
 _FORMS: Final = {"console": "line", "file": "jsonl", "null": "jsonl"}
 _FLAGS: Final = (
     os.O_WRONLY
@@ -45,7 +47,14 @@ def form(scheme: str) -> str:
 
 
 def opened(
-    scheme: str, place: str, *, form: str, template: str | None, what: str, force: bool
+    scheme: str,
+    place: str,
+    *,
+    form: str,
+    template: str | None,
+    fields: Sequence[str],
+    what: str,
+    force: bool,
 ) -> Sink:
     """Open such a sink.
 
@@ -54,6 +63,7 @@ def opened(
         place: The path of a file.
         form: One of ``kcap.writers`` that needs nothing but a stream.
         template: The form of a line.
+        fields: CSV: its columns; none for those of all events, and the arguments as JSON.
         what: One of `render.WHAT`.
         force: Replace an existing file.
 
@@ -72,9 +82,28 @@ def opened(
             expected=f"one of {', '.join(FORMATS)}",
         )
     options: dict[str, Any] = {} if template is None else {"template": template}
+    if form == "csv":
+        options["layout"] = _columns(fields)
+    if form == _VERBOSE:
+        form, options["verbose"] = "table", True
     if scheme == "console":
         return _Console(form, options, what)
     return _File(_path(place), form, options, what, force=force)
+
+
+def _columns(fields: Sequence[str]) -> Layout:
+    """The columns of a CSV file that is written as events come."""
+    from kcap.model import catalogue
+    from kcap.writers import layout
+
+    if not fields:
+        return layout.Lines(layout.envelope(), layout.Profile.PORTABLE)
+    classes = {name: catalogue.class_of(name) for name in fields}
+    unknown = [name for name, cls in classes.items() if cls is None]
+    if unknown:
+        raise KcapError(f"fields: no column is called {unknown[0]!r}", hint="kcap docs columns")
+    known = {name: cls for name, cls in classes.items() if cls is not None}
+    return layout.Layout(known, layout.Profile.PORTABLE)
 
 
 def writer(form: str, stream: BinaryIO, template: str | None) -> Sink:
@@ -114,7 +143,7 @@ class _Console:
 
     def write(self, batch: Batch) -> None:
         """See `Sink.write`."""
-        self._writer.write(render.chosen(batch, self._what))
+        self._writer.write(render.chosen(without_state(batch), self._what))
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -144,7 +173,7 @@ class _File:
     def write(self, batch: Batch) -> None:
         """See `Sink.write`."""
         with self._naming():
-            self._writer.write(render.chosen(batch, self._what))
+            self._writer.write(render.chosen(without_state(batch), self._what))
 
     def close(self) -> None:
         """See `Sink.close`."""

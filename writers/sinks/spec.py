@@ -32,6 +32,9 @@ LOCAL: Final = ("console", "file", "null")
 MASK: Final = "***"
 """What is shown of a secret."""
 
+_ALIASES: Final = {"json": "jsonl", "pretty": "line"}
+"""Other names of formats: Fibratus's."""
+
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 _USERINFO: Final = re.compile(r"^([^/]*//)([^/@:]*):[^/]*@")
 _LOGIN: Final = re.compile(r"(?<=//)[^/]*@")
@@ -57,7 +60,9 @@ class DeliveryOptions(Options):
     memory_bytes: int = option("how much waits in memory", default=32 << 20)
     spool: str | None = option("a file, or a folder for one, for what waits beyond", default=None)
     spool_bytes: int = option("how much waits there", default=1 << 30)
-    give_up: float | None = option("seconds without success that end a run", default=None)
+    give_up: float | None = option(
+        "seconds without success that end a replay; usually 60", default=None
+    )
     dead_letters: str | None = option("a file for what the server refuses", default=None)
 
 
@@ -65,9 +70,10 @@ class DeliveryOptions(Options):
 class LocalOptions(Options):
     """The settings of a sink of this machine."""
 
-    format: str | None = option("jsonl, line, csv …", default=None)
+    format: str | None = option("jsonl, line, csv, table, template …", default=None)
     template: str | None = option("the form of a line", default=None)
     template_file: str | None = option("the same, in a file", default=None)
+    fields: tuple[str, ...] = option("csv: its columns", default=())
     what: str | None = option("events, alerts or all", default=None)
     force: bool = option("replace an existing file", default=False)
 
@@ -101,7 +107,7 @@ class Spec:
         """The format of its messages."""
         named: str | None = self.delivery.format
         if named is not None:
-            return named
+            return _ALIASES.get(named, named)
         if self.delivery.template is not None or self.delivery.template_file is not None:
             return render.TEMPLATE
         return local.form(self.scheme) if self.transport is None else self.transport.formats[0]
@@ -189,6 +195,7 @@ def opened(spec: Spec, *, live: bool, user: User | None = None) -> Sink:
             spec.place,
             form=spec.form,
             template=template(spec),
+            fields=spec.delivery.fields,
             what=spec.what,
             force=spec.delivery.force,
         )
