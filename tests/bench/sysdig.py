@@ -28,7 +28,7 @@ MANY = 28
 """Copies of the sample in the capture that is converted."""
 
 TURNS = 3
-_FIELDS = "seq,ts,cpu,process_name,tid,direction,event,retval"
+FIELDS_OF_J = "seq,ts,cpu,process_name,tid,direction,event,retval"
 """About what ``sysdig -j`` prints, which puts all arguments into one text."""
 
 _RESOLVED = (
@@ -111,14 +111,24 @@ def captures(folder: Path) -> list[Capture]:
     Returns:
         The captures, the smallest first.
     """
-    found = []
-    for copies in (1, MANY):
-        scap = folder / f"x{copies}.scap"
-        count = Copies(SAMPLE).write(scap, copies)
-        pairs = scap.with_suffix(".pairs.kcap")
-        kcap("import", scap, "--raw-pairs", "-o", pairs)
-        found.append(Capture(scap, pairs, count))
-    return found
+    return [copied(folder, copies) for copies in (1, MANY)]
+
+
+def copied(folder: Path, copies: int) -> Capture:
+    """The sample and its copies behind each other.
+
+    Args:
+        folder: Where they go.
+        copies: How many.
+
+    Returns:
+        The capture.
+    """
+    scap = folder / f"x{copies}.scap"
+    count = Copies(SAMPLE).write(scap, copies)
+    pairs = scap.with_suffix(".pairs.kcap")
+    kcap("import", scap, "--raw-pairs", "-o", pairs)
+    return Capture(scap, pairs, count)
 
 
 def conversions(capture: Capture, folder: Path) -> dict[str, Callable[[], object]]:
@@ -134,13 +144,15 @@ def conversions(capture: Capture, folder: Path) -> dict[str, Callable[[], object
         "sysdig -j into DuckDB": partial(piped, [*sysdig, "-j"], into),
         "sysdig -j, 18 fields, into DuckDB": partial(piped, [*sysdig, "-j", "-p", _RESOLVED], into),
         "kcap import": partial(kcap, "import", capture.scap, "-o", capture.kcap, "--force"),
-        "JSON lines, the columns of -j": partial(kcap, "cat", capture.kcap, *lines, "-F", _FIELDS),
+        "JSON lines, the columns of -j": partial(
+            kcap, "cat", capture.kcap, *lines, "-F", FIELDS_OF_J
+        ),
         "the same, enter and exit apart": partial(
-            kcap, "cat", capture.pairs, *lines, "-F", _FIELDS
+            kcap, "cat", capture.pairs, *lines, "-F", FIELDS_OF_J
         ),
         "JSON lines, all columns": partial(kcap, "cat", capture.kcap, *lines),
         "Parquet, the columns of -j": partial(
-            kcap, "export", capture.kcap, "-F", _FIELDS, "-o", table, "--force"
+            kcap, "export", capture.kcap, "-F", FIELDS_OF_J, "-o", table, "--force"
         ),
         "Parquet, all columns": partial(kcap, "export", capture.kcap, "-o", table, "--force"),
         ".scap to Parquet, all columns": partial(
