@@ -250,6 +250,24 @@ def test_a_source_that_was_told_earlier_counts() -> None:
     assert [found["params"] for found in alone] == [{"cmd": "F_DUPFD_CLOEXEC"}, {"cmd": "F_GETFD"}]
 
 
+def test_types_of_others_are_not_taken_for_those_of_fibratus() -> None:
+    """Tracee calls some numbers pointers: they are spelled as on Linux."""
+    table = {
+        "event": ["x"],
+        "shape": ["addr:pointer,p:hex64"],
+        "arg_addr": [255],
+        "arg_p__i64": [255],
+    }
+    sources = [SourceInfo("tracee"), SourceInfo("fibratus"), SourceInfo("arrow")]
+    found = []
+    for info in sources:
+        batch = from_arrow(pa.table({**table, "source": [info.id]}), [info])
+        found.append(made(batch)[0]["params"])
+
+    assert found[0] == {"addr": "0xff", "p": "0xff"}
+    assert found[1] == found[2] == {"addr": "ff", "p": "ff"}
+
+
 def test_keys_that_every_event_has_are_none_where_nobody_says() -> None:
     """Without process, processor, time and host the keys are there all the same."""
     batch = from_arrow(pa.table({"event": ["x"], "ord": [7]}))

@@ -127,8 +127,23 @@ def _kinds(batch: Batch, families: Mapping[str, str]) -> tuple[list[_Kind], Int6
 @lru_cache(maxsize=1 << 14)
 def _form(family: str, event: str, name: str, kind: str, integer: bool) -> str:
     """The form of a parameter's values."""
+    theirs = _fibratus_form(name, kind, integer) if _may_be_fibratus(family) else None
+    if theirs is not None or not integer:
+        return theirs or ENTRIES
+    # Another program's spelling is a way to write the same numbers: the table has the names.
+    table = catalogue.decoder_of(family, event, name).partition(decode.SPELLING)[0]
+    return f"{_TABLE}{table}" if decode.known(table) else _PLAIN
+
+
+def _may_be_fibratus(family: str) -> bool:
+    """Whether types may be those of Fibratus; of a table from elsewhere the source is not known."""
+    return family == "fibratus" or catalogue.family(family) not in catalogue.families()
+
+
+def _fibratus_form(name: str, kind: str, integer: bool) -> str | None:
+    """The form of values of a type of Fibratus, None where they are as those of any source."""
     if not integer:
-        return ADDRESSES if kind in _IPS else ENTRIES
+        return ADDRESSES if kind in _IPS else None
     if kind == "time":
         return TIMES
     if kind in _BARE:
@@ -139,9 +154,7 @@ def _form(family: str, event: str, name: str, kind: str, integer: bool) -> str:
         return "hex"
     if kind == "enum" and name in {"share_mask", "operation"}:
         return "share" if name == "share_mask" else "disposition"
-    # Another program's spelling is a way to write the same numbers: the table has the names.
-    table = catalogue.decoder_of(family, event, name).partition(decode.SPELLING)[0]
-    return f"{_TABLE}{table}" if decode.known(table) else _PLAIN
+    return None
 
 
 def _number(form: str, column: Column) -> Packed:
