@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from kcap.tools import common, logs
 from kcap.tools.status import Status
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from kcap.replay.pipeline import Summary
     from kcap.tools.control import Control
     from kcap.tools.status import Output
+
+
+_TRIM_S: Final = 20.0
+"""Seconds for which memory that was freed is kept for what comes next."""
 
 
 class Attendant:
@@ -41,9 +45,12 @@ class Attendant:
         control: Control | None,
     ) -> None:
         # Loaded here: who has no rights may not be allowed to read Python's folders.
+        from kcap.readers.live.guard.collector import give_back
         from kcap.readers.live.guard.watch import Watch
 
         self._watching = Watch
+        self._give_back = give_back
+        self._given_s = time.monotonic()
         self._pid = os.getpid()
         self._tell = tell
         self._control = control
@@ -78,6 +85,9 @@ class Attendant:
                 logs.tell(f"kcap: {common.describe(loss)}")
             self._tell(found)
         self._status.tick(summary, output)
+        if time.monotonic() > self._given_s + _TRIM_S:
+            self._give_back()
+            self._given_s = time.monotonic()
         if self._control is not None:
             self._control.serve(self._status.report)
         return False
