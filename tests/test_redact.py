@@ -237,6 +237,21 @@ def test_keys_of_processes_do_not_confirm_a_guess(tmp_path: Path, key: Path) -> 
     assert set(found.tables["processes"].array("machine").to_pylist()) == {host}
 
 
+@pytest.mark.parametrize("where", [[], ["-w", "ps.pid > 0"]])
+def test_names_of_every_host_are_hidden_in_their_columns_only(
+    tmp_path: Path, key: Path, where: list[str]
+) -> None:
+    """Where `root`, or what the user says, stands in other texts it stays; else it is a token."""
+    source = saved(tmp_path / "in.kcap", [host_events()])
+    token = Key(load(str(key))).token
+
+    out = redacted(source, key, "--columns", "user", "--not-elsewhere", "x,bob", *where)
+
+    lines = lines_of("cat", out)
+    assert {r["user"] for r in lines} == {token("alice"), token("bob"), token("root")}
+    assert {r["cmdline"].split()[2] for r in lines} == {token("alice"), "bob", "root"}
+
+
 def test_paths_may_keep_their_structure(tmp_path: Path, key: Path) -> None:
     """Part by part: folders that were the same still are, and the extension stays."""
     source = saved(tmp_path / "in.kcap", [host_events()])

@@ -39,6 +39,7 @@ class _Asked(TypedDict):
     paths: str
     blobs: str
     columns_only: bool
+    not_elsewhere: tuple[str, ...]
     where: Filter | None
     lenient: bool
     raw_pairs: bool
@@ -154,6 +155,12 @@ def _show_patterns(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
     is_flag=True,
     help="Leave the same values where they stand in other columns and texts.",
 )
+@click.option(
+    "--not-elsewhere",
+    multiple=True,
+    metavar="WORDS",
+    help="Hide these values in their columns only, as it is with root, bin, daemon and the like.",
+)
 @common.where_option
 @common.lenient_option
 @common.raw_pairs_option
@@ -238,9 +245,10 @@ def _found(source: Input, plan: _Plan) -> Collector:
         The values.
     """
     from kcap.replay.pipeline import Pipeline
-    from kcap.transform.collect import Collector
+    from kcap.transform.collect import COMMON, Collector
 
-    found = Collector(plan.key, plan.rules)
+    plain = [w for words in plan.asked["not_elsewhere"] for w in words.split(",")]
+    found = Collector(plan.key, plan.rules, COMMON.union(plain))
     streams: list[BinaryIO] = []
     with (
         contextlib.closing(_opened(source, plan, streams)) as events,
@@ -309,7 +317,7 @@ def _second(plan: _Plan, found: Collector | None) -> Rules:
         return rules
     if rules.where is None:
         return replace(rules, literals=found.literals)
-    return replace(rules, where=None, patterns=(), literals=found.literals, numbers=found.numbers)
+    return replace(rules, where=None, patterns=(), literals=found.literals, only=found.only)
 
 
 def _note(plan: _Plan) -> dict[str, Any]:

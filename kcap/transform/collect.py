@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from kcap.errors import LimitError
@@ -18,6 +19,18 @@ PART_CHARS: Final = 6
 FOUND_BYTES: Final = 256 << 20
 """What the values that are to be hidden may take together."""
 
+COMMON: Final = frozenset(
+    [
+        *("adm", "admin", "backup", "bin", "daemon", "dbus", "ftp", "games", "guest", "http"),
+        *("irc", "kernel", "list", "localhost", "lp", "mail", "man", "messagebus", "mysql"),
+        *("network", "news", "nginx", "nobody", "ntp", "operator", "postgres", "proxy", "root"),
+        *("sshd", "sync", "sys", "syslog", "system", "systemd", "tss", "user", "users", "uucp"),
+        *("www-data", "SYSTEM", "NETWORK SERVICE", "LOCAL SERVICE", "Administrator"),
+    ]
+)
+"""Names that every host has, most of accounts. They are hidden in their columns, and not looked
+for elsewhere: ``bin`` is in most paths, and says nothing there."""
+
 _ENTRY_BYTES: Final = 100
 
 
@@ -27,10 +40,12 @@ class Collector:
     Args:
         key: The key; no token is made.
         rules: What is to be redacted.
+        common: Texts that are hidden in their columns only.
     """
 
-    def __init__(self, key: Key, rules: Rules) -> None:
+    def __init__(self, key: Key, rules: Rules, common: Collection[str] = COMMON) -> None:
         self._columns = rules.columns
+        self._common = {text.encode() for text in common}
         self._matching = None if rules.where is None else Matching(rules.where, state=True)
         # Where only some events count, the second reading knows no pattern: it needs every match.
         self._found = _Found(key, rules, PART_CHARS if rules.where is None else 1)
@@ -38,13 +53,14 @@ class Collector:
 
     @property
     def literals(self) -> set[bytes]:
-        """The texts and bytes that are to be hidden."""
-        return self._found.values
+        """The texts and bytes that are to be hidden wherever they stand."""
+        return self._found.values - self._common
 
     @property
-    def numbers(self) -> set[int | float]:
-        """The numbers that are to be hidden."""
-        return self._found.numbers
+    def only(self) -> frozenset[int | float | str]:
+        """The numbers and texts that are to be hidden in their columns."""
+        texts_ = (v.decode("utf-8", "backslashreplace") for v in self._found.values)
+        return frozenset([*self._found.numbers, *texts_])
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
@@ -83,7 +99,7 @@ class _Found(Hider):
 
     def whole_json(self, value: str) -> str:
         """Note the strings in it."""
-        texts.in_json(value, lambda found: [self.whole(v) for v in found])
+        texts.in_json([value], lambda found: [self.whole(v) for v in found])
         return value
 
     def number(self, value: int) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 from kcap.model.text import json_string, json_text
@@ -18,6 +21,8 @@ process may be called ``open``."""
 
 _KEPT: Final = 1 << 16
 _KEPT_CHARS: Final = 512
+_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
+_ODD_ESCAPE: Final = re.compile(r"(?<!\\)(?:\\\\)*\\[^\\\"/]")
 _JSON_STARTS: Final = ("{", "[")
 
 
@@ -142,13 +147,32 @@ class Hider:
 
     def _texts(self, values: Sequence[str]) -> list[str]:
         # What is escaped in JSON, as details of handles are, is found in what it says.
-        inner = [
-            texts.in_json(v, self._inner, self._secret)
-            if v.startswith(_JSON_STARTS) and '"' in v
-            else v
-            for v in values
-        ]
-        return self._hidden(inner, self._literals)
+        json_like = [i for i, v in enumerate(values) if v.startswith(_JSON_STARTS) and '"' in v]
+        return self._inner(self._said(values, json_like))
+
+    def _said(self, values: Sequence[str], numbers: Sequence[int]) -> list[str]:
+        """Texts of which these are JSON, with what is in their strings hidden."""
+        out = list(values)
+        suspects = self._suspects([values[i] for i in numbers])
+        at = [numbers[i] for i in suspects]
+        made = texts.in_json([values[i] for i in at], self._inner, self._secret)
+        for i, value in zip(at, made, strict=True):
+            out[i] = value
+        return out
+
+    def _suspects(self, values: Sequence[str]) -> Iterable[int]:
+        """The JSON texts in which something may have to be hidden; most are not worth parsing."""
+        if not all(pattern.hints for pattern in self.patterns):
+            return range(len(values))
+        # Without their usual escapes they show all that their strings say.
+        found = {i for i, value in enumerate(values) if _ODD_ESCAPE.search(value)}
+        plain = [_ESCAPE.sub(r"\1", value) for value in values]
+        small = [value.lower() for value in plain]
+        hints = [hint for pattern in self.patterns for hint in pattern.hints]
+        found.update(_with_some(dict.fromkeys(hints), small) if hints else ())
+        raws = [value.encode("utf-8", "surrogatepass") for value in plain]
+        found.update(number for number, _ in self._literals.spans(raws))
+        return sorted(found)
 
     def _inner(self, values: Sequence[str]) -> list[str]:
         return self._hidden(values, self._literals)
@@ -173,8 +197,8 @@ class Hider:
         Returns:
             As many; one as a whole where what is hidden is not within its strings.
         """
-        made = [texts.in_json(value, self._inner, self._secret) for value in values]
-        after = self._hidden(made, self._literals)
+        made = self._said(values, range(len(values)))
+        after = self._inner(made)
         return [
             m if m == a else self.whole_json(v) for v, m, a in zip(values, made, after, strict=True)
         ]
@@ -189,8 +213,8 @@ class Hider:
             The object; its names are hidden as values are.
         """
         text = json_text(value)
-        after = texts.in_json(text, self._inner, self._secret)
-        if self._hidden([after], self._literals)[0] != after:
+        (after,) = texts.in_json([text], self._inner, self._secret)
+        if self._inner([after]) != [after]:
             return {"redacted": self.key.token(text)}
         found: dict[str, Any] = json.loads(after)
         return found
@@ -204,18 +228,17 @@ class Hider:
         Returns:
             As many.
         """
-        spans: list[list[Span]] = [[] for _ in values]
+        spans = self._matched([value.decode("latin-1") for value in values])
         for number, span in self._literals.spans(values):
             spans[number].append(span)
-        for number, _ in self._wide.spans(values):
+        wide = [v.decode("utf-16-le", "replace") if b"\0" in v else "" for v in values]
+        found = {number for number, _ in self._wide.spans(values)}
+        found |= {number for number, places in enumerate(self._matched(wide)) if places}
+        for number in found:
             spans[number] = [(0, len(values[number]))]
-        for number, value in enumerate(values):
-            spans[number] += self._matched(value.decode("latin-1"))
-            if b"\0" in value and self._matched(value.decode("utf-16-le", "replace")):
-                spans[number] = [(0, len(value))]
         return [
-            _replaced(value, found, self._bytes) if found else value
-            for value, found in zip(values, spans, strict=True)
+            _replaced(value, places, self._bytes) if places else value
+            for value, places in zip(values, spans, strict=True)
         ]
 
     def _bytes(self, value: bytes) -> bytes:
@@ -233,7 +256,7 @@ class Hider:
         ]
 
     def _spans(self, values: Sequence[str], literals: Literals) -> list[list[Span]]:
-        spans = [self._matched(value) for value in values]
+        spans = self._matched(values)
         if literals:
             raws = [value.encode("utf-8", "surrogatepass") for value in values]
             for number, span in literals.spans(raws):
@@ -243,15 +266,31 @@ class Hider:
                 spans[number].append(span)
         return spans
 
-    def _matched(self, value: str) -> list[Span]:
+    def _matched(self, values: Sequence[str]) -> list[list[Span]]:
+        """Where the patterns match in texts."""
+        found: list[list[Span]] = [[] for _ in values]
         if not self.patterns:
-            return []
-        small = value.lower()
-        found: list[Span] = []
+            return found
+        small = [value.lower() for value in values]
         for pattern in self.patterns:
-            if not pattern.hints or any(hint in small for hint in pattern.hints):
-                found += pattern.spans(value)
+            numbers = _with_some(pattern.hints, small) if pattern.hints else range(len(values))
+            for number in numbers:
+                found[number] += pattern.spans(values[number])
         return found
+
+
+def _with_some(hints: Iterable[str], values: Sequence[str]) -> list[int]:
+    """Which texts have one of some words."""
+    whole = "\0".join(values)
+    starts = list(accumulate((len(value) + 1 for value in values), initial=0))
+    found = set()
+    for hint in hints:
+        at = whole.find(hint)
+        while at >= 0:
+            number = bisect_right(starts, at) - 1
+            found.add(number)
+            at = whole.find(hint, starts[number + 1])
+    return sorted(found)
 
 
 def _in_characters(raw: bytes, span: Span) -> Span:

@@ -118,7 +118,7 @@ KNOWN: Final = {
             r"\bgh[pousr]_\w{20,255}|\bgithub_pat_\w{20,255}|\bglpat-[\w-]{16,255}"
             r"|\bxox[abeprs]-[\w-]{10,255}|\bnpm_\w{30,255}"
             r"|\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]{0,4096})?",
-            "gh",
+            *("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
             "glpat-",
             "xox",
             "npm_",

@@ -63,8 +63,8 @@ class Rules:
     """Of these events only; what travels beside the events is redacted all the same."""
     literals: Collection[bytes] = ()
     """Values that are hidden wherever they stand."""
-    numbers: Collection[int | float] | None = None
-    """The only numbers of the columns to redact; all where None."""
+    only: frozenset[int | float | str] | None = None
+    """The only values of the columns to redact; all where None."""
     note: Mapping[str, Any] = field(default_factory=dict)
     """What the details of the sources are to say of it, behind what they say already."""
 
@@ -89,7 +89,7 @@ class Redact:
         self.hider = made if hider is None else hider
         self._sides = Sides(self)
         self._matching = None if rules.where is None else Matching(rules.where, state=True)
-        self._only = None if rules.numbers is None else frozenset(rules.numbers)
+        self._only = rules.only
         self._options = any(p.name == "password-option" for p in rules.patterns)
         self._renamed: dict[str, str] = {}
 
@@ -119,8 +119,8 @@ class Redact:
         """The batch with a column redacted, and what tells of it."""
         if not chosen:
             return self._hidden(batch, name, column) if self.hider else batch
-        if not self._all and column.cls in texts.TEXTUAL:  # known values are found anywhere
-            return self._hidden(batch, name, column)
+        if self._only is not None and column.cls in texts.TEXTUAL:
+            return self._hidden(batch, name, column, self._chosen)
         made = self._whole(column)
         out = _without(batch, name, f"{name}__{RAW}", f"{name}__{SIZE}")
         if made is None:
@@ -131,10 +131,6 @@ class Redact:
             tokens = texts.recoded(raw.codes(), pa.array([self._token_of(v) for v in _of(raw)]))
             made = texts.merged(made, Column(TypeClass.STR, tokens, raw.rows), batch.rows)
         return out.adding({name: made})
-
-    @property
-    def _all(self) -> bool:
-        return self._only is None
 
     def _token_of(self, raw: bytes) -> str:
         return self.hider.whole_data(raw).decode()
@@ -166,11 +162,25 @@ class Redact:
             return value
         return self.hider.real(value) if real else self.hider.number(value)
 
-    def _hidden(self, batch: Batch, name: str, column: Column) -> Batch:
+    def _chosen(self, values: Sequence[str]) -> list[str]:
+        """Texts of a column of which some values are hidden."""
+        assert self._only is not None
+        hidden = self.hider.texts(values)
+        return [
+            self.hider.whole(v) if v in self._only else h
+            for v, h in zip(values, hidden, strict=True)
+        ]
+
+    def _hidden(
+        self, batch: Batch, name: str, column: Column, chosen: texts.Texts | None = None
+    ) -> Batch:
         """The batch with what is to be hidden in the texts of a column hidden."""
         if column.cls not in texts.TEXTUAL:
             return batch
-        changed = self._found(name, column)
+        if chosen is not None and column.cls is not TypeClass.JSON:
+            changed = texts.mapped(column, chosen, self.hider.data)
+        else:
+            changed = self._found(name, column)
         raw = batch.get(f"{name}__{RAW}")
         out = batch
         if column.cls is TypeClass.LIST and changed.column is not column:
@@ -304,7 +314,7 @@ class Redact:
         host, boot = info.host, info.boot_id
         details = dict(info.details)
         for name, column in _TOLD.items():
-            if name in details and self._columns.has(column) and self._all:
+            if name in details and self._columns.has(column) and self._only is None:
                 details[name] = self._told(details[name])
         hider = self.hider
         if host is not None:
@@ -326,14 +336,15 @@ class Redact:
         return self.hider.number(value) if type(value) is int else self.hider.whole(str(value))
 
     def _host(self, host: str) -> str:
-        chosen = self._columns.has(_HOST) and self._all
-        return self.hider.whole(host) if chosen else self.hider.texts([host])[0]
+        if not self._columns.has(_HOST):
+            return self.hider.texts([host])[0]
+        return self.hider.whole(host) if self._only is None else self._chosen([host])[0]
 
     def loss(self, loss: Loss) -> Loss:
         """See `kcap.transform.sides.Change.loss`."""
         event = loss.event
         if event is not None:
-            chosen = self._columns.has("event") and self._all
+            chosen = self._columns.has("event") and self._only is None
             event = self.hider.whole(event) if chosen else self.hider.names([event])[0]
         reason = self.hider.texts([loss.reason])[0]
         return replace(loss, kind=self.hider.names([loss.kind])[0], reason=reason, event=event)

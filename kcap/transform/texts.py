@@ -77,7 +77,7 @@ def mapped(column: Column, texts: Texts, data: Data | None = None) -> Changed:
     if column.cls is TypeClass.BIN:
         return Changed(column, None) if data is None else _in_dictionary(column, data)
     if column.cls is TypeClass.JSON:
-        return _in_dictionary(column, lambda found: [in_json(f, texts) for f in found])
+        return _in_dictionary(column, lambda found: in_json(found, texts))
     if column.cls is TypeClass.STR:
         return _in_dictionary(column, texts)
     return Changed(column, None)
@@ -152,44 +152,71 @@ def with_items(lists: pa.ListArray, codes: pa.Array, entries: Sequence[str]) -> 
     return pa.ListArray.from_arrays(pa.array(offsets), items)
 
 
-def in_json(value: str, texts: Texts, secret: Secret | None = None) -> str:
-    """Change the texts in JSON text; all else stays as it is spelled.
+def in_json(values: Sequence[str], texts: Texts, secret: Secret | None = None) -> list[str]:
+    """Change the texts in JSON texts; all else stays as it is spelled.
 
     Args:
-        value: JSON text, which may have been cut.
+        values: JSON texts, which may have been cut.
         texts: What becomes of strings, of names and of numbers; one that it changes becomes a
             string.
         secret: Whether what has a name is hidden for that, and what becomes of it then; None where
             names tell nothing.
 
     Returns:
-        The text.
+        As many texts.
     """
-    found = [(m.start(), m.end(), m[0]) for m in _TOKEN.finditer(value)]
-    strings = [(k, s) for k, (_, _, t) in enumerate(found) if (s := _literal(t)) is not None]
-    if not strings:
-        return value
-    changed = texts([s for _, s in strings])
+    parsed = [_parts(value) for value in values]
+    before = list(dict.fromkeys(part.text for parts_ in parsed for part in parts_))
+    after = dict(zip(before, texts(before), strict=True))
+    return [
+        _joined(value, found, after, secret) for value, found in zip(values, parsed, strict=True)
+    ]
+
+
+class _Part(NamedTuple):
+    """A string or a number in JSON text."""
+
+    start: int
+    end: int
+    text: str
+    is_name: bool
+    follows_name: bool
+
+
+def _parts(value: str) -> list[_Part]:
+    found = []
+    signs = [(m.start(), m.end(), m[0]) for m in _TOKEN.finditer(value)]
+    last = ""
+    following_ = [sign for _, _, sign in signs[1:]] + [""]
+    for (start, end, sign), following in zip(signs, following_, strict=False):
+        text_ = _literal(sign)
+        if text_ is not None:
+            found.append(_Part(start, end, text_, following == ":", last == ":"))
+        last = sign
+    return found
+
+
+def _joined(value: str, found: list[_Part], after: dict[str, str], secret: Secret | None) -> str:
+    """JSON text with other strings."""
     out, at = [], 0
     name: str | None = None
-    for (k, before), after in zip(strings, changed, strict=True):
-        start, end, _ = found[k]
-        is_name = k + 1 < len(found) and found[k + 1][2] == ":"
-        follows = k > 0 and found[k - 1][2] == ":"
-        new = after
-        if secret is not None and follows and name is not None and secret.is_name(name):
-            new = secret.whole(before)
-        name = before if is_name else name if not follows else None
-        if new != before:
-            out += [value[at:start], text.json_string(new)]
-            at = end
-    return "".join([*out, value[at:]])
+    for part in found:
+        new = after[part.text]
+        if part.follows_name and name is not None and secret is not None and secret.is_name(name):
+            new = secret.whole(part.text)
+        name = part.text if part.is_name else name if not part.follows_name else None
+        if new != part.text:
+            out += [value[at : part.start], text.json_string(new)]
+            at = part.end
+    return "".join([*out, value[at:]]) if out else value
 
 
 def _literal(literal: str) -> str | None:
     """The text of a string or number, None for a sign between them."""
     if literal[0] != '"':
         return None if literal in "[]{},:" else literal
+    if "\\" not in literal:
+        return literal[1:-1] if len(literal) > 1 and literal[-1] == '"' else literal[1:]
     try:
         found = json.loads(literal)
     except ValueError:  # the end of a text that was cut
