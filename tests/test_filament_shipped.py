@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 import shipped_support
+from cli_support import run
 from shipped_support import Seen, seen
 
 import kcap
@@ -251,6 +252,16 @@ def test_a_table_without_one_event_is_another(
     did = seen(path, name, without=counted[0][0])[name]
 
     assert did.text != committed(f"{name}.{host}", ran[host][name].text)
+
+
+@pytest.mark.parametrize("host", ["windows", "linux"])
+def test_the_command_ends_with_the_committed_table(host: str, captures: dict[str, Path]) -> None:
+    """``kcap replay -f`` prints what the filament draws; the last table has all of the capture."""
+    done = run("replay", "-f", "registry_persistence", captures[host])
+
+    assert done.exit_code == 0, done.stderr
+    last = done.stdout.split("\n\n")[-1]
+    assert last == (EXPECTED / f"registry_persistence.{host}.txt").read_text("utf-8")
 
 
 @pytest.mark.parametrize("capture", REAL)
