@@ -223,7 +223,9 @@ def test_a_block_passes_and_a_ban_does_not(kind: str, status: int, interrupts: b
     assert isinstance(caught.value, InterruptedDeliveryError) is interrupts
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"items":[]}', b'{"items":[{}]}', b"<html>"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b'{"items":[]}', b'{"items":[{}]}', b"<html>", b"[" * 100_000]
+)
 def test_another_answer_is_an_error(body: bytes) -> None:
     """What does not answer as this API does is not taken for it."""
     with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from sink_support import T0, Request, Response, alerts, events, peer, sink
@@ -51,17 +52,17 @@ def test_a_limit_is_kept() -> None:
     assert times[2] - times[1] >= 1
 
 
-def test_the_path_is_a_secret() -> None:
+def test_the_path_is_a_secret(tmp_path: Path) -> None:
     """Who knows a webhook's path can post, so no message shows it."""
     found = spec.parse("slack+https://hooks.example/services/T/B/secret")
 
     assert found.shown == "slack+https://hooks.example/***"
     with peer(lambda _: Response(404, b"no_service")) as server:
-        to = sink(f"slack+http://{server.place}/services/secret")
+        to = sink(f"slack+http://{server.place}/services/T0pS3cret", spool=str(tmp_path))
         to.write(alerts(1))
         with pytest.raises(OutputError, match="no_service") as caught:
             to.close()
-    assert "secret" not in f"{caught.value} {caught.value.hint}"
+    assert "T0pS3cret" not in f"{caught.value} {caught.value.hint}"
     assert isinstance(caught.value, KcapError)
 
 
@@ -73,6 +74,7 @@ def test_other_bodies_are_text() -> None:
     """A line or the text of a template is the message's text, without links or mentions."""
     assert body(b"<!channel> a & b") == {"text": "&lt;!channel&gt; a &amp; b"}
     assert body(b"[1]") == {"text": "[1]"}
+    assert str(body(b"[" * 100_000)["text"]).startswith("[[[")
     assert len(str(body(b"x" * 10_000)["text"])) == 3000
 
 

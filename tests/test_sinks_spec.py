@@ -84,7 +84,7 @@ def test_a_pattern_of_a_date_needs_no_percent_signs() -> None:
     ("url", "said", "hint"),
     [
         ("nonsense", "no URL of a sink", "schemes: "),
-        ("htpp://h/", "no sink for htpp:", "did you mean http?"),
+        ("htpp://h/", "no sink 'htpp'", "did you mean http?"),
         ("http://h/?gzipp=yes", "no option gzipp", "did you mean gzip?"),
         ("http://h/?gzip", "'gzip' has no value", None),
         ("http://h/?gzip=perhaps", "gzip: 'perhaps'", None),

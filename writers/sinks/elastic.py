@@ -40,6 +40,9 @@ _DIRECTIVES: Final[Mapping[str, Callable[[datetime], str]]] = {
 _OK: Final = range(200, 300)
 _THERE: Final = 409
 _BUSY: Final = 429
+_NO_ANSWER: Final = (
+    *(ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError),
+)
 _BROKEN: Final = 500
 _BLOCKED: Final = "cluster_block_exception"
 _FORBIDDEN: Final = "security_exception"
@@ -163,7 +166,7 @@ class Elastic:
             # It says which operation it did; there is but one.
             items = [next(iter(item.values())) for item in said["items"]]
             states = [(int(item["status"]), item.get("error") or {}) for item in items]
-        except (ValueError, TypeError, KeyError, AttributeError, StopIteration) as e:
+        except _NO_ANSWER as e:
             raise KcapError(
                 f"{self._client.shown}: this is no answer to a bulk request: {answer.said}",
                 hint="is this Elasticsearch or OpenSearch?",

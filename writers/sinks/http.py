@@ -342,13 +342,14 @@ def _wait_s(asked: str | None) -> float | None:
 
 def _failure(shown: str, error: BaseException) -> KcapError:
     """What an error of httpx means, by what is behind it."""
+    if "Timeout" in type(error).__name__:
+        return server.failure(shown, TimeoutError())
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
+        if isinstance(cause, OSError) and cause.strerror:
             return server.failure(shown, cause)
         cause = cause.__cause__ or cause.__context__
-    timeout = "no answer in time" if "Timeout" in type(error).__name__ else server.reason(error)
-    return InterruptedDeliveryError(f"{shown}: {timeout}")
+    return server.failure(shown, error)
 
 
 def _checked(headers: Mapping[str, str]) -> Mapping[str, str]:

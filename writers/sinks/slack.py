@@ -106,7 +106,7 @@ def shown(message: Message) -> dict[str, Any]:
     """
     try:
         found = json.loads(message.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, Mapping):
         return {"text": _escaped(message.body.decode("utf-8", "replace"))}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
@@ -199,6 +200,8 @@ def opened(spec: Spec, *, live: bool, user: User | None = None) -> Sink:
             what=spec.what,
             force=spec.delivery.force,
         )
+    if sys.platform == "win32":
+        raise KcapError("sinks over a network are for Linux and other Unix systems")
     from kcap.writers.sinks.delivery import Delivery
 
     assert isinstance(spec.delivery, DeliveryOptions)
@@ -231,7 +234,7 @@ def _transport(scheme: str, shown: str) -> type[Transport] | None:
         return None
     if scheme not in plugins.found(plugins.SINKS) | plugins.hidden(plugins.SINKS):
         raise KcapError(
-            f"there is no sink for {scheme}:",
+            f"there is no sink {scheme!r}",
             file=shown,
             expected=f"one of {', '.join(schemes())}",
             hint=_near(scheme, schemes()),
