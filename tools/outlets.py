@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypedDict, TypeVar
 from urllib.parse import quote, urlencode
@@ -236,6 +236,8 @@ def wanted(
     options: SinkOptions,
     filaments: Sequence[str] = (),
     folders: Sequence[str] = (),
+    *,
+    alone: bool = False,
 ) -> Wanted:
     """Understand what is asked for.
 
@@ -244,6 +246,7 @@ def wanted(
         options: Its options.
         filaments: The filaments.
         folders: Where they are looked for first.
+        alone: The options say all of it: sinks and transformers of settings are others.
 
     Returns:
         What to open.
@@ -254,12 +257,17 @@ def wanted(
     """
     from kcap.tools import settings
 
-    given = settings.of(ctx).with_sinks(options["sinks"])
+    given = settings.of(ctx)
+    if alone:
+        given = replace(given, sinks=(), transformers=())
+    given = given.with_sinks(options["sinks"])
     found: tuple[Filament, ...] = ()
+    searched: tuple[str, ...] = ()
     if filaments:
         from kcap.filament import source
 
-        found = tuple(source.find(name, (*folders, *given.filament.path)) for name in filaments)
+        searched = tuple(dict.fromkeys((*folders, *given.filament.path)))
+        found = tuple(source.find(name, searched) for name in filaments)
     specs: tuple[Spec, ...] = ()
     if given.sinks:
         from kcap.writers.sinks import spec
@@ -273,7 +281,7 @@ def wanted(
         tuple(_transforms(options["transforms"], given.transformers)),
         found,
         given.filament.limits,
-        _words(ctx, specs, given.transformers, options["transforms"], folders),
+        _words(ctx, specs, given.transformers, options["transforms"], searched),
         [{"kind": "filament", "name": one.name, "sha256": _digest(one)} for one in found],
     )
 

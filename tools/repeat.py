@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
@@ -20,6 +19,7 @@ from kcap.tools.play import Options, Output, opened_output
 if TYPE_CHECKING:
     from kcap.filter import Filter
     from kcap.replay.manifest import Digested
+    from kcap.tools.outlets import Wanted
 
 Json = Any
 """A plain JSON value."""
@@ -27,10 +27,13 @@ Json = Any
 _RERUN: Final = "kcap.replay.rerun"
 
 _APART: Final = frozenset(
-    {"capture", "kcap", "output", "force", "speed", "manifest", "verify", "resume"}
+    {"kcap", "output", "force", "speed", "manifest", "verify", "resume"}
+    | {"filament", "filament.path", "sink", "transform"}
 )
-"""Options that the output does not depend on, or that say where things are."""
+"""Options that the output does not depend on, or that `Wanted.words` has without secrets."""
 
+_PRINTING: Final = ("color", "format", "template", "fields", "state", "view", "events")
+"""Options of what is printed, which mean that something is."""
 
 _NOT_OF_A_VIEW: Final = ("format", "template", "fields", "state")
 """What a view refuses to be told, even that it is as usual."""
@@ -40,15 +43,12 @@ _NOT_OF_A_VIEW: Final = ("format", "template", "fields", "state")
 class Rerun:
     """A run that is made to be compared with its manifest."""
 
-    manifest: Mapping[str, Json]
+    says: Mapping[str, Json]
+    """The manifest."""
+    folder: str
+    """For what is written and read once."""
     made: dict[str, Json] = field(default_factory=dict)
     """The manifest of the new run."""
-
-    def name(self, number: int, name: str) -> str:
-        """What an output is called: as in the manifest, for this run has none."""
-        outputs = self.manifest["outputs"]
-        known = outputs[number].get("name") if number < len(outputs) else None
-        return known if isinstance(known, str) else name
 
 
 def rerun(ctx: click.Context) -> Rerun | None:
@@ -64,12 +64,15 @@ def rerun(ctx: click.Context) -> Rerun | None:
     return found
 
 
-def options_of(ctx: click.Context, where: Filter | None, **decided: Json) -> dict[str, Json]:
+def options_of(
+    ctx: click.Context, where: Filter | None, asked: Wanted, **decided: Json
+) -> dict[str, Json]:
     """The options of a run that its output depends on, whatever said them.
 
     Args:
         ctx: The verb's context.
         where: The filter, however it was given.
+        asked: Filaments, transformers and sinks.
         **decided: Options whose value was found out, as ``color``.
 
     Returns:
@@ -77,20 +80,21 @@ def options_of(ctx: click.Context, where: Filter | None, **decided: Json) -> dic
     """
     found: dict[str, Json] = {}
     for param in ctx.command.params:
-        name = _long(param)
-        if name is None or name in _APART or param.name not in ctx.params:
+        name = next((n[2:] for n in param.opts if n.startswith("--")), None)
+        value = ctx.params.get(param.name or "")
+        if name is None or name in _APART or value is None or value is False or value == ():
             continue
-        value = ctx.params[param.name]
-        if value is not None and value is not False and value != ():
-            found[name] = _plain(value)
+        found[name] = _plain(value)
+    found |= decided
     found.pop("where", None)
-    for name in _NOT_OF_A_VIEW if "view" in found else ():
+    for name in _NOT_OF_A_VIEW if "view" in found else () if asked.console else _PRINTING:
         found.pop(name, None)
+    found |= {name: list(values) for name, values in asked.words.items()}
     if where is not None:
         found["where"] = where.text
     if era := common.era_of(ctx):
         found["era"] = str(era)
-    return dict(sorted((found | decided).items()))
+    return dict(sorted(found.items()))
 
 
 def words_of(options: Mapping[str, Json]) -> list[str]:
@@ -107,6 +111,21 @@ def words_of(options: Mapping[str, Json]) -> list[str]:
         for name, value in sorted(options.items())
         for each in (value if isinstance(value, list) else [value])
     ]
+
+
+def parts_of(asked: Wanted) -> list[dict[str, Json]]:
+    """What the output depends on beside options.
+
+    Args:
+        asked: What was asked for.
+
+    Returns:
+        Plain JSON objects: kinds, names, digests, and what filaments may do.
+    """
+    found: list[dict[str, Json]] = [dict(part) for part in asked.parts]
+    if asked.filaments and asked.limits is not None:
+        found.append({"kind": "limits", **asdict(asked.limits)})
+    return found
 
 
 def verified(ctx: click.Context, command: click.Command, path: str) -> int:
@@ -128,17 +147,18 @@ def verified(ctx: click.Context, command: click.Command, path: str) -> int:
 
     says = manifest.read(path)
     capture = manifest.find_capture(says, path)
-    again = Rerun(says)
-    ctx.meta[_RERUN] = again
-    words = [*words_of(says["options"]), "--kcap", capture]
-    try:
-        # Settings of this host are not the run's: what those said then is in the manifest.
-        with command.make_context("replay", words, parent=ctx, default_map={}) as inner:
-            command.invoke(inner)
-    except click.exceptions.Exit:
-        pass  # a lossy run may be repeated as well; its code is in the manifest
-    except click.UsageError as e:
-        raise KcapError(f"its options can't be run: {e.format_message()}", file=path) from e
+    with tempfile.TemporaryDirectory(prefix="kcap-") as folder:
+        ctx.meta[_RERUN] = again = Rerun(says, folder)
+        words = [*words_of(_beside(says["options"], path)), "--kcap", capture]
+        try:
+            # By click's own way: what settings say of the verb here is not what they said then.
+            inner = click.Command.make_context(command, "replay", words, parent=ctx, default_map={})
+            with inner:
+                click.Command.invoke(command, inner)
+        except click.exceptions.Exit:
+            pass  # a lossy run may be repeated as well; its code is in the manifest
+        except click.UsageError as e:
+            raise KcapError(f"its options can't be run: {e.format_message()}", file=path) from e
     shown = printable(path)
     found = manifest.differences(says, again.made)
     for line in found:
@@ -146,53 +166,74 @@ def verified(ctx: click.Context, command: click.Command, path: str) -> int:
     for line in manifest.other_versions(says):
         click.echo(f"{shown}: note: {printable(line)}")
     if not found:
-        counts = again.made["counts"]
-        count = common.counted(counts["out"], "event")
-        click.echo(f"{shown}: the same: {count}, {_bytes(again.made['outputs'])}")
+        count = common.counted(again.made["counts"]["out"], "event")
+        click.echo(f"{shown}: the same: {count}, {_sizes(again.made['outputs'])}")
     return 1 if found else 0
 
 
-@contextlib.contextmanager
-def opened(
-    form: str, options: Options, again: Rerun | None, *, digest: bool
-) -> Iterator[tuple[Output, list[dict[str, Json]]]]:
-    """Open a run's output, and describe it in the end.
+def _beside(options: Mapping[str, Json], path: str) -> dict[str, Json]:
+    """The options, with the files of filaments that lie beside the manifest."""
+    found = dict(options)
+    filaments = found.get("filament")
+    for number, text in enumerate(filaments if isinstance(filaments, list) else ()):
+        name, comma, rest = str(text).partition(",")
+        place = Path(path).parent / name
+        if name.endswith(".py") and place.is_file():
+            found["filament"] = list(found["filament"])
+            found["filament"][number] = f"{place}{comma}{rest}"
+    return found
+
+
+class Outputs:
+    """What comes out of a run, described for its manifest.
 
     Args:
-        form: One of `common.FORMATS`.
-        options: The verb's options.
         again: The comparison that the run is made for: then nothing is kept.
-        digest: Describe it.
-
-    Yields:
-        The output, and a list that gets the description.
     """
-    found: list[dict[str, Json]] = []
-    if again is None and not digest:
-        with opened_output(form, options) as out:
-            yield out, found
-        return
-    with _target(form, options, again) as out:
-        stream = _digested(out.stream)
-        yield Output(out.path, cast("BinaryIO", stream)), found
-        stream.flush()
-        name = options["output"] if again is None else again.name(0, options["output"])
-        found.append(_description(out.path, form, stream) | {"format": form, "name": name})
 
+    def __init__(self, again: Rerun | None) -> None:
+        self.again = again
+        self.found: list[dict[str, Json]] = []
+        """The descriptions, once all is written."""
 
-@contextlib.contextmanager
-def _target(form: str, options: Options, again: Rerun | None) -> Iterator[Output]:
-    if again is None:
-        with opened_output(form, options) as out:
-            yield out
-    elif form in common.BINARY_FORMATS:
-        # What a capture holds is told by its end, which tells it of the whole file.
-        with tempfile.TemporaryDirectory(prefix="kcap-") as folder:
-            path = str(Path(folder) / "again.kcap")
+    @contextlib.contextmanager
+    def opened(self, form: str, options: Options) -> Iterator[Output]:
+        """Open the output itself.
+
+        Args:
+            form: One of `common.FORMATS`.
+            options: The verb's options.
+
+        Yields:
+            The output.
+        """
+        with self._target(form, options) as out:
+            stream = _digested(out.stream)
+            yield Output(out.path, cast("BinaryIO", stream))
+            stream.flush()
+            said = self._name(options["output"])
+            self.found.append(
+                {"name": said, "format": form, **_description(out.path, form, stream)}
+            )
+
+    @contextlib.contextmanager
+    def _target(self, form: str, options: Options) -> Iterator[Output]:
+        if self.again is None:
+            with opened_output(form, options) as out:
+                yield out
+        elif form in common.BINARY_FORMATS:
+            # What a capture holds is told by its end, which tells it of the whole file.
+            path = f"{self.again.folder}/again.kcap"
             with output.opened(path) as stream:
                 yield Output(path, stream)
-    else:
-        yield Output("-", cast("BinaryIO", io.BufferedWriter(_Nowhere())))
+        else:
+            yield Output("-", cast("BinaryIO", io.BufferedWriter(_Nowhere())))
+
+    def _name(self, name: str) -> str:
+        """What the output is called: as in the manifest, for a comparison has none."""
+        outputs = self.again.says["outputs"] if self.again is not None else []
+        known = outputs[0].get("name") if outputs else None
+        return known if isinstance(known, str) else name
 
 
 def _digested(stream: BinaryIO) -> Digested:
@@ -222,51 +263,12 @@ class _Nowhere(io.RawIOBase):
         return memoryview(data).nbytes
 
 
-@contextlib.contextmanager
-def continued(path: str, size: int) -> Iterator[Output]:
-    """Open an output that a run before has left, up to where it is certain.
-
-    Args:
-        path: The file; ``-`` for standard output.
-        size: How many of its bytes are.
-
-    Yields:
-        The output.
-
-    Raises:
-        KcapError: It is not there any more, or shorter.
-    """
-    if path == "-" or (size == 0 and not Path(path).exists()):
-        with output.opened(path, binary=False) as stream:
-            yield Output(path, stream)
-        return
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
-    hint = "without its --resume file the run begins anew"
-    try:
-        stream = os.fdopen(os.open(path, flags), "r+b")
-    except OSError as e:
-        raise KcapError(f"can't be written on: {e.strerror}", file=path, hint=hint) from e
-    with stream:
-        there = stream.seek(0, os.SEEK_END)
-        if there < size:
-            what = f"the output has {there:,} bytes"
-            raise KcapError(what, file=path, expected=f"at least {size:,}", hint=hint)
-        stream.truncate(size)
-        stream.seek(size)
-        yield Output(path, cast("BinaryIO", stream))
-
-
-def _long(param: click.Parameter) -> str | None:
-    """What an option is called in settings and manifests."""
-    return next((name[2:] for name in param.opts if name.startswith("--")), None)
-
-
 def _plain(value: Json) -> Json:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return [_plain(each) for each in value]
     return value if isinstance(value, (bool, int, float)) else str(value)
 
 
-def _bytes(outputs: list[dict[str, Json]]) -> str:
+def _sizes(outputs: list[dict[str, Json]]) -> str:
     sizes = [each["bytes"] for each in outputs if "bytes" in each]
     return f"{sum(sizes):,} bytes" if sizes else common.counted(len(outputs), "output")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
@@ -15,20 +13,17 @@ import click
 
 from kcap.tools import common, logs, outlets, output, repeat, views
 from kcap.tools.cli import Verb
-from kcap.tools.play import Options, Output, opened_source, playing
+from kcap.tools.play import Options, Output, opened_output, opened_source, playing
 
 if TYPE_CHECKING:
     from kcap.model.batch import Batch
     from kcap.model.stream import Source
     from kcap.replay.pipeline import Stage, Summary
-    from kcap.replay.resume import Checkpoint, Place
     from kcap.replay.seek import Seeking
     from kcap.replay.span import Bound, Span
     from kcap.state import State
+    from kcap.tools.resuming import Progress
     from kcap.writers.views.view import View
-
-_SAVED_S: Final = 1.0
-"""Seconds after which a run that can be resumed notes its place again."""
 
 _RATED_S: Final = 2.0
 """A shorter run says nothing of its speed."""
@@ -48,7 +43,7 @@ class Position(click.ParamType[Any]):
         return parsed(value) or AtTime(common.EventTime().convert(value, param, ctx))
 
 
-class _Options(Options):
+class _Options(outlets.OutletOptions, Options):
     """The options of the verb that others share."""
 
     speed: float | None
@@ -101,8 +96,10 @@ class _Options(Options):
     help="Keep in FILE how far the run has come, and where it is there, go on from there.",
 )
 @common.input_options_at(Position(), "a time, '#ROW' or ORIGIN:ORD")
-@common.output_options
+@outlets.filament_options
+@outlets.sink_options
 @views.view_option
+@common.output_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -128,13 +125,11 @@ def command(
         raise click.UsageError("give one capture: CAPTURE, or -k NAME")
     path = output.existing_path(name) if name else words[0]
     options["where"] = common.filter_given(ctx, options["where"], words if name else words[1:])
-    view = views.chosen(ctx, options)
-    _check(path, form, options, view)
+    run = _Run.asked(ctx, path, form, options)
     with opened_source(
         path, lenient=options["lenient"], resolve=False, raw_pairs=options["raw_pairs"]
     ) as opened:
-        run = _Run(ctx, path, form, options, view)
-        summary = run.replayed(opened)
+        summary = run.resumed(opened) if options["resume"] else run.replayed(opened)
     common.finish(ctx, summary, path)
 
 
@@ -153,23 +148,6 @@ def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _check(path: str, form: str, options: _Options, view: View | None) -> None:
-    """Refuse what can't be done together."""
-    if options["manifest"] and path == "-":
-        raise click.UsageError("--manifest is for a file: a stream can't be read again")
-    if options["resume"] is None:
-        return
-    if path == "-":
-        raise click.UsageError("--resume is for a file: a stream can't be read again")
-    if options["manifest"]:
-        raise click.UsageError("--manifest is for a run from its beginning: not with --resume")
-    if options["force"]:
-        raise click.UsageError("--force begins the output anew, --resume goes on with it: give one")
-    if form == "kcap" or view is not None:
-        what = "--view" if view is not None else "--format kcap"
-        raise click.UsageError(f"{what} can't be gone on with: not with --resume")
-
-
 @dataclass
 class _Run:
     """One run of the verb."""
@@ -179,6 +157,41 @@ class _Run:
     form: str
     options: _Options
     view: View | None
+    wanted: outlets.Wanted
+    again: repeat.Rerun | None
+    """The comparison that it is made for."""
+
+    @classmethod
+    def asked(cls, ctx: click.Context, path: str, form: str, options: _Options) -> _Run:
+        """Understand what is asked for, and refuse what can't be done together."""
+        view = views.chosen(ctx, options)
+        again = repeat.rerun(ctx)
+        wanted = outlets.wanted(
+            ctx, options, options["filaments"], options["filament_path"], alone=again is not None
+        )
+        made = cls(ctx, path, form, options, view, wanted, again)
+        if again is None and path == "-" and (options["manifest"] or options["resume"]):
+            what = "--manifest" if options["manifest"] else "--resume"
+            raise click.UsageError(f"{what} is for a file: a stream can't be read again")
+        if options["resume"]:
+            made._check_resumable()
+        return made
+
+    def _check_resumable(self) -> None:
+        if self.options["manifest"]:
+            raise click.UsageError("--manifest is for a run from its beginning: not with --resume")
+        if self.options["force"]:
+            raise click.UsageError("--force begins anew, --resume goes on: give one of them")
+        files = [one.shown for one in self.wanted.sinks if one.scheme == "file"]
+        refused = {
+            "--format kcap": self.form == "kcap" and self.wanted.console,
+            "--view": self.view is not None,
+            "a filament": bool(self.wanted.filaments),
+            f"--sink {''.join(files[:1])}": bool(files),
+        }
+        for what, given in refused.items():
+            if given:
+                raise click.UsageError(f"{what} can't be gone on with: not with --resume")
 
     def replayed(self, opened: Source) -> Summary:
         """Run it.
@@ -189,34 +202,87 @@ class _Run:
         Returns:
             What it did.
         """
-        again = repeat.rerun(self.ctx)
-        if self.options["resume"] is not None:
-            return self._resumed(opened, self.options["resume"])
         kept = self.options["manifest"]
-        described = kept is not None or again is not None
-        captured = _described(self.path, opened) if described else {}
-        with repeat.opened(self.form, self.options, again, digest=described) as (out, outputs):
-            color = "always" if self._colored(out) else "never"
-            summary = self._play(opened, out, quiet=again is not None)
-        if described:
-            from kcap.replay import manifest
+        if kept is None and self.again is None:
+            with opened_output(self.form, self.options) as out, self._outlets(out) as also:
+                return self._play(opened, out, also)
+        from kcap.replay import manifest
 
-            options = repeat.options_of(self.ctx, self.options["where"], color=color)
-            if again is not None:
-                captured["name"] = again.manifest["capture"]["name"]
-            made = manifest.made(captured, options, [], outputs, summary, summary.exit_code)
-            if again is not None:
-                again.made = made
-            if kept is not None:
-                with output.opened(kept, force=self.options["force"], binary=False) as stream:
-                    stream.write(manifest.packed(made))
+        captured = manifest.capture(self.path, opened)
+        outputs = repeat.Outputs(self.again)
+        with outputs.opened(self.form, self.options) as out, self._outlets(out) as also:
+            color = "always" if common.wants_color(self.options["color"], out.stream) else "never"
+            summary = self._play(opened, out, also)
+        outputs.found += also.described()
+        options = repeat.options_of(self.ctx, self.options["where"], self.wanted, color=color)
+        parts = repeat.parts_of(self.wanted)
+        if self.again is not None:
+            captured["name"] = self.again.says["capture"]["name"]
+            options = self.again.says["options"]
+        made = manifest.made(captured, options, parts, outputs.found, summary)
+        if self.again is not None:
+            self.again.made = made
+        if kept is not None:
+            with output.opened(kept, force=self.options["force"], binary=False) as stream:
+                stream.write(manifest.packed(made))
         return summary
 
-    def _colored(self, out: Output) -> bool:
-        return common.wants_color(self.options["color"], out.stream)
+    def resumed(self, opened: Source) -> Summary:
+        """Run it from the place that a run before has come to.
+
+        Args:
+            opened: The capture.
+
+        Returns:
+            What it did.
+        """
+        from kcap.replay.manifest import file_digest
+        from kcap.replay.pipeline import Summary
+        from kcap.replay.resume import Checkpoint, Run
+        from kcap.tools import resuming
+
+        options = repeat.options_of(self.ctx, self.options["where"], self.wanted)
+        options["output"] = self.options["output"]
+        file = str(self.options["resume"])
+        run = Run.of(opened, lambda: file_digest(self.path)[1], options)
+        checkpoint = Checkpoint(file, run)
+        place = checkpoint.load()
+        if place.done:
+            logs.tell(f"kcap: {file}: this run has come to its end: nothing is left to do")
+            return Summary()
+        if self.options["limit"] is not None:
+            self.options["limit"] -= place.events_out
+        path = self.options["output"]
+        size = place.sizes.get(path, 0)
+        with (
+            resuming.continued(path, size)
+            if place.started
+            else opened_output(self.form, self.options) as out,
+            self._outlets(out) as also,
+        ):
+            begin = partial(resuming.Progress, checkpoint, place, out, also)
+            return self._play(opened, out, also, behind=place.row, begin=begin)
+
+    def _outlets(self, out: Output) -> contextlib.AbstractContextManager[outlets.Outlets]:
+        again = self.again is not None
+        return outlets.opened(
+            self.wanted,
+            out.stream,
+            live=False,
+            redraws=self.options["speed"] is not None,
+            where=self.options["where"],
+            described=again or self.options["manifest"] is not None,
+            dry=again,
+        )
 
     def _play(
-        self, opened: Source, out: Output, *, quiet: bool = False, progress: _Progress | None = None
+        self,
+        opened: Source,
+        out: Output,
+        also: outlets.Outlets,
+        *,
+        behind: int = 0,
+        begin: Callable[[Seeking], Progress] | None = None,
     ) -> Summary:
         """Put the pipeline together and run it."""
         from kcap.replay.span import Span
@@ -225,28 +291,31 @@ class _Run:
         state = State()
         options = self.options
         start, end = (cast("Bound | None", options[name]) for name in ("start", "end"))
-        span = Span(start, end, progress.place.row if progress else 0)
-        options = options | {"start": None, "end": None}
+        span = Span(start, end, behind)
         source, seeking, stages = self._spanned(opened, span, state)
-        if progress is not None:
-            progress.begin(seeking)
+        progress = None if begin is None or seeking is None else begin(seeking)
         times = _Times()
-        begun = time.monotonic()
+        begun_s = time.monotonic()
         summary = playing(
             source,
             self.form,
-            options,
+            options | {"start": None, "end": None},
             out,
             tracked=state,
             view=self.view,
-            outlets=outlets.Outlets(transforms=[times]),
+            outlets=replace(
+                also,
+                transforms=[times, *also.transforms],
+                sinks=[*also.dry, *also.sinks],
+            ),
             around=lambda made: [*stages, *made],
             after_batch=progress,
         )()
         if progress is not None:
             progress.end(summary)
-        if not quiet:
-            _report(summary, times, time.monotonic() - begun)
+        if self.again is None:
+            _report(summary, times, time.monotonic() - begun_s)
+            also.report()
         return summary
 
     def _spanned(
@@ -274,115 +343,6 @@ class _Run:
 
             source = Paced(source, self.options["speed"], since_ns=since_ns)
         return source, seeking, stages
-
-    def _resumed(self, opened: Source, file: str) -> Summary:
-        """Run it from the place that a run before has come to."""
-        from kcap.replay.pipeline import Summary
-        from kcap.replay.resume import Checkpoint, Run
-
-        options = repeat.options_of(self.ctx, self.options["where"])
-        options["output"] = self.options["output"]
-        digest = partial(_file_digest, self.path, opened)
-        checkpoint = Checkpoint(file, Run.of(opened, digest, options))
-        place = checkpoint.load()
-        if place.done:
-            logs.tell(f"kcap: {file}: this run was finished: nothing is left to do")
-            return Summary()
-        if self.options["limit"] is not None:
-            self.options["limit"] -= place.events_out
-        with self._continued(place) as out:
-            progress = _Progress(checkpoint, place, out)
-            progress.save(place)
-            return self._play(opened, out, progress=progress)
-
-    @contextlib.contextmanager
-    def _continued(self, place: Place) -> Iterator[Output]:
-        path = self.options["output"]
-        if place.started:
-            with repeat.continued(path, place.sizes.get(path, 0)) as out:
-                yield out
-        else:
-            with repeat.opened(self.form, self.options, None, digest=False) as (out, _):
-                yield out
-
-
-def _described(path: str, source: Source) -> dict[str, Any]:
-    from kcap.replay import manifest
-
-    return manifest.capture(path, source)
-
-
-def _file_digest(path: str, source: Source) -> str:
-    digest: str = _described(path, source)["sha256"]
-    return digest
-
-
-class _Progress:
-    """Notes how far a run has come, once what it has written is safe.
-
-    Args:
-        checkpoint: Keeps the place.
-        place: Where the run begins.
-        out: The output.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, place: Place, out: Output) -> None:
-        self.place = place
-        self._checkpoint = checkpoint
-        self._out = out
-        self._seeking: Seeking | None = None
-        self._due = time.monotonic() + _SAVED_S
-
-    def begin(self, seeking: Seeking | None) -> None:
-        """Take the source, which knows the rows.
-
-        Args:
-            seeking: The source.
-        """
-        self._seeking = seeking
-
-    def __call__(self, summary: Summary) -> bool:
-        """Is called after each batch; never ends the run."""
-        # The clock decides when the place is noted, never what comes out.
-        if time.monotonic() >= self._due:
-            self.save(self._reached(summary))
-            self._due = time.monotonic() + _SAVED_S
-        return False
-
-    def end(self, summary: Summary) -> None:
-        """Note that all is done.
-
-        Args:
-            summary: What the run did.
-        """
-        self.save(self._reached(summary, done=True))
-
-    def save(self, place: Place) -> None:
-        """Make the output safe, and note the place.
-
-        Args:
-            place: Everything before it was written.
-        """
-        from dataclasses import replace
-
-        sizes = {}
-        stream = self._out.stream
-        stream.flush()
-        if self._out.path != "-" and stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            os.fsync(stream.fileno())
-            sizes[self._out.path] = os.fstat(stream.fileno()).st_size
-        self._checkpoint.save(replace(place, sizes=sizes, started=True))
-
-    def _reached(self, summary: Summary, *, done: bool = False) -> Place:
-        from kcap.replay.resume import Place
-
-        assert self._seeking is not None
-        return Place(
-            self._seeking.row_behind(summary.events_in),
-            self.place.events_in + summary.events_in,
-            self.place.events_out + summary.events_out,
-            done=done,
-        )
 
 
 class _Times:

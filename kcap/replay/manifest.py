@@ -107,7 +107,7 @@ def capture(path: str, source: Source) -> dict[str, Json]:
     Raises:
         KcapError: It can't be read.
     """
-    size, digest = _file_digest(path)
+    size, digest = file_digest(path)
     file_id = source.header.file_id.hex() if isinstance(source, CaptureReader) else None
     return {
         "bytes": size,
@@ -138,7 +138,6 @@ def made(
     parts: Sequence[Mapping[str, Json]],
     outputs: Sequence[Mapping[str, Json]],
     summary: Summary,
-    exit_code: int,
 ) -> dict[str, Json]:
     """Put a manifest together.
 
@@ -148,7 +147,6 @@ def made(
         parts: Filaments, rules, transformers: what they are called, digests of what they are.
         outputs: What came out, in order.
         summary: What the run did.
-        exit_code: How it ended.
 
     Returns:
         The manifest.
@@ -161,7 +159,7 @@ def made(
             "lost": summary.lost(),
             "out": summary.events_out,
         },
-        "exit_code": exit_code,
+        "exit_code": summary.exit_code,
         "kcap_manifest": VERSION,
         "made_by": versions(),
         "options": dict(options),
@@ -254,7 +252,7 @@ def find_capture(manifest: Mapping[str, Json], path: str) -> str:
         tried = ", ".join(map(str, places))
         raise KcapError("the capture of this run is missing", file=name, expected=f"it at {tried}")
     expected = manifest["capture"]["sha256"]
-    digests = {place: _file_digest(str(place))[1] for place in there}
+    digests = {place: file_digest(str(place))[1] for place in there}
     for place, digest in digests.items():
         if digest == expected:
             return str(place)
@@ -320,8 +318,18 @@ def _shown(value: Json) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
 
 
-def _file_digest(path: str) -> tuple[int, str]:
-    """Size and SHA-256 of a file."""
+def file_digest(path: str) -> tuple[int, str]:
+    """Size and SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Bytes, and the digest in hex.
+
+    Raises:
+        KcapError: It can't be read.
+    """
     try:
         with Path(path).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
