@@ -362,8 +362,8 @@ class _Session:
 
     def _on_return(self, _: Any, method: Any, properties: Any, __: bytes) -> None:  # noqa: ANN401
         if self._flight is not None:
-            why = f"{method.reply_text}: no queue is bound for the key {method.routing_key!r}"
-            self._flight.returned(properties.message_id, server.said_short(why))
+            why = f"{server.said_short(method.reply_text)}: no queue is bound for its routing key"
+            self._flight.returned(properties.message_id, why)
 
     def _on_blocked(self, _: Any, frame: Any) -> None:  # noqa: ANN401
         self._blocked = server.said_short(str(frame.method.reason))

@@ -167,7 +167,10 @@ def connect_unix(to: Address, timeout_s: float, kind: int = socket.SOCK_STREAM) 
 
     Raises:
         InterruptedDeliveryError: Nobody listens there.
+        KcapError: There are none on this system.
     """
+    if not hasattr(socket, "AF_UNIX"):
+        raise KcapError(f"{to}: this system has no Unix sockets")
     made = socket.socket(socket.AF_UNIX, kind)
     try:
         made.settimeout(timeout_s)
