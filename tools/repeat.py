@@ -142,6 +142,7 @@ def verified(ctx: click.Context, command: click.Command, path: str) -> int:
     Raises:
         KcapError: The manifest is none, its capture is missing or another one, or the run fails.
     """
+    from kcap.filter import FilterError
     from kcap.model.text import printable
     from kcap.replay import manifest
 
@@ -157,8 +158,9 @@ def verified(ctx: click.Context, command: click.Command, path: str) -> int:
                 click.Command.invoke(command, inner)
         except click.exceptions.Exit:
             pass  # a lossy run may be repeated as well; its code is in the manifest
-        except click.UsageError as e:
-            raise KcapError(f"its options can't be run: {e.format_message()}", file=path) from e
+        except (FilterError, click.UsageError) as e:
+            said = e.format_message() if isinstance(e, click.UsageError) else str(e)
+            raise KcapError(f"its options can't be run: {said}", file=path) from e
     shown = printable(path)
     found = manifest.differences(says, again.made)
     for line in found:
@@ -211,10 +213,9 @@ class Outputs:
             stream = _digested(out.stream)
             yield Output(out.path, cast("BinaryIO", stream))
             stream.flush()
-            said = self._name(options["output"])
-            self.found.append(
-                {"name": said, "format": form, **_description(out.path, form, stream)}
-            )
+        # Only now an output that replaces another one has its name.
+        made = {"name": self._name(options["output"]), "format": form}
+        self.found.append(made | _description(out.path, form, stream))
 
     @contextlib.contextmanager
     def _target(self, form: str, options: Options) -> Iterator[Output]:

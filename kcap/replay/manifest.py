@@ -211,7 +211,7 @@ def read(path: str) -> dict[str, Json]:
     expected = "what kcap replay --manifest has written"
     try:
         found = json.loads(raw)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         line = getattr(e, "lineno", None)
         raise BadInputError("this is no JSON", file=path, line=line, expected=expected) from e
     if not isinstance(found, dict) or type(found.get("kcap_manifest")) is not int:

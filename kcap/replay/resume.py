@@ -197,7 +197,7 @@ def _unpacked(raw: bytes, path: str) -> tuple[Run, Place]:
     """Read such a file."""
     try:
         found = json.loads(raw) if len(raw) <= BYTES_MAX else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or "kcap_resume" not in found:
         hint = "name a file that is not there to begin anew"
