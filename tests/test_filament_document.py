@@ -191,7 +191,7 @@ def test_live(shown: dict[str, list[str]], tmp_path: Path, anyones: Path) -> Non
     worker.start()
     try:
         done = subprocess.run(
-            [*COMMAND, "run", *names, "--duration", "3"],
+            [*COMMAND, "run", *names, "--duration", "2.5"],
             cwd=ROOT,
             capture_output=True,
             text=True,

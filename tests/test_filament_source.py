@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_support import run
 from conftest import IS_ROOT
+from filament_support import events, play
 
 from kcap.errors import KcapError
 from kcap.filament import source
+from kcap.filament.api import Api
 from kcap.filament.limits import SOURCE_BYTES
 
 GOOD = """\"\"\"Looks.
@@ -168,3 +172,34 @@ def test_the_list_as_json_and_in_part(tmp_path: Path) -> None:
     assert run("list", "filaments", "nothing-like-it").exit_code == 2
     assert run("list", "filaments", "--filament.path", tmp_path / "no").exit_code == 1
     assert "filaments" in run("list").stdout
+
+
+def test_the_page_shows_what_there_is(read_text: Callable[[str], str], tmp_path: Path) -> None:
+    """docs/filaments.md has every function that a filament can call, and its example runs."""
+    page = read_text("docs/filaments.md")
+    table = page.partition("## What it can call")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+)\(", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    functions = Api(None, (), 1).functions()  # type: ignore[arg-type]
+    assert {*named} - {"print"} == {*functions}
+
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    batch = events([0.0, 1.0, 5.0], ["execve"] * 3, programs=["sh", "nc", "sh"])
+    found = play(source.read(write(tmp_path, "a.py", example)), batch)
+    assert found.text == "Program  Count\nsh           1\nnc           1\n"
+    assert [alert["arg_severity"] for alert in found.alerts] == ["high"]
+
+
+def test_the_command_line_runs_them(tmp_path: Path) -> None:
+    """`kcap replay -f` prints what they print and nothing else; a failure is exit code 1."""
+    capture = Path(__file__).parent.parent / "fixtures" / "first.kcap"
+    body = '"""Doc."""\nimport sys\ndef on_next_event(event):\n    {}\n'
+    good = write(tmp_path, "good.py", body.format("print(event['name'], *sys.argv[1:])"))
+    bad = write(tmp_path, "bad.py", body.format("sys.exit(0)"))
+
+    result = run("replay", "-f", f"{good},x", "evt.name = 'exec'", "-k", capture)
+    assert result.exit_code == 0, result.output
+    assert {*result.stdout.splitlines()} == {"exec x"}
+    result = run("replay", "-f", bad, capture)
+    assert result.exit_code == 1
+    said = r"bad\.py: the filament bad failed in on_next_event, event \w+:0 .* at line 4"
+    assert re.search(said, result.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from kcap.errors import KcapError
+
 SOURCE_BYTES: Final = 1 << 20
 """Longest file of a filament, or of a module beside it."""
 
@@ -30,3 +32,11 @@ class Limits:
     """Ticks that may be due between two events: a day of them, one a second."""
     last_interval: bool = False
     """Call ``on_interval`` once more at the end, where there were events since its last call."""
+
+    def __post_init__(self) -> None:
+        """See that every limit leaves room for something."""
+        for name in ("memory_bytes", "call_s", "output_bytes", "rows", "alerts", "catchup_ticks"):
+            if getattr(self, name) <= 0:
+                raise KcapError(
+                    f"{name} of a filament is {getattr(self, name)}", expected="more than 0"
+                )

@@ -66,7 +66,9 @@ class _Runner:
         self.filter = where
         """What decides which events it gets."""
         self._packer = EventColumns()
-        self._known = known.Known() if known.asks(filament) else None
+        self.asks = known.asks(filament)
+        """It may ask for processes and handles."""
+        self._known = known.Known() if self.asks else None
         self._part: chosen.Part | None = None
         self._parts: Iterator[chosen.Part] = iter(())
         self._failure: Failure | None = None
@@ -75,11 +77,12 @@ class _Runner:
         self._last: list[bytes] = []
         self.connection = Connection(filament, limits, _SEVERITIES, user)
 
-    def start(self) -> list[Item]:
+    def start(self) -> list[Item | Failure]:
         """Let it begin; gives what came of that."""
-        items, ready = self.connection.start(lambda *_: None)
+        given, ready = self.connection.start(lambda *_: None)
+        items: list[Item | Failure] = [*given]
         if isinstance(ready, Failure):
-            raise connection.error(ready, self.filament)
+            return [*items, ready]
         self.filter = self._filter(ready)
         self._chosen = chosen.Chosen(self.filter)
         if ready.ticks:
@@ -239,8 +242,8 @@ class Filaments:
 
     @property
     def filters(self) -> list[Filter | None]:
-        """What each filament looks at; None for all events."""
-        return [runner.filter for runner in self._runners]
+        """What each filament looks at; None for all events, as where it asks for processes."""
+        return [None if runner.asks else runner.filter for runner in self._runners]
 
     def see(self, batch: Batch) -> list[tuple[int, Batch]]:
         """See `kcap.replay.tap.Tap`.
