@@ -25,6 +25,7 @@ def command(topic: str | None) -> None:
         "actions": ("kcap's taxonomy: what can happen", _actions),
         "functions": ("the functions of filters, and those that are refused", _functions),
         "sinks": ("the sinks of --sink, with their options", _sinks),
+        "transform": ("transformers of --transform and files, patterns of redact", _transform),
         "format": ("the .kcap format, normative", _format),
     }
     if topic is None:
@@ -137,6 +138,20 @@ def _options(of: type[Any]) -> str:
         row = (f"  {field.name.replace('_', '-')}", shown, field.metadata["help"] + note)
         rows.append(row)
     return table(rows)
+
+
+def _transform() -> str:
+    """Each transformer, how it is written in a file and on a command line; then the patterns."""
+    from kcap.transform import NAMES, patterns
+
+    blocks = [
+        f"{name}: {about.meaning}\n    {about.example}\n    --transform '{about.short}'"
+        for name, about in NAMES.items()
+    ]
+    found = [(f"    {p.name}", p.meaning) for p in patterns.KNOWN.values()]
+    found.append((f"    {patterns.SECRETS}", patterns.ALL_SECRETS))
+    named = f"Patterns of redact:\n\n{table(found)}"
+    return "\n\n".join([*blocks, named])
 
 
 def _format() -> str:

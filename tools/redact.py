@@ -87,8 +87,7 @@ def _show_patterns(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
     from kcap.transform import patterns
 
     rows = [(p.name, p.meaning) for p in patterns.KNOWN.values()]
-    every = ", ".join(p.name for p in patterns.chosen((patterns.SECRETS,)))
-    click.echo(table([*rows, (patterns.SECRETS, every)]))
+    click.echo(table([*rows, (patterns.SECRETS, patterns.ALL_SECRETS)]))
     ctx.exit(0)
 
 

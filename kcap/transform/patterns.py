@@ -153,6 +153,8 @@ KNOWN: Final = {
 
 _NAME: Final = re.compile(r"[a-z-]+")
 _NO_SECRETS: Final = frozenset({"ip"})
+ALL_SECRETS: Final = f"all of these but {', '.join(sorted(_NO_SECRETS))}"
+"""What `SECRETS` means."""
 OPTION: Final = re.compile(rf"--?[\w.-]{{0,64}}?{_WORDS}{_MORE}", re.ASCII | re.IGNORECASE)
 """An argument behind which a secret stands as the next one."""
 _NAMED: Final = re.compile(rf"[\w.-]{{0,64}}?{_WORDS}{_MORE}", re.ASCII | re.IGNORECASE)
