@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import string
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 from urllib.parse import quote
 
 import pytest
@@ -18,6 +15,7 @@ import yaml
 from cli_support import run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from settings_support import environment
 
 from kcap.tools.settings import document, example, secrets
 from kcap.tools.settings.merged import Merged, filament_keys, logging_keys
@@ -45,14 +43,6 @@ transformers:
 filament: {path: [/a, /b], call-s: 500ms}
 logging: {level: debug}
 """
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """An environment without settings of the host that runs the tests."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("KCAP_")}
-    with mock.patch.dict(os.environ, {**clean, **variables}, clear=True):
-        yield
 
 
 def shown(path: Path, *words: str, **variables: str) -> str:
