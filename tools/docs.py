@@ -26,6 +26,7 @@ def command(topic: str | None) -> None:
         "functions": ("the functions of filters, and those that are refused", _functions),
         "sinks": ("the sinks of --sink, with their options", _sinks),
         "transform": ("transformers of --transform and files, patterns of redact", _transform),
+        "filaments": ("what a filament has, what it can call and what it may take", _filaments),
         "format": ("the .kcap format, normative", _format),
     }
     if topic is None:
@@ -152,6 +153,38 @@ def _transform() -> str:
     found.append((f"    {patterns.SECRETS}", patterns.ALL_SECRETS))
     named = f"Patterns of redact:\n\n{table(found)}"
     return "\n\n".join([*blocks, named])
+
+
+def _filaments() -> str:
+    """The functions of filaments and those that they can call, out of the code, and the limits."""
+    import dataclasses
+    import inspect
+
+    from kcap.filament.api import Api
+    from kcap.filament.limits import Limits
+
+    has = (
+        ("on_next_event(event)", "called for each event; on_next_kevent(kevent) likewise"),
+        ("on_init()", "called before the first event"),
+        ("on_interval()", "called in intervals of event time"),
+        ("on_stop()", "called behind the last event"),
+    )
+    calls = []
+    for name, function in sorted(Api.functions_of().items()):
+        given = list(inspect.signature(function).parameters.values())[1:]
+        shown = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in given]
+        said = (function.__doc__ or "").partition("\n")[0]
+        calls.append((f"  {name}({', '.join(shown)})", said))
+    limits = [
+        (f"  {field.name.replace('_', '-')}", str(field.default))
+        for field in dataclasses.fields(Limits)
+    ]
+    return (
+        f"A filament is a Python file with a docstring and these functions:\n\n"
+        f"{table([(f'  {name}', said) for name, said in has])}\n\n"
+        f"It can call:\n\n{table(calls)}\n\n"
+        f"It may take, in the section filament of the settings:\n\n{table(limits)}"
+    )
 
 
 def _format() -> str:

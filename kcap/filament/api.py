@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from numbers import Real
+from types import MethodType
 from typing import Any, Final, Protocol
 
 from kcap.filament.dotdict import DotDict
@@ -58,14 +59,20 @@ class Api:
         self._rows_shown: int | None = None
         self._rows: list[list[Any]] = []
 
-    def functions(self) -> dict[str, Callable[..., Any]]:
+    @classmethod
+    def functions_of(cls) -> dict[str, Callable[..., Any]]:
         """The functions by the names that filaments call them by."""
         own = (
-            self.interval, self.columns, self.sort_by, self.title, self.max_rows, self.add_row,
-            self.render_table, self.emit_alert, self.find_process, self.find_processes,
-            self.find_handle, self.find_handles, self.kfilter, self.now,
+            cls.interval, cls.columns, cls.sort_by, cls.title, cls.max_rows, cls.add_row,
+            cls.render_table, cls.emit_alert, cls.find_process, cls.find_processes,
+            cls.find_handle, cls.find_handles, cls.kfilter, cls.now,
         )  # fmt: skip
-        return {"set_filter": self.kfilter} | {function.__name__: function for function in own}
+        found: dict[str, Callable[..., Any]] = {"set_filter": cls.kfilter}
+        return found | {function.__name__: function for function in own}
+
+    def functions(self) -> dict[str, Callable[..., Any]]:
+        """The same, of this run."""
+        return {name: MethodType(each, self) for name, each in self.functions_of().items()}
 
     def kfilter(self, expression: str) -> None:
         """Get only the events for which a filter is true.
