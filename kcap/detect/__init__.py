@@ -1,0 +1,1 @@
+"""Detections: rules over events, live and from files, with the same alerts."""

@@ -1,0 +1,181 @@
+"""What a rule is, whatever it was written in: selectors that find its events, and a machine.
+
+A *selector* is a filter. The engine looks for the events of all selectors of all rules at once,
+column by column, and calls a rule's *machine* for those alone: candidates. A machine has state, and
+speaks through a `Context`: it raises alerts, and asks to be called at a time of its own. Time is
+that of the events; a machine never looks at a clock, and never at what was not handed to it.
+
+One order holds everywhere: event, then rule by id, then emission. For one event and one rule, the
+selector with the highest number comes first, so that an event can't be two steps of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from kcap.errors import KcapError
+from kcap.filter import Filter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What is said of a rule."""
+
+    id: str
+    name: str
+    version: str = "1"
+    description: str = ""
+    severity: str = "medium"
+    """One of `kcap.model.alert.SEVERITIES`."""
+    tags: tuple[str, ...] = ()
+    techniques: tuple[str, ...] = ()
+    """MITRE ATT&CK, as ``T1055.001``; or what the source says of it."""
+    references: tuple[str, ...] = ()
+    kind: str = "kcap"
+    """What it was written in: ``kcap``, ``python``, ``tracee``, ``fibratus``, ``sigma``."""
+    file: str = ""
+    line: int | None = None
+    text: str | None = None
+    """What its alerts say, a template over the event (`%ps.exe`); None for the description."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else its source says, plain JSON."""
+
+
+class Selector(NamedTuple):
+    """Events that a rule is about."""
+
+    name: str
+    filter: Filter
+    events: frozenset[str] | None = None
+    """The events that it can be true of, by name; None where that is not known."""
+
+
+class Identity(NamedTuple):
+    """Which event it was."""
+
+    origin: str
+    ord: int
+
+
+class Event(Protocol):
+    """One event, looked at when asked; good until the machine returns: keep values, not this."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """Which event it is; None for one that was never recorded."""
+
+    @property
+    def ts_ns(self) -> int | None:
+        """Its own time, ns UTC."""
+
+    @property
+    def name(self) -> str:
+        """The source's name of it."""
+
+    def column(self, name: str) -> Any:  # noqa: ANN401
+        """The value of a column, None where it has none."""
+
+    def field(self, name: str) -> Any:  # noqa: ANN401
+        """The value of a field of the filter language (``ps.name``), None where it has none."""
+
+    def arguments(self) -> Mapping[str, Any]:
+        """Its arguments by the source's names, in the source's order; numbers as numbers."""
+
+
+class Context(Protocol):
+    """What a machine may do; the engine's."""
+
+    @property
+    def now_ns(self) -> int:
+        """The logical clock: the greatest time so far."""
+
+    def alert(
+        self,
+        *,
+        causes: Sequence[Identity] = (),
+        data: Mapping[str, Any] | None = None,
+        title: str | None = None,
+        text: str | None = None,
+        severity: str | None = None,
+    ) -> None:
+        """Raise an alert.
+
+        Args:
+            causes: The events it is about, in order; empty for the one that is looked at.
+            data: What was found, plain JSON values; in the rule's order.
+            title: In place of the rule's name.
+            text: In place of the rule's text.
+            severity: In place of the rule's.
+        """
+
+    def at(self, time_ns: int, key: object) -> None:
+        """Ask for a call of `Machine.deadline`, before any event with a greater time.
+
+        Args:
+            time_ns: When.
+            key: Comes back with the call.
+        """
+
+    def dropped(self, count: int = 1) -> None:
+        """Say that state was forgotten because there was too much of it: counted and reported."""
+
+
+class Machine(Protocol):
+    """The state of one rule in one run."""
+
+    def match(self, context: Context, selector: int, event: Event) -> None:
+        """Look at an event of a selector."""
+
+    def deadline(self, context: Context, key: object) -> None:
+        """A time has come that was asked for."""
+
+    def end(self, context: Context) -> None:
+        """No event follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule that can run."""
+
+    about: About
+    selectors: tuple[Selector, ...]
+    machine: Callable[[], Machine] | None = None
+    """Makes its state; None for a rule that alerts on every event of its only selector."""
+    events: frozenset[str] | None = None
+    """The events that must be recorded for it, by name; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A rule that can't run; the others do."""
+
+    error: KcapError
+    """Names file, line and rule, says why and what was expected."""
+    id: str | None = None
+
+
+class Loader(Protocol):
+    """Reads rules of one kind; what an entry point of ``kcap.rules`` names."""
+
+    kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+
+    @staticmethod
+    def sniff(text: str, path: str) -> bool:
+        """Whether a file is of this kind, by its content."""
+
+    def load(self, text: str, path: str) -> Iterable[Rule | Problem]:
+        """Read a file.
+
+        Args:
+            text: Its content.
+            path: Its name, for errors.
+
+        Returns:
+            Its rules in their order, and what is wrong with others.
+        """
+
+    def finish(self) -> Iterable[Rule | Problem]:
+        """Give what only makes sense once all files are read: macros, correlations."""

@@ -1,0 +1,1 @@
+"""Rules of others: Tracee's signatures, Fibratus's rules, Sigma."""
