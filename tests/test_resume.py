@@ -158,7 +158,7 @@ class _Inbox(BaseHTTPRequestHandler):
     lines: ClassVar[list[bytes]] = []
 
     def do_POST(self) -> None:
-        self.lines += self.rfile.read(int(self.headers["Content-Length"])).splitlines()
+        self.lines.extend(self.rfile.read(int(self.headers["Content-Length"])).splitlines())
         self.send_response(204)
         self.end_headers()
 
