@@ -20,6 +20,7 @@ from sink_support import (
     Request,
     Response,
     events,
+    free_port,
     ids,
     peer,
     rss_bytes,
@@ -35,6 +36,7 @@ from kcap.writers.sinks.delivery import Delivery
 from kcap.writers.sinks.spool import Spool
 
 LINES = "?body=ndjson"
+SOON = Response(503, headers={"Retry-After": "0"})
 
 
 def first_seen(found: list[str]) -> list[str]:
@@ -181,7 +183,7 @@ def test_a_full_spool_makes_the_run_wait() -> None:
     written = []
 
     def answer(_: Request) -> Response:
-        return Response() if gate["open"] else Response(503)
+        return Response() if gate["open"] else SOON
 
     with peer(answer) as server:
         made = sink(f"http://{server.place}/{LINES}", memory_bytes=100_000, spool_bytes=200_000)
@@ -195,7 +197,7 @@ def test_a_full_spool_makes_the_run_wait() -> None:
         writer.start()
         until(lambda: bool(made.status) and made.status["tries"] > 2)
         before = len(written)
-        time.sleep(0.5)
+        time.sleep(0.3)
         held = len(written) - before
         gate["open"] = True
         writer.join()
@@ -224,8 +226,9 @@ def test_a_silent_server_ends_the_run(tmp_path: Path) -> None:
 
 def test_the_next_run_sends_first_what_is_left(tmp_path: Path) -> None:
     """What one run could not deliver, the next one delivers before its own."""
-    with peer(lambda _: Response(503)) as server:
-        url, port = f"http://{server.place}/{LINES}", server.port
+    port = free_port()
+    with peer(lambda _: SOON, port=port) as server:
+        url = f"http://{server.place}/{LINES}"
         made = sink(url, give_up=0.2, spool=str(tmp_path))
         made.write(events(300))
         with pytest.raises(OutputError):
@@ -332,7 +335,7 @@ def test_a_run_that_is_killed_leaves_its_events(tmp_path: Path, root: Path) -> N
 
 def test_a_live_run_does_not_give_up() -> None:
     """A recorder's sink goes on trying for as long as the recorder runs, and a while at its end."""
-    with peer(lambda _: Response(503)) as server:
+    with peer(lambda _: SOON) as server:
         made = sink(f"http://{server.place}/", live=True, give_up=0.1)
         made.write(events(5))
         until(lambda: bool(made.status) and made.status["tries"] > 2)

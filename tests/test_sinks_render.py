@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sink_support import ORIGIN, T0, alerts, events, ids
 from support import make_events
@@ -102,6 +102,7 @@ def test_a_frame_that_is_none_is_an_error() -> None:
         messages.read_frame(io.BytesIO(b"B\xff\xff\xff\xff"))
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 60), max_size=4), st.sampled_from(["jsonl", "line", "tracee-json"]))
 def test_batches_do_not_matter(cuts: list[int], form: str) -> None:
     """However events are cut into batches, the messages are the same."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sink_support import alerts, events, ids
 
@@ -64,6 +64,7 @@ def test_options_beside_the_url_go_before_those_in_it() -> None:
     assert (found.endpoints, found.password) == (("http://a",), "1234")
 
 
+@settings(max_examples=50)
 @given(st.text(min_size=1, max_size=12))
 def test_any_value_can_be_written_in_a_url(value: str) -> None:
     """Percent signs bring any text through a URL; a plus sign stays one."""

@@ -332,7 +332,9 @@ class Courier:
             if taken:
                 self._settle(batch[:taken], refused)
                 batch, wait_s = batch[taken:], FIRST_WAIT_S
-            self._halted.wait(wait_s if asked_s is None else min(asked_s, ASKED_WAIT_S))
+            if asked_s is not None:
+                asked_s = min(max(asked_s, FIRST_WAIT_S), ASKED_WAIT_S)
+            self._halted.wait(wait_s if asked_s is None else asked_s)
             wait_s = min(2 * wait_s, LAST_WAIT_S)
         return not batch
 
