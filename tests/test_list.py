@@ -110,7 +110,7 @@ def test_nothing_like_that(words: tuple[str, ...], said: str) -> None:
 def test_list() -> None:
     """`kcap list` says what it lists, and lists fields as `kcap fields` does."""
     topics = [line.split()[2] for line in run("list").stdout.splitlines()]
-    assert topics == ["fields", "events", "kevents", "columns"]
+    assert topics == ["fields", "events", "kevents", "columns", "filaments"]
     for topic in topics:
         assert run("list", topic).exit_code == 0
         assert json.loads(run("list", topic, "--json").stdout)
