@@ -18,7 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 TEXT_FORMATS: Final = (
     *("line", "pretty", "jsonl", "json", "table", "table-verbose", "template", "csv", "null"),
-    "tracee-json",
+    *("tracee-json", "cef"),
 )
 FORMATS: Final = (*TEXT_FORMATS, "kcap")
 BINARY_FORMATS: Final = ("arrow", "kcap")
@@ -34,6 +34,7 @@ MEANINGS: Final = {
     "csv": "for spreadsheets",
     "null": "nothing, to count",
     "tracee-json": "Tracee's JSON",
+    "cef": "a line of the Common Event Format, for SIEMs",
 }
 """What formats are."""
 
@@ -103,7 +104,7 @@ def sink_for(
         sink = writer(stream, file=file)
     elif form == "line":
         sink = writer(stream, template=template, state=state, color=color)
-    elif form in {"jsonl", "null"}:
+    elif form in {"jsonl", "null", "cef"}:
         sink = writer(stream, state=state)
     elif table == "table":
         sink = writer(stream, verbose=form != table, containers=containers, state=state)

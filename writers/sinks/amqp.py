@@ -66,7 +66,7 @@ class Amqp:
 
     options: ClassVar = AmqpOptions
     batch: ClassVar = 500
-    formats: ClassVar = ("jsonl", "template")
+    formats: ClassVar = ("jsonl", "template", "line", "tracee-json", "cef")
     needs: ClassVar = {"amqp": "pika"}
 
     def __init__(self, settings: AmqpOptions) -> None:

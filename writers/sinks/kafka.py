@@ -46,7 +46,7 @@ class Kafka:
 
     options: ClassVar = KafkaOptions
     batch: ClassVar = 1000
-    formats: ClassVar = ("jsonl", "template")
+    formats: ClassVar = ("jsonl", "template", "line", "tracee-json", "cef")
     needs: ClassVar = {"kafka": "confluent_kafka"}
 
     def __init__(self, settings: KafkaOptions) -> None:

@@ -83,7 +83,7 @@ class Syslog:
 
     options: ClassVar = SyslogOptions
     batch: ClassVar = 500
-    formats: ClassVar = ("jsonl", "template", "cef")
+    formats: ClassVar = ("jsonl", "template", "cef", "line", "tracee-json")
 
     def __init__(self, settings: SyslogOptions) -> None:
         scheme = settings.url.partition(":")[0]
