@@ -372,6 +372,28 @@ def test_a_courier_that_is_told_to_end_keeps_what_waits(tmp_path: Path) -> None:
     assert (tmp_path / "s").stat().st_size > 4096
 
 
+def test_an_interrupted_end_keeps_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who does not want to wait for a silent server is told at once what is missing, and where."""
+    made = sink("http://127.0.0.1:9/", spool=str(tmp_path / "s"))
+    made.write(events(5))
+    assert made._reports is not None
+
+    def interrupted() -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(made._reports, "join", interrupted)
+    start = time.monotonic()
+    with pytest.raises(OutputError, match=r"5 of 5 .* the run was ended before") as caught:
+        made.close()
+
+    assert time.monotonic() - start < 10
+    assert str(tmp_path / "s") in (caught.value.hint or "")
+    assert (tmp_path / "s").stat().st_size > 4096
+
+
 def test_what_a_server_refuses_is_a_loss(tmp_path: Path) -> None:
     """A message that is refused for good is left out, counted with the reason, and kept apart."""
 

@@ -279,10 +279,10 @@ class Courier:
             if kind == messages.END:
                 self._ended_s = time.monotonic()
                 self._queue.end()
+            elif not self._queue.put(Block(messages.count_of(payload), payload)):
                 return
-            if not self._queue.put(Block(messages.count_of(payload), payload)):
-                return
-        self._fail("stopped", "who made the messages is gone")
+        # The parent keeps the pipe until it is told the end.
+        self._fail("stopped", "the run was ended before")
 
     def _empty(self) -> None:
         """The thread that sends what is in the queue."""

@@ -144,7 +144,12 @@ class Delivery:
         if self._over:
             return
         self._send(messages.END, b"")
-        self._finish()
+        try:
+            self._finish()
+        except KeyboardInterrupt:
+            # Then the courier ends, and leaves what waits in the spool.
+            self._child.requests.close()
+            self._finish()
         if self._said.get("state") != "done":
             raise self._failure()
         self._tidy()
