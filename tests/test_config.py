@@ -89,6 +89,7 @@ TEXTS = st.text(
 )
 
 
+@settings(max_examples=50)
 @given(note=TEXTS, fields=st.lists(TEXTS, max_size=3), tag=TEXTS)
 def test_any_text_is_shown_so_that_it_can_be_read_again(
     note: str, fields: list[str], tag: str
@@ -178,46 +179,38 @@ PLACES = {
 }
 
 
-def letters(secret: str) -> str:
-    """The longest part of a secret that no escaping changes: what to look for."""
-    return max(re.findall(r"[A-Za-z0-9]+", secret), key=len, default="")
+def written(secret: str, place: str) -> str:
+    """A file with a secret in a place."""
+    plain = re.sub(r"[\s'\"#?/\[\]{}%]", "x", secret)
+    return PLACES[place].format(quoted=quote(secret, safe=""), plain=plain, yaml=json.dumps(secret))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(secret=SECRETS, place=st.sampled_from(sorted(PLACES)))
 def test_no_secret_is_shown(
     tmp_path_factory: pytest.TempPathFactory, secret: str, place: str
 ) -> None:
-    """Wherever it stands: neither as it is nor escaped, in no output, nor is its length."""
-    part = letters(secret)
-    plain = re.sub(r"[\s'\"#?/\[\]{}%]", "x", secret)
-    assume(len(part) >= 4)
-    text = PLACES[place].format(
-        quoted=quote(secret, safe=""),
-        plain=plain,
-        yaml=json.dumps(secret),
-    )
-    assume(text.count(part) == 1)
+    """Wherever it stands, what is shown is the same as with another one of another length."""
     path = tmp_path_factory.mktemp("secret") / "kcap.yaml"
-    assume(part not in str(path))
-    path.write_text(text)
+    told: list[set[str]] = []
+    for one in (secret, "sesame opens 1 door"):
+        path.write_text(written(one, place))
+        told.append({shown(path), shown(path, "--json")})
+        if not place.startswith(("option", "tag")):
+            told[-1].add(repr(Merged(str(path), environ={}).settings))
 
-    outputs = [shown(path), shown(path, "--json")]
-
-    assert all(part not in out and MASK in out for out in outputs), outputs
-    if not place.startswith(("option", "tag")):
-        assert part not in repr(Merged(str(path), environ={}).settings)
+    assert told[0] == told[1]
+    assert all(MASK in text for text in told[0])
 
 
+@settings(max_examples=20)
 @given(secret=SECRETS)
 def test_what_is_no_secret_is_shown(tmp_path_factory: pytest.TempPathFactory, secret: str) -> None:
     """Negative control: the same text where nothing says that it is secret."""
-    part = letters(secret)
-    assume(len(part) >= 4)
     path = tmp_path_factory.mktemp("secret") / "kcap.yaml"
-    path.write_text(f"record: {{note: {json.dumps(part)}}}")
+    path.write_text(f"record: {{note: {json.dumps(secret)}}}")
 
-    assert part in shown(path)
+    assert json.dumps(secret, ensure_ascii=False)[1:-1] in shown(path)
 
 
 @given(secret=SECRETS, around=TEXTS)
@@ -273,11 +266,11 @@ def test_a_transports_own_secrets_are_masked() -> None:
 
 @pytest.mark.parametrize("unit", ["x", ":", "x://", "x://h?a", "x://a:", "&a", "a=", "[", "basic "])
 def test_masking_takes_no_longer_for_what_is_made_to_be_slow(unit: str) -> None:
-    """A megabyte of anything is looked through in a moment."""
-    for text in (unit * 200_000, f"x://h?{unit * 200_000}", f"x://{unit * 200_000}"):
+    """A long text of anything is looked through in a moment."""
+    for text in (unit * 60_000, f"x://h?{unit * 60_000}", f"x://{unit * 60_000}"):
         begun = time.process_time()
-        masked(text[: 1 << 20])
-        assert time.process_time() - begun < 2
+        masked(text)
+        assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(

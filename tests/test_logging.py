@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcap.errors import OutputError
@@ -133,6 +133,7 @@ def test_the_level_leaves_out_what_is_less(
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
+@settings(max_examples=50)
 @given(text=TEXTS, form=st.sampled_from(["text", "json"]))
 def test_a_record_is_one_line_without_controls(
     tmp_path_factory: pytest.TempPathFactory, text: str, form: str
@@ -251,6 +252,7 @@ def test_a_log_of_the_host_that_is_not_ours_stops_nobody(
 # When it is full
 
 
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(0, 400), max_size=30),
     max_bytes=st.integers(1, 1000),
@@ -261,8 +263,8 @@ def test_a_full_log_goes_on_in_another_file(
 ) -> None:
     """No file is larger, unless by one line; what is kept is the end of what was written."""
     folder = tmp_path_factory.mktemp("log")
-    settings = LoggingSettings(str(folder / "kcap.log"), max_bytes=max_bytes, keep=keep)
-    handler = logfile.opened(settings, Known(), verb="x")
+    chosen = LoggingSettings(str(folder / "kcap.log"), max_bytes=max_bytes, keep=keep)
+    handler = logfile.opened(chosen, Known(), verb="x")
     for number, size in enumerate(sizes):
         handler.handle(logging.makeLogRecord({"msg": f"{number} {'x' * size}"}))
     handler.close()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from cli_support import run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from settings_support import called, environment, refused
 
@@ -31,6 +31,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(content=st.dictionaries(WORDS, VALUES, max_size=5), flow=st.booleans())
 def test_yaml_is_what_the_library_says_it_is(content: dict[str, Any], flow: bool) -> None:
     """Our nodes hold what PyYAML reads, and each key stands on the line that its node names."""
@@ -59,6 +60,7 @@ def walked(node: document.Node) -> Iterator[document.Node]:
 SCALARS = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), WORDS)
 
 
+@settings(max_examples=40)
 @given(
     tables=st.dictionaries(WORDS, st.dictionaries(WORDS, SCALARS, max_size=4), max_size=4),
     gaps=st.integers(0, 2),
