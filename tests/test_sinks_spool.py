@@ -261,6 +261,17 @@ def test_a_file_is_for_one_sink(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_long_name_does_no_harm(tmp_path: Path) -> None:
+    """However long a sink's name is, records stand behind the first page."""
+    file = opened(tmp_path / "s", "é" * 9000)
+    file.append(block(7))
+    file.close()
+
+    again = opened(tmp_path / "s", "é" * 9000)
+    assert in_file(again) == [7]
+    again.close()
+
+
 def test_a_file_is_for_one_run(tmp_path: Path) -> None:
     """A second run does not get what a first one has."""
     file = opened(tmp_path / "s")

@@ -37,6 +37,7 @@ _PAGE: Final = EMPTY_BYTES
 _HEAD: Final = struct.Struct("<8sQI")
 _NAME: Final = struct.Struct("<H")
 _RECORD: Final = struct.Struct("<III")
+_NAME_BYTES: Final = 1024
 _PUNCHED_BYTES: Final = 4 << 20
 _PRIVATE: Final = 0o600
 _FLAGS: Final = (
@@ -73,7 +74,7 @@ class Spool:
 
     def __init__(self, path: str, *, sink: str) -> None:
         self.path = path
-        self._sink = sink
+        self._sink = sink.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
         self.left = 0
         """Messages that an earlier run left in it."""
         self.cut_bytes = 0
