@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from tracee_support import OPENED, V1BETA1
 
 from kcap import limits
 from kcap.errors import KcapError
+from kcap.filter import Filter
 from kcap.model import naming, shape
 from kcap.model.batch import Batch, concat, constant
 from kcap.model.builder import RawText
@@ -24,6 +26,10 @@ from kcap.model.side import Side, Snapshot, SourceInfo
 from kcap.readers.tracee import TraceeReader
 from kcap.state import State
 from kcap.transform import NAMES, parse, parse_text
+from kcap.transform.collect import Collector
+from kcap.transform.names import Names
+from kcap.transform.redact import Redact, Rules
+from kcap.transform.tokens import TOKEN, Key
 from kcap.writers.tracee_json import objects
 
 KEY = bytes(range(32))
@@ -366,6 +372,54 @@ def test_mistakes_of_a_command_line_are_explained(text: str, what: str) -> None:
         parse_text(text, key=KEY)
 
     assert what in str(e.value)
+
+
+_SPREAD = st.text('ab/"\\é', min_size=4, max_size=9)
+
+
+@given(
+    hidden=st.lists(_SPREAD, min_size=1, max_size=3),
+    frames=st.lists(
+        st.tuples(st.text("ab/c", max_size=4), st.text("ab/c", max_size=4)), max_size=5
+    ),
+    other=st.sampled_from(["text", "list", "json", "bytes", "raw", "column"]),
+    where=st.sampled_from([None, "evt.arg[shown] = 'yes'"]),
+)
+@settings(max_examples=80)
+def test_what_a_column_hides_is_hidden_everywhere(
+    hidden: list[str], frames: list[tuple[str, str]], other: str, where: str | None
+) -> None:
+    """Known after a first pass, no value of the column is in any other one, in whatever form."""
+    texts = [f"{a}{hidden[i % len(hidden)]}{b}" for i, (a, b) in enumerate(frames)]
+    forms: dict[str, Any] = {
+        "text": texts,
+        "list": [[t, "x"] for t in texts],
+        "json": [{"k": [t]} for t in texts],
+        "bytes": [t.encode("utf-16-le") for t in texts],
+        "raw": [RawText(t.encode() + b"\xff") for t in texts],
+        "column": [t.encode() for t in texts],
+    }
+    records = [(0, {"secret": h, "shown": "yes"}) for h in hidden]
+    records += [(1, {"other": value}) for value in forms[other]]
+    batch = batch_of(records)
+    chosen = None if where is None else Filter.of(where)
+    rules = Rules(Names(["secret"], "redact", both=True), where=chosen)
+
+    found = Collector(Key(KEY), rules)
+    found.process(batch)
+    second = replace(rules, where=None, literals=found.literals, only=found.only)
+    made = Redact(Key(KEY), second if where else replace(second, only=None)).process(batch)
+
+    for name, column in made.columns.items():
+        said = [v for v in column.values.to_pylist() if not isinstance(v, int)]
+        plain = [json.loads(v)["k"][0] if name.endswith("json") else v for v in said]
+        flat = [w for v in plain for w in (v if isinstance(v, list) else [v])]
+        for word in flat:
+            rest = word if isinstance(word, str) else word.decode("latin-1")
+            for value in hidden:
+                forms_of = {value, value.encode().decode("latin-1")}
+                forms_of.add(value.encode("utf-16-le").decode("latin-1"))
+                assert not [f for f in forms_of for part in TOKEN.split(rest) if f in part]
 
 
 def test_side_records_pass() -> None:

@@ -57,6 +57,23 @@ def test_what_a_search_of_each_value_finds(values: list[str], texts: list[str]) 
 
 
 @given(
+    lengths=st.sets(st.integers(1, 40), min_size=9, max_size=20),
+    ends=st.lists(st.sampled_from(["", "b", "ab"]), min_size=1, max_size=3),
+    texts=st.lists(st.text("ab", max_size=60), max_size=4),
+)
+@settings(max_examples=60)
+def test_values_of_many_lengths_that_end_alike(
+    lengths: set[int], ends: list[str], texts: list[str]
+) -> None:
+    """They are found as others are, the longest at each place."""
+    values = [f"{end}{'a' * n}bbbbbbbb".encode() for n in lengths for end in ends]
+    where = [f"{t}bbbbbbbb".encode() for t in texts]
+    assert Literals(values)._anchors[0]._many
+
+    assert set(Literals(values).spans(where)) == naive(values, where)
+
+
+@given(
     values=st.lists(_FEW.filter(lambda v: len(v.encode()) >= SHORT_BYTES), max_size=6),
     texts=st.lists(_FEW, max_size=6),
 )

@@ -31,7 +31,8 @@ COMMON: Final = frozenset(
 """Names that every host has, most of accounts. They are hidden in their columns, and not looked
 for elsewhere: ``bin`` is in most paths, and says nothing there."""
 
-_ENTRY_BYTES: Final = 100
+_ENTRY_BYTES: Final = 300
+"""What a value takes in the tables by which it is found."""
 
 
 class Collector:

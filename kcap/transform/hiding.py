@@ -6,6 +6,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Final
 
@@ -47,8 +48,6 @@ class Hider:
         self.key = key
         self.patterns = tuple(found)
         self._literals = Literals(literals)
-        self._long = Literals([v for v in literals if len(v) >= NAME_BYTES])
-        self._wide = Literals(_wide(literals))
         self._components = components
         self._named = any(p.name == "assignment" for p in self.patterns)
         self._secret = texts.Secret(patterns.names_secret, self.part) if self._named else None
@@ -57,6 +56,11 @@ class Hider:
     def __bool__(self) -> bool:
         """Whether there is anything to hide in texts."""
         return bool(self.patterns) or bool(self._literals)
+
+    @cached_property
+    def _wide(self) -> Literals:
+        """The UTF-16 form of the known texts, as Windows has them in bytes."""
+        return Literals(_wide(self._literals.whole))
 
     def whole(self, value: str) -> str:
         """What stands in place of a text that is hidden.
@@ -175,7 +179,7 @@ class Hider:
         return sorted(found)
 
     def _inner(self, values: Sequence[str]) -> list[str]:
-        return self._hidden(values, self._literals)
+        return self._hidden(values)
 
     def names(self, values: Sequence[str]) -> list[str]:
         """Hide what is in names: of arguments, events, collectors.
@@ -186,7 +190,7 @@ class Hider:
         Returns:
             As many; short known values stay in them.
         """
-        return self._hidden(values, self._long)
+        return self._hidden(values, NAME_BYTES)
 
     def json(self, values: Sequence[str]) -> list[str]:
         """Hide what is in JSON texts.
@@ -247,20 +251,25 @@ class Hider:
         except UnicodeDecodeError:
             return self.whole_data(value)
 
-    def _hidden(self, values: Sequence[str], literals: Literals) -> list[str]:
-        """Texts with what is hidden replaced, each place once."""
-        spans = self._spans(values, literals)
+    def _hidden(self, values: Sequence[str], least: int = 1) -> list[str]:
+        """Texts with what is hidden replaced, each place once; known values from a length on."""
+        spans = self._spans(values, least)
         return [
             _replaced(value, _beside_tokens(value, found), self.part) if found else value
             for value, found in zip(values, spans, strict=True)
         ]
 
-    def _spans(self, values: Sequence[str], literals: Literals) -> list[list[Span]]:
+    def _spans(self, values: Sequence[str], least: int) -> list[list[Span]]:
         spans = self._matched(values)
-        if literals:
+        if self._literals:
             raws = [value.encode("utf-8", "surrogatepass") for value in values]
-            for number, span in literals.spans(raws):
+            for number, raw in enumerate(raws):
+                if raw in self._literals.whole and len(raw) >= least:
+                    spans[number], raws[number] = [(0, len(values[number]))], b""
+            for number, span in self._literals.spans(raws):
                 raw = raws[number]
+                if span[1] - span[0] < least:
+                    continue
                 if len(raw) != len(values[number]):
                     span = _in_characters(raw, span)  # noqa: PLW2901
                 spans[number].append(span)
@@ -319,12 +328,13 @@ def _beside_tokens(value: str, spans: list[Span]) -> list[Span]:
     """The places that are not within a token."""
     if PREFIX not in value:
         return spans
-    tokens = [m.span() for m in TOKEN.finditer(value)]
-    return [s for s in spans if not any(t[0] <= s[0] and s[1] <= t[1] for t in tokens)]
+    tokens = [(-1, -1), *(m.span() for m in TOKEN.finditer(value))]
+    begins = [start for start, _ in tokens]
+    return [s for s in spans if tokens[bisect_right(begins, s[0]) - 1][1] < s[1]]
 
 
 def _wide(literals: Collection[bytes]) -> list[bytes]:
-    """The UTF-16 form of texts, as Windows has them in bytes."""
+    """The UTF-16 form of those bytes that are text, and not too short."""
     found = []
     for value in literals:
         try:

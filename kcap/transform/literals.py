@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ _TABLE_BITS: Final = 20
 _FACTOR: Final[dict[int, Any]] = {4: np.uint32(0x9E3779B1), 8: np.uint64(0x9E3779B97F4A7C15)}
 _WORD: Final = rb"[A-Za-z0-9_\x80-\xff]"
 _BLOCK_BYTES: Final = 8 << 20
+_LENGTHS: Final = 8
+"""Lengths of literals that end alike which are tried one by one."""
 
 
 class Literals:
@@ -88,6 +90,38 @@ class Literals:
                     yield number, match.span()
 
 
+class _Alike:
+    """Literals of many lengths that end alike, which nobody has by accident."""
+
+    def __init__(self, values: Sequence[bytes]) -> None:
+        self._longest = max(map(len, values))
+        self._turned = sorted(value[::-1] for value in values)
+
+    def longest(self, data: bytes, begin: int, end: int) -> int:
+        """See `_Anchors.longest`."""
+        turned = data[max(begin, end - self._longest) : end][::-1]
+        while True:
+            # Each that it begins with comes before it in order, and begins the one found here too.
+            at = bisect_right(self._turned, turned) - 1
+            if at < 0:
+                return 0
+            if turned.startswith(self._turned[at]):
+                return len(self._turned[at])
+            turned = turned[: _common(turned, self._turned[at])]
+
+
+def _common(first: bytes, second: bytes) -> int:
+    """How many bytes two texts have in common at their beginning."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class _Anchors:
     """Literals that are found by so many of their last bytes."""
 
@@ -95,11 +129,20 @@ class _Anchors:
         self._width = width
         self._type = np.dtype(f"<u{width}")
         self._shift = self._type.type(8 * width - _TABLE_BITS)
-        by_end: dict[bytes, dict[int, set[bytes]]] = defaultdict(lambda: defaultdict(set))
+        self._values = frozenset(values)
+        lengths: dict[bytes, tuple[int, ...]] = {}
         for value in values:
-            by_end[value[-width:]][len(value)].add(value)
-        self._by_end = {end: sorted(found.items(), reverse=True) for end, found in by_end.items()}
-        ends = np.frombuffer(b"".join(sorted(self._by_end)), self._type)
+            end, length = value[-width:], len(value)
+            known = lengths.get(end, ())
+            if len(known) <= _LENGTHS and length not in known:
+                lengths[end] = (*known, length)
+        self._lengths = {e: tuple(sorted(n, reverse=True)) for e, n in lengths.items()}
+        many: dict[bytes, list[bytes]] = {e: [] for e, n in lengths.items() if len(n) > _LENGTHS}
+        for value in values if many else ():
+            if value[-width:] in many:
+                many[value[-width:]].append(value)
+        self._many = {end: _Alike(found) for end, found in many.items()}
+        ends = np.frombuffer(b"".join(lengths), self._type)
         self._ends = np.sort(ends)
         self._table = np.zeros(1 << _TABLE_BITS, np.bool_)
         self._table[self._slots(ends)] = True
@@ -125,7 +168,10 @@ class _Anchors:
 
     def longest(self, data: bytes, begin: int, end: int) -> int:
         """The length of the longest that ends there and does not begin earlier, 0 for none."""
-        for length, values in self._by_end.get(data[end - self._width : end], ()):
-            if end - length >= begin and data[end - length : end] in values:
+        last = data[end - self._width : end]
+        if last in self._many:
+            return self._many[last].longest(data, begin, end)
+        for length in self._lengths[last]:
+            if end - length >= begin and data[end - length : end] in self._values:
                 return length
         return 0
