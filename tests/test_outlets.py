@@ -95,7 +95,7 @@ def test_an_unknown_sink_filament_or_transformer_is_refused_before_anything_begi
 ) -> None:
     out = tmp_path / "o.kcap"
     for words, said in (
-        (["--sink", "gopher://x"], "there is no sink for gopher:"),
+        (["--sink", "gopher://x"], "there is no sink 'gopher'"),
         (["--sink", "http://x?methd=GET"], "there is no option methd"),
         (["--transform", "remov=a"], "remov"),
     ):

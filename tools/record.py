@@ -122,9 +122,9 @@ def command(
     is held; another signal lets a file that is being written go on, or begins the next.
 
     Where the disk is full the recording ends, exit code 3: the file is closed, and says how much is
-    missing. With --keep the oldest files go instead.
+    missing. With --keep the oldest files go instead. A --sink that fails ends nothing.
     """
-    from kcap.tools.recording import Place, Recording
+    from kcap.tools.recording import Limits, Place, Recording
 
     where = common.filter_given(ctx, where, words)
     selection = live_select.chosen(options, where)
@@ -144,16 +144,8 @@ def command(
         )
         source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
         stack.callback(source.close)
-        recording = Recording(
-            source,
-            selection,
-            place,
-            stack,
-            duration_s=options["duration"],
-            count=options["count"],
-            max_size=max_size,
-            also=also,
-        )
+        limits = Limits(options["duration"], options["count"], max_size)
+        recording = Recording(source, selection, place, stack, limits, also)
         code = apart.run(ctx, source, recording.work, user=options["user"], **recording.asked())
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name

@@ -171,6 +171,15 @@ def _tell(name: str, writer: CaptureWriter) -> None:
     logs.tell(f"kcap: sha256 {writer.file_hash}, {size}: {printable(name)}")
 
 
+class Limits(NamedTuple):
+    """When a recording ends by itself; None for never."""
+
+    duration_s: float | None = None
+    """Seconds from the first batch on."""
+    events: int | None = None
+    max_bytes: int | None = None
+
+
 class Asking(TypedDict):
     """Arguments of `apart.run`."""
 
@@ -187,9 +196,7 @@ class Recording:
         selection: What is wanted of it.
         place: Where it goes.
         stack: Undoes what was begun.
-        duration_s: Seconds from the first batch on, None for ever.
-        count: Events, None for any number.
-        max_size: Bytes, None for any.
+        limits: When it ends by itself.
         also: Who else gets the events: sinks, and what becomes of events before these get them.
 
     Raises:
@@ -202,21 +209,18 @@ class Recording:
         selection: Selection,
         place: Place,
         stack: contextlib.ExitStack,
-        *,
-        duration_s: float | None,
-        count: int | None,
-        max_size: int | None,
+        limits: Limits,
         also: outlets.Outlets,
     ) -> None:
         state, wanted = State(), Wanted(selection)
         self._source = source
-        self._max_size = max_size
+        self._max_size = limits.max_bytes
         self._keep = None if place.rotation is None else place.rotation.keep
         self._manager = stack.enter_context(notify.Notifier())
         asked = stack.enter_context(control.opened())
         self._sink, self._outputs = opened(place, stack, state, wanted)
         stack.enter_context(live.stopping(source, acts=self._acts(asked)))
-        self._deadline = live.Deadline(source, duration_s)
+        self._deadline = live.Deadline(source, limits.duration_s)
         self._signs = notify.Signs(self._manager, self._sign)
         self._attendant = attend.Attendant(source.info, self._tell, asked)
         self._progress = Progress(lambda: self._sink.expected_bytes)
@@ -229,7 +233,7 @@ class Recording:
             state=state,
             resolve=True,
             stages=wanted.stages,
-            limit=count,
+            limit=limits.events,
             after_batch=self._check,
         )
 

@@ -14,6 +14,8 @@ from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, playing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kcap.model.stream import LiveSource
     from kcap.readers.live.guard.channel import Channel
     from kcap.readers.live.selection import Selection
@@ -72,8 +74,6 @@ def command(
     in the kernel's buffer, those for which it has no room are counted, and make the exit code 3.
     """
     from kcap.readers.live.tracking import Selected
-    from kcap.state import State
-    from kcap.tools.status import Output
 
     options["where"] = common.filter_given(ctx, options["where"], words)
     options |= {
@@ -101,38 +101,44 @@ def command(
         contextlib.closing(_source(options, selection := _selection(options, also))) as source,
         live.stopping(source, twice=True),
     ):
-        deadline = live.Deadline(source, options["duration"])
-        # Who asks how a recorder does means one that stores; what is done to this one shows, too.
-        attendant = attend.Attendant(source.info, lambda _: None, None)
-
-        def after_batch(summary: Summary) -> bool:
-            attendant.check(summary, Output("-", 0))
-            deadline.check(time.monotonic())
-            return False
-
-        run = playing(
-            source,
-            form,
-            options,
-            out,
-            tracked=State(),
-            view=view,
-            outlets=also,
-            around=partial(Selected.around, selection),
-            after_batch=after_batch,
-        )
-
-        def work(_: Channel | None) -> int:
-            with contextlib.closing(attendant.begin()):
-                summary = run()
-            _report(summary)
-            also.report()
-            common.report_losses(summary.losses, source.info.file)
-            return summary.exit_code
-
+        around = partial(Selected.around, selection)
+        play = partial(playing, source, form, options, out, view=view, outlets=also, around=around)
         out.stream.flush()
-        code = apart.run(ctx, source, work, user=options["user"], helpers=also.pids)
+        code = _run(ctx, source, options, play, also)
     ctx.exit(code)
+
+
+def _run(
+    ctx: click.Context,
+    source: LiveSource,
+    options: _RunOptions,
+    play: Callable[..., Callable[[], Summary]],
+    also: outlets.Outlets,
+) -> int:
+    """Let the events come, and attend to that; the exit code."""
+    from kcap.state import State
+    from kcap.tools.status import Output
+
+    deadline = live.Deadline(source, options["duration"])
+    # Who asks how a recorder does means one that stores; what is done to this one shows, too.
+    attendant = attend.Attendant(source.info, lambda _: None, None)
+
+    def after_batch(summary: Summary) -> bool:
+        attendant.check(summary, Output("-", 0))
+        deadline.check(time.monotonic())
+        return False
+
+    run = play(tracked=State(), after_batch=after_batch)
+
+    def work(_: Channel | None) -> int:
+        with contextlib.closing(attendant.begin()):
+            summary = run()
+        _report(summary)
+        also.report()
+        common.report_losses(summary.losses, source.info.file)
+        return summary.exit_code
+
+    return apart.run(ctx, source, work, user=options["user"], helpers=also.pids)
 
 
 def _selection(options: _RunOptions, also: outlets.Outlets) -> Selection:

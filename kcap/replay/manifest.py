@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -176,7 +176,7 @@ def versions() -> dict[str, str]:
     found["format"] = f"{MAJOR}.{MINOR}"
     found["kcap"] = kcap.__version__
     found["libzstd"] = ".".join(map(str, zstandard.ZSTD_VERSION))
-    found["python"] = platform.python_version()
+    found["python"] = ".".join(map(str, sys.version_info[:3]))
     return dict(sorted(found.items()))
 
 
