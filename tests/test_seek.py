@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fibratus_support import REAL
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_support import Cut, Run, places, reader, with_states
 from support import SOURCE, batch_of, capture, make_events, opened, snapshot
@@ -176,6 +176,7 @@ def test_filters_that_ask_for_ancestors_are_right_from_the_middle(
 # Where it begins and ends
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 40), min_size=1, max_size=60),
     st.integers(0, 40),
