@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -150,6 +151,24 @@ def test_nobody_there_is_an_interruption() -> None:
 
     with pytest.raises(InterruptedDeliveryError, match="refused"):
         sink.open()
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.1])
+def test_a_connection_that_broke_interrupts_at_once(broker: RabbitMq, pause_s: float) -> None:
+    """Whether it breaks while nothing is sent or just then, nobody waits in vain."""
+    broker.queue("broken", "ex-broken")
+    sink = amqp(broker, exchange="ex-broken")
+    for _ in range(5):
+        sink.open()
+        assert sink._session is not None
+        sink._session._connection._transport._sock.shutdown(socket.SHUT_RDWR)
+        time.sleep(pause_s)
+        begun = time.monotonic()
+        with pytest.raises(InterruptedDeliveryError) as caught:
+            sink.send(made(3))
+        assert caught.value.taken == 0
+        assert time.monotonic() - begun < 5
+    sink.close()
 
 
 def test_tls_checks_who_answers(broker: RabbitMq, certificates: Certificates) -> None:

@@ -381,10 +381,9 @@ class _Session:
         self._connection.ioloop.stop()
 
     def _fail(self, why: BaseException) -> None:
-        first = self._lost is None
-        if first:
+        # Told also where nobody waits yet: who is about to would wait for a loop that has ended.
+        if self._lost is None:
             self._lost = why
-        if first and (self._flight is not None or not self._opened):
             self._flight = None
             self._outcome.put(why)
 
