@@ -140,9 +140,10 @@ def texts(argument: str | None, kinds: Kinds, column: Column) -> Texts:
     for place, decoder in enumerate(decoders):
         at = np.flatnonzero(codes == place)
         part = Column(column.cls, column.values.take(pa.array(at)))
-        entries.append(decoded(decoder, part).entries)
-        ids[at] = np.arange(first, first + len(at), dtype=np.int32)
-        first += len(at)
+        made = decoded(decoder, part)
+        entries.append(made.entries)
+        ids[at] = first + (np.arange(len(at)) if made.codes is None else made.codes)
+        first += len(made.entries)
     return Texts(pa.concat_arrays(entries), ids)
 
 

@@ -31,6 +31,12 @@ BLOCK_BYTES: Final = 8 << 20
 """About how much text is made at a time: what bounds the memory of a text writer."""
 
 _NUMBER_BYTES: Final = 24
+_FEWER: Final = 4
+"""So many values an entry are far more than entries."""
+
+_SAMPLE: Final = 256
+"""Values that tell whether a column has few different ones."""
+
 _SECOND_NS: Final = 10**9
 
 
@@ -97,9 +103,13 @@ class LineBuilder:
 
     def __init__(self, count: int, constants: pa.Array) -> None:
         self._count = count
+        self._constants = constants
         self._pool = [constants]
         self._pooled = len(constants)
         self._cells: list[tuple[int | Ids, Rows | None]] = []
+        self._waiting: list[int] = []
+        """Constants that the next values may begin with."""
+        self._waiting_rows: Rows | None = None
 
     def append(self, ids: int | Ids, rows: Rows | None = None) -> None:
         """Append one fragment to each of some lines.
@@ -108,6 +118,13 @@ class LineBuilder:
             ids: The fragment for all of them, or one number a line.
             rows: The lines; None for all.
         """
+        if isinstance(ids, int):
+            if self._waiting and rows is not self._waiting_rows:
+                self._settle()
+            self._waiting.append(ids)
+            self._waiting_rows = rows
+            return
+        self._settle()
         self._cells.append((ids, rows))
 
     def append_texts(self, texts: Texts, rows: Rows | None = None) -> None:
@@ -117,14 +134,42 @@ class LineBuilder:
             texts: The values, one a line.
             rows: The lines; None for all.
         """
-        first = self._pooled
-        self._pool.append(texts.entries)
-        self._pooled += len(texts.entries)
-        if texts.codes is None:
-            ids = np.arange(first, first + len(texts.entries), dtype=np.int32)
+        entries, codes = texts
+        # A fragment costs by the line, an entry once: what stands before all values of a column
+        # becomes part of its entries where these are far fewer.
+        if self._waiting and rows is self._waiting_rows and _is_coded(texts):
+            entries = around(self._waited(), entries, "")
         else:
-            ids = texts.codes + np.int32(first)
-        self.append(ids, rows)
+            self._settle()
+        first = self._pool_of(entries)
+        if codes is None:
+            ids = np.arange(first, first + len(entries), dtype=np.int32)
+        else:
+            ids = codes + np.int32(first)
+        self._cells.append((ids, rows))
+
+    def _pool_of(self, entries: pa.Array) -> int:
+        """Number texts; gives the first one's."""
+        first = self._pooled
+        self._pool.append(entries)
+        self._pooled += len(entries)
+        return first
+
+    def _waited(self) -> str:
+        """The constants that wait, as one text."""
+        found = "".join(self._constants[number].as_py() for number in self._waiting)
+        self._waiting = []
+        return found
+
+    def _settle(self) -> None:
+        """Append the constants that wait."""
+        if not self._waiting:
+            return
+        if len(self._waiting) == 1:
+            number = self._waiting.pop()
+        else:
+            number = self._pool_of(pa.array([self._waited()], pa.utf8()))
+        self._cells.append((number, self._waiting_rows))
 
     def finish(self) -> memoryview:
         """Lay out the lines.
@@ -150,6 +195,7 @@ class LineBuilder:
 
     def _gathered(self) -> tuple[Ids, npt.NDArray[np.int64]]:
         """The fragments of all lines, and where each line ends among them."""
+        self._settle()
         lengths = np.zeros(self._count, np.int64)
         for _, rows in self._cells:
             lengths[slice(None) if rows is None else rows] += 1
@@ -161,6 +207,11 @@ class LineBuilder:
             gathered[place[where]] = ids
             place[where] += 1
         return gathered, ends
+
+
+def _is_coded(texts: Texts) -> bool:
+    """Whether values have far fewer entries than there are."""
+    return texts.codes is not None and _FEWER * len(texts.entries) <= len(texts.codes)
 
 
 def append_item(
@@ -182,7 +233,12 @@ def append_item(
     where = slice(None) if column.rows is None else column.rows
     first, other = heads
     before = seen[where]
-    lines.append(other if before.all() else np.where(before, other, first), column.rows)
+    if before.all():
+        lines.append(other, column.rows)
+    elif not before.any():
+        lines.append(first, column.rows)
+    else:
+        lines.append(np.where(before, other, first), column.rows)
     lines.append_texts(texts, column.rows)
     seen[where] = True
 
@@ -218,12 +274,23 @@ def render(column: Column, scalar: Scalar, separator: str = ", ") -> Texts:
         return Texts(scalar(column.cls, entries), codes)
     child = column.cls.child
     if child is None:
-        return Texts(scalar(column.cls, column.values), None)
+        return _numbers(column, scalar)
     lengths = np.asarray(pc.list_value_length(column.values))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     items = scalar(child, column.values.flatten())
     flat = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), items), pa.scalar(separator))
     return Texts(around("[", flat, "]"), None)
+
+
+def _numbers(column: Column, scalar: Scalar) -> Texts:
+    """Render numbers: those that come again and again once."""
+    values = column.values
+    sample = values.slice(0, _SAMPLE)
+    if len(values) > _SAMPLE and _FEWER * pc.count_distinct(sample).as_py() <= _SAMPLE:
+        coded = values.dictionary_encode()
+        if _FEWER * len(coded.dictionary) <= len(values):
+            return Texts(scalar(column.cls, coded.dictionary), np.asarray(coded.indices))
+    return Texts(scalar(column.cls, values), None)
 
 
 def around(left: str, texts: pa.Array, right: str) -> pa.Array:
