@@ -229,16 +229,18 @@ class RabbitMq:
         """All that is in a queue, in its order: how it came, its properties, its body."""
         found = []
         with self.channel() as channel:
+            count = channel.queue_declare(name, passive=True).method.message_count
             channel.basic_qos(prefetch_count=2000)
-            for method, properties, body in channel.consume(name, inactivity_timeout=0.3):
-                if method is None:
-                    break
+            coming = channel.consume(name, inactivity_timeout=10) if count else ()
+            for method, properties, body in coming:
+                assert method is not None, f"{len(found)} of {count} messages"
                 found.append((method, properties, body))
-                if len(found) % 1000 == 0:
+                if len(found) % 1000 == 0 or len(found) == count:
                     channel.basic_ack(method.delivery_tag, multiple=True)
-            if len(found) % 1000:
-                channel.basic_ack(found[-1][0].delivery_tag, multiple=True)
+                if len(found) == count:
+                    break
             channel.cancel()
+            assert channel.queue_declare(name, passive=True).method.message_count == 0
         return found
 
     def __enter__(self) -> Self:
