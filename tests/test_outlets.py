@@ -107,6 +107,18 @@ def test_an_unknown_sink_filament_or_transformer_is_refused_before_anything_begi
     assert (result.exit_code, "watch_files" in result.stderr) == (1, True), result.stderr
 
 
+def test_a_filament_has_standard_output_for_itself(tmp_path: Path, fixtures: Path) -> None:
+    """Else the order of its text and the events would depend on batches."""
+    words = ["replay", fixtures / "first.kcap", "-f", "watch_files"]
+    for more in (["--format", "line"], ["--view", "execsnoop"], ["--sink", "console:"]):
+        result = run(*words, *more)
+        assert (result.exit_code, "send events to -o FILE" in result.stderr) == (2, True), more
+    result = run(*words, "--format", "jsonl", "-o", tmp_path / "o.jsonl")
+    assert result.exit_code == 0, result.output
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 61
+    assert "execve" not in result.stdout
+
+
 @pytest.mark.root
 def test_what_is_recorded_is_sent_along_once_and_in_order(tmp_path: Path) -> None:
     """Each event of the capture, transformed; and none of what the courier does."""

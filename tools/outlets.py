@@ -275,8 +275,13 @@ def wanted(
         specs = tuple(spec.parse(sink.url, sink.options) for sink in given.sinks)
     if specs and ctx.params.get("view"):
         raise click.UsageError("--view is for the console: a sink gets events, not its lines")
+    prints = _prints(ctx)
+    console = prints and ctx.params.get("output") == "-"
+    if found and (console or any(one.scheme == "console" for one in specs)):
+        # Which of them comes first would depend on how the stream is cut into batches.
+        raise click.UsageError("a filament prints to standard output: send events to -o FILE")
     return Wanted(
-        _prints(ctx) or not (found or specs),
+        prints or not (found or specs),
         specs,
         tuple(_transforms(options["transforms"], given.transformers)),
         found,
