@@ -40,6 +40,7 @@ class Peer:
         acks: int | None = None,
         answer: Any = None,
         trusting: bool = False,
+        mutual: bool = False,
     ) -> None:
         self.events: list[tuple[str, int, dict[str, Any]]] = []
         self.chunks: list[str] = []
@@ -50,6 +51,9 @@ class Peer:
         if tls is not None:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(tls.cert, tls.key)
+            if mutual:
+                self._tls.verify_mode = ssl.CERT_REQUIRED
+                self._tls.load_verify_locations(tls.ca)
         if path is None:
             self._listening = socket.create_server(("127.0.0.1", 0))
             self.port = self._listening.getsockname()[1]
@@ -204,6 +208,24 @@ def test_every_event_arrives_once_in_order_with_its_id(
     assert [record["n"] for _, _, record in peer.events] == list(range(1200))
     assert {tag for tag, _, _ in peer.events} == {"kcap"}
     assert len(peer.chunks) == 3
+
+
+def test_a_peer_may_ask_for_our_certificate(peers: Any, certificates: Certificates) -> None:
+    """With one it is taken; without one nothing is."""
+    peer = peers(tls=certificates, mutual=True)
+    tls = {"url": f"fluent+tls://localhost:{peer.port}", "tls_ca": str(certificates.ca)}
+    ours = {"tls_cert": str(certificates.cert), "tls_key": str(certificates.key)}
+    sink = fluent(peer, **tls, **ours)
+    sink.open()
+    assert sink.send(made(2)) == []
+    sink.close()
+
+    sink = fluent(peer, **tls)
+    with pytest.raises(InterruptedDeliveryError):  # noqa: PT012  (TLS 1.3 says so at the first answer)
+        sink.open()
+        sink.send(made(2))
+    sink.close()
+    assert len(peer.events) == 2
 
 
 def test_tags_change_without_changing_the_order(peers: Any) -> None:

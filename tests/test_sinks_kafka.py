@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from server_support import deliver, made
+from server_support import Certificates, deliver, made
 from sink_support import events, ids
 
 from kcap.errors import KcapError
@@ -152,6 +153,19 @@ def test_brokers_that_go_away_interrupt() -> None:
     with pytest.raises(InterruptedDeliveryError) as caught:
         sink.send(made(10, start=10))
     assert caught.value.taken == 0
+
+
+def test_certificates_are_read_before_rights_go(tmp_path: Path) -> None:
+    """Authority, certificate and key are given by content; what is none is said at once."""
+    found = Certificates(tmp_path)
+    files = {"tls_ca": str(found.ca), "tls_cert": str(found.cert), "tls_key": str(found.key)}
+    sink = Kafka(KafkaOptions(url="kafkas://localhost/t", user="u", password="p", **files))
+    told = sink._configuration
+    assert told["security.protocol"] == "SASL_SSL"
+    assert told["ssl.key.pem"] == found.key.read_text()
+    assert not any(name.endswith(".location") for name in told)
+    with pytest.raises(KcapError, match=r"ssl\.ca\.pem"):
+        Kafka(KafkaOptions(url="kafkas://localhost/t", tls_ca=str(found.key)))
 
 
 @pytest.mark.parametrize(
