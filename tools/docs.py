@@ -27,6 +27,7 @@ def command(topic: str | None) -> None:
         "sinks": ("the sinks of --sink, with their options", _sinks),
         "transform": ("transformers of --transform and files, patterns of redact", _transform),
         "filaments": ("what a filament has, what it can call and what it may take", _filaments),
+        "settings": ("a file of settings, explained; 'kcap config' shows what holds", _settings),
         "format": ("the .kcap format, normative", _format),
     }
     if topic is None:
@@ -185,6 +186,12 @@ def _filaments() -> str:
         f"It can call:\n\n{table(calls)}\n\n"
         f"It may take, in the section filament of the settings:\n\n{table(limits)}"
     )
+
+
+def _settings() -> str:
+    from kcap.tools.settings import example
+
+    return example.TEXT.rstrip()
 
 
 def _format() -> str:
