@@ -21,6 +21,7 @@ READERS: Final = "kcap.readers"
 LIVE: Final = "kcap.live"
 WRITERS: Final = "kcap.writers"
 SINKS: Final = "kcap.sinks"
+RULES: Final = "kcap.rules"
 
 _OURS: Final = "kcap"
 
@@ -30,7 +31,7 @@ def found(group: str) -> dict[str, EntryPoint]:
     """The entry points of a group.
 
     Args:
-        group: `READERS`, `LIVE`, `WRITERS` or `SINKS`.
+        group: `READERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
 
     Returns:
         Name to entry point, by name; our own win over others of the same name.
@@ -49,7 +50,7 @@ def hidden(group: str) -> dict[str, EntryPoint]:
     """The entry points of other distributions that are not loaded as root.
 
     Args:
-        group: `READERS`, `LIVE`, `WRITERS` or `SINKS`.
+        group: `READERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
 
     Returns:
         Name to entry point, by name.
@@ -93,7 +94,7 @@ def load(group: str, name: str) -> Any:  # noqa: ANN401
     """Import what an entry point names.
 
     Args:
-        group: `READERS`, `LIVE`, `WRITERS` or `SINKS`.
+        group: `READERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
         name: Its name, one of `found`.
 
     Returns:

@@ -13,10 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from kcap.errors import KcapError
 from kcap.filter import Filter
+
+if TYPE_CHECKING:
+    from kcap.detect.room import Room
+    from kcap.filter.check import Checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,9 @@ class Selector(NamedTuple):
     filter: Filter
     events: frozenset[str] | None = None
     """The events that it can be true of, by name; None where that is not known."""
+    anywhere: Filter | None = None
+    """The same wherever the event comes from: without what the filter asks of containers and the
+    host; None where it asks nothing of the kind."""
 
 
 class Identity(NamedTuple):
@@ -77,8 +84,11 @@ class Event(Protocol):
     def column(self, name: str) -> Any:  # noqa: ANN401
         """The value of a column, None where it has none."""
 
-    def field(self, name: str) -> Any:  # noqa: ANN401
+    def field(self, name: str, era: int | None = None) -> Any:  # noqa: ANN401
         """The value of a field of the filter language (``ps.name``), None where it has none."""
+
+    def holds(self, condition: Checked, variables: Mapping[str, Any]) -> bool:
+        """Whether an expression is true of it, where ``$names`` stand for these values."""
 
     def arguments(self) -> Mapping[str, Any]:
         """Its arguments by the source's names, in the source's order; numbers as numbers."""
@@ -99,6 +109,7 @@ class Context(Protocol):
         title: str | None = None,
         text: str | None = None,
         severity: str | None = None,
+        who: Mapping[str, Any] | None = None,
     ) -> None:
         """Raise an alert.
 
@@ -108,7 +119,16 @@ class Context(Protocol):
             title: In place of the rule's name.
             text: In place of the rule's text.
             severity: In place of the rule's.
+            who: Whose it is, in place of the process of the event that is looked at: what `who`
+                gave for an earlier one.
         """
+
+    def who(self) -> Mapping[str, Any]:
+        """Whose event it is that is looked at (`kcap.model.alert.who`); empty for none."""
+
+    @property
+    def room(self) -> Room:
+        """What keeps the state of all rules within bounds (`kcap.detect.room`)."""
 
     def at(self, time_ns: int, key: object) -> None:
         """Ask for a call of `Machine.deadline`, before any event with a greater time.
@@ -145,6 +165,9 @@ class Rule:
     """Makes its state; None for a rule that alerts on every event of its only selector."""
     events: frozenset[str] | None = None
     """The events that must be recorded for it, by name; None where that is not known."""
+    fields: frozenset[str] = frozenset()
+    """Fields that its machine asks for beyond those of its selectors: what only the state of the
+    machine tells (``ps.parent.exe``) has a value only where some rule said so before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ SEVERITIES: Final = ("low", "medium", "high", "critical")
 
 _SPELLED: Final = {"normal": "low", "info": "low", "informational": "low", "warning": "medium"}
 
-_WHO: Final = (
+WHO: Final = (
     "source", "host", "pid", "tid", "ppid", "process_key", "process_name", "exe", "cmdline",
     "parent_name", "user", "uid", "session", "container_id",
 )  # fmt: skip
@@ -100,7 +100,7 @@ def who(batch: Batch, row: int) -> dict[str, Any]:
         Names and values of envelope columns, without those that it does not have.
     """
     one = batch.slice(row, row + 1)
-    found = {name: one.array(name)[0].as_py() for name in _WHO if name in one.columns}
+    found = {name: one.array(name)[0].as_py() for name in WHO if name in one.columns}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -122,7 +122,7 @@ def batch(alerts: Sequence[Alert]) -> Batch:
             alert.id, alert.rule, alert.version, alert.severity, alert.title, alert.text,
             list(alert.tags) or None, list(alert.techniques) or None, causes or None, alert.data,
         )  # fmt: skip
-        values = [alert.ts_ns, KIND, KIND, KIND, *(alert.who.get(name) for name in _WHO), *about]
+        values = [alert.ts_ns, KIND, KIND, KIND, *(alert.who.get(name) for name in WHO), *about]
         builder.add(layout, values)
     return builder.finish()
 
@@ -145,6 +145,6 @@ def alerts_in(rows: Batch) -> bool:
 @cache
 def _fields() -> tuple[Field, ...]:
     names: Iterable[str] = (
-        "ts", "event", "kind", "category", *_WHO, *(naming.argument(name) for name in _ABOUT)
+        "ts", "event", "kind", "category", *WHO, *(naming.argument(name) for name in _ABOUT)
     )  # fmt: skip
     return tuple(Field(name, catalogue.home(name)) for name in names)

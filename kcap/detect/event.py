@@ -1,0 +1,272 @@
+"""Events one at a time, for what can't be asked of columns: state machines, texts of alerts.
+
+Nothing is made of an event before somebody asks for it: machines see few events, and of those few
+fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from kcap.detect.rule import Identity
+from kcap.filter import interpret
+from kcap.filter.cells import Cells, Reader
+from kcap.filter.check import Checked, Resolved, check
+from kcap.filter.entries import Memo, Numbers, Texts
+from kcap.filter.errors import FilterError
+from kcap.filter.parser import parse
+from kcap.filter.syntax import FieldRef
+from kcap.filter.syntax import Sequence as Steps
+from kcap.model import alert, naming, shape
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import TypeClass
+
+_NONE: Final[Mapping[str, Any]] = {}
+
+
+@lru_cache(maxsize=1 << 12)
+def field(name: str, era: int | None = None) -> tuple[FieldRef, Resolved]:
+    """What a field's name leads to.
+
+    Args:
+        name: A field of the filter language, with brackets where it has some: ``ps.name``.
+        era: 1 or 3, None for what the name tells.
+
+    Returns:
+        The field as it is named, and what it is.
+
+    Raises:
+        FilterError: There is none of that name.
+    """
+    text = f"exists({name})"
+    node = parse(text)
+    assert not isinstance(node, Steps)
+    found = list(check(node, text, era).fields.items())
+    if len(found) != 1:
+        raise FilterError(f"{name!r} is no field", text, 7, 7 + len(name))
+    return found[0]
+
+
+class Looked:
+    """A batch whose events are looked at.
+
+    Args:
+        batch: The events, with all that rules may ask for.
+        families: The collector of each source, by its id.
+        memo: What functions gave for values before.
+        causes: Of alerts, which are events too: what caused each.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        families: Mapping[str, str],
+        memo: dict[str, Memo],
+        causes: Sequence[tuple[Identity, ...]] | None = None,
+    ) -> None:
+        self.batch = batch
+        self.causes = causes
+        self._families = families
+        self._memo = memo
+        self._readers: dict[str, Reader] = {}
+        self._values: dict[tuple[FieldRef, str], list[tuple[Cells, Sequence[Any] | None]]] = {}
+
+    @cached_property
+    def _who(self) -> list[str]:
+        return [name for name in alert.WHO if name in self.batch.columns]
+
+    @cached_property
+    def _arguments(self) -> Mapping[str, list[tuple[int, str]]]:
+        """The columns that may have an argument of a name: which occurrence, and the column."""
+        found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for column in sorted(self.batch.columns):
+            base, suffixes = naming.parts(column)
+            if base.partition("_")[0] != naming.ARGUMENT:
+                continue
+            if naming.RAW in suffixes or naming.SIZE in suffixes:
+                continue  # it only stands beside a value
+            again = next((int(s) for s in suffixes if s.isdecimal()), 1)
+            found[naming.source_name(base)].append((again, column))
+        return found
+
+    def value(self, row: int, column: str) -> Any:  # noqa: ANN401 - any value
+        """What a column has in a row.
+
+        Args:
+            row: The row.
+            column: The column's name.
+
+        Returns:
+            The value as Python has it, structures of JSON too; None where there is none.
+        """
+        found = self.batch.get(column)
+        if found is None:
+            return None
+        at = _place(found.rows, row)
+        return None if at is None else _plain(found, at)
+
+    def of_field(self, row: int, ref: FieldRef, resolved: Resolved) -> Any:  # noqa: ANN401
+        """What a field is in a row.
+
+        Args:
+            row: The row.
+            ref: The field as it is named.
+            resolved: What it leads to.
+
+        Returns:
+            A value of the filter language (`kcap.filter.values`); None where it is missing.
+        """
+        for cells, values in self._cells(ref, resolved):
+            at = _place(cells.rows, row)
+            if at is None:
+                continue
+            code = at if cells.codes is None else int(cells.codes[at])
+            entries = cells.entries
+            if values is not None:
+                return values[code]
+            if isinstance(entries, Numbers | Texts):
+                found = entries.array[code]
+                return found.as_py() if isinstance(entries, Texts) else found.item()
+        return None
+
+    def _cells(self, ref: FieldRef, resolved: Resolved) -> list[tuple[Cells, Sequence[Any] | None]]:
+        """The values of a field; as Python has them where looking at one would make all."""
+        era = resolved.field.era
+        if (ref, era) not in self._values:
+            if era not in self._readers:
+                # A field of one name is another one in another era.
+                self._readers[era] = Reader(self.batch, self._families, self._memo)
+            parts = self._readers[era].cells(ref, resolved)
+            plain = [isinstance(part.entries, Numbers | Texts) for part in parts]
+            self._values[ref, era] = [
+                (part, None if quick else part.entries.values())
+                for part, quick in zip(parts, plain, strict=True)
+            ]
+        return self._values[ref, era]
+
+    def who(self, row: int) -> dict[str, Any]:
+        """What an alert tells of an event, as `kcap.model.alert.who` has it.
+
+        Args:
+            row: Its row.
+
+        Returns:
+            Names and values of columns.
+        """
+        found = {name: self.value(row, name) for name in self._who}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def arguments(self, row: int) -> dict[str, Any]:
+        """The arguments of an event.
+
+        Args:
+            row: Its row.
+
+        Returns:
+            Names and values, in the source's order; one that held null is None.
+        """
+        text = self.value(row, "shape")
+        if text is None:
+            names = [(name, 1) for name in self._arguments]
+            found = {name: self._argument(row, name, again) for name, again in names}
+            return {name: value for name, value in found.items() if value is not None}
+        seen: Counter[str] = Counter()
+        values: dict[str, Any] = {}
+        for item in shape.decode(text).arguments:
+            seen[item.name] += 1
+            values.setdefault(item.name, self._argument(row, item.name, seen[item.name]))
+        return values
+
+    def _argument(self, row: int, name: str, again: int) -> Any:  # noqa: ANN401 - any value
+        for occurrence, column in self._arguments.get(name, ()):
+            if occurrence == again and (value := self.value(row, column)) is not None:
+                return value
+        return None
+
+
+class Row:
+    """One event of a batch (`kcap.detect.rule.Event`).
+
+    Args:
+        looked: The batch.
+        row: Its row.
+    """
+
+    __slots__ = ("looked", "row")
+
+    def __init__(self, looked: Looked, row: int) -> None:
+        self.looked = looked
+        self.row = row
+
+    @property
+    def identity(self) -> Identity | None:
+        """See `kcap.detect.rule.Event`."""
+        number = self.column("ord")
+        return None if number is None else Identity(self.column("origin") or "", number)
+
+    @property
+    def causes(self) -> tuple[Identity, ...]:
+        """What an alert about it is about: itself; of an alert, what that is about."""
+        if self.looked.causes is not None:
+            return self.looked.causes[self.row]
+        identity = self.identity
+        return () if identity is None else (identity,)
+
+    @property
+    def ts_ns(self) -> int | None:
+        """See `kcap.detect.rule.Event`."""
+        found: int | None = self.column("ts")
+        return found
+
+    @property
+    def name(self) -> str:
+        """See `kcap.detect.rule.Event`."""
+        return self.column("event") or ""
+
+    def column(self, name: str) -> Any:  # noqa: ANN401 - any value
+        """See `kcap.detect.rule.Event`."""
+        return self.looked.value(self.row, name)
+
+    def field(self, name: str, era: int | None = None) -> Any:  # noqa: ANN401 - any value
+        """See `kcap.detect.rule.Event`."""
+        return self.looked.of_field(self.row, *field(name, era))
+
+    def holds(self, condition: Checked, variables: Mapping[str, Any] = _NONE) -> bool:
+        """See `kcap.detect.rule.Event`."""
+
+        def lookup(ref: FieldRef) -> Any:  # noqa: ANN401 - any value
+            return self.looked.of_field(self.row, ref, condition.fields[ref])
+
+        return interpret.holds(condition.expr, lookup, variables)
+
+    def arguments(self) -> Mapping[str, Any]:
+        """See `kcap.detect.rule.Event`."""
+        return self.looked.arguments(self.row)
+
+    def who(self) -> dict[str, Any]:
+        """Whose it is (`kcap.model.alert.who`)."""
+        return self.looked.who(self.row)
+
+
+def _place(rows: Any, row: int) -> int | None:  # noqa: ANN401 - rows of a column, or None
+    """Where the value of a row is; None where it has none."""
+    if rows is None:
+        return row
+    at = int(np.searchsorted(rows, row))
+    return at if at < len(rows) and rows[at] == row else None
+
+
+def _plain(column: Column, at: int) -> Any:  # noqa: ANN401 - any value
+    value = column.values[at].as_py()
+    if column.cls is TypeClass.JSON:
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value  # it was cut: text is what is left of it
+    return value
