@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import BinaryIO, Final, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kcap import limits
 from kcap.errors import OutputError
 from kcap.model import text
 from kcap.model.batch import Batch, Column, Rows
@@ -319,6 +321,7 @@ def joined(*texts: pa.Array | pa.Scalar) -> pa.Array:
     return pc.binary_join_element_wise(*texts, _word(""))
 
 
+@lru_cache(maxsize=1024)
 def _word(value: str) -> pa.Scalar:
     # With its type: without, pyarrow looks for pandas each time, which costs more than a join.
     return pa.scalar(value, pa.utf8())
@@ -420,6 +423,9 @@ def blocks(batch: Batch) -> Iterator[Batch]:
     Yields:
         The pieces in order, each of at least one row.
     """
+    if _is_small(batch):
+        yield batch
+        return
     ends = np.cumsum(_text_bytes(batch))
     start = 0
     while start < batch.rows:
@@ -428,6 +434,25 @@ def blocks(batch: Batch) -> Iterator[Batch]:
         stop = max(stop, start + 1)
         yield batch.slice(start, stop)
         start = stop
+
+
+def _is_small(batch: Batch) -> bool:
+    """Whether a batch, as a live one has them, is certainly one piece: a look that costs little."""
+    if not batch.rows:
+        return False
+    most = batch.rows * _NUMBER_BYTES
+    for name, column in batch.columns.items():
+        values = column.values
+        if pa.types.is_dictionary(values.type):
+            entry = min(values.dictionary.nbytes, limits.VALUE_BYTES)
+        elif pa.types.is_list(values.type):
+            return False
+        else:
+            entry = _NUMBER_BYTES
+        most += len(values) * (entry + len(name) + 4)
+        if most > BLOCK_BYTES:
+            return False
+    return True
 
 
 def _text_bytes(batch: Batch) -> npt.NDArray[np.int64]:
