@@ -203,6 +203,16 @@ class RabbitMq:
         if wait:
             self._node.wait_until(lambda: listens(self.port), "rabbitmq")
 
+    def control(self, *arguments: str) -> None:
+        """Have its administrator do something."""
+        subprocess.run(
+            [self._program.with_name("rabbitmqctl"), *arguments],
+            env={"PATH": os.environ["PATH"], "HOME": str(self._folder), **self._environment},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+
     def kill(self) -> None:
         """End it as a power cut does."""
         if self._node is not None:

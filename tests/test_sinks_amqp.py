@@ -285,6 +285,26 @@ def test_a_broker_that_is_killed_often_loses_nothing(broker: RabbitMq) -> None:
 
 
 @pytest.mark.long
+def test_a_broker_without_memory_is_waited_for(broker: RabbitMq) -> None:
+    """It blocks who publishes: that is told, and goes on when it can."""
+    broker.queue("blocked", "ex-blocked")
+    sink = amqp(broker, exchange="ex-blocked", timeout=3)
+    sink.open()
+    broker.control("set_vm_memory_high_watermark", "0")
+    try:
+        with pytest.raises(InterruptedDeliveryError, match="low on memory"):
+            sink.send(made(10))
+    finally:
+        broker.control("set_vm_memory_high_watermark", "0.4")
+    sink.close()
+    sink.open()
+    assert sink.send(made(10)) == []
+    sink.close()
+    found = [p.message_id for _, p, _ in broker.drain("blocked")]
+    assert first_seen(found) == [m.id for m in made(10)]
+
+
+@pytest.mark.long
 def test_without_confirms_a_kill_loses_messages(broker: RabbitMq) -> None:
     """The control: a client that takes what it wrote for delivered fails the same check."""
     broker.queue("unconfirmed", "ex-unconfirmed")

@@ -37,7 +37,7 @@ class Peer:
         users: dict[str, str] | None = None,
         tls: Certificates | None = None,
         path: Path | None = None,
-        acks: int | None = None,
+        acks: int | None = None,  # answers before it hangs up, each time
         answer: Any = None,
         trusting: bool = False,
         mutual: bool = False,
@@ -45,7 +45,8 @@ class Peer:
         self.events: list[tuple[str, int, dict[str, Any]]] = []
         self.chunks: list[str] = []
         self.broken: list[str] = []
-        self._key, self._users, self._acks, self._answer = key, users, acks, answer
+        self._key, self._users, self._answer = key, users, answer
+        self._acks = self._every = acks
         self._trusting = trusting
         self._tls = None
         if tls is not None:
@@ -99,9 +100,10 @@ class Peer:
             if chunk is None:
                 continue
             if self._acks is not None:
-                if self._acks == 0:
-                    return
                 self._acks -= 1
+                if self._acks < 0:
+                    self._acks = self._every
+                    return
             one.sendall(msgpack.packb(self._answer or {"ack": chunk}))
 
     def _greet(self, one: socket.socket, read: Any) -> bool:
@@ -367,6 +369,20 @@ def test_a_courier_without_rights_delivers(peers: Any, certificates: Certificate
     assert [record["kcap_id"] for _, _, record in peer.events] == ids(600)
     assert [tag for tag, _, _ in peer.events[:3]] == [f"kcap.{name}" for name in NAMES]
     assert (made_of_it.confirmed, made_of_it.losses) == (600, [])
+
+
+def test_a_peer_that_hangs_up_now_and_then_gets_everything(peers: Any) -> None:
+    """After three answers each time: every event is there, in order, doubles known."""
+    peer = peers(acks=3)
+    made_of_it = deliver(f"fluent://localhost:{peer.port}?batch=100")
+    for start in range(0, 3000, 500):
+        made_of_it.write(events(500, start))
+    made_of_it.close()
+    found = [record["kcap_id"] for _, _, record in peer.events]
+    assert len(found) > 3000
+    assert list(dict.fromkeys(found)) == ids(3000)
+    assert made_of_it.confirmed == 3000
+    assert len(set(peer.chunks)) == 30  # one that came twice had its name twice
 
 
 def test_a_real_server() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_support import Certificates, deliver, free_port
+from server_support import Certificates, deliver, free_port, wait_for
 from sink_support import alerts as alert_events
 from sink_support import events
 
@@ -59,11 +59,17 @@ class Serving:
 
     def __init__(self, **settings: Any) -> None:
         self.box = Box()
+        self.port = free_port()
+        self._settings = settings
+        self._running = False
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again if it was stopped."""
         self._controller = controller.Controller(
-            self.box, hostname="127.0.0.1", port=free_port(), **settings
+            self.box, hostname="127.0.0.1", port=self.port, **self._settings
         )
         self._controller.start()
-        self.port = self._controller.port
         self._running = True
 
     def sink(self, **settings: Any) -> Smtp:
@@ -326,3 +332,22 @@ def test_a_courier_without_rights_sends_alerts(
     assert [mail["Subject"] for mail in mails] == ["high: A <shell>"] * 2
     assert "arg_title: A <shell>" in mails[0].get_content()
     assert (made.confirmed, made.losses) == (2, [])
+
+
+def test_a_server_that_is_away_for_a_while_gets_every_alert(serve: Callable[..., Serving]) -> None:
+    """Stopped and started again in the middle, it has every alert, in order, doubles known."""
+    count = 150
+    server = serve()
+    made = deliver(f"smtp://localhost:{server.port}?to={TO[0]}", alert_events(count))
+    wait_for(lambda: len(server.box.mails) > 20, "some mails have come", 20)
+    server.stop()
+    before = len(server.box.mails)
+    server.start()
+    made.close()
+
+    expected = alert_events(count).array("arg_alert_id").to_pylist()
+    found = [mail["X-Kcap-Id"] for mail in server.box.read()]
+    assert before < count
+    assert list(dict.fromkeys(found)) == expected
+    assert len(found) - count <= 1
+    assert (made.confirmed, made.losses) == (count, [])
