@@ -370,7 +370,7 @@ def describe(loss: Loss) -> str:
     """
     from kcap.model.text import printable
 
-    what = "value" if loss.kind == "cut" else "event"
+    what = {"cut": "value", "evicted": "state"}.get(loss.kind, "event")
     count = "" if loss.count is None else f" {counted(loss.count, what)}"
     cpu = "" if loss.cpu is None else f" on cpu {loss.cpu}"
     when = ""

@@ -126,7 +126,7 @@ class Loss:
     """``lost`` (by the source), ``cut`` (a value over its limit), ``skipped`` (bad foreign input),
     ``damaged`` (a record of a capture), ``torn`` (the input ends early), ``filtered`` (left out on
     purpose of a copy), ``blind`` (nobody looked, or could look: a time without a heartbeat, a way
-    around the recorder)."""
+    around the recorder), ``evicted`` (what a rule remembered, of this run alone)."""
     count: int | None = None
     """Events, or values for ``cut``; None when the number is not known."""
     reason: str = ""

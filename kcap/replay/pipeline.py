@@ -147,8 +147,9 @@ class Pipeline:
             raise
         finally:
             self._close()
-        for sink in self._sinks:
-            self.summary.losses += getattr(sink, "losses", ())
+        ends: Sequence[Tap | Sink] = (*self._taps, *self._sinks)
+        for end in ends:
+            self.summary.losses += getattr(end, "losses", ())
         return self.summary
 
     def _mark_incomplete(self, error: BaseException) -> None:
