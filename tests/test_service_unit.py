@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_support import run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,3 +111,14 @@ def test_systemd_finds_no_fault_with_it(tmp_path: Path, captures: str) -> None:
     assert b"NotifyAcces" in _verified(path).stderr
     path.write_text(text.replace("Type=notify", "Type=notfiy"))
     assert _verified(path).stderr
+
+
+def test_a_service_has_sockets_of_the_internet_for_its_sinks_alone() -> None:
+    words = ["service", "install", "--print"]
+    without, with_ = (
+        run(*words, *more).stdout for more in ([], ["--sink", "https://siem.example.org/"])
+    )
+
+    assert "RestrictAddressFamilies=AF_UNIX AF_NETLINK\n" in without
+    assert "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6\n" in with_
+    assert "--sink https://siem.example.org/" in with_

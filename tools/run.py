@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import apart, attend, common, forms, live, live_select, outlets, views
+from kcap.tools import apart, attend, common, forms, live, live_select, logs, outlets, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, playing
 
@@ -133,6 +133,7 @@ def _run(
     def work(_: Channel | None) -> int:
         with contextlib.closing(attendant.begin()):
             summary = run()
+        logs.count(ctx, events_in=summary.events_in, events_out=summary.events_out)
         _report(summary)
         also.report()
         common.report_losses(summary.losses, source.info.file)
@@ -154,4 +155,4 @@ def _report(summary: Summary) -> None:
     kept = common.counted(summary.events_out, "event")
     seen = f" of {summary.events_in:,}" if summary.events_out < summary.events_in else ""
     lost = sum(summary.lost().values())
-    click.echo(f"kcap: {kept}{seen}, {lost:,} lost, exit code {summary.exit_code}", err=True)
+    logs.tell(f"kcap: {kept}{seen}, {lost:,} lost, exit code {summary.exit_code}")

@@ -115,6 +115,7 @@ def install(
     unit = service_unit.Unit(
         name=name,
         program=(*_program(), *settings.words(ctx)),
+        network=_sends(ctx, words),
         words=options,
         captures=os.path.normpath(Path(folder).absolute()),
         kill=shutil.which("kill", path="/usr/bin:/bin"),
@@ -273,6 +274,14 @@ def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[tuple[str, ...
     options = record.command.make_context("record", list(whole), root).params
     rotation.chosen(options, None, force=given["force"])  # type: ignore[arg-type]
     return whole, "HUP" if given["ring"] is None else "USR1"
+
+
+def _sends(ctx: click.Context, words: Sequence[str]) -> bool:
+    """Whether what is recorded also goes to sinks, as options or settings say."""
+    from kcap.tools import record
+
+    parsed = record.command.make_context("record", list(words), ctx.find_root())
+    return bool(parsed.params["sinks"] or settings.of(ctx).sinks)
 
 
 def _program() -> tuple[str, ...]:

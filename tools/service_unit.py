@@ -79,7 +79,7 @@ LockPersonality=yes
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
-RestrictAddressFamilies=AF_UNIX AF_NETLINK
+RestrictAddressFamilies=AF_UNIX AF_NETLINK{families}
 SystemCallArchitectures=native
 SystemCallFilter=~@clock @cpu-emulation @module @obsolete @raw-io @reboot @swap
 
@@ -107,6 +107,8 @@ class Unit:
     """The program ``kill``, for ``systemctl reload``; None without one."""
     asking: str = "HUP"
     """The signal that has a recording begin a file."""
+    network: bool = False
+    """It has sinks: what sends to them may make sockets of the Internet."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -134,6 +136,7 @@ class Unit:
             mounts=quoted(self.captures),
             command=" ".join(words),
             reload=reload,
+            families=" AF_INET AF_INET6" if self.network else "",
             folder=self._folder(),
             capabilities=" ".join(sorted(BITS)),
             captures=self.captures,
