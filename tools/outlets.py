@@ -38,7 +38,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 HELPERS_MAX: Final = 4
 """Filaments and sinks over a network in one live run: as many as the kernel leaves out."""
 
-_CONSOLE: Final = ("form", "output", "view", "fields", "template", "template_file")
+_CONSOLE: Final = ("form", "view", "fields", "template", "template_file")
 """Options that say that events are to be printed."""
 
 
@@ -328,8 +328,9 @@ def _digest(filament: Filament) -> str:
 
 
 def _prints(ctx: click.Context) -> bool:
-    """Whether it was said how events are to be printed, or where to."""
-    return any(
+    """Whether it was said how events are to be printed now, or where to, in settings too."""
+    default = (click.core.ParameterSource.DEFAULT, None)
+    return ctx.get_parameter_source("output") not in default or any(
         ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
         for name in _CONSOLE
     )
