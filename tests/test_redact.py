@@ -20,12 +20,12 @@ from redact_support import (
     saved,
     texts,
 )
-from support import opened, read, rows_of
+from support import opened, read, rows_of, snapshot
 
 from kcap.model.batch import Batch, concat
-from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 from kcap.state.processes import process_key
-from kcap.transform import blobs, hiding, patterns, redact
+from kcap.transform import copies, hiding, patterns, redact
 from kcap.transform.tokens import TOKEN, Key, load
 
 SECRET = bytes(range(32))
@@ -89,9 +89,9 @@ SKIPPED: dict[str, tuple[Any, str, Any, set[str]]] = {
     "JSON": (hiding.Hider, "json", lambda _, values: list(values), {"json", "json_name"}),
     "bytes": (hiding.Hider, "data", lambda _, values: list(values), {"bytes", "wide"}),
     "names of blobs": (
-        blobs.RedactedArtifacts,
+        copies.RedactedArtifacts,
         "_copy",
-        lambda self, *parts: super(blobs.RedactedArtifacts, self)._copy(*parts),
+        lambda self, *parts: super(copies.RedactedArtifacts, self)._copy(*parts),
         {"blob", "blob_path", "blob_details", "blob_reason", "blob_truncated"},
     ),
 }
@@ -351,7 +351,7 @@ def test_blobs_may_keep_size_and_a_token(tmp_path: Path, key: Path) -> None:
     assert (after.size, after.sha256) == (8, None)
     assert after.path == f"/home/{made.token('alice')}/a"
     assert before.sha256 is not None
-    assert after.details == {blobs.DIGEST: made.token(before.sha256)}
+    assert after.details == {copies.DIGEST: made.token(before.sha256)}
     assert before.sha256.encode() not in _plain(out)
     assert b"contents" not in _plain(out)
 
@@ -403,6 +403,17 @@ def test_a_pipe_is_read_twice_too(tmp_path: Path, key: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "piped.kcap").read_bytes() == copy.read_bytes()
+
+
+def test_a_capture_without_events_keeps_what_it_says(tmp_path: Path, key: Path) -> None:
+    """Sources, state and losses are in the copy though no event refers to them; heartbeats not."""
+    sides: list[Side] = [SOURCE, snapshot(), Loss("lost", 3, "full"), Heartbeat(1, 1, 1, SOURCE.id)]
+    source = saved(tmp_path / "in.kcap", [Batch(0, {}, tuple(sides))])
+
+    for words in ([], ["--canonical"]):
+        out = redacted(source, key, *words)
+        found = [s for b in read(out.read_bytes())[0] for s in b.before]
+        assert {type(s) for s in found} == {SourceInfo, Snapshot, Loss}
 
 
 def test_patterns_are_listed() -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kcap.model.side import Loss
     from kcap.model.stream import Source
     from kcap.replay.pipeline import Summary
-    from kcap.transform.blobs import Blobs
     from kcap.transform.collect import Collector
+    from kcap.transform.copies import Blobs
     from kcap.transform.redact import Rules
     from kcap.transform.tokens import Key
 
@@ -215,7 +215,7 @@ def command(
 def _plan(asked: _Asked) -> _Plan:
     """Understand what is asked for."""
     from kcap.transform import patterns, tokens
-    from kcap.transform.blobs import Blobs
+    from kcap.transform.copies import Blobs
     from kcap.transform.names import Names
     from kcap.transform.redact import Rules
     from kcap.transform.tokens import Key
@@ -284,8 +284,7 @@ def _copied(
     from kcap.format.writer import CaptureWriter
     from kcap.replay.pipeline import Pipeline
     from kcap.replay.rebatch import Reproducible
-    from kcap.replay.survivors import Survivors
-    from kcap.transform.blobs import Blobs, RedactedArtifacts
+    from kcap.transform.copies import Blobs, Copy, RedactedArtifacts
     from kcap.transform.redact import Redact
 
     streams: list[BinaryIO] = []
@@ -294,12 +293,11 @@ def _copied(
         artifacts = RedactedArtifacts([events], stage.hider, plan.blobs)
         dropped = artifacts.number if plan.blobs is Blobs.DROP else 0
         writer = CaptureWriter(stream, **writing)
-        sink = Survivors(
+        sink = Copy(
             writer,
             artifacts,
-            states=True,
             rows=writing["chunk_rows"] if writing["canonical"] else None,
-            ending=lambda: _left_out(dropped),
+            ending=_left_out(dropped),
         )
         given = Reproducible(events) if writing["canonical"] else events
         with Progress(read=lambda: position(streams)) as progress:

@@ -1,15 +1,18 @@
-"""Blobs of a capture that is redacted."""
+"""Redacted copies of captures: a sink for all that a capture has, and its blobs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from kcap.format.blobs import Manifest
 from kcap.format.reader import CaptureReader
-from kcap.replay.artifacts import Artifacts
+from kcap.model.batch import EMPTY, Batch
+from kcap.model.side import Heartbeat, Loss
+from kcap.replay.artifacts import Artifacts, Carrying
+from kcap.replay.rebatch import Rebatcher, canonical
 from kcap.transform.hiding import Hider
 
 if TYPE_CHECKING:
@@ -57,6 +60,9 @@ class RedactedArtifacts(Artifacts):
         if self._blobs is not Blobs.DROP:
             super().carry(writer)
 
+    def _goes_along(self, manifest: Manifest) -> bool:
+        return True
+
     def _copy(self, reader: CaptureReader, manifest: Manifest, writer: CaptureWriter) -> None:
         hider = self._hider
         texts = [manifest.path or "", manifest.truncated or "", *manifest.reasons]
@@ -79,3 +85,42 @@ class RedactedArtifacts(Artifacts):
         )
         blob.gap(manifest.size, _REASON)
         blob.close(truncated=bare.truncated)
+
+
+class Copy(Carrying):
+    """A sink before a writer that takes all of a capture but its heartbeats.
+
+    Args:
+        writer: The writer; closed with this.
+        artifacts: The blobs.
+        rows: Where not None, nothing may show how the events came: rows of the batches that are
+            handed on.
+        ending: What is to be said when all events have come.
+    """
+
+    def __init__(
+        self,
+        writer: CaptureWriter,
+        artifacts: Artifacts,
+        *,
+        rows: int | None = None,
+        ending: Sequence[Loss] = (),
+    ) -> None:
+        super().__init__(writer, artifacts)
+        self._rebatcher = None if rows is None else Rebatcher(rows)
+        self._ending = ending
+
+    def write(self, batch: Batch) -> None:
+        """See `kcap.model.stream.Sink.write`."""
+        before = [side for side in batch.before if not isinstance(side, Heartbeat)]
+        batch = batch.with_before(before)
+        for part in [batch] if self._rebatcher is None else self._rebatcher.add(batch):
+            super().write(canonical(part))
+
+    def finish(self) -> None:
+        """Say what was left out, then write the blobs."""
+        if self._ending:
+            self.write(EMPTY.with_before(self._ending))
+        for part in self._rebatcher.end() if self._rebatcher else ():
+            super().write(part)
+        super().finish()
