@@ -76,3 +76,58 @@ def test_speed_and_start_wait_for_what_is_wanted_alone(tmp_path: Path) -> None:
 
     assert len(result.stdout.splitlines()) == 3
     assert 0.09 <= taken < 3
+
+
+TELLER = '''"""Says of each event who did it, by what is known of its process."""
+
+
+def on_init():
+    interval(1)
+
+
+def on_next_event(event):
+    process = find_process(event["pid"]) if event["pid"] else None
+    known = (process.name, process.ppid) if process else None
+    parent = find_process(process.ppid) if process else None
+    print(event["name"], event["pid"], known, parent.name if parent else None)
+
+
+def on_interval():
+    print("tick", now())
+'''
+
+
+@pytest.fixture
+def teller(tmp_path: Path) -> Path:
+    """A filament that says what it knows."""
+    path = tmp_path / "teller.py"
+    path.write_text(TELLER)
+    return path
+
+
+def test_a_filament_from_the_middle(teller: Path, fixtures: Path) -> None:
+    """It sees the wanted events alone, and knows what was known before them."""
+    words = ("replay", fixtures / "first.kcap", "-f", teller)
+    whole = run(*words).stdout.splitlines()
+    assert len(whole) == 61
+    assert sum("None" not in line for line in whole) > 30
+
+    for row in (5, 33, 60):
+        assert run(*words, "--start", f"#{row}").stdout.splitlines() == whole[row:]
+    part = run(*words, "--start", "#5", "--end", "#33").stdout.splitlines()
+    assert part == whole[5:33]
+
+
+def test_ticks_come_from_events_whatever_the_speed(teller: Path, tmp_path: Path) -> None:
+    """Speed says when, not what: also with a beginning in the middle, ticks are the events' own."""
+    path = tmp_path / "a.kcap"
+    second = 10**9
+    times = [10**18 + int(s * second) for s in (0, 1, 1.5, 2, 5, 5.5, 6)]
+    path.write_bytes(capture([batch_of([(t, {"fd": i}) for i, t in enumerate(times)])]))
+    words = ("replay", path, "-f", teller)
+    for more in ((), ("--start", "#2"), ("--start", "#2", "--end", "#6")):
+        plain = run(*words, *more)
+        assert plain.exit_code == 0, plain.output
+        assert run(*words, *more, "--speed", "40").stdout == plain.stdout
+        ticks = [line for line in plain.stdout.splitlines() if line.startswith("tick")]
+        assert len(ticks) == (6 if not more else 4)
