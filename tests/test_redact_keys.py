@@ -18,6 +18,17 @@ def key(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["in.kcap"], ["in.kcap", "-o", "x"], ["in.kcap", "--key-file", "x"]]
+)
+def test_what_is_missing_is_said(words: list[str]) -> None:
+    """Without capture, output or key it is wrong usage."""
+    result = run("redact", *words)
+
+    assert result.exit_code == 2
+    assert "give CAPTURE, -o FILE and --key-file FILE" in result.output
+
+
 def test_a_key_is_private_and_new(tmp_path: Path, key: Path) -> None:
     """A key file is for its owner alone, is never replaced, and no two are alike."""
     assert stat.S_IMODE(key.stat().st_mode) == 0o600

@@ -56,27 +56,22 @@ class _Plan(NamedTuple):
     asked: _Asked
 
 
-def _new_key(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
-    """Write a key file, and end."""
-    if path is None or ctx.resilient_parsing:
-        return
+def _new_key(path: str) -> None:
+    """Write a key file."""
     import secrets
 
-    from kcap.tools.cli import exit_codes
     from kcap.transform import tokens
 
+    if path == "-":
+        raise OutputError("a key is not written to standard output", hint="name a file")
     secret = secrets.token_bytes(tokens.KEY_BYTES)
-    with exit_codes(ctx):
-        if path == "-":
-            raise OutputError("a key is not written to standard output", hint="name a file")
-        try:
-            with output.opened(path) as stream:
-                stream.write(tokens.written(secret))
-        except OutputError as e:
-            e.hint = "give another name: what was redacted with a key can be joined with it alone"
-            raise
-        logs.tell(f"kcap: a new key, {tokens.Key(secret).id}: {path}")
-    ctx.exit(0)
+    try:
+        with output.opened(path) as stream:
+            stream.write(tokens.written(secret))
+    except OutputError as e:
+        e.hint = "give another name: what was redacted with a key can be joined with it alone"
+        raise
+    click.echo(f"kcap: a new key, {tokens.Key(secret).id}: {path}", err=True)
 
 
 def _show_patterns(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -102,16 +97,13 @@ def _show_patterns(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         "kcap redact host.kcap -o safe.kcap --key-file host.key --pattern ip --pattern 'acme-\\w+'",
     ),
 )
-@click.argument("capture")
-@click.option("-o", "--output", "target", required=True, help="The copy; - is standard output.")
+@click.argument("capture", required=False)
+@click.option("-o", "--output", "target", help="The copy; - is standard output.")
 @click.option("--force", is_flag=True, help="Replace an existing output file.")
-@click.option("--key-file", required=True, metavar="FILE", help="The key; never in the copy.")
+@click.option("--key-file", metavar="FILE", help="The key; never in the copy.")
 @click.option(
     "--new-key",
     metavar="FILE",
-    is_eager=True,
-    expose_value=False,
-    callback=_new_key,
     help="Make a key in a new file that only you can read, and do nothing else.",
 )
 @click.option(
@@ -167,8 +159,9 @@ def _show_patterns(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
 @click.pass_context
 def command(
     ctx: click.Context,
-    capture: str,
-    target: str,
+    capture: str | None,
+    target: str | None,
+    new_key: str | None,
     force: bool,
     chunk_events: int,
     level: int,
@@ -188,7 +181,12 @@ def command(
     """
     from kcap.model.text import printable
 
-    plan = _plan(asked)
+    if new_key is not None:
+        _new_key(new_key)
+        return
+    if capture is None or target is None or asked["key_file"] is None:
+        raise click.UsageError("give CAPTURE, -o FILE and --key-file FILE; or --new-key FILE")
+    plan = _plan(asked, asked["key_file"])
     path = output.capture_path(target)
     common.save_memory()
     with contextlib.ExitStack() as stack:
@@ -212,7 +210,7 @@ def command(
     common.finish(ctx, summary, capture)
 
 
-def _plan(asked: _Asked) -> _Plan:
+def _plan(asked: _Asked, key_file: str) -> _Plan:
     """Understand what is asked for."""
     from kcap.transform import patterns, tokens
     from kcap.transform.copies import Blobs
@@ -222,14 +220,13 @@ def _plan(asked: _Asked) -> _Plan:
 
     columns = [name for names in asked["columns"] for name in names.split(",")]
     given = asked["pattern"] or (() if columns else (patterns.SECRETS,))
-    assert asked["key_file"] is not None
     rules = Rules(
         Names(columns, "redact", both=True),
         patterns.chosen(given),
         components=asked["paths"] == _COMPONENTS,
         where=asked["where"],
     )
-    key = Key(tokens.load(asked["key_file"]))
+    key = Key(tokens.load(key_file))
     return _Plan(key, rules, Blobs(asked["blobs"]), not asked["columns_only"], asked)
 
 
