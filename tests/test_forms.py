@@ -13,7 +13,7 @@ from support import batch_of
 
 from kcap.model.naming import argument
 from kcap.tools.forms import ALIASES, TEXT_FORMATS
-from kcap.writers import layout
+from kcap.writers import layout, sandbox
 from kcap.writers.csv import Csv
 from kcap.writers.null import Null
 
@@ -94,6 +94,35 @@ def test_templates_that_are_refused(fixtures: Path, tmp_path: Path) -> None:
         result = run(*words, *options)
         assert result.exit_code == code, (options, result.output)
         assert said in result.output, options
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--format", "jsonl", "--template", "{{ .Pid }}"),
+        ("--format", "line", "--template-file", "x"),
+        ("--format", "csv", "--containers"),
+        ("--view", "execsnoop", "--template-file", "x"),
+        ("--view", "execsnoop", "--containers"),
+    ],
+)
+def test_options_of_other_forms(words: tuple[str, ...], fixtures: Path) -> None:
+    """An option that a form has no use for is wrong usage, and is named."""
+    result = run("cat", fixtures / "first.kcap", *words)
+
+    assert result.exit_code == 2, result.output
+    assert [w for w in words if w.startswith("--")][-1] in result.output
+
+
+def test_documentation_of_templates() -> None:
+    """What `kcap docs templates` lists is what templates have."""
+    found = printed("docs", "templates")
+
+    names = {name.partition("(")[0] for name in sandbox.FILTERS} | {*sandbox.AS_IN_JINJA}
+    assert names <= set(found.replace("(", " ").split())
+    known = names | {"e", "d", "tojson"}
+    filters = sandbox.Environment("-", printable=False).filters
+    assert known == {name for name in filters if not name.startswith(" ")}
 
 
 def test_csv_with_chosen_columns(fixtures: Path) -> None:

@@ -26,6 +26,7 @@ def command(topic: str | None) -> None:
         "functions": ("the functions of filters, and those that are refused", _functions),
         "sinks": ("the sinks of --sink, with their options", _sinks),
         "transform": ("transformers of --transform and files, patterns of redact", _transform),
+        "templates": ("what a template may name and do, with its filters", _templates),
         "filaments": ("what a filament has, what it can call and what it may take", _filaments),
         "settings": ("a file of settings, explained; 'kcap config' shows what holds", _settings),
         "format": ("the .kcap format, normative", _format),
@@ -93,6 +94,34 @@ def _functions() -> str:
 
     known = [(f.usage, f.result, f.meaning) for f in FUNCTIONS.values()]
     return table([*known, *((f"{name}()", "refused", why) for name, why in REFUSED.items())])
+
+
+def _templates() -> str:
+    import textwrap
+
+    from kcap.errors import MissingExtraError
+
+    try:
+        from kcap.writers import rendered, sandbox
+    except ImportError as e:
+        hint = "pip install 'kcap[templates]'"
+        raise MissingExtraError("jinja2 is not installed", hint=hint) from e
+    names = [
+        ("{{ event }}", "a column: 'kcap docs columns', arg_NAME, ext_NAME"),
+        ("{{ params.pathname }}", "an argument by its name, flags as text; params is all of them"),
+        ("{% if exe %} {% else %} {% endif %}", "statements: if, for, set, with"),
+        ("{{ exe.split('/') | last }}", "text has its methods that make none longer"),
+    ]
+    filters = table([(f"  {name}", what) for name, what in sandbox.FILTERS.items()])
+    others = textwrap.indent(textwrap.fill(" ".join(sandbox.AS_IN_JINJA), 78), "  ")
+    times = [f"%{name} {rendered.utc_of(0, f'%{name}')}" for name in rendered.DIRECTIVES]
+    return "\n\n".join(
+        [
+            f"A template is jinja2's language, without what reaches out of it.\n{table(names)}",
+            f"filters\n{filters}\n  as in jinja2:\n{others}",
+            f"times\n  {'  '.join(times)}",
+        ]
+    )
 
 
 def _sinks() -> str:

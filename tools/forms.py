@@ -41,6 +41,13 @@ MEANINGS: Final = {
 FORMAT_HELP: Final = f"{'; '.join(f'{form}: {what}' for form, what in MEANINGS.items())}."
 """The help of an option for a format."""
 
+_USES: Final = {
+    "template": ("line", "template"),
+    "template_file": ("template",),
+    "containers": ("table", "table-verbose"),
+}
+"""Options and the formats that have a use for them."""
+
 _TEMPLATE_CHARS: Final = 1 << 16
 
 
@@ -92,11 +99,13 @@ def sink_for(
         The sink.
 
     Raises:
+        click.UsageError: An option is for another format.
         KcapError: The template can't be read or understood.
     """
     from kcap import plugins
 
     form = ALIASES.get(form, form)
+    _check(form, template=template, template_file=template_file, containers=containers)
     table = form.removesuffix("-verbose")
     writer = plugins.load(plugins.WRITERS, table if table == "table" else form)
     sink: Sink
@@ -123,6 +132,18 @@ def sink_for(
     else:
         sink = writer(stream)
     return sink
+
+
+def _check(form: str, **options: object) -> None:
+    """Refuse an option that a format has no use for, rather than let it do nothing.
+
+    Raises:
+        click.UsageError: It has none for one of them.
+    """
+    for name, value in options.items():
+        if value not in (None, False) and form not in _USES[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} is for --format {' and '.join(_USES[name])}")
 
 
 def _template(text: str | None, file: str | None) -> tuple[str, str]:

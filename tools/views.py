@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_PLAIN: Final = ("form", "template", "fields", "state")
+_PLAIN: Final = ("form", "template", "template_file", "containers", "fields", "state")
 """Options of a verb that say what its output looks like, which a view does itself."""
 
 
@@ -71,7 +71,7 @@ def chosen(ctx: click.Context, options: ViewOptions) -> View | None:
         return None
     given = [name for name in _PLAIN if _is_given(ctx, name)]
     if given:
-        name = "format" if given[0] == "form" else given[0]
+        name = "format" if given[0] == "form" else given[0].replace("_", "-")
         raise click.UsageError(f"--view has a form of its own: leave out --{name}")
     try:
         name, *words = shlex.split(text) or [""]

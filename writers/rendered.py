@@ -28,7 +28,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND_NS: Final = 10**9
 _DAY_NS: Final = 86_400 * _SECOND_NS
 
-_DIRECTIVES: Final[Mapping[str, tuple[int, Callable[[datetime, int], str]]]] = {
+DIRECTIVES: Final[Mapping[str, tuple[int, Callable[[datetime, int], str]]]] = {
     "Y": (_DAY_NS, lambda at, _: f"{at.year:04d}"),
     "y": (_DAY_NS, lambda at, _: f"{at.year % 100:02d}"),
     "m": (_DAY_NS, lambda at, _: f"{at.month:02d}"),
@@ -257,7 +257,7 @@ def utc_of(ns: Any, pattern: str | None = None) -> str:  # noqa: ANN401
 
     Args:
         ns: ns since 1970.
-        pattern: Its form, with directives as ``%Y-%m-%d`` (`_DIRECTIVES`); None for RFC 3339.
+        pattern: Its form, with directives as ``%Y-%m-%d`` (`DIRECTIVES`); None for RFC 3339.
 
     Returns:
         The time in UTC.
@@ -274,7 +274,7 @@ def utc_of(ns: Any, pattern: str | None = None) -> str:  # noqa: ANN401
         at = _EPOCH + timedelta(seconds=ns // _SECOND_NS)
     except OverflowError:
         raise ValueError(f"{ns} ns since 1970 is no time") from None
-    return "".join(_DIRECTIVES[p][1](at, ns) if d else p for d, p in _parts(pattern))
+    return "".join(DIRECTIVES[p][1](at, ns) if d else p for d, p in _parts(pattern))
 
 
 @lru_cache(maxsize=64)
@@ -285,8 +285,8 @@ def _parts(pattern: str) -> tuple[tuple[bool, str], ...]:
     parts.append((False, first))
     for part in rest:
         name = part[:1].replace("\0", "%")
-        if name not in _DIRECTIVES:
-            known = " ".join(f"%{name}" for name in _DIRECTIVES)
+        if name not in DIRECTIVES:
+            known = " ".join(f"%{name}" for name in DIRECTIVES)
             raise ValueError(f"a time has no %{text.printable(name)}: there are {known}")
         parts += [(True, name), (False, part[1:])]
     return tuple(parts)
@@ -344,7 +344,7 @@ def column_utc(column: Column, pattern: str | None = None) -> Texts:
     if pattern is None:
         return Texts(fragments.time_texts(column.values), None)
     # A form that tells the day alone is the same for millions of events.
-    units = [_DIRECTIVES[part][0] for is_directive, part in _parts(pattern) if is_directive]
+    units = [DIRECTIVES[part][0] for is_directive, part in _parts(pattern) if is_directive]
     unit_ns = min(units, default=_DAY_NS)
     found, codes = np.unique(np.asarray(column.values) // unit_ns, return_inverse=True)
     spelled = [utc_of(int(at) * unit_ns, pattern) for at in found]

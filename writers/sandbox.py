@@ -342,6 +342,22 @@ def range_of(*bounds: int) -> range:
     return made
 
 
+FILTERS: Final[Mapping[str, str]] = {
+    "utc": "a time in ns, as ts, in RFC 3339; utc('%Y-%m-%d %H:%M:%S') in a form of one's own",
+    "json": "JSON, of any value; a missing one is null",
+    "hex": "an integer as 0x7f00, bytes as digits",
+    "default(TEXT)": "in place of a missing value; also d(TEXT)",
+    "replace(OLD, NEW)": "text in place of other text",
+    "join(TEXT)": "the items of a list with text between them",
+    "escape": "text for HTML; also e",
+    "round(DIGITS)": "a number, rounded",
+    "string": "a value as it is shown",
+}
+"""Filters of ours, and those of jinja2 that need a word."""
+
+AS_IN_JINJA: Final = tuple(sorted({*_STANDARD} - {"d", "default"}))
+"""The other filters that templates have."""
+
 _OWN: Final[dict[str, Callable[..., Any]]] = {
     "e": _kept(lambda value: str(escape(rendered.text_of(value)))),
     "escape": _kept(lambda value: str(escape(rendered.text_of(value)))),
