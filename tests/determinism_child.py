@@ -76,7 +76,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "middle": ("replay", "--format", "jsonl", "--start", "#17", "-w", STATEFUL),
     "forkstat": ("replay", "--view", "forkstat"),
     "execsnoop": ("replay", "--view", "execsnoop -T"),
-    "filament": ("replay", "-f", "counter.py", *"--format jsonl --force -o out".split()),
+    "filament": ("replay", "-f", "counter.py", *["--format", "jsonl", "--force", "-o", "out"]),
     "table of a filament": ("replay", "-f", "counter.py"),
     "export": ("export", "--format", "csv"),
     "tree": ("tree",),
