@@ -75,6 +75,21 @@ class Room:
         """
         self._held[number] = _Held(drop, size)
         self.bytes += size
+        self._shrink()
+
+    def grow(self, number: int, size: int) -> None:
+        """Take notice that an entry has become larger; it keeps its age.
+
+        Args:
+            number: Its number.
+            size: By so many bytes.
+        """
+        held = self._held[number]
+        self._held[number] = held._replace(size=held.size + size)
+        self.bytes += size
+        self._shrink()
+
+    def _shrink(self) -> None:
         while len(self._held) > self.bounds.entries or self.bytes > self.bounds.bytes:
             oldest, held = self._held.popitem(last=False)
             self.bytes -= held.size
@@ -92,13 +107,17 @@ class Room:
 class Table(Generic[K, V]):
     """What one machine remembers, by keys, the oldest first.
 
+    Args:
+        dropped: Called with the key and value of what had to be forgotten.
+
     Example:
         >>> from kcap.detect.room import Bounds, Table
         >>> len(Table())
         0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dropped: Callable[[K, V], None] | None = None) -> None:
+        self._dropped = dropped
         self._entries: OrderedDict[K, tuple[V, int, int]] = OrderedDict()
         self._keys: dict[int, K] = {}
         self._bytes = 0
@@ -140,22 +159,44 @@ class Table(Generic[K, V]):
         """
         self.pop(context, key)
         size += _ENTRY_BYTES
-        room, bounds = context.room, context.room.bounds
+        room = context.room
         number = room.number()
         self._entries[key] = (value, number, size)
         self._keys[number] = key
         self._bytes += size
 
-        def drop(oldest: int) -> None:
-            _, _, freed = self._entries.pop(self._keys.pop(oldest))
-            self._bytes -= freed
-            context.dropped()
+        room.take(number, size, lambda oldest: self._drop(context, oldest))
+        self._shrink(context)
 
-        room.take(number, size, drop)
+    def grow(self, context: Context, key: K, size: int) -> None:
+        """Take notice that a value has become larger; it keeps its age.
+
+        Args:
+            context: The rule's.
+            key: Its key.
+            size: By so many bytes.
+        """
+        value, number, before = self._entries[key]
+        self._entries[key] = (value, number, before + size)
+        self._bytes += size
+        context.room.grow(number, size)
+        self._shrink(context)
+
+    def _shrink(self, context: Context) -> None:
+        bounds = context.room.bounds
         while len(self._entries) > bounds.rule_entries or self._bytes > bounds.rule_bytes:
             _, oldest, _ = next(iter(self._entries.values()))
-            room.release(oldest)
-            drop(oldest)
+            context.room.release(oldest)
+            self._drop(context, oldest)
+
+    def _drop(self, context: Context, number: int) -> None:
+        """Forget an entry that the room has let go of."""
+        key = self._keys.pop(number)
+        value, _, size = self._entries.pop(key)
+        self._bytes -= size
+        context.dropped()
+        if self._dropped is not None:
+            self._dropped(key, value)
 
     def pop(self, context: Context, key: K) -> V | None:
         """Forget something that is no longer needed.

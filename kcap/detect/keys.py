@@ -1,0 +1,83 @@
+"""Values by which events belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from kcap.detect.rule import Event
+from kcap.filter.values import Named
+
+Key = tuple[Hashable, ...]
+
+
+def key_of(event: Event, fields: Sequence[str], era: int | None = None) -> Key | None:
+    """The values of some fields.
+
+    Args:
+        event: The event.
+        fields: The fields.
+        era: Of the fields.
+
+    Returns:
+        The values; None where one of them is missing: such an event belongs to no other.
+    """
+    found = []
+    for name in fields:
+        value = event.field(name, era)
+        if value is None:
+            return None
+        found.append(_hashable(value))
+    return tuple(found)
+
+
+def _hashable(value: Any) -> Hashable:  # noqa: ANN401 - any value
+    """What equal values share: True is not 1."""
+    if isinstance(value, Named):
+        return value.number
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    if isinstance(value, bool):
+        return "true" if value else "false", bool
+    if isinstance(value, Mapping):
+        return tuple((name, _hashable(value[name])) for name in sorted(value))
+    return value if isinstance(value, Hashable) else str(value)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any value
+    """A value of the filter language as JSON can have it.
+
+    Args:
+        value: Any.
+
+    Returns:
+        Numbers as numbers, addresses and names of numbers as text.
+    """
+    if isinstance(value, Named):
+        return value.text
+    if isinstance(value, IPv4Address | IPv6Address):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value
+
+
+def size_of(values: Iterable[Any]) -> int:
+    """About how many bytes values take.
+
+    Args:
+        values: Any.
+
+    Returns:
+        Bytes, the same for the same values everywhere.
+    """
+    total = 0
+    for value in values:
+        if isinstance(value, str):
+            total += 50 + len(value)
+        elif isinstance(value, list | tuple):
+            total += 56 + size_of(value)
+        else:
+            total += 32
+    return total
