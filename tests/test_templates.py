@@ -146,6 +146,10 @@ def test_arguments_by_name() -> None:
     assert text_of("{{ params }}", batch) == (
         '{"addr":{"port":53,"l":[1]},"flags":524289,"pathname":"/x"}'
     )
+    listed = event(event="execve", a_argv=["sh", "-c"], a_envp=["A=1"])
+    inner = "{% for item in v %}<{{ item }}>{% endfor %}"
+    walk = f"{{% for k, v in params | items %}}{{{{ k }}}}={inner}{{% endfor %}}"
+    assert text_of(walk, listed) == "argv=<sh><-c>envp=<A=1>"
     told = batch.with_before([SOURCE])
     assert text_of("{{ params.nothing }}{{ params.items is defined }}", told) == "-true"
 

@@ -1,8 +1,8 @@
 """What a template may do: jinja2 without loaders, clocks, chance, and without unbounded work.
 
-A template is a list of statements over one event. Names hold plain values and flat lists alone,
-loops take their steps from a budget, and every text has a longest length, so that no template,
-however odd, takes more than a moment or a few megabytes for an event.
+A template is a list of statements over one event. Names hold plain values and lists of a limited
+depth, loops take their steps from a budget, and every text has a longest length, so that no
+template, however odd, takes more than a moment or a few megabytes for an event.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ ITEMS: Final = 10_000
 
 _INTEGER_BITS: Final = 1024
 _ROUND_DIGITS: Final = 30
+_DEPTH: Final = 2
+_LISTS: Final = (list, tuple, dict)
 _LOOP: Final = " loop"
 _HELD: Final = " held"
 _CONCAT: Final = " concat"
@@ -243,14 +245,24 @@ def _looped(context: Context, items: Iterable[Any], cost: int) -> Iterator[Any]:
 
 
 def _held(value: Any) -> Any:  # noqa: ANN401
-    """A value that a name may hold: no list of lists, of which a few lines make billions."""
+    """A value that a name may hold: lists of lists at most, else a few lines make billions."""
     if isinstance(value, str):
         rendered.check_chars(len(value))
-    elif isinstance(value, (list, tuple, dict)):
-        _check_items(len(value))
-        if any(isinstance(item, (list, tuple, dict)) for item in value):
-            raise LimitError("a name can't hold a list of lists", expected="one value, or a list")
+    elif isinstance(value, _LISTS):
+        _check_items(_items(value, _DEPTH))
     return value
+
+
+def _items(value: Any, depth: int) -> int:  # noqa: ANN401
+    """How many items a list has, those of lists in it included."""
+    if not isinstance(value, _LISTS):
+        return 0
+    if not depth:
+        raise LimitError(
+            "a name can't hold lists so deep", expected=f"at most {_DEPTH} in each other"
+        )
+    inside = value.values() if isinstance(value, dict) else value
+    return len(value) + sum(_items(item, depth - 1) for item in inside)
 
 
 def _concat(values: list[Any]) -> str:
