@@ -26,7 +26,7 @@ _PLACES = (
     "item environment path bytes wide raw json json_name json_escaped column shape_type"
     " exe cmdline event user container ts_raw process_key extension text_json cut"
     " host boot collector details details_name details_number recorder"
-    " reason lost_event loss_kind heartbeat"
+    " reason lost_event loss_kind loss_source heartbeat kind source_id"
     " process thread fd handle username table_name table_column unknown machine handle_details"
     " blob blob_path blob_details blob_reason blob_truncated tail state_row"
 )
@@ -93,7 +93,7 @@ def sides() -> list[Side]:
         source,
         state,
         Loss("lost", 3, f"because of {s['reason']}", source=source.id, event=s["lost_event"]),
-        Loss(s["loss_kind"], 1, "odd"),
+        Loss(s["loss_kind"], 1, "odd", source=s["loss_source"]),
         Heartbeat(NS, 1, 1, source.id, {"note": s["heartbeat"]}),
     ]
 
@@ -127,8 +127,10 @@ def rows() -> list[Batch]:
     odd = constant(TypeClass.STR, kinds, 1)
     second = events([{"pathname": "p"}], first=6, **where).adding({"shape": odd})
     third = events([{"cmdline": s["state_row"]}], first=7, kind="state", **where)
+    strange = events([{"pathname": "p"}], first=20, kind=s["kind"])
+    strange = strange.adding({"source": constant(TypeClass.STR, s["source_id"], 1)})
     other = events([{"pathname": "/etc"}], first=8, source=OTHER, process_key=s["process_key"])
-    return [concat([first, second, third]), other]
+    return [concat([first, second, third]), concat([other, strange])]
 
 
 def planted(path: Path) -> Path:

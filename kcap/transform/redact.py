@@ -40,6 +40,8 @@ NOTE: Final = "redacted"
 """Key of a source's details with what was redacted."""
 
 _KEYS: Final = frozenset({"process_key", "parent_key"})
+_SOURCE: Final = "source"
+_APART: Final = {*FIXED, *_KEYS} - {"kind"}
 _HEX: Final = re.compile(r"(?:[0-9a-f]{16}){1,2}")
 _HOST: Final = "host"
 _MACHINE: Final = "machine"
@@ -108,7 +110,7 @@ class Redact:
     def _events(self, batch: Batch) -> Batch:
         out = batch
         for name, column in batch.columns.items():
-            if name not in FIXED and name not in _KEYS and not _is_twin_of(name, batch):
+            if name not in _APART and not _is_twin_of(name, batch):
                 out = self._column(out, name, column, self._columns.has(name))
         out = self._key_columns(out)
         if self.hider:
@@ -247,8 +249,8 @@ class Redact:
         return Column(after.cls, lists, after.rows)
 
     def _key_columns(self, batch: Batch) -> Batch:
-        """The batch with the keys of processes hidden, where that was asked for."""
-        for name in _KEYS & batch.columns.keys():
+        """The batch with ids that hold something to hide hidden, and keys that are to be."""
+        for name in (_KEYS | {_SOURCE}) & batch.columns.keys():
             column = batch.columns[name]
             if column.cls is not TypeClass.STR:
                 continue
@@ -260,7 +262,7 @@ class Redact:
         return [self._key.digits(v.encode()) for v in values]
 
     def _foreign(self, values: Sequence[str]) -> list[str]:
-        """Keys as they are, but what is none is text like any other."""
+        """Ids as they are, but what is none is text like any other."""
         return [
             v if _HEX.fullmatch(v) else hidden
             for v, hidden in zip(values, self.hider.texts(values), strict=True)
@@ -347,7 +349,9 @@ class Redact:
             chosen = self._columns.has("event") and self._only is None
             event = self.hider.whole(event) if chosen else self.hider.names([event])[0]
         reason = self.hider.texts([loss.reason])[0]
-        return replace(loss, kind=self.hider.names([loss.kind])[0], reason=reason, event=event)
+        source = None if loss.source is None else self._foreign([loss.source])[0]
+        (kind,) = self.hider.names([loss.kind])
+        return replace(loss, kind=kind, reason=reason, event=event, source=source)
 
     def heartbeat(self, beat: Heartbeat) -> Heartbeat:
         """See `kcap.transform.sides.Change.heartbeat`."""
