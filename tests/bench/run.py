@@ -19,6 +19,7 @@ from pathlib import Path
 
 import export
 import filters
+import outputs
 import page
 import sysdig
 from formats import Format, Kcap, all_formats
@@ -192,16 +193,20 @@ def main() -> None:
         beside = sysdig.report(folder)
         print("measuring filters beside sysdig …", file=sys.stderr)
         filtered = filters.report(folder)
+        print("measuring forms and a filament …", file=sys.stderr)
+        formed = outputs.report(folder)
     parts.insert(1, goals(measured))
     parts.append("\n".join([export.HEADING, *exports]) + "\n")
     text = "\n".join(parts)
-    print(text, beside, filtered, sep="\n")
+    print(text, beside, filtered, formed, sep="\n")
     if options.write:
         page.put("run.py", text)
         if beside:
             page.put("sysdig.py", beside)
         if filtered:
             page.put("filters.py", filtered)
+        if formed:
+            page.put("outputs.py", formed)
 
 
 if __name__ == "__main__":
