@@ -358,6 +358,9 @@ class Detections:
             time_ns: When.
             key: Comes back with the call.
         """
+        if len(self._deadlines) >= self.room.bounds.deadlines:
+            self._runs[rule].dropped()
+            return
         self._asked_for += 1
         heapq.heappush(self._deadlines, _Deadline(time_ns, rule, self._asked_for, key))
 

@@ -32,6 +32,8 @@ class Bounds:
     """Of all rules together."""
     bytes: int = 128 << 20
     """Of all rules together."""
+    deadlines: int = 1_000_000
+    """Of all rules together; what is asked for beyond is left out, and counted."""
 
 
 class _Held(NamedTuple):
