@@ -226,6 +226,20 @@ def test_a_filament_that_changed_is_told(host: Path) -> None:
     assert run("replay", "--verify", "run.json").exit_code == 1
 
 
+def test_events_in_a_file_and_what_a_filament_prints(host: Path) -> None:
+    """Two outputs, each with its digest: the file has the events alone."""
+    (host / "counter.py").write_text(COUNTER)
+    words = ("-f", "./counter.py", "--format", "jsonl")
+    says = made(*words, "-o", "out.jsonl")
+
+    assert [one["name"] for one in says["outputs"]] == ["-", "out.jsonl"]
+    assert (host / "out.jsonl").read_text() == run("replay", "host.kcap", *words[2:]).stdout
+    code, said = verified()
+    assert (code, "the same" in said) == (0, True), said
+    changed(says, "outputs", 0, "sha256", to="00" * 32)
+    assert verified()[0] == 1
+
+
 def test_the_folder_can_be_moved(host: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The capture is looked for beside the manifest first, then where it was."""
     made("--format", "jsonl")

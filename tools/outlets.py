@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import logs
+from kcap.tools import logs, output
 
 if TYPE_CHECKING:
     from kcap.filament.limits import Limits
@@ -362,6 +362,25 @@ def worker_user(name: str | None = None) -> User | None:
     from kcap.guard import rights
 
     return rights.chosen(name) if rights.may_become() else None
+
+
+@contextlib.contextmanager
+def prints(asked: Wanted, out: BinaryIO) -> Iterator[BinaryIO]:
+    """Where filaments print: standard output is theirs, where events go into a file.
+
+    Args:
+        asked: What `wanted` gave.
+        out: The output of the verb.
+
+    Yields:
+        The stream.
+    """
+    if not (asked.filaments and asked.console):
+        yield out
+        return
+    with output.opened("-", binary=False) as stream:
+        yield stream
+        stream.flush()
 
 
 @contextlib.contextmanager

@@ -151,6 +151,10 @@ def verified(ctx: click.Context, command: click.Command, path: str) -> int:
     with tempfile.TemporaryDirectory(prefix="kcap-") as folder:
         ctx.meta[_RERUN] = again = Rerun(says, folder)
         words = [*words_of(_beside(says["options"], path)), "--kcap", capture]
+        # Where nothing goes: but only standard output is shared with what filaments print.
+        names = [one.get("name") for one in says["outputs"] if one.get("format") != "filament"]
+        if _printed(says["options"]) and names and isinstance(names[0], str):
+            words.append(f"--output={names[0]}")
         try:
             # By click's own way: what settings say of the verb here is not what they said then.
             inner = click.Command.make_context(command, "replay", words, parent=ctx, default_map={})
@@ -171,6 +175,11 @@ def verified(ctx: click.Context, command: click.Command, path: str) -> int:
         count = common.counted(again.made["counts"]["out"], "event")
         click.echo(f"{shown}: the same: {count}, {_sizes(again.made['outputs'])}")
     return 1 if found else 0
+
+
+def _printed(options: Mapping[str, Json]) -> bool:
+    """Whether events were printed, or written to the output."""
+    return "format" in options or "view" in options
 
 
 def _beside(options: Mapping[str, Json], path: str) -> dict[str, Json]:
@@ -214,7 +223,7 @@ class Outputs:
             yield Output(out.path, cast("BinaryIO", stream))
             stream.flush()
         # Only now an output that replaces another one has its name.
-        made = {"name": self._name(options["output"]), "format": form}
+        made = {"name": options["output"], "format": form}
         self.found.append(made | _description(out.path, form, stream))
 
     @contextlib.contextmanager
@@ -228,13 +237,24 @@ class Outputs:
             with output.opened(path) as stream:
                 yield Output(path, stream)
         else:
-            yield Output("-", cast("BinaryIO", io.BufferedWriter(_Nowhere())))
+            yield Output("-", _nowhere())
 
-    def _name(self, name: str) -> str:
-        """What the output is called: as in the manifest, for a comparison has none."""
-        outputs = self.again.says["outputs"] if self.again is not None else []
-        known = outputs[0].get("name") if outputs else None
-        return known if isinstance(known, str) else name
+    @contextlib.contextmanager
+    def printed(self, stream: BinaryIO) -> Iterator[BinaryIO]:
+        """Describe what filaments print.
+
+        Args:
+            stream: Where they do.
+
+        Yields:
+            What they are to be given.
+        """
+        stream = stream if self.again is None else _nowhere()
+        digested = _digested(stream)
+        yield cast("BinaryIO", digested)
+        digested.flush()
+        entry = {"name": "-", "format": "filament"}
+        self.found.append(entry | {"bytes": digested.size, "sha256": digested.sha256})
 
 
 def _digested(stream: BinaryIO) -> Digested:
@@ -252,6 +272,10 @@ def _description(path: str, form: str, stream: Digested) -> dict[str, Json]:
 
     with contextlib.closing(open_source(path, resolve=False)) as source:
         return {"content_hash": content_of(source)}
+
+
+def _nowhere() -> BinaryIO:
+    return cast("BinaryIO", io.BufferedWriter(_Nowhere()))
 
 
 class _Nowhere(io.RawIOBase):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
@@ -210,7 +210,10 @@ class _Run:
 
         captured = manifest.capture(self.path, opened)
         outputs = repeat.Outputs(self.again)
-        with outputs.opened(self.form, self.options) as out, self._outlets(out) as also:
+        with (
+            outputs.opened(self.form, self.options) as out,
+            self._outlets(out, outputs) as also,
+        ):
             color = "always" if common.wants_color(self.options["color"], out.stream) else "never"
             summary = self._play(opened, out, also)
         outputs.found += also.described()
@@ -263,17 +266,25 @@ class _Run:
             begin = partial(resuming.Progress, checkpoint, place, out, also)
             return self._play(opened, out, also, behind=place.row, begin=begin)
 
-    def _outlets(self, out: Output) -> contextlib.AbstractContextManager[outlets.Outlets]:
-        again = self.again is not None
-        return outlets.opened(
-            self.wanted,
-            out.stream,
-            live=False,
-            redraws=self.options["speed"] is not None,
-            where=self.options["where"],
-            described=again or self.options["manifest"] is not None,
-            dry=again,
-        )
+    @contextlib.contextmanager
+    def _outlets(
+        self, out: Output, outputs: repeat.Outputs | None = None
+    ) -> Iterator[outlets.Outlets]:
+        with contextlib.ExitStack() as stack:
+            prints = stack.enter_context(outlets.prints(self.wanted, out.stream))
+            if outputs is not None and prints is not out.stream:
+                prints = stack.enter_context(outputs.printed(prints))
+            yield stack.enter_context(
+                outlets.opened(
+                    self.wanted,
+                    prints,
+                    live=False,
+                    redraws=self.options["speed"] is not None,
+                    where=self.options["where"],
+                    described=outputs is not None,
+                    dry=self.again is not None,
+                )
+            )
 
     def _play(
         self,

@@ -90,9 +90,10 @@ def command(
     with (
         live.undoing(),
         opened_output(form, options) as out,
+        outlets.prints(asked, out.stream) as prints,
         outlets.opened(
             asked,
-            out.stream,
+            prints,
             live=True,
             redraws=True,
             where=options["where"],
