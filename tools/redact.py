@@ -200,7 +200,7 @@ def command(
             summary, sink, left_out = _copied(source, plan, found, stream, writing)
     _check_names(plan)
     events = common.counted(summary.events_out, "event")
-    hidden = "" if found is None else f", {common.counted(len(found.literals), 'value')} hidden"
+    hidden = "" if found is None else f", {common.counted(len(found.only), 'value')} hidden"
     size = common.size_text(sink.bytes_written)
     logs.tell(f"kcap: {events}{hidden}, key {plan.key.id}, {size}: {printable(path)}")
     if left_out:
