@@ -32,6 +32,18 @@ def key_of(event: Event, fields: Sequence[str], era: int | None = None) -> Key |
     return tuple(found)
 
 
+def folded(key: Key) -> Key:
+    """A key that is the same for texts that differ only in case.
+
+    Args:
+        key: Any.
+
+    Returns:
+        It, its texts in lower case.
+    """
+    return tuple(value.lower() if isinstance(value, str) else value for value in key)
+
+
 def _hashable(value: Any) -> Hashable:  # noqa: ANN401 - any value
     """What equal values share: True is not 1."""
     if isinstance(value, Named):

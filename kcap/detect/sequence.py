@@ -9,12 +9,12 @@ it fits too, which a newer one has outlived, nothing more can come. Times are th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kcap.detect import event as events
-from kcap.detect.keys import Key, key_of, plain, size_of
+from kcap.detect.keys import Key, folded, key_of, plain, size_of
 from kcap.detect.room import Table
 from kcap.detect.rule import About, Context, Event, Identity, Rule, Selector
 from kcap.detect.text import Place, Text
@@ -31,8 +31,21 @@ STEPS_MAX: Final = 64
 _WAITING: Final = 64
 """Partial sequences of one key that wait for one step, where more than the newest may matter."""
 
-_ENDED: Final = "action = 'process_stop' and not (pid != tid)"
-"""A process ended: its first thread did."""
+_ENDED: Final = "action = 'process_stop' and (exists(args.pid) or not (pid != tid))"
+"""A process ended: it is named, as on Windows, or its first thread ended."""
+
+
+def process_of(event: Event) -> Hashable:
+    """Whose event it is.
+
+    Args:
+        event: The event.
+
+    Returns:
+        What tells the process from others, as far as that is known.
+    """
+    key: Hashable = event.column("process_key")
+    return (event.column("source"), event.column("pid")) if key is None else key
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,12 @@ class Options:
     as the order of events with one time is known."""
     ends_with_process: bool = False
     """The end of a process ends what it has begun."""
+    whose: Callable[[Event], Hashable] = process_of
+    """The process whose end ends what an event has begun."""
+    folded: bool = False
+    """Texts that differ only in case join, as paths of Windows do."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What all alerts have among their data."""
     first: bool = False
     """In the text of alerts, fields without a number are of the first event, not of the last."""
 
@@ -237,6 +256,8 @@ class _Partial:
     """A sequence that has begun."""
 
     key: Key
+    shown: Key
+    """The key as the first event has it."""
     start_ns: int
     step: int = 0
     """The step that it waits for, from 0."""
@@ -247,7 +268,7 @@ class _Partial:
     """What later steps ask for, by alias."""
     values: dict[Place, Any] = field(default_factory=dict)
     """What the text asks for."""
-    processes: list[object] = field(default_factory=list)
+    processes: list[Hashable] = field(default_factory=list)
     """Whose events it has, where that matters."""
 
 
@@ -263,21 +284,22 @@ class _Sequence:
         self._begun = 0
         self._waiting: dict[tuple[int, Key], list[int]] = {}
         """Those that wait for a step, the oldest first."""
-        self._of_process: dict[object, dict[int, None]] = {}
+        self._of_process: dict[Hashable, dict[int, None]] = {}
 
     def match(self, context: Context, selector: int, event: Event) -> None:
         """See `kcap.detect.rule.Machine`."""
         self._expire(context)
         number = selector - self._first
         if number < 0:
-            for partial in list(self._of_process.get(_process(event), ())):
+            for partial in list(self._of_process.get(_ended(event), ())):
                 self._remove(context, partial)
             return
-        key = key_of(event, self._plan.steps[number].by, self._plan.steps[number].era)
-        if key is None:
+        shown = key_of(event, self._plan.steps[number].by, self._plan.steps[number].era)
+        if shown is None:
             return
+        key = folded(shown) if self._plan.options.folded else shown
         if number == 0:
-            self._begin(context, key, event)
+            self._begin(context, key, shown, event)
             return
         fitting = [
             partial
@@ -306,9 +328,9 @@ class _Sequence:
         rest = self._plan.steps[step].rest
         return rest is None or event.holds(rest, partial.variables)
 
-    def _begin(self, context: Context, key: Key, event: Event) -> None:
+    def _begin(self, context: Context, key: Key, shown: Key, event: Event) -> None:
         self._begun += 1
-        partial = _Partial(key, context.now_ns)
+        partial = _Partial(key, shown, context.now_ns)
         self._partials.put(context, self._begun, partial, size_of(key))
         self._advance(context, self._begun, event)
 
@@ -332,7 +354,7 @@ class _Sequence:
         waiting = self._waiting.setdefault((partial.step, partial.key), [])
         waiting.append(number)
         if self._plan.options.ends_with_process:
-            partial.processes.append(_process(event))
+            partial.processes.append(self._plan.options.whose(event))
             for process in partial.processes:
                 self._of_process.setdefault(process, {})[number] = None
         if len(waiting) > self._plan.most:
@@ -356,10 +378,10 @@ class _Sequence:
 
     def _alert(self, context: Context, partial: _Partial) -> None:
         text = self._plan.text
-        by = self._plan.steps[-1].by
+        joined = zip(self._plan.steps[0].by, map(plain, partial.shown), strict=True)
         context.alert(
             causes=partial.causes,
-            data=dict(zip(by, map(plain, partial.key), strict=True)) or None,
+            data={**dict(joined), **self._plan.options.data} or None,
             text=self._plan.description if text is None else text.of(partial.values.get),
         )
 
@@ -392,7 +414,9 @@ class _Sequence:
                 self._of_process.pop(process, None)
 
 
-def _process(event: Event) -> object:
-    """Whose event it is."""
-    key = event.column("process_key")
-    return (event.column("source"), event.column("pid")) if key is None else key
+def _ended(event: Event) -> Hashable:
+    """The process that ended, which on Windows need not be the one whose event it is."""
+    named = event.field("args.pid")
+    if named is None or named == event.column("pid"):
+        return process_of(event)
+    return event.column("source"), named
