@@ -12,7 +12,6 @@ from kcap.errors import KcapError
 
 if TYPE_CHECKING:
     from kcap.model.stream import Sink
-    from kcap.writers.layout import Layout
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -121,7 +120,9 @@ def sink_for(
         name, text = _template(template, template_file)
         sink = writer(stream, template=text, name=name, state=state)
     elif form == "csv":
-        sink = writer(stream, _csv_columns(fields))
+        from kcap.writers import layout
+
+        sink = writer(stream, layout.streamed(fields))
     elif form == "arrow":
         from kcap.writers import layout
         from kcap.writers.about import About
@@ -165,14 +166,3 @@ def _template(text: str | None, file: str | None) -> tuple[str, str]:
         raise KcapError(f"the template can't be read: {e.strerror or e}", file=file) from e
     except UnicodeDecodeError as e:
         raise KcapError("the template is no UTF-8 text", file=file, offset=e.start) from e
-
-
-def _csv_columns(fields: Sequence[str] | None) -> Layout:
-    """The columns of a CSV file that is written as events come."""
-    from kcap.model import catalogue
-    from kcap.writers import layout
-
-    if fields is None:
-        return layout.Lines(layout.envelope(), layout.Profile.PORTABLE)
-    classes = {name: catalogue.class_of(name) for name in fields}
-    return layout.Layout({n: c for n, c in classes.items() if c}, layout.Profile.PORTABLE)

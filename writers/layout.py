@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from kcap.errors import KcapError
 from kcap.model import catalogue, naming
 from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
@@ -244,6 +245,29 @@ class Lines(Layout):
         """See `Layout.rows`: all arguments of an event are one JSON object in `ARGS`."""
         for block in fragments.blocks(batch):
             yield block.select(self.columns).adding({ARGS: _as_object(block)})
+
+
+def streamed(fields: Sequence[str] | None) -> Layout:
+    """The columns of a table that is written as events come.
+
+    Args:
+        fields: The columns, in order; None for those of all events, and the arguments in `ARGS`.
+
+    Returns:
+        The layout.
+
+    Raises:
+        KcapError: A column is none.
+    """
+    if not fields:
+        return Lines(envelope(), Profile.PORTABLE)
+    classes = {name: catalogue.class_of(name) for name in fields}
+    known = {name: cls for name, cls in classes.items() if cls is not None}
+    if unknown := classes.keys() - known.keys():
+        raise KcapError(
+            f"fields: no column is called {min(unknown)!r}", hint="'kcap docs columns' lists them"
+        )
+    return Layout(known, Profile.PORTABLE)
 
 
 def _as_object(block: Batch) -> Column:

@@ -17,7 +17,6 @@ from kcap.writers.sinks import render
 
 if TYPE_CHECKING:
     from kcap.model.stream import Sink
-    from kcap.writers.layout import Layout
 
 FORMATS: Final = ("jsonl", "line", "csv", "table", "table-verbose", "template", "tracee-json")
 """What they can be written in."""
@@ -83,27 +82,14 @@ def opened(
         )
     options: dict[str, Any] = {} if template is None else {"template": template}
     if form == "csv":
-        options["layout"] = _columns(fields)
+        from kcap.writers import layout
+
+        options["layout"] = layout.streamed(fields)
     if form == _VERBOSE:
         form, options["verbose"] = "table", True
     if scheme == "console":
         return _Console(form, options, what)
     return _File(_path(place), form, options, what, force=force)
-
-
-def _columns(fields: Sequence[str]) -> Layout:
-    """The columns of a CSV file that is written as events come."""
-    from kcap.model import catalogue
-    from kcap.writers import layout
-
-    if not fields:
-        return layout.Lines(layout.envelope(), layout.Profile.PORTABLE)
-    classes = {name: catalogue.class_of(name) for name in fields}
-    unknown = [name for name, cls in classes.items() if cls is None]
-    if unknown:
-        raise KcapError(f"fields: no column is called {unknown[0]!r}", hint="kcap docs columns")
-    known = {name: cls for name, cls in classes.items() if cls is not None}
-    return layout.Layout(known, layout.Profile.PORTABLE)
 
 
 def writer(form: str, stream: BinaryIO, template: str | None) -> Sink:
