@@ -19,10 +19,9 @@ import numpy.typing as npt
 from kcap.detect.candidates import Candidate, Candidates
 from kcap.detect.event import Looked, Row
 from kcap.detect.room import Bounds, Room
-from kcap.detect.rule import Identity, Problem, Rule
+from kcap.detect.rule import Exempt, Identity, Problem, Rule
 from kcap.detect.run import Raised, Run
 from kcap.errors import KcapError
-from kcap.filter import Filter
 from kcap.model import alert
 from kcap.model.alert import Alert
 from kcap.model.batch import Batch, state_rows
@@ -39,18 +38,6 @@ DEADLINES_MAX: Final = 100_000
 
 _NUMBERED: Final = 1 << 16
 """Alerts of which it is remembered how many were alike."""
-
-
-class Exempt(NamedTuple):
-    """Alerts that are not wanted."""
-
-    rule: str | None
-    """Of which rule; None for any."""
-    filter: Filter
-    """Asked of the event that the alert is raised at; at a deadline, of the alert itself."""
-    reason: str
-    until_ns: int | None = None
-    """From this event time on they are wanted again."""
 
 
 class _Deadline(NamedTuple):
@@ -93,7 +80,8 @@ class Detections:
         self.suppressed: Counter[tuple[str, str]] = Counter()
         """Alerts that were not raised, by rule and reason."""
         self.room = Room(bounds)
-        self._exceptions = tuple(exceptions)
+        every = [one._replace(rule=rule.about.id) for rule in chosen for one in rule.exceptions]
+        self._exceptions = (*every, *exceptions)
         self._throttle_ns = throttle_ns
         self._start_ns = I64_MIN if start_ns is None else start_ns
         self._deadlines: list[_Deadline] = []

@@ -6,6 +6,7 @@ filament it is trusted. As root kcap loads none that somebody else than root can
 
 from __future__ import annotations
 
+import ast
 import inspect
 import sys
 import traceback
@@ -202,7 +203,7 @@ class PythonRules:
             module = _executed(text, path)
         except Exception as error:  # noqa: BLE001 - whatever the file does, other files go on
             return [Problem(_refused(error, path))]
-        return list(_rules(module, path))
+        return list(_rules(module, text, path))
 
     def finish(self) -> Iterable[Rule | Problem]:
         """See `kcap.detect.rule.Loader`."""
@@ -219,7 +220,8 @@ def _executed(text: str, path: str) -> ModuleType:
     return module
 
 
-def _rules(module: ModuleType, path: str) -> Iterator[Rule | Problem]:
+def _rules(module: ModuleType, text: str, path: str) -> Iterator[Rule | Problem]:
+    lines = _lines(text)
     found = [
         value
         for value in vars(module).values()
@@ -229,21 +231,17 @@ def _rules(module: ModuleType, path: str) -> Iterator[Rule | Problem]:
         and hasattr(value, "selectors")
     ]
     for signature in found:
-        line = signature.__dict__.get("__firstlineno__") or _line(module, signature.__name__, path)
         try:
-            yield rule_of(signature, path, line)
+            yield rule_of(signature, path, lines.get(signature.__name__))
         except KcapError as error:
             yield Problem(error, str(getattr(signature, "id", "")) or None)
 
 
-def _line(module: ModuleType, name: str, path: str) -> int | None:
-    """Where a class begins, as far as its functions tell."""
-    functions = [
-        value
-        for value in vars(vars(module)[name]).values()
-        if inspect.isfunction(value) and value.__code__.co_filename == path
-    ]
-    return min((f.__code__.co_firstlineno for f in functions), default=None)
+def _lines(text: str) -> dict[str, int]:
+    """Where the classes of a file begin."""
+    return {
+        node.name: node.lineno for node in ast.parse(text).body if isinstance(node, ast.ClassDef)
+    }
 
 
 def _refused(error: Exception, path: str) -> KcapError:

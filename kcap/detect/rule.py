@@ -155,6 +155,18 @@ class Machine(Protocol):
         """No event follows."""
 
 
+class Exempt(NamedTuple):
+    """Alerts that are not wanted; they are counted."""
+
+    filter: Filter
+    """Asked of the event that the alert is raised at; at a deadline, of the alert itself."""
+    reason: str
+    rule: str | None = None
+    """Of which rule; None for any."""
+    until_ns: int | None = None
+    """From this event time on they are wanted again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A rule that can run."""
@@ -168,6 +180,8 @@ class Rule:
     fields: frozenset[str] = frozenset()
     """Fields that its machine asks for beyond those of its selectors: what only the state of the
     machine tells (``ps.parent.exe``) has a value only where some rule said so before."""
+    exceptions: tuple[Exempt, ...] = ()
+    """Of this rule's alerts."""
 
 
 @dataclass(frozen=True, slots=True)
