@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -353,6 +355,22 @@ def test_the_examples_work(name: str) -> None:
     stage = parse_text(short, key=KEY, environ=environ)
 
     assert rows_of([stage.process(make_events(3))])
+
+
+def test_the_page_is_true(read_text: Callable[[str], str]) -> None:
+    """The page has a row for each transformer, and its settings are understood."""
+    page = read_text("docs/transform.md")
+    block = page.split("```yaml\n")[1].split("```")[0]
+
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(NAMES)
+    for entry in yaml.safe_load(block)["transformers"]:
+        ((name, arguments),) = entry.items()
+        given_ = (
+            {k: v for k, v in arguments.items() if k != "key-file"}
+            if name == "redact"
+            else arguments
+        )
+        assert parse(name, given_, key=KEY, environ={"ROOM": "1"})
 
 
 @pytest.mark.parametrize(
