@@ -24,9 +24,12 @@ from kcap.model.alert import Alert
 from kcap.model.batch import Batch
 from kcap.model.builder import Field, RecordBuilder
 from kcap.model.side import SourceInfo
+from kcap.model.stream import Source, StreamInfo
+from kcap.replay.pipeline import Pipeline
 
 _SOURCE: Final = SourceInfo("kcap-bpf", host="host", origin="0" * 32)
 _ARGUMENTS: Final = "arguments"
+_NAME: Final = "events"
 
 
 def feed(
@@ -58,38 +61,69 @@ def feed(
     if not origin:
         chosen = [one._replace(filter=one.anywhere or one.filter) for one in rule.selectors]
         rule = replace(rule, selectors=tuple(chosen))
-    detections = Detections([rule])
-    found = []
-    for batch in batches(list(events)):
-        found += [alert for _, alert in detections.alerts(batch)]
-    found += detections.last()
-    for problem in detections.problems:
+    tap = _Collecting(Detections([rule]))
+    Pipeline(source(list(events)), (), taps=[tap]).run()
+    for problem in tap.detections.problems:
         raise problem.error
-    return found
+    return tap.alerts
 
 
-def batches(events: Sequence[Mapping[str, Any]]) -> Iterator[Batch]:
-    """Dicts as batches of events.
+def source(events: Sequence[Mapping[str, Any]]) -> Source:
+    """Dicts as a source of events.
 
     Args:
-        events: The events.
+        events: The events: all Tracee's, or all kcap's.
 
-    Yields:
-        Batches in their order.
+    Returns:
+        The source.
 
     Raises:
         BadInputError: An event can't be understood.
     """
-    try:
-        if events and "event" not in events[0]:
+    if events and "event" not in events[0]:
+        try:
             lines = b"".join(json.dumps(event).encode() + b"\n" for event in events)
-            yield from plugins.load(plugins.READERS, "tracee")(
-                io.BytesIO(lines), "events"
-            ).batches()
-        elif events:
-            yield _own(events)
-    except (TypeError, ValueError) as error:
-        raise BadInputError(f"an event is no plain JSON: {error}", file="events") from error
+        except (TypeError, ValueError) as error:
+            raise BadInputError(f"an event is no plain JSON: {error}", file=_NAME) from error
+        reader: Source = plugins.load(plugins.READERS, "tracee")(io.BytesIO(lines), _NAME)
+        return reader
+    return _Listed(_own(events))
+
+
+class _Collecting:
+    """A tap that keeps the alerts as they are."""
+
+    def __init__(self, detections: Detections) -> None:
+        self.detections = detections
+        self.alerts: list[Alert] = []
+
+    def see(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
+        """See `kcap.replay.tap.Tap`."""
+        self.alerts += [alert for _, alert in self.detections.alerts(batch)]
+        return ()
+
+    def end(self) -> Iterable[Batch]:
+        """See `kcap.replay.tap.Tap`."""
+        self.alerts += self.detections.last()
+        return ()
+
+    def close(self) -> None:
+        """See `kcap.replay.tap.Tap`."""
+
+
+class _Listed:
+    """A source of one batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.info = StreamInfo(_NAME, "dicts", (_SOURCE,))
+        self._batch = batch
+
+    def batches(self) -> Iterator[Batch]:
+        """See `kcap.model.stream.Source`."""
+        yield self._batch
+
+    def close(self) -> None:
+        """See `kcap.model.stream.Source`."""
 
 
 def _own(events: Sequence[Mapping[str, Any]]) -> Batch:
@@ -99,7 +133,7 @@ def _own(events: Sequence[Mapping[str, Any]]) -> Batch:
         if not isinstance(event.get("event"), str):
             raise BadInputError(
                 f"event {number} has no name",
-                file="events",
+                file=_NAME,
                 expected="'event' in each, or 'eventName' in each as Tracee has it",
             )
         arguments = event.get(_ARGUMENTS, {})

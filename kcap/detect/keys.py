@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from kcap.detect.rule import Event
-from kcap.filter.values import Named
+from kcap.filter.values import Named, fold
 
 Key = tuple[Hashable, ...]
 
@@ -39,9 +39,9 @@ def folded(key: Key) -> Key:
         key: Any.
 
     Returns:
-        It, its texts in lower case.
+        It, its texts as `kcap.filter.values.fold` has them.
     """
-    return tuple(value.lower() if isinstance(value, str) else value for value in key)
+    return tuple(fold(value) if isinstance(value, str) else value for value in key)
 
 
 def _hashable(value: Any) -> Hashable:  # noqa: ANN401 - any value

@@ -111,6 +111,8 @@ class Options:
     """The process whose end ends what an event has begun."""
     folded: bool = False
     """Texts that differ only in case join, as paths of Windows do."""
+    each_host: bool = False
+    """Events of different hosts never join."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What all alerts have among their data."""
     first: bool = False
@@ -298,6 +300,8 @@ class _Sequence:
         if shown is None:
             return
         key = folded(shown) if self._plan.options.folded else shown
+        if self._plan.options.each_host:
+            key = event.column("host"), *key
         if number == 0:
             self._begin(context, key, shown, event)
             return
