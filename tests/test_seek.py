@@ -33,7 +33,7 @@ from kcap.state import State
 
 SCAP = "scap/setns.scap"
 CAPTURES = ("linux", "windows", "scap")
-ROWS = 500
+ROWS = 200
 """Rows that the quick tests read behind each place."""
 
 
@@ -43,8 +43,8 @@ def made(data: Callable[[str], Path], fixtures: Path) -> Callable[[str], bytes]:
     found: dict[str, bytes] = {}
     inputs: dict[str, tuple[Callable[[], Path], int, int, Span]] = {
         "linux": (lambda: fixtures / "first.kcap", 4, 2, Span()),
-        "windows": (lambda: data(REAL), 250, 4, Span(AtRow(18_000), AtRow(21_000))),
-        "scap": (lambda: data(SCAP), 100, 6, Span(None, AtRow(4000))),
+        "windows": (lambda: data(REAL), 100, 4, Span(AtRow(18_000), AtRow(19_500))),
+        "scap": (lambda: data(SCAP), 100, 5, Span(None, AtRow(2000))),
     }
 
     def make(name: str) -> bytes:
@@ -340,7 +340,7 @@ def test_the_end_is_not_read(made: Callable[[str], bytes]) -> None:
     """Nothing behind the interval is read either."""
     data = made("scap")
     stream = Counted(data)
-    Run(CaptureReader(stream, "counted.kcap"), Span(None, AtRow(600)))
+    Run(CaptureReader(stream, "counted.kcap"), Span(None, AtRow(300)))
 
     assert stream.count < len(data) / 5
 
