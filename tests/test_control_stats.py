@@ -147,7 +147,31 @@ def test_a_report_fits_into_an_answer() -> None:
     report = status_of(
         batch, summary=Summary(losses=losses), output=Output("/" + "é" * 5000, 2**60)
     )
+    sink = {
+        "sink": "é" * 500,
+        "error": "é" * 500,
+        "refused": {f"{i}é" * 200: 2**60 for i in range(99)},
+    }
+    made = Status(INFO, pid=7, pids=list, since_ns=10**18, sinks=lambda: [sink] * 99)
+    made.write(batch)
+    made.tick(Summary(losses=losses), Output("/" + "é" * 5000, 2**60))
+    assert len(json.dumps(made.report())) < ANSWER_BYTES
+    assert len(made.report()["sinks"]) > 1
     assert len(json.dumps(report)) < ANSWER_BYTES
+
+
+def test_sinks_are_told() -> None:
+    """How each sink does is in the report and on the screen, what went wrong included."""
+    said = {"sink": "amqp://b/", "state": "running", "taken": 1234, "waiting": 5, "refused": {}}
+    bad = {**said, "state": "gave up", "error": "no\x1b route", "refused": {"a": 2, "b": 1}}
+    made = Status(INFO, pid=7, pids=list, since_ns=10**18, sinks=lambda: [said, bad])
+
+    report = made.report()
+
+    assert report["sinks"] == [said, bad]
+    screen = "\n".join(stats_live._table(report))
+    assert "amqp://b/: 1,234 delivered, 5 waiting\n" in screen
+    assert "5 waiting, 3 refused, gave up, no\\x1b route" in screen
 
 
 def test_the_only_recorder_is_found(folder: Path) -> None:

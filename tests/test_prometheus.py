@@ -90,7 +90,8 @@ def test_a_report_becomes_metrics() -> None:
 def test_every_number_of_a_report_is_meant() -> None:
     """Each name that a report may have is a metric, or left out on purpose."""
     texts = {"details", "losses", "pids"}
-    known = {*prometheus.METRICS, *prometheus.BY_NAME, *prometheus._ABOUT, *prometheus._ELSEWHERE}
+    known = {*prometheus.METRICS, *prometheus.BY_NAME, *prometheus.EACH}
+    known |= {*prometheus._ABOUT, *prometheus._ELSEWHERE}
 
     assert known | texts == set(status.FIELDS)
 
@@ -98,14 +99,14 @@ def test_every_number_of_a_report_is_meant() -> None:
 def test_sinks_have_their_own() -> None:
     """Each sink's numbers bear its name; what is refused bears the reason; new names are kept."""
     sink = {
-        "url": 'https://a/b?c="d"',
+        "sink": 'https://a/b?c="d"',
         "state": "running",
         "taken": 12,
         "refused": {"too long": 2, "no": 1},
         "novel": 5,
         "error": None,
     }
-    report = {**status_of(), "sinks": [sink, {**sink, "url": "amqp://x", "taken": 1}], "later": 3}
+    report = {**status_of(), "sinks": [sink, {**sink, "sink": "amqp://x", "taken": 1}], "later": 3}
 
     found = parsed(prometheus.exposition(report))
 
@@ -116,7 +117,7 @@ def test_sinks_have_their_own() -> None:
     reasons = (("sink", "amqp://x"), ("reason", "too long"))
     assert found["kcap_sink_refused_total"][1][reasons] == 2
     assert found["kcap_sink_state"][1][("sink", "amqp://x"), ("state", "running")] == 1
-    assert found["kcap_sink_novel"] == ("untyped", {(("sink", s["url"]),): 5 for s in (sink, {"url": "amqp://x"})})  # fmt: skip # noqa: E501
+    assert found["kcap_sink_novel"] == ("untyped", {(("sink", s["sink"]),): 5 for s in (sink, {"sink": "amqp://x"})})  # fmt: skip # noqa: E501
     assert found["kcap_later"] == ("untyped", {(): 3})
     by_name = parsed(prometheus.exposition({"sinks": {"x": {"taken": 3}}}))
     assert by_name["kcap_sink_delivered_total"][1] == {(("sink", "x"),): 3}

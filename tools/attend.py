@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from kcap.tools import common, logs
 from kcap.tools.status import Status
@@ -36,6 +36,7 @@ class Attendant:
         info: The source.
         tell: Takes findings into the capture.
         control: Who asks there is answered; None where there is no socket.
+        sinks: Gives how each sink does.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Attendant:
         info: StreamInfo,
         tell: Callable[[Sequence[Loss]], None],
         control: Control | None,
+        sinks: Callable[[], Sequence[Mapping[str, Any]]] = list,
     ) -> None:
         # Loaded here: who has no rights may not be allowed to read Python's folders.
         from kcap.readers.live.guard.collector import give_back
@@ -54,7 +56,9 @@ class Attendant:
         self._pid = os.getpid()
         self._tell = tell
         self._control = control
-        self._status = Status(info, pid=self._pid, pids=self._pids, since_ns=time.time_ns())
+        self._status = Status(
+            info, pid=self._pid, pids=self._pids, since_ns=time.time_ns(), sinks=sinks
+        )
         self._watch: Watch | None = None
         self._output_fd: int | None = None
 

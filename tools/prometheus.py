@@ -58,7 +58,7 @@ BY_NAME: Final[Mapping[str, tuple[Metric, str]]] = {
 }
 """Numbers by some name, and the label that gets it."""
 
-EACH: Final[Mapping[str, tuple[str, str]]] = {"sinks": ("sink", "url")}
+EACH: Final[Mapping[str, tuple[str, str]]] = {"sinks": ("sink", "sink")}
 """Lists of reports: their label, and which of their texts it shows."""
 
 INSIDE: Final[Mapping[str, Mapping[str, Metric]]] = {

@@ -222,7 +222,7 @@ class Recording:
         stack.enter_context(live.stopping(source, acts=self._acts(asked)))
         self._deadline = live.Deadline(source, limits.duration_s)
         self._signs = notify.Signs(self._manager, self._sign)
-        self._attendant = attend.Attendant(source.info, self._tell, asked)
+        self._attendant = attend.Attendant(source.info, self._tell, asked, also.status)
         self._progress = Progress(lambda: self._sink.expected_bytes)
         self._begun = False
         self._also = also

@@ -222,6 +222,10 @@ def _table(stats: Stats) -> Iterator[str]:
         width = max(len(f"{number:,}") for _, number in shown)
         for name, number in shown:
             yield f"  {number:>{width},}  {printable(str(name))}"
+    sinks = stats.get("sinks") or []
+    if sinks:
+        yield ""
+        yield from map(printable, map(_sink, sinks))
     losses = stats.get("losses") or []
     if losses:
         yield ""
@@ -273,6 +277,20 @@ def _numbers(stats: Stats) -> Iterator[str]:
     width = max(len(value) for _, value, _ in rows)
     for name, value, more in rows:
         yield f"{name:<12} {value:>{width}}  {more}".rstrip()
+
+
+def _sink(said: Stats) -> str:
+    """How a sink does."""
+    refused = sum((said.get("refused") or {}).values())
+    parts = [
+        f"{_number(said, 'taken'):,} delivered",
+        f"{_number(said, 'waiting'):,} waiting",
+        *([f"{common.size_text(_number(said, 'spooled'))} spooled"] if said.get("spooled") else []),
+        *([f"{refused:,} refused"] if refused else []),
+        *([f"{said['state']}"] if said.get("state") not in {None, "running"} else []),
+        *([str(said["error"])] if said.get("error") else []),
+    ]
+    return f"{said.get('sink')}: {', '.join(parts)}"
 
 
 def _number(stats: Stats, name: str) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -45,6 +45,7 @@ FIELDS: Final = {
     "pids": "all its processes",
     "ring_waiting_bytes": "what waits in the kernel; null where the source can't tell",
     "rss_bytes": "memory of all processes of the recorder; pages they share count in each",
+    "sinks": "of each sink: what the server has, what waits and was refused, its last error",
     "since_ns": "begin of the recording, ns since 1970",
     "skipped": "records of the source that made no sense",
     "source": "what tells the events",
@@ -64,6 +65,11 @@ _TOLD: Final = (
     "cannot_see", "case", "filter", "note", "operator", "refused", "selection", "unavailable"
 )  # fmt: skip
 """What of a source's details is about the recording, not about the host."""
+
+_SINKS: Final = 8
+_REASONS: Final = 3
+_SINK_CHARS: Final = 100
+"""Sinks that are told of, reasons of refusals of each, and the longest text."""
 
 _LIVELY: Final = ("attached",)
 """What of a heartbeat's details changes."""
@@ -111,6 +117,7 @@ class Status:
         pid: The process that stands for the recorder.
         pids: Gives all processes of the recorder.
         since_ns: Begin of the recording, ns since 1970.
+        sinks: Gives how each sink does.
     """
 
     def __init__(
@@ -120,7 +127,9 @@ class Status:
         pid: int,
         pids: Callable[[], Iterable[int]],
         since_ns: int,
+        sinks: Callable[[], Sequence[Mapping[str, Any]]] = list,
     ) -> None:
+        self._sinks = sinks
         self._pid = pid
         self._pids = pids
         self._since_ns = since_ns
@@ -191,6 +200,7 @@ class Status:
             "pids": pids,
             "ring_waiting_bytes": self._from_beats("waiting_bytes"),
             "rss_bytes": rss_bytes,
+            "sinks": [_sink(said) for said in self._sinks()[:_SINKS]],
             "since_ns": self._since_ns,
             "source": self._format,
             "waiting_events": self._output.waiting_events,
@@ -258,6 +268,20 @@ def _short(value: Any) -> Any:  # noqa: ANN401  (plain JSON values)
         more = len(items) - len(kept)
         return [*kept, f"and {more} more"] if more else kept
     return value if isinstance(value, int | float | None) else str(value)[:_TEXT_CHARS]
+
+
+def _sink(said: Mapping[str, Any]) -> dict[str, Any]:
+    """How a sink does, in no more words than a report has room for."""
+    short: dict[str, Any] = {}
+    for name, value in said.items():
+        if isinstance(value, Mapping):
+            most = sorted(value.items(), key=lambda item: (-item[1], item[0]))[:_REASONS]
+            short[name] = {str(reason)[:_SINK_CHARS]: count for reason, count in most}
+        elif value is None or isinstance(value, int | float):
+            short[name] = value
+        else:
+            short[name] = str(value)[:_SINK_CHARS]
+    return short
 
 
 def _used(pids: Iterable[int]) -> tuple[float, int, list[int]]:
