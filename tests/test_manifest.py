@@ -350,6 +350,8 @@ def test_nothing_else_beside_verify(host: Path) -> None:
     """The manifest says all: other words are wrong usage, and so is a manifest of a stream."""
     made()
     assert run("replay", "--verify", "run.json", "host.kcap").exit_code == 2
+    assert run("replay", "--verify", "run.json", "--era", "3").exit_code == 2
+    assert run("replay", "--verify", "run.json", "-v").exit_code == 0
     assert run("replay", "--verify", "run.json", "--format", "jsonl").exit_code == 2
     assert run("replay", "-", "--manifest", "other.json", input=b"").exit_code == 2
     assert not (host / "other.json").exists()

@@ -75,7 +75,15 @@ def place() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("saved", [False, True])
-@pytest.mark.parametrize("words", [(), ("--start", "#7", "--end", "#52"), ("-n", "33")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--start", "#7", "--end", "#52"),
+        ("-n", "33"),
+        *(("--format", form) for form in ("line", "cef", "tracee-json")),
+    ],
+)
 def test_wherever_it_is_interrupted(words: tuple[str, ...], saved: bool, host: Path) -> None:
     """However often a run is ended, and whatever it left behind: in the end the output is whole."""
     whole = run(*WORDS, *words).stdout
@@ -329,6 +337,8 @@ def test_an_output_that_is_gone_is_an_error(host: Path) -> None:
     "words",
     [
         ("--format", "kcap", "-o", "out.kcap"),
+        ("--format", "csv", "-o", "out.csv"),
+        ("--format", "table"),
         ("--view", "forkstat"),
         ("-f", "top_in_packets"),
         ("--sink", "file:a.jsonl"),

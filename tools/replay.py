@@ -29,6 +29,10 @@ _RATED_S: Final = 2.0
 """A shorter run says nothing of its speed."""
 
 
+_OF_ONE_PIECE: Final = ("csv", "kcap", "table", "table-verbose")
+"""Formats that begin or end with something of their own."""
+
+
 class Position(click.ParamType[Any]):
     """A point in time, a row of the input, or an event."""
 
@@ -138,7 +142,7 @@ def _check_alone(ctx: click.Context) -> None:
     given = [
         param.name
         for param in ctx.command.params
-        if param.name not in ("verify", None) and _is_given(ctx, str(param.name))
+        if param.name not in ("verify", "verbose", None) and _is_given(ctx, str(param.name))
     ]
     if given:
         raise click.UsageError("--verify takes everything from the manifest: give nothing else")
@@ -184,7 +188,7 @@ class _Run:
             raise click.UsageError("--force begins anew, --resume goes on: give one of them")
         files = [one.shown for one in self.wanted.sinks if one.scheme == "file"]
         refused = {
-            "--format kcap": self.form == "kcap" and self.wanted.console,
+            f"--format {self.form}": self.form in _OF_ONE_PIECE and self.wanted.console,
             "--view": self.view is not None,
             "a filament": bool(self.wanted.filaments),
             f"--sink {''.join(files[:1])}": bool(files),
