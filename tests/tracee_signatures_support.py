@@ -23,7 +23,7 @@ def told(alerts: Sequence[Alert]) -> list[Any]:
     return [None if alert.data is None else json.loads(alert.data) for alert in alerts]
 
 
-def event(name: str, _of: Mapping[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+def event(name: str, of: Mapping[str, Any] | None = None, /, **arguments: Any) -> dict[str, Any]:
     """An event as Tracee's JSON lines have it: its name, more of its record, its arguments."""
     listed = [{"name": key, "value": value} for key, value in arguments.items()]
-    return {"eventName": name, **(_of or {}), "args": listed}
+    return {"eventName": name, **(of or {}), "args": listed}

@@ -23,6 +23,7 @@ ELF: Final = b"\x7fELF"
 
 _FLAGS: Final = "open_flags@tracee"
 _NUMBER: Final = re.compile(r"-?[0-9]{1,19}(?==|$)")
+_CAPITAL: Final = re.compile("[A-Z]")
 _LONGEST: Final = 1 << 16
 """Longer text of an address is none."""
 
@@ -98,17 +99,20 @@ def sockaddr(value: object) -> Mapping[str, object]:
     """The parts of a socket's address.
 
     Args:
-        value: An object, or its text, in which the first releases had single quotes.
+        value: An object, whose keys gRPC writes as ``sinAddr``; or its text, in which the first
+            releases had single quotes.
 
     Returns:
-        The parts; none where it is something else.
+        The parts, by keys like ``sin_addr``; none where it is something else.
     """
     if isinstance(value, str) and len(value) <= _LONGEST:
         try:
             value = json.loads(value.replace("'", '"'))
         except (ValueError, RecursionError):
             return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    return {_CAPITAL.sub(r"_\g<0>", key).lower(): part for key, part in value.items()}
 
 
 def magic(value: object) -> bytes:
