@@ -27,6 +27,7 @@ from kcap.model.alert import Alert
 from kcap.model.batch import Batch, state_rows
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss
+from kcap.replay.stages import Matching
 
 Int64s = npt.NDArray[np.int64]
 
@@ -61,6 +62,7 @@ class Detections:
         exceptions: Alerts that are not wanted; they are counted.
         throttle_ns: After an alert of a rule about a process, no other of the two for so long.
         start_ns: Alerts from before this time are not raised; rules see what happened before it.
+        where: What of the events rules look at, however much all of them tell; None for all.
         bounds: How much rules may remember.
     """
 
@@ -71,6 +73,7 @@ class Detections:
         exceptions: Iterable[Exempt] = (),
         throttle_ns: int | None = None,
         start_ns: int | None = None,
+        where: Matching | None = None,
         bounds: Bounds | None = None,
     ) -> None:
         chosen, self.problems = unique(rules)
@@ -84,6 +87,7 @@ class Detections:
         self._exceptions = (*every, *exceptions)
         self._throttle_ns = throttle_ns
         self._start_ns = I64_MIN if start_ns is None else start_ns
+        self._where = where
         self._deadlines: list[_Deadline] = []
         self._clock_ns = I64_MIN
         self.now_ns = I64_MIN
@@ -172,6 +176,9 @@ class Detections:
         """
         times = self._times(batch)
         candidates = self._candidates.of(batch)
+        if self._where is not None:
+            wanted = set(self._where.rows(batch).tolist())
+            candidates = [one for one in candidates if one.row in wanted]
         found: list[tuple[int, Alert]] = []
         at = done = 0
         while at < len(candidates):

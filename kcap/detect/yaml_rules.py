@@ -153,6 +153,25 @@ class YamlRules:
                 yield Problem(_located(error, macro.node, macro.file, f"the macro {name!r}"))
 
 
+def tuning(text: str, path: str) -> tuple[Exempt, ...]:
+    """Read a tuning file: a list of exceptions, each with the rule that it is for.
+
+    Args:
+        text: Its content.
+        path: Its name, for errors.
+
+    Returns:
+        The exceptions, in their order.
+
+    Raises:
+        KcapError: It can't be understood; a broken one must not pass for none.
+    """
+    found: tuple[Exempt, ...] = ()
+    for document in documents(text, path):
+        found += _Reading(document, path, MacroTable({})).tuning()
+    return found
+
+
 class _Reading:
     """One rule that is read."""
 
@@ -300,14 +319,21 @@ class _Reading:
     def _exceptions(self, node: Node | None) -> tuple[Exempt, ...]:
         if node is None:
             return ()
-        found = []
-        for one in self._list(node, node, "exceptions"):
-            said = self._said(one, _EXCEPTION, "an exception")
-            reason = self._text(self._needed(said, one, "reason"), "reason")
-            until_ns = self._time(said["until"]) if "until" in said else None
-            chosen = self._filter(self._needed(said, one, "filter"))
-            found.append(Exempt(chosen, reason, self.id, until_ns))
-        return tuple(found)
+        each = self._list(node, node, "exceptions")
+        return tuple(self._exception(one)._replace(rule=self.id) for one in each)
+
+    def _exception(self, node: Node, more: Collection[str] = ()) -> Exempt:
+        said = self._said(node, _EXCEPTION.union(more), "an exception")
+        reason = self._text(self._needed(said, node, "reason"), "reason")
+        until_ns = self._time(said["until"]) if "until" in said else None
+        chosen = self._filter(self._needed(said, node, "filter"))
+        rule = self._text(said["rule"], "rule") if "rule" in said else None
+        return Exempt(chosen, reason, rule, until_ns)
+
+    def tuning(self) -> tuple[Exempt, ...]:
+        """The exceptions of a file that has nothing else."""
+        each = self._list(self._node, self._node, "a tuning file")
+        return tuple(self._exception(one, ("rule",)) for one in each)
 
     # values
 
@@ -366,7 +392,8 @@ class _Reading:
         try:
             return Filter.of(text, self._era, self._macros)
         except FilterError as error:
-            raise _located(error, node, self._file, f"the rule {self.id}") from error
+            what = f"the rule {self.id}" if self.id else "the filter"
+            raise _located(error, node, self._file, what) from error
 
     def _duration(self, node: Node) -> int:
         match = _DURATION.fullmatch(node.value.strip()) if isinstance(node.value, str) else None
