@@ -23,6 +23,9 @@ from kcap.guard import rights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the rights of Linux")
 
+TOLD = {"what": "w", "path": "p", "line": 1, "function": "f", "position": 0}
+SET = {"filter": None, "filter_line": None, "interval_s": 1, "ticks": True}
+
 HANDLER = "def on_next_event(event):\n    if event['seq'] == 2:\n        "
 
 DEEDS: dict[str, tuple[str, str, int | None]] = {
@@ -243,6 +246,17 @@ def test_what_a_worker_says_is_not_trusted(tmp_path: Path) -> None:
         frames.said(frames.ITEMS, [[0, "other"]]),
         frames.said(frames.ITEMS, [[0, "alert", "a"]]),
         frames.said(frames.FAILED, {"what": "w"}),
+        frames.said(frames.FAILED, TOLD | {"what": 5}),
+        frames.said(frames.FAILED, TOLD | {"path": "/elsewhere", "line": []}),
+        frames.said(frames.READY, {}),
+        frames.said(frames.ITEMS, 5),
+        frames.said(frames.ITEMS, []),
+        frames.said(frames.ITEMS, [5]),
+        frames.said(frames.ITEMS, [[]]),
+        frames.said(frames.ITEMS, [["0", "out", "text"]]),
+        frames.said(frames.ITEMS, [[0, "alert", "a", "b", 5, []]]),
+        frames.said(frames.ASK, [0, [], {}]),
+        frames.said(b"?", {}),
     ]
     for message in bad:
         body = f"""
@@ -256,6 +270,78 @@ def on_next_event(event):
 """
         with pytest.raises(KcapError):
             play(filament(tmp_path, body), events([0.0]), call_s=0.2)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frames.said(frames.READY, {}),
+        frames.said(frames.READY, SET | {"interval_s": 0}),
+        frames.said(frames.READY, SET | {"filter": 5}),
+        frames.said(frames.READY, [1]),
+        frames.said(frames.ITEMS, 5),
+        frames.said(frames.ITEMS, [[0, "out", "of no call"]]),
+        frames.frame(frames.DONE),
+    ],
+)
+def test_what_a_worker_says_of_its_beginning_is_not_trusted(said: bytes, tmp_path: Path) -> None:
+    """Before the first event too, nonsense ends the run with an error of kcap's."""
+    body = f"""
+import gc, os
+pipe = next(o._replies for o in gc.get_objects() if type(o).__name__ == "Worker")
+pipe.write({said!r})
+pipe.flush()
+os._exit(0)
+def on_next_event(event):
+    pass
+"""
+    with pytest.raises(KcapError):
+        play(filament(tmp_path, body), events([0.0]))
+
+
+def test_a_filament_that_writes_to_the_pipe_itself_is_limited_too(tmp_path: Path) -> None:
+    """What a call may give is counted by the run, whatever the filament's process counts."""
+    body = f"""
+import gc, os
+def on_next_event(event):
+    pipe = next(o._replies for o in gc.get_objects() if type(o).__name__ == "Worker")
+    message = {frames.said(frames.ITEMS, [[0, "out", "x" * 600]])!r}
+    for _ in range(%d):
+        pipe.write(message)
+    pipe.flush()
+"""
+    few = play(filament(tmp_path, body % 10), events([0.0]), output_bytes=10_000)
+    assert len(few.text) == 6000
+    with pytest.raises(KcapError, match="gave more than 10,000 bytes in one call"):
+        play(filament(tmp_path, body % 100), events([0.0]), output_bytes=10_000)
+
+
+def test_a_question_takes_nothing_from_the_event_before(tmp_path: Path) -> None:
+    """What an event printed stays before what another filament gave for the next one."""
+    one = "def on_next_event(event):\n    find_process(1)\n    print('one', event['seq'])\n"
+    two = "def on_next_event(event):\n    print('two', event['seq'])\n"
+    both = [filament(tmp_path, one, "one"), filament(tmp_path, two, "two")]
+    expected = [f"{name} {number}" for number in range(3) for name in ("one", "two")]
+    assert play(both, events([0.0, 0.1, 0.2])).lines == expected
+
+
+def test_shared_memory_can_not_be_made_shorter(tmp_path: Path) -> None:
+    """A filament can't take away the memory that the run reads: that would end it by SIGBUS."""
+    body = """
+import os
+def on_next_event(event):
+    for number in range(3, 64):
+        try:
+            if "memfd" in os.readlink(f"/proc/self/fd/{number}"):
+                found = number
+        except OSError:
+            pass
+    try:
+        os.ftruncate(found, 0)
+    except PermissionError:
+        print("refused")
+"""
+    assert play(filament(tmp_path, body), events([0.0])).text == "refused\n"
 
 
 def test_a_message_has_limits() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import re
 import select
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -16,7 +18,7 @@ from kcap.errors import DamagedError, KcapError
 from kcap.filament import frames
 from kcap.filament.limits import FRAME_BYTES, Limits
 from kcap.filament.source import Filament
-from kcap.filament.worker import BEGIN, CELL_BYTES, END, IDLE
+from kcap.filament.worker import BEGIN, CELL_BYTES, END, IDLE, PENDING_BYTES, size_of
 from kcap.guard import rights
 from kcap.guard.child import Child
 from kcap.model.text import printable
@@ -29,6 +31,15 @@ _LINE: Final = re.compile(
 )
 _TOO_LONG: Final = "Timeout ("
 _SPARE_LOOKS: Final = 2
+_JSON_BYTES: Final = 8
+"""Bytes that a counted byte takes in JSON at most: a control character is six."""
+_INTERVAL_MAX_S: Final = 1 << 31
+_NAME_CHARS: Final = 100
+_NONSENSE: Final = (
+    *(AttributeError, DamagedError, LookupError, OverflowError, RecursionError),
+    *(TypeError, ValueError),
+)
+"""What comes of messages that the filament has written in place of kcap's worker."""
 
 Answer = Callable[[int, str, Sequence[Any]], Any]
 """Answers a filament's question: the position of its call, what it asks, and of what."""
@@ -90,11 +101,18 @@ class Connection:
         self._limits = limits
         self._buffer = bytearray()
         self._stderr = b""
+        self._sizes = Counter[int]()
+        """What each call of this request has given, in bytes."""
+        self._message_bytes = min(
+            FRAME_BYTES, _JSON_BYTES * (limits.output_bytes + 2 * PENDING_BYTES)
+        )
         if not hasattr(os, "memfd_create"):
             raise KcapError("filaments run on Linux alone", file=str(filament.path))
-        number = os.memfd_create(f"kcap-{filament.name}"[:32])
+        number = os.memfd_create(f"kcap-{filament.name}"[:32], os.MFD_ALLOW_SEALING)
         try:
             os.truncate(number, CELL_BYTES)
+            # Memory that the filament could make shorter would be a signal here, and the end.
+            fcntl.fcntl(number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             self._memory = mmap.mmap(number, CELL_BYTES)
             self._child = Child(
                 "kcap.filament.worker",
@@ -128,12 +146,9 @@ class Connection:
         items: list[Item] = []
         try:
             self._send(frames.frame(frames.START))
-            while (message := self._message(answer))[0] != frames.READY:
+            while (message := self._message(answer, frames.READY))[0] != frames.READY:
                 items += message[1]
-            said = message[1]
-            return items, Ready(
-                said["filter"], said["filter_line"], int(said["interval_s"]), bool(said["ticks"])
-            )
+            return items, message[1]
         except _FailedError as e:
             return items, e.failure
 
@@ -146,6 +161,7 @@ class Connection:
         Returns:
             Why it could not be asked, if so.
         """
+        self._sizes.clear()
         try:
             self._send(message)
         except _FailedError as e:
@@ -162,7 +178,7 @@ class Connection:
             What it gave, in its order; a failure is the last.
         """
         try:
-            while (message := self._message(answer))[0] != frames.DONE:
+            while (message := self._message(answer, frames.DONE))[0] != frames.DONE:
                 yield from message[1]
         except _FailedError as e:
             yield e.failure
@@ -186,24 +202,57 @@ class Connection:
         except (OSError, ValueError) as e:
             raise self._ended() from e
 
-    def _message(self, answer: Answer) -> tuple[bytes, Any]:
-        """The next message that is no question."""
+    def _message(self, answer: Answer, last: bytes) -> tuple[bytes, Any]:
+        """The next message that is no question: items, or the last; what it says is checked."""
         while True:
             kind, body = self._read()
-            if kind == frames.DONE:
-                return kind, None
             try:
+                if kind == last == frames.DONE:
+                    return kind, ()
                 said = frames.loads(body)
                 if kind == frames.FAILED:
-                    raise _FailedError(Failure(**said))
-                if kind != frames.ASK:
+                    raise _FailedError(self._told(**said))
+                if kind == last == frames.READY:
+                    return kind, _ready(**said)
+                if kind == frames.ITEMS:
+                    self._count([(item[0], size_of(item[2:])) for item in said])
                     return kind, said
+                if kind != frames.ASK:
+                    raise ValueError(f"kind {kind!r}")
                 position, what, *arguments = said
+                self._count([(position, size_of(arguments))])
                 found = answer(position, what, arguments)
-            except (AttributeError, DamagedError, TypeError, ValueError) as e:
+            except _NONSENSE as e:
                 self.kill()
                 raise _FailedError(self._failure(f"said what is no message: {e}")) from e
             self._send(frames.said(frames.ANSWER, found))
+
+    def _count(self, given: Sequence[tuple[int, int]]) -> None:
+        """Count what its calls give: its own process does, unless the filament keeps it from it."""
+        if not given:
+            raise ValueError("nothing at all")
+        for position, size in given:
+            if type(position) is not int:
+                raise TypeError(f"a call {position!r}")
+            self._sizes[position] += size
+            if self._sizes[position] > self._limits.output_bytes:
+                self.kill()
+                most = f"{self._limits.output_bytes:,} bytes in one call"
+                raise _FailedError(self._failure(f"gave more than {most}"))
+
+    def _told(self, *, what: Any, path: Any, line: Any, function: Any, position: Any) -> Failure:  # noqa: ANN401  (whatever it says)
+        """What a filament's process says of its own end."""
+        texts = type(what) is type(function) is str
+        if not texts or type(position) is not int or type(line) not in {int, type(None)}:
+            raise TypeError("a failure of other types")
+        if path not in self._files:
+            raise ValueError("a failure elsewhere")
+        return Failure(what, path, line, printable(function[:_NAME_CHARS]), position)
+
+    @property
+    def _files(self) -> set[str]:
+        """The files that the filament is made of."""
+        return {str(self._filament.path), *(module.path for module in self._filament.modules)}
 
     def _read(self) -> tuple[bytes, bytes]:
         """The next message, as bytes."""
@@ -212,7 +261,7 @@ class Connection:
         while True:
             if len(self._buffer) >= head:
                 kind, size = frames.HEADER.unpack_from(self._buffer)
-                if size > FRAME_BYTES:
+                if size > self._message_bytes:
                     self.kill()
                     raise _FailedError(self._failure(f"said {size:,} bytes at once"))
                 if len(self._buffer) >= head + size:
@@ -263,7 +312,7 @@ class Connection:
 
     def _failure(self, what: str, stderr: str = "") -> Failure:
         """A failure in the call that the shared memory tells of."""
-        files = {str(self._filament.path), *(module.path for module in self._filament.modules)}
+        files = self._files
         for found in _LINE.finditer(stderr):
             if found["path"] in files:
                 line = int(found["line"])
@@ -278,6 +327,15 @@ class Connection:
         if position == IDLE:
             return "none of its functions"
         return "its module or on_init" if position == BEGIN else "on_interval"
+
+
+def _ready(*, filter: Any, filter_line: Any, interval_s: Any, ticks: Any) -> Ready:  # noqa: A002, ANN401  (whatever it says)
+    """What a filament's process says that was set."""
+    if type(filter) not in {str, type(None)} or type(filter_line) not in {int, type(None)}:
+        raise TypeError("a filter that is no text")
+    if type(interval_s) is not int or interval_s < 1:
+        raise ValueError(f"an interval of {interval_s!r}")
+    return Ready(filter, filter_line, min(interval_s, _INTERVAL_MAX_S), bool(ticks))
 
 
 def settings(

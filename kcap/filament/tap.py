@@ -22,7 +22,7 @@ from kcap.filament.event import EventColumns
 from kcap.filament.limits import Limits
 from kcap.filament.source import Filament
 from kcap.filament.ticks import Clock, Due, Int64s, Ticks
-from kcap.filament.worker import END
+from kcap.filament.worker import BEGIN, END
 from kcap.filter import Filter, FilterError
 from kcap.guard.rights import User
 from kcap.model import alert
@@ -81,6 +81,8 @@ class _Runner:
         """Let it begin; gives what came of that."""
         given, ready = self.connection.start(lambda *_: None)
         items: list[Item | Failure] = [*given]
+        if any(item[0] != BEGIN for item in given):
+            raise DamagedError("what a filament gave is of no call", file=str(self.filament.path))
         if isinstance(ready, Failure):
             return [*items, ready]
         self.filter = self._filter(ready)
@@ -135,6 +137,8 @@ class _Runner:
             failure = self.connection.request(message)
             found = [failure] if failure else self.connection.items(self._answer)
             for item in found:
+                if not isinstance(item, Failure) and item[0] not in {-1, END}:
+                    raise DamagedError(f"what a filament gave is of no call: {item[0]!r}")
                 yield _Placed(0, _EVENT, 0, self.number, item)
 
     def _filter(self, ready: Ready) -> Filter | None:
@@ -349,7 +353,7 @@ class Filaments:
             version=filament.version,
             title=_text(title),
             text=_text(text),
-            severity=alert.severity(severity),
+            severity=alert.severity(_text(severity)),
             tags=tuple(map(_text, tags)),
             ts_ns=self._now(placed, times),
             causes=(self._identity(batch, row),) if caused else (),

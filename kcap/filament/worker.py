@@ -46,7 +46,9 @@ _LAZY: Final = (
 to read its folder."""
 
 _ONE_THREAD: Final = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_PENDING_BYTES: Final = 256 << 10
+PENDING_BYTES: Final = 256 << 10
+"""When what was given is handed on, in the middle of a call too."""
+
 _ITEM_BYTES: Final = 64
 _MESSAGE_CHARS: Final = 500
 _RESERVE_BYTES: Final = 2 << 20
@@ -172,12 +174,13 @@ class Worker:
     def add(self, kind: str, *values: Any) -> None:  # noqa: ANN401
         """See `kcap.filament.api.Run`."""
         self._cut_text()
+        self._count(size_of(values))
         self._items.append([self._cell[0], kind, *values])
-        self._count(_size(values))
 
     def ask(self, what: str, arguments: Sequence[Any]) -> Any:  # noqa: ANN401
         """See `kcap.filament.api.Run`."""
-        self._count(_ITEM_BYTES)
+        self._cut_text()  # what an event before printed stays that event's
+        self._count(size_of(arguments))
         with self._watch.paused():
             self._replies.write(frames.said(frames.ASK, [self._cell[0], what, *arguments]))
             self._replies.flush()
@@ -195,24 +198,23 @@ class Worker:
         """
         if stream != self._stream or self._at != self._cell[0]:
             self._cut_text()
+        self._count(size_of([text]))
         self._stream = stream
-        self._at = self._cell[0]
         self._texts.append(text)
-        self._count(_size([text]))
 
     def _count(self, size: int) -> None:
         """Count what one call gives, and hand on what has gathered."""
         if self._at != self._cell[0]:
             self._at, self._call_bytes = self._cell[0], 0
         self._call_bytes += size
-        self._pending += size
         if self._call_bytes > self._given["output_bytes"]:
             self._fail(
                 f"gave more than {self._given['output_bytes']:,} bytes in one call",
                 *self._place(sys._getframe()),  # noqa: SLF001
             )
-        if self._pending > _PENDING_BYTES:
+        if self._pending > PENDING_BYTES:
             self._reply()
+        self._pending += size
 
     def _cut_text(self) -> None:
         """What was printed so far is one item; another call's is another."""
@@ -418,12 +420,19 @@ def _compiled(text: str, path: str) -> CodeType:
         raise KcapError(f"no Python: {e}", file=path, line=getattr(e, "lineno", None)) from e
 
 
-def _size(values: Sequence[Any]) -> int:
-    """Bytes of text, roughly."""
+def size_of(values: Sequence[Any]) -> int:
+    """What a limit of bytes counts.
+
+    Args:
+        values: Texts, and lists of them.
+
+    Returns:
+        Bytes of text, roughly.
+    """
     total = _ITEM_BYTES
     for value in values:
         if isinstance(value, str):
             total += len(value) if value.isascii() else 4 * len(value)
         elif isinstance(value, list):
-            total += _size(value)
+            total += size_of(value)
     return total
