@@ -28,9 +28,10 @@ from kcap.tools.play import Options, opened_output, opened_source, playing
     "--format",
     "form",
     type=click.Choice(common.FORMATS),
+    metavar="FORMAT",
     default="line",
     show_default=True,
-    help=forms.FORMAT_HELP,
+    help=f"{forms.FORMAT_HELP[:-1]}; kcap: a new capture.",
 )
 @common.input_options
 @common.output_options

@@ -80,6 +80,7 @@ class _Options(outlets.OutletOptions, Options):
     "--format",
     "form",
     type=click.Choice(common.FORMATS),
+    metavar="FORMAT",
     default="line",
     show_default=True,
     help="line: for people; jsonl: one JSON object an event; kcap: a new capture.",

@@ -48,6 +48,7 @@ class _RunOptions(live.LiveOptions, live_select.SelectOptions, outlets.OutletOpt
     "--format",
     "form",
     type=click.Choice([*common.TEXT_FORMATS, "arrow"]),
+    metavar="FORMAT",
     default="line",
     show_default=True,
     help=f"{forms.FORMAT_HELP[:-1]}; arrow: an Arrow stream, arguments in columns of maps.",
