@@ -110,7 +110,10 @@ def known_column(column: str) -> bool:
         return f'"{name}"' in text or in_a_group
     if kind == "state":
         who, _, fact = name.partition(".")
-        return who in ("process", "parent", "ancestors", "lineage") and fact in Process._fields
+        return (
+            who in ("process", "parent", "ancestors", "lineage", "named")
+            and fact in Process._fields
+        )
     return column in catalogue.envelope()
 
 

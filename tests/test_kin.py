@@ -32,7 +32,7 @@ SECOND_NS = 1_000_000_000
 
 NAMES = [
     f"state:{relation}.{fact}"
-    for relation in ("process", "parent", "ancestors", "lineage")
+    for relation in ("process", "parent", "ancestors", "lineage", "named")
     for fact in ("name", "exe", "pid", "ppid", "process_key", "exited")
 ]
 
@@ -157,7 +157,13 @@ def _row(state: State, machine: str, row: Row, *, later_too: bool) -> Row:
             value: Any = [getattr(process, fact) for process in lists[relation]]
             value = value if any(v is not None for v in value) else None
         else:
-            process = own if relation == "process" else next(iter(ancestors), None)
+            pid = row.get("arg_pid")
+            one_of = {
+                "process": own,
+                "parent": next(iter(ancestors), None),
+                "named": None if pid is None else state.process(pid, machine),
+            }
+            process = one_of[relation]
             value = getattr(process, fact, None)
         if value is not None:
             out[name] = value
@@ -268,6 +274,17 @@ def test_an_exec_shows_the_new_program_and_an_exit_still_the_process() -> None:
     assert rows[3]["state:process.exe"] == "/bin/ls"
     assert rows[3]["state:process.exited"] is True
     assert rows[3]["state:lineage.name"] == ["ls", "init"]
+
+
+def test_a_process_that_an_argument_names() -> None:
+    """The start of a process on Windows is an event of its creator, and names the new process."""
+    made = event("process_start", 5) | {"arg_pid": 9, "arg_ppid": 5, "arg_name": "new"}
+    rows = shown(there(5, 1, "sh"), made | {"arg_start_time": SECOND_NS}, event("file_open", 9))
+
+    assert rows[1]["state:process.name"] == "sh"
+    assert rows[1]["state:named.name"] == "new"
+    assert rows[1]["state:named.process_key"] == rows[2]["state:process.process_key"]
+    assert "state:named.name" not in rows[0]
 
 
 def test_ancestors_are_those_of_the_moment() -> None:

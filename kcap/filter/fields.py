@@ -27,6 +27,7 @@ counts. Each is a column, maybe in a function, maybe with a condition behind it:
 ``state:parent.FACT``   the same of its parent
 ``state:ancestors.FACT``  a list: of its parent, of the parent's parent, and so on
 ``state:lineage.FACT``  a list: of the process itself, then of its ancestors
+``state:named.FACT``    of the process that the argument ``pid`` names
 ``X{event=A,B}``        X in rows whose column ``event`` is A or B, elsewhere missing
 ``X{event!=A,B}``       X in all other rows, those without an ``event`` too
 ``f(X)``                a function of the value; missing where X is, or where f gives nothing

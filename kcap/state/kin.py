@@ -33,7 +33,8 @@ ANCESTORS_MAX: Final = 64
 
 _NONE: Final = -(1 << 63)
 _PREFIX: Final = "state:"
-_RELATIONS: Final = ("process", "parent", "ancestors", "lineage")
+_RELATIONS: Final = ("process", "parent", "ancestors", "lineage", "named")
+_NAMED: Final = "arg_pid"
 _LISTS: Final = {cls.child: cls for cls in TypeClass if cls.child is not None}
 
 
@@ -57,8 +58,9 @@ class Kin:
     Args:
         names: The columns wanted: ``state:process.FACT``, ``state:parent.FACT``,
             ``state:ancestors.FACT`` (a list: the parent, its parent …, at most `ANCESTORS_MAX`) and
-            ``state:lineage.FACT`` (a list: the process itself, then its ancestors). FACT is a field
-            of `kcap.state.processes.Process`.
+            ``state:lineage.FACT`` (a list: the process itself, then its ancestors);
+            ``state:named.FACT`` of the process that the argument ``pid`` names. FACT is a field of
+            `kcap.state.processes.Process`.
 
     Raises:
         ValueError: A name is none of these.
@@ -91,8 +93,8 @@ class Kin:
         relations = {wanted.relation for wanted in self._wanted}
         parent = chain_of = np.zeros(0, np.int64)
         chains: list[list[int]] = []
-        if relations != {"process"}:
-            deepest = 1 if relations <= {"process", "parent"} else ANCESTORS_MAX
+        if relations - {"process", "named"}:
+            deepest = 1 if relations.isdisjoint({"ancestors", "lineage"}) else ANCESTORS_MAX
             case_of, cases = _cases(batch, machines, own, versions)
             found = _climb(cases, versions, deepest)
             parent = np.append(found[0], -1)[case_of]
@@ -101,7 +103,10 @@ class Kin:
                 chain_of = np.append(codes, -1)[case_of]
         columns: dict[str, Column] = {}
         for wanted in self._wanted:
-            if wanted.relation in {"process", "parent"}:
+            if wanted.relation == "named":
+                at = versions.find(batch.numpy(_NAMED, _NONE))
+                column = _values(wanted, versions.found, at)
+            elif wanted.relation in {"process", "parent"}:
                 at = own if wanted.relation == "process" else parent
                 column = _values(wanted, versions.found, at)
             else:
