@@ -8,7 +8,8 @@ less or where it stands in a group; of other rules the names in their conditions
 group. With ``relation: and`` all rules of a group must be true of an event, and then all alert.
 
 **Sequences** follow event time: each event is later than the one before, the last is at most
-``maxspan`` after the first, and the end of a process ends what it has begun.
+``maxspan`` after the first (four hours where none is given), and the end of a process ends what it
+has begun. Texts join whatever their case, and events of different hosts never do.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kcap.detect.text import Text
 from kcap.errors import BadInputError, KcapError, VersionError
 from kcap.filter import Filter, FilterError
 from kcap.filter.check import check, era_of
-from kcap.filter.parser import MacroTable, parse
+from kcap.filter.parser import SPAN_MAX_NS, MacroTable, parse
 from kcap.filter.pushdown import EVENT, necessary
 from kcap.filter.syntax import And, Binary, Call, Expr, FieldRef, Literal, Not, Op, Or, text_of
 from kcap.filter.syntax import Sequence as Steps
@@ -216,11 +217,12 @@ class _Parsed:
             by = tuple(map(text_of, step.by or tree.by))
             steps.append(sequence.Step(checked, by, step.alias))
         options = sequence.Options(
-            maxspan_ns=None if tree.maxspan is None else tree.maxspan.ns,
+            maxspan_ns=SPAN_MAX_NS if tree.maxspan is None else tree.maxspan.ns,
             later=True,
             ends_with_process=True,
             whose=_whose,
             folded=True,
+            each_host=True,
             data=data,
             first=True,
         )
