@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pytest
+from cli_support import run
 from hypothesis import given
 from hypothesis import strategies as st
 from tracee_signatures_support import event, rules, told
 
-from kcap.detect.feed import feed
+from kcap.detect.engine import Detections
+from kcap.detect.feed import feed, source
+from kcap.detect.room import Bounds
 from kcap.errors import KcapError
 from kcap.model import decode
 from kcap.model.alert import SEVERITIES
-from kcap.readers.rules.tracee import SETS, TraceeRules, signatures
+from kcap.readers.rules.tracee import SETS, TraceeRules, described, signatures
 
 Events = list[dict[str, Any]]
 
@@ -398,6 +401,17 @@ def test_events_that_are_needed() -> None:
     assert ",".join(sorted(of_one or ())) == "process_vm_writev,ptrace,security_file_open"
 
 
+def test_the_page_lists_them(read_text: Callable[[str], str]) -> None:
+    """The page on signatures, and `kcap docs signatures`, list each with what it looks at."""
+    text = read_text("docs/signatures.md").partition("<!-- table signatures -->\n")[2]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip().replace("`", "") for cell in line] for line in lines]
+    listed = {one[0]: (*one[1:3], {"any": "*"}.get(one[3], one[3]), one[4]) for one in cells[2:]}
+    assert listed == {one[0]: one[1:5] for one in described()[1:]}
+    shown = run("docs", "signatures").stdout
+    assert all(name in shown and one[3] in shown for name, one in listed.items())
+
+
 def test_what_is_said_of_them() -> None:
     """Severities are words that alerts have, and stay numbers in the details."""
     about = {rule.about.id: rule.about for rule in signatures("all")}
@@ -410,6 +424,16 @@ def test_what_is_said_of_them() -> None:
     assert all(one.description and one.kind == "tracee" for one in about.values())
 
 
+def test_memory_is_bounded() -> None:
+    """What is too much to remember is forgotten, the oldest first, and it is said."""
+    events = [*(connected(3, pid=pid) for pid in (1, 2, 3)), duplicated(3, 0, pid=1)]
+    events.append(duplicated(3, 0, pid=3))
+    engine = Detections([rules("seed")["TRC-1"]], bounds=Bounds(rule_entries=2))
+    found = [alert for batch in source(events).batches() for _, alert in engine.alerts(batch)]
+    assert [alert.causes[0][1] for alert in found] == [4]
+    assert [(loss.kind, loss.count) for loss in engine.losses] == [("evicted", 1)]
+
+
 REGO: Final = 'package tracee.TRC_4\n\n__rego_metadoc__ := {\n    "id": "TRC-4",\n}\n'
 
 
@@ -419,7 +443,8 @@ REGO: Final = 'package tracee.TRC_4\n\n__rego_metadoc__ := {\n    "id": "TRC-4",
 def test_signatures_in_rego(text: str, hint: str) -> None:
     """A signature in Rego is not run, and it is said why, where and what helps."""
     loader = TraceeRules()
-    assert loader.sniff(text, "x.txt")
+    assert loader.sniff(text, "x.rego")
+    assert not loader.sniff(text, "x_test.rego")
     assert not loader.sniff("id: TRC-4\n", "x.yaml")
     (found,) = loader.load(text, "x.rego")
     assert hint in (found.error.hint or "")

@@ -28,6 +28,7 @@ def command(topic: str | None) -> None:
         "transform": ("transformers of --transform and files, patterns of redact", _transform),
         "templates": ("what a template may name and do, with its filters", _templates),
         "filaments": ("what a filament has, what it can call and what it may take", _filaments),
+        "signatures": ("Tracee's signatures: severity, sets, origin, events", _signatures),
         "settings": ("a file of settings, explained; 'kcap config' shows what holds", _settings),
         "format": ("the .kcap format, normative", _format),
     }
@@ -215,6 +216,13 @@ def _filaments() -> str:
         f"It can call:\n\n{table(calls)}\n\n"
         f"It may take, in the section filament of the settings:\n\n{table(limits)}"
     )
+
+
+def _signatures() -> str:
+    from kcap.readers.rules.tracee import described
+
+    heading, *rows = described()
+    return table([tuple(map(str.upper, heading)), *rows])
 
 
 def _settings() -> str:

@@ -26,6 +26,7 @@ SETS: Final = ("seed", "v0.15", "v0.24", "all")
 
 _PATTERN: Final = re.compile(r'"id"\s*:\s*"([A-Za-z0-9_-]{1,40})"')
 _PACKAGE: Final = re.compile(r"^\s*package\s+tracee\b", re.MULTILINE)
+_TESTS: Final = "_test.rego"
 _OPTIONAL: Final = "?"
 """Behind an event that is looked at where it was recorded, but not needed."""
 
@@ -129,6 +130,27 @@ def signatures(chosen: str = "seed", ids: Collection[str] | None = None) -> list
     return [_rule(row, _of(row.id, chosen), macros) for row in rows if ids is None or row.id in ids]
 
 
+def described() -> list[tuple[str, ...]]:
+    """What there is, for people.
+
+    Returns:
+        Of each signature its id, severity, sets, where its events come from, these events, and
+        its name; a heading first.
+    """
+    found: list[tuple[str, ...]] = [("id", "severity", "sets", "origin", "events", "name")]
+    for row in _signatures():
+        ons = _of(row.id, "all")
+        origins = sorted({one.origin for one in ons})
+        events = dict.fromkeys(one.event for one in ons if not one.event.endswith(_OPTIONAL))
+        told = (_severity(row), row.sets.replace(",", " "), " ".join(origins), " ".join(events))
+        found.append((row.id, *told, row.name))
+    return found
+
+
+def _severity(row: _Row) -> str:
+    return SEVERITIES[max(int(row.severity) - 1, 0)]  # 0 is information, 4 critical
+
+
 def _of(name: str, chosen: str) -> list[_On]:
     found = [one for one in _selectors() if one.id == name]
     return [one for one in found if not one.sets or chosen in one.sets.split(",")]
@@ -147,8 +169,7 @@ def _rule(row: _Row, ons: Sequence[_On], macros: MacroTable) -> Rule:
 
 
 def _about(row: _Row) -> About:
-    severity = int(row.severity)
-    details: dict[str, object] = {"Severity": severity}
+    details: dict[str, object] = {"Severity": int(row.severity)}
     if row.mitre_id:
         details |= {"Category": row.category, "Technique": row.technique}
         details["external_id"] = row.mitre_id
@@ -161,7 +182,7 @@ def _about(row: _Row) -> About:
         name=row.name,
         version=row.version,
         description=row.description,
-        severity=SEVERITIES[max(severity - 1, 0)],  # 0 is information, 4 critical
+        severity=_severity(row),
         tags=tuple(filter(None, row.tags.split(","))),
         techniques=(row.mitre_id or f"{row.category}: {row.technique}",),
         kind="tracee",
@@ -193,9 +214,9 @@ class TraceeRules:
             path: Its name.
 
         Returns:
-            True where it is of a package of Tracee's.
+            True where it is of a package of Tracee's, and holds no tests.
         """
-        return path.endswith(TraceeRules.suffixes) or _PACKAGE.search(text) is not None
+        return _PACKAGE.search(text) is not None and not path.endswith(_TESTS)
 
     def load(self, text: str, path: str) -> Iterator[Rule | Problem]:
         """Say why a file is not run.
@@ -210,7 +231,7 @@ class TraceeRules:
         found = _PATTERN.search(text)
         name = found[1] if found else None
         built_in = name is not None and any(row.id == name for row in _signatures())
-        hint = "write it as a rule of kcap's: kcap docs detections"
+        hint = "write it as a rule of kcap's: docs/detections.md"
         if built_in:
             hint = f"kcap has {name} of its own: --rules {name}"
         line = None if found is None else text.count("\n", 0, found.start()) + 1
