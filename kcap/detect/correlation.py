@@ -60,9 +60,14 @@ class Correlation:
     condition: str = "gte"
     """One of `CONDITIONS`."""
     count: int | None = None
-    """What it is compared with; None, for a temporal one, for the number of its selectors."""
+    """What it is compared with; None, for a temporal one, for the number of its steps."""
     values: tuple[str, ...] = ()
     """The fields whose different values are counted."""
+    values_by_selector: Mapping[int, tuple[str, ...]] | None = None
+    """Other ones for some selectors, as many as ``values``."""
+    steps: Mapping[int, int] | None = None
+    """Which of the things that must happen, from 0, some selectors find: what one source calls
+    otherwise than another is still one thing. None where each selector finds its own."""
     era: int | None = None
     """Of the fields."""
 
@@ -89,9 +94,11 @@ def rule(about: About, selectors: Sequence[Selector], what: Correlation) -> Rule
     for name in (*what.by, *what.values):
         events.field(name, what.era)  # it must be one
     asked = {*what.by, *what.values, *(text.fields if text else ())}
-    for names in (what.by_selector or {}).values():
-        asked.update(names)
-    plan = _Plan(what, len(selectors), text, about.description)
+    for others in (what.by_selector, what.values_by_selector):
+        for names in (others or {}).values():
+            asked.update(names)
+    steps = {(what.steps or {}).get(number, number) for number in range(len(selectors))}
+    plan = _Plan(what, len(steps), text, about.description)
     shown = replace(about, text=None)
     return Rule(shown, tuple(selectors), lambda: _Counting(plan), fields=frozenset(asked))
 
@@ -115,26 +122,28 @@ def _check(selectors: Sequence[Selector], what: Correlation) -> None:
         raise ValueError(f"{what.type} asks how much happened: expected gt or gte")
     if any(len(names) != len(what.by) for names in (what.by_selector or {}).values()):
         raise ValueError("its events are grouped by different numbers of fields")
+    if any(len(names) != len(what.values) for names in (what.values_by_selector or {}).values()):
+        raise ValueError("different numbers of fields are counted in its events")
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     what: Correlation
-    selectors: int
+    steps: int
     text: Text | None
     description: str
 
     @property
     def count(self) -> int:
         """What is compared with."""
-        return self.selectors if self.what.count is None else self.what.count
+        return self.steps if self.what.count is None else self.what.count
 
 
 class _Seen(NamedTuple):
     """An event that counts."""
 
     time_ns: int
-    selector: int
+    step: int
     causes: tuple[Identity, ...]
     value: Hashable
     shown: Mapping[Place, Any]
@@ -174,7 +183,8 @@ class _Counting:
         key = key_of(event, names, what.era)
         value: Hashable = None
         if what.values:
-            value = key_of(event, what.values, what.era)
+            counted = what.values_by_selector or {}
+            value = key_of(event, counted.get(selector, what.values), what.era)
         if key is None or (what.values and value is None):
             return
         self._expire(context)
@@ -185,7 +195,8 @@ class _Counting:
         places = () if self._plan.text is None else self._plan.text.places
         shown = {place: event.field(place.name, what.era) for place in places}
         size = _SEEN_BYTES + size_of((value, *shown.values()))
-        seen = _Seen(context.now_ns, selector, _causes(event), value, shown, size)
+        step = (what.steps or {}).get(selector, selector)
+        seen = _Seen(context.now_ns, step, _causes(event), value, shown, size)
         group = self._with(context, key, group, seen)
         if group is None:
             return
@@ -246,7 +257,7 @@ class _Counting:
         if what.type == VALUE_COUNT:
             return len({seen.value for seen in group.events})
         if what.type == TEMPORAL:
-            return len({seen.selector for seen in group.events})
+            return len({seen.step for seen in group.events})
         return _ordered(group.events)
 
     def _alert(self, context: Context, key: Key, group: _Group) -> None:
@@ -268,7 +279,7 @@ def _ordered(seen: Sequence[_Seen] | deque[_Seen]) -> int:
     """How many of the selectors there are one after another, from the first on."""
     found = 0
     for one in seen:
-        found += one.selector == found
+        found += one.step == found
     return found
 
 

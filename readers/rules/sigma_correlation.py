@@ -1,0 +1,168 @@
+"""Sigma's correlations: how many events of other rules, or which of them, in one time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from kcap.detect import correlation
+from kcap.detect.correlation import Correlation
+from kcap.detect.rule import Rule, Selector
+from kcap.filter import Filter
+from kcap.filter.syntax import Binary, FieldRef, Literal, Op, text_of
+from kcap.readers.rules.sigma_condition import conjunction
+from kcap.readers.rules.sigma_rule import Wanted, Written, about_of
+
+if TYPE_CHECKING:
+    from kcap.errors import BadInputError
+
+Wants = Callable[[Written], tuple[list[Wanted], dict[str, str]]]
+
+_NS: Final = 10**9
+_ERA: Final = 3
+
+
+class Correlations:
+    """Makes rules of correlations.
+
+    Args:
+        rules: The rules that they may speak of.
+        correlations: All correlations, which may speak of each other too.
+        wanted: Tells the events of a rule.
+    """
+
+    def __init__(
+        self, rules: Sequence[Written], correlations: Sequence[Written], wanted: Wants
+    ) -> None:
+        self._wanted = wanted
+        self._known: dict[str, Written] = {}
+        for written in (*rules, *correlations):
+            for name in (written.parsed.id, written.parsed.name):
+                if name:
+                    self._known.setdefault(str(name), written)
+        self._correlations = {id(written) for written in correlations}
+        self._silent = {
+            id(self._known[reference])
+            for written in correlations
+            if not written.parsed.generate
+            for reference in _references(written)
+            if reference in self._known
+        } - self._correlations
+
+    def is_silent(self, written: Written) -> bool:
+        """Whether a rule only says which events others speak of: it alerts of none itself.
+
+        Args:
+            written: The rule.
+
+        Returns:
+            False where ``generate`` is true of all correlations that name it.
+        """
+        return id(written) in self._silent
+
+    def rule(self, written: Written) -> Rule:
+        """Make a rule.
+
+        Args:
+            written: The correlation.
+
+        Returns:
+            It.
+
+        Raises:
+            BadInputError: It can't be told.
+        """
+        condition = written.parsed.condition
+        if isinstance(getattr(condition, "expression", None), str):
+            raise _unknown(written, "a condition with 'and', 'or' and 'not' of rules", "condition")
+        kind = written.parsed.type.name.lower()
+        if kind not in correlation.TYPES:
+            raise _unknown(written, f"{kind!r}", "type")
+        by = [str(name) for name in written.parsed.group_by or ()]
+        counted = getattr(condition, "fieldref", None) if kind == correlation.VALUE_COUNT else None
+        values = [counted] if isinstance(counted, str) else list(counted or ())
+        selectors: list[Selector] = []
+        steps: list[int] = []
+        keys: list[tuple[str, ...]] = []
+        shown: list[tuple[str, ...]] = []
+        missed: dict[str, str] = {}
+        for step, reference in enumerate(_references(written)):
+            found, missing = self._events(written, reference, by)
+            missed.update(missing)
+            for selector, fields in found:
+                selectors.append(selector)
+                steps.append(step)
+                keys.append(tuple(fields(name) for name in by))
+                shown.append(tuple(fields(name) for name in values))
+        what = Correlation(
+            type=kind,
+            timespan_ns=written.parsed.timespan.seconds * _NS,
+            by=keys[0],
+            by_selector=dict(enumerate(keys)),
+            condition=condition.op.name.lower(),
+            count=self._count(written, kind),
+            values=shown[0],
+            values_by_selector=dict(enumerate(shown)),
+            steps=dict(enumerate(steps)),
+            era=_ERA,
+        )
+        about = about_of(written, {"unavailable": missed} if missed else {})
+        try:
+            return correlation.rule(about, selectors, what)
+        except ValueError as error:
+            raise written.error(str(error), "correlation") from error
+
+    def _count(self, written: Written, kind: str) -> int | None:
+        """What is compared with; a temporal one without a condition wants all of its rules."""
+        temporal = kind in (correlation.TEMPORAL, correlation.TEMPORAL_ORDERED)
+        if temporal and "condition" not in written.document.value["correlation"]:
+            return None
+        count = written.parsed.condition.count
+        if not isinstance(count, int):
+            raise written.error(f"{count} is no number of events", "correlation", "condition")
+        return count
+
+    def _events(
+        self, written: Written, reference: str, by: Sequence[str]
+    ) -> tuple[list[tuple[Selector, Callable[[str], str]]], Mapping[str, str]]:
+        """The events of a rule that a correlation names, and the names of their fields."""
+        known = self._known.get(reference)
+        if known is None:
+            what = f"no rule is called {reference!r}"
+            hint = "give the file of that rule too"
+            raise written.error(what, "correlation", "rules", hint=hint)
+        if id(known) in self._correlations:
+            if by:
+                what = "alerts of a correlation don't have the fields of its events"
+                raise written.error(what, "correlation", "group-by", expected="none")
+            return [(_alerts_of(known.id), str)], {}
+        found, missed = self._wanted(known)
+        aliases: dict[str, str] = {}
+        for alias in written.parsed.aliases:
+            for other, field in alias.mapping.items():
+                if self._known.get(other.reference) is known:
+                    aliases[alias.alias] = field
+        return [(one.selector, _names(one, aliases)) for one in found], missed
+
+
+def _names(one: Wanted, aliases: Mapping[str, str]) -> Callable[[str], str]:
+    """The fields of the filter language by those of Sigma's."""
+    return lambda name: text_of(one.target.names(aliases.get(name, name))[0])
+
+
+def _alerts_of(rule: str) -> Selector:
+    """The alerts of a rule, which are events too."""
+    named = Binary(Op.EQ, FieldRef("evt.name"), Literal("alert"))
+    ours = Binary(Op.EQ, FieldRef("evt.arg", "rule"), Literal(rule))
+    return Selector("alerts", Filter.of(text_of(conjunction([named, ours])), _ERA))
+
+
+def _references(written: Written) -> list[str]:
+    """The rules that a correlation is about, by id or name."""
+    return [str(one.reference) for one in written.parsed.rules or ()]
+
+
+def _unknown(written: Written, what: str, key: str) -> BadInputError:
+    expected = ", ".join(correlation.TYPES)
+    what = f"{what} is no correlation that kcap knows"
+    return written.error(what, "correlation", key, expected=expected)
