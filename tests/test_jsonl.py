@@ -26,7 +26,7 @@ from kcap.model import catalogue, naming, text
 from kcap.model.batch import EMPTY, Batch, Column, concat, constant, dictionary
 from kcap.model.builder import Field, RecordBuilder
 from kcap.model.classes import TypeClass
-from kcap.writers import fragments
+from kcap.writers import blocks, fragments
 from kcap.writers.jsonl import JsonLines
 
 FIELDS = [
@@ -117,7 +117,7 @@ def test_cutting_changes_nothing(batches: list[Batch], step: int, block: int) ->
     rows = np.arange(len(whole), dtype=np.int32)
     assert lines_of(*(whole.take(rows[i : i + step]) for i in range(0, len(whole), step))) == once
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fragments, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "BLOCK_BYTES", block)
         assert lines_of(whole) == once
 
 
@@ -293,7 +293,7 @@ import io, re, sys
 import numpy as np, pyarrow as pa
 from kcap.model.batch import Batch, Column, dictionary
 from kcap.model.classes import TypeClass
-from kcap.writers import fragments
+from kcap.writers import blocks
 from kcap.writers.jsonl import JsonLines
 
 class Nowhere(io.RawIOBase):
@@ -305,7 +305,7 @@ def peak_kib():  # not ru_maxrss, which a child inherits from whoever started it
         return int(re.search(r"VmHWM:\\s+(\\d+)", status.read())[1])
 
 rows, block = int(sys.argv[1]), int(sys.argv[2])
-fragments.BLOCK_BYTES = block or fragments.BLOCK_BYTES
+blocks.BLOCK_BYTES = block or blocks.BLOCK_BYTES
 numbers = Column(TypeClass.I64, pa.array(np.arange(rows) + (1 << 40)))
 words = Column(TypeClass.STR, dictionary(pa.array([f"word {i % 20000}" for i in range(rows)])))
 few = Column(TypeClass.I64, pa.array(range(100)), np.arange(100, dtype=np.int32))
@@ -334,7 +334,7 @@ LONG = "x" * 50_000
 
 
 @pytest.mark.parametrize(
-    ("column", "blocks"),
+    ("column", "several"),
     [
         (constant(TypeClass.STR, LONG, 512), True),
         (Column(TypeClass.LIST, pa.array([[LONG], []] * 256)), True),
@@ -342,7 +342,7 @@ LONG = "x" * 50_000
         (constant(TypeClass.STR, "short", 512), False),
     ],
 )
-def test_long_values_come_in_blocks(column: Column, blocks: bool) -> None:
+def test_long_values_come_in_blocks(column: Column, several: bool) -> None:
     """What one write holds follows the text, also where one entry serves every row."""
     widths: list[int] = []
 
@@ -354,8 +354,8 @@ def test_long_values_come_in_blocks(column: Column, blocks: bool) -> None:
     batch = Batch(512, {"arg_x": column})
     JsonLines(Measure()).write(batch)
     assert sum(widths) == len(lines_of(batch))
-    assert max(widths) <= fragments.BLOCK_BYTES
-    assert (len(widths) > 1) is blocks
+    assert max(widths) <= blocks.BLOCK_BYTES
+    assert (len(widths) > 1) is several
 
 
 def test_unused_long_entries_are_not_rendered() -> None:

@@ -23,7 +23,7 @@ from kcap.model.batch import EMPTY, Batch, Column, concat, constant, dictionary
 from kcap.model.builder import Field, RecordBuilder
 from kcap.model.catalogue import ColumnInfo
 from kcap.model.classes import TypeClass
-from kcap.writers import fragments, line
+from kcap.writers import blocks, line
 from kcap.writers.line import ConsoleLines
 
 I64, STR = TypeClass.I64, TypeClass.STR
@@ -145,7 +145,7 @@ def test_cutting_changes_nothing(batches: list[Batch], step: int, block: int) ->
     assert lines_of(*batches) == once
     assert lines_of(*(whole.slice(i, i + step) for i in range(0, len(whole), step))) == once
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fragments, "BLOCK_BYTES", block)
+        patch.setattr(blocks, "BLOCK_BYTES", block)
         assert lines_of(whole) == once
 
 
@@ -455,7 +455,7 @@ def test_long_values_come_in_blocks() -> None:
     ConsoleLines(Measure(), template="{{ .Cmd }}").write(batch)
     assert sum(widths) == 2000 * 10_001
     assert len(widths) > 1
-    assert max(widths) <= fragments.BLOCK_BYTES
+    assert max(widths) <= blocks.BLOCK_BYTES
     widths.clear()
     ConsoleLines(Measure(), template="{{ .Pid }}").write(batch)
     assert len(widths) == 1

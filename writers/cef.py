@@ -15,7 +15,7 @@ from kcap import __version__
 from kcap.model import catalogue, naming, text
 from kcap.model.batch import Batch, Column, Rows, without_state
 from kcap.model.classes import TypeClass
-from kcap.writers import arguments, fragments
+from kcap.writers import arguments, blocks, fragments
 from kcap.writers.fragments import Texts
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
@@ -91,7 +91,7 @@ class Cef:
         """
         if not self._state:
             batch = without_state(batch)
-        for block in fragments.blocks(batch):
+        for block in blocks.of(batch):
             fragments.write_all(self._stream, _lines(block))
         fragments.flush(self._stream)
 

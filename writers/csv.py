@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
-from kcap.writers import fragments
+from kcap.writers import blocks, fragments
 from kcap.writers.layout import Layout, texts
 
 CELLS: Final = 1 << 21
@@ -68,7 +68,7 @@ class Csv:
             OutputError: The stream takes no more.
         """
         for rows in self._layout.rows(batch):
-            for block in fragments.blocks(rows):
+            for block in blocks.of(rows):
                 for start in range(0, block.rows, self._rows):
                     lines = self._lines(block.slice(start, start + self._rows))
                     fragments.write_all(self._stream, lines)

@@ -14,7 +14,7 @@ from kcap import limits
 from kcap.model import catalogue, text
 from kcap.model.batch import Batch, without_state
 from kcap.model.classes import TypeClass
-from kcap.writers import fragments
+from kcap.writers import blocks, fragments
 
 _BLANK: Final = re.compile("[\t\n\r]")
 _OPENING: Final = re.compile(r"[\[{]")
@@ -60,7 +60,7 @@ class JsonLines:
             literal = text.json_string(name)
             heads[name] = (constants.number(f"{{{literal}:"), constants.number(f",{literal}:"))
         shared = constants.texts()
-        for block in fragments.blocks(batch):
+        for block in blocks.of(batch):
             lines = fragments.LineBuilder(block.rows, shared)
             _append_events(lines, block, heads, ends)
             fragments.write_all(self._stream, lines.finish())

@@ -21,7 +21,7 @@ from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
 from kcap.model.text import json_string
 from kcap.replay.rebatch import row_bytes
-from kcap.writers import fragments
+from kcap.writers import blocks, fragments
 from kcap.writers.jsonl import json_texts
 
 NARROW_ROWS: Final = 1 << 16
@@ -243,7 +243,7 @@ class Lines(Layout):
 
     def rows(self, batch: Batch) -> Iterator[Batch]:
         """See `Layout.rows`: all arguments of an event are one JSON object in `ARGS`."""
-        for block in fragments.blocks(batch):
+        for block in blocks.of(batch):
             yield block.select(self.columns).adding({ARGS: _as_object(block)})
 
 

@@ -17,7 +17,7 @@ from kcap.model import catalogue, decode, text
 from kcap.model.batch import Batch, Column, without_state
 from kcap.model.kinds import DECIDING, Kinds
 from kcap.model.side import SourceInfo
-from kcap.writers import arguments, fragments
+from kcap.writers import arguments, blocks, fragments
 from kcap.writers.fragments import LineBuilder, Texts
 
 TEMPLATE: Final = (
@@ -154,7 +154,7 @@ class ConsoleLines:
         parts = self._resolve(batch, constants)
         shared = constants.texts()
         named = {c[0] for part in parts if not isinstance(part, int) for c in part.columns}
-        for block in fragments.blocks(batch.select(named | DECIDING)):
+        for block in blocks.of(batch.select(named | DECIDING)):
             kinds = Kinds(block, self._families)
             lines = LineBuilder(block.rows, shared)
             for part in parts:

@@ -21,7 +21,7 @@ from kcap.model.batch import Batch, Column, Rows, without_state
 from kcap.model.classes import TypeClass
 from kcap.model.kinds import DECIDING, Kinds
 from kcap.model.side import Loss, SourceInfo
-from kcap.writers import arguments, fragments
+from kcap.writers import arguments, blocks, fragments
 from kcap.writers.fragments import LineBuilder, Texts
 
 _SECOND_NS: Final = 10**9
@@ -128,7 +128,7 @@ class Table:
         self._events += batch.rows
         shown = {name for field in self._fields for name in (*field.names, *self._in_host(field))}
         shown |= {a.column for a in arguments.found(batch)} | DECIDING | {"shape"}
-        for block in fragments.blocks(batch.select(shown)):
+        for block in blocks.of(batch.select(shown)):
             fragments.write_all(self._stream, self._lines(block))
         fragments.flush(self._stream)  # Who watches a live source sees each batch as it comes.
 

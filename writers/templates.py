@@ -24,7 +24,7 @@ from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
 from kcap.model.kinds import DECIDING, Kinds
 from kcap.model.side import SourceInfo
-from kcap.writers import arguments, fragments, rendered
+from kcap.writers import arguments, blocks, fragments, rendered
 from kcap.writers.fragments import Texts
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Template:
         for side in batch.before:
             if isinstance(side, SourceInfo):
                 self._families[side.id] = side.collector
-        for block in fragments.blocks(batch.select(self.columns(batch) | DECIDING)):
+        for block in blocks.of(batch.select(self.columns(batch) | DECIDING)):
             kinds = Kinds(block, self._families)
             if self._parts is None:
                 yield self._worked_out(block, kinds)

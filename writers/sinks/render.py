@@ -19,7 +19,7 @@ from kcap.model import text as texts
 from kcap.model.batch import Batch, Rows, without_state
 from kcap.model.classes import TypeClass
 from kcap.model.side import Side, SourceInfo
-from kcap.writers import fragments
+from kcap.writers import blocks, fragments
 from kcap.writers.sinks import messages
 from kcap.writers.sinks.messages import Texts
 
@@ -120,7 +120,7 @@ class Renderer:
         wanted = chosen(without_state(batch), self._what).with_before(self._sources)
         if wanted.rows:
             self._sources = ()
-        for block in fragments.blocks(wanted):
+        for block in blocks.of(wanted):
             bodies, ids = self._bodies(block), self._ids(block)
             values = {name: make(block) for name, make in self._values.items()}
             times = block.numpy("ts", messages.NO_TIME).astype("<i8")
