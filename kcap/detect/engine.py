@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -138,10 +139,17 @@ class Detections:
 
     def see(self, batch: Batch) -> list[tuple[int, Batch]]:
         """See `kcap.replay.tap.Tap`."""
-        found: dict[int, list[Alert]] = {}
-        for rows, one in self.alerts(batch):
-            found.setdefault(rows, []).append(one)
-        return [(rows, alert.batch(alerts)) for rows, alerts in found.items()]
+        found = self.alerts(batch)
+        if not found:
+            return []
+        # Columns are made once; a batch of a single alert takes as long as one of thousands.
+        whole = alert.batch([one for _, one in found])
+        counts = Counter(rows for rows, _ in found)
+        ends = accumulate(counts.values())
+        return [
+            (rows, whole.slice(end - count, end))
+            for (rows, count), end in zip(counts.items(), ends, strict=True)
+        ]
 
     def end(self) -> list[Batch]:
         """See `kcap.replay.tap.Tap`."""

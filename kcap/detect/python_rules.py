@@ -163,7 +163,8 @@ def rule_of(signature: type, file: str = "", line: int | None = None) -> Rule:
             raise wrong(what, error.expected or "a filter", error.hint) from error
     names = tuple(selector.name for selector in chosen)
     fields = frozenset(said.pop("fields"))
-    about = About(id=own, kind="python", file=file, line=line, **{"name": own, **said})
+    said["name"] = said.get("name") or own
+    about = About(id=own, kind="python", file=file, line=line, **said)
     return Rule(about, tuple(chosen), lambda: _Machine(signature(), names), fields=fields)
 
 

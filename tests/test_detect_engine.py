@@ -1,0 +1,514 @@
+"""The engine of detections: what rules see, in which order, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+import filter_rows
+import pytest
+from derived_support import recording
+from detect_support import (
+    about,
+    batch,
+    briefly,
+    cut,
+    event,
+    plain,
+    raised,
+    run,
+    selector,
+    stateful,
+    stream,
+)
+from filter_made import Maker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kcap.detect.engine import DEADLINES_MAX, DEPTH_MAX, Detections
+from kcap.detect.python_rules import Signature, rule_of
+from kcap.detect.room import Bounds
+from kcap.detect.rule import Exempt, Rule, Selector
+from kcap.filter import Filter
+from kcap.model.stream import StreamInfo
+from kcap.replay.pipeline import EXIT_DONE, EXIT_LOSSY, Pipeline
+
+# what rules see
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1 << 30), st.lists(st.integers(1, 40), max_size=4))
+def test_alerts_are_those_of_the_row_by_row_oracle(seed: int, places: list[int]) -> None:
+    """Each rule alerts on the rows that the interpreter finds, rows first, then rules by id."""
+    maker = Maker(seed)
+    events = maker.events(40)
+    filters = [Filter.of(text, era) for text, era in maker.filters(6)]
+    filters = [one for one in filters if not one.needs_state]
+    ids = [f"R{number}" for number in range(len(filters))]
+    rules = [
+        Rule(about(name), (Selector("x", one),)) for name, one in zip(ids, filters, strict=True)
+    ]
+
+    found = raised(Detections(reversed(rules)), cut(events, places))
+
+    kinds = [row.get("kind") for row in events.to_pylist()]
+    expected = [
+        (row + 1, name)
+        for name, one in zip(ids, filters, strict=True)
+        for row in filter_rows.rows(one, events)
+        if kinds[row] not in ("state", "alert")
+    ]
+    assert briefly(found) == sorted(expected)
+
+
+def test_records_of_what_was_there_are_no_events() -> None:
+    """A rule does not see rows of kind state, and they do not move the clock."""
+    events = [event("a", 5, kind="state"), event("a", 1)]
+
+    found = run([plain("R", "evt.name = 'a'")], events)
+
+    assert [(rows, one["ts_ns"]) for rows, one in found] == [(2, 1)]
+
+
+def test_a_rule_sees_the_views_that_it_names_and_no_others() -> None:
+    """What other rules name adds no events to a rule's."""
+    events = recording([("execve", {"$process_name": "cat", "pathname": "/bin/cat"})])
+    named = plain("named", "evt.name = 'sched_process_exec'")
+    broad = plain("broad", "ps.name = 'cat'")
+
+    both = briefly(raised(Detections([named, broad]), [events]))
+    alone = briefly(raised(Detections([broad]), [events]))
+
+    assert [one for one in both if one[1] == "broad"] == alone == [(1, "broad")]
+
+
+def test_a_rule_may_ask_for_what_only_the_state_tells() -> None:
+    """The parent's name is known to a condition, a text and a machine that said so."""
+
+    class Asks(Signature):
+        id = "asks"
+        selectors: ClassVar = {"a": "evt.name = 'a'"}
+        fields = ("ps.parent.cmdline",)
+
+        def on_match(self, ctx: Any, selector: str, event: Any) -> None:
+            ctx.alert(data={"parent": event.field("ps.parent.cmdline")})
+
+    events = [
+        event("p", 1, 7, kind="state", action="process_rundown", tid=7, cmdline="p"),
+        event("a", 2, 8, ppid=7),
+    ]
+    rules = [
+        plain("filter", "evt.name = 'a' and ps.parent.cmdline = 'p'"),
+        plain("text", "evt.name = 'a'", text="of %ps.parent.cmdline"),
+        rule_of(Asks),
+    ]
+
+    found = run(rules, events)
+
+    assert briefly(found) == [(2, "asks"), (2, "filter"), (2, "text")]
+    assert json.loads(found[0][1]["data"]) == {"parent": "p"}
+    assert found[2][1]["text"] == "of p"
+
+
+# order
+
+
+class Several(Signature):
+    """Says which selector it was called for, twice."""
+
+    id = "m"
+    selectors: ClassVar = {"first": "evt.name in ('a', 'b')", "second": "evt.name = 'b'"}
+
+    def on_match(self, ctx: Any, selector: str, event: Any) -> None:
+        """See `Signature`."""
+        ctx.alert(title=f"{selector} 1")
+        ctx.alert(title=f"{selector} 2")
+
+
+def test_alerts_come_by_event_then_rule_then_emission() -> None:
+    """For one event and rule the last selector comes first."""
+    rules = [plain("z", "pid = 1"), rule_of(Several), plain("a", "pid = 1")]
+
+    found = run(rules, [event("b", 1), event("a", 2)])
+
+    assert [(rows, one["rule"], one["title"]) for rows, one in found] == [
+        (1, "a", "a"), (1, "m", "second 1"), (1, "m", "second 2"), (1, "m", "first 1"),
+        (1, "m", "first 2"), (1, "z", "z"),
+        (2, "a", "a"), (2, "m", "first 1"), (2, "m", "first 2"), (2, "z", "z"),
+    ]  # fmt: skip
+
+
+def test_alerts_of_one_rule_and_event_have_numbers_and_ids_of_their_own() -> None:
+    """Alerts that say the same of the same events can be told apart."""
+    found = run([rule_of(Several)], [event("b", 1)])
+
+    assert [one["number"] for _, one in found] == [0, 1, 2, 3]
+    assert len({one["alert_id"] for _, one in found}) == 4
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 1 << 30), st.lists(st.integers(1, 60), max_size=8))
+def test_batches_do_not_matter(seed: int, places: list[int]) -> None:
+    """Rules of every kind give the same alerts at the same places however a stream is cut."""
+    whole = batch(stream(seed, 60))
+
+    found = raised(Detections(stateful()), cut(whole, places))
+
+    assert found == raised(Detections(stateful()), [whole])
+
+
+def test_batches_would_matter_with_state_of_one_batch_or_rule_after_rule() -> None:
+    """The comparison above fails for engines that do what it is there to find."""
+    whole = batch(stream(7, 60))
+    pieces = cut(whole, [20, 40])
+    right = raised(Detections(stateful()), [whole])
+    forgetful, rows = [], 0
+    for piece in pieces:
+        forgetful += [(rows + at, one) for at, one in raised(Detections(stateful()), [piece])]
+        rows += piece.rows
+    by_rule = [
+        one
+        for low, high in ((0, 20), (20, 40), (40, 61))
+        for one in sorted(
+            [one for one in right if low < one[0] <= high], key=lambda one: one[1]["rule"]
+        )
+    ]
+
+    assert len({one["rule"] for _, one in right}) == len(stateful())
+    assert [one for _, one in forgetful] != [one for _, one in right]
+    assert by_rule != right
+
+
+# time
+
+
+class Timer(Signature):
+    """Asks for a time three after each ``a``."""
+
+    id = "t"
+    selectors: ClassVar = {"a": "evt.name = 'a'"}
+
+    def on_match(self, ctx: Any, selector: str, event: Any) -> None:
+        """See `Signature`."""
+        ctx.at(ctx.now_ns + 3, event.ts_ns)
+
+    def on_deadline(self, ctx: Any, key: object) -> None:
+        """See `Signature`."""
+        ctx.alert(data={"of": key, "now": ctx.now_ns})
+
+    def on_end(self, ctx: Any) -> None:
+        """See `Signature`."""
+        ctx.alert(title="end")
+
+
+def test_a_deadline_comes_before_the_first_event_with_a_greater_time() -> None:
+    """Also among events that no selector wants, and one at the time itself comes before it."""
+    found = run([rule_of(Timer)], [event("a", 1), event("x", 4), event("x", 5), event("a", 9)])
+
+    assert [(rows, one["ts_ns"], one["title"]) for rows, one in found] == [
+        (2, 4, "t"),
+        (4, 9, "end"),
+    ]
+    assert json.loads(found[0][1]["data"]) == {"of": 1, "now": 4}
+
+
+def test_a_deadline_at_the_last_time_comes_with_the_end() -> None:
+    """One in the future does not come: nobody knows what will have been by then."""
+    at_the_end = run([rule_of(Timer)], [event("a", 1), event("x", 4)])
+    beyond = run([rule_of(Timer)], [event("a", 1), event("x", 3)])
+
+    assert [one["title"] for _, one in at_the_end] == ["t", "end"]
+    assert [one["title"] for _, one in beyond] == ["end"]
+
+
+def test_a_rule_that_asks_for_deadlines_without_end_is_ended() -> None:
+    """A loop ends with a problem, and the run goes on."""
+
+    class Loop(Timer):
+        id = "loop"
+
+        def on_deadline(self, ctx: Any, key: object) -> None:
+            ctx.at(0, key)
+
+    detections = Detections([rule_of(Loop), plain("z", "evt.name = 'z'")])
+
+    found = raised(detections, [batch([event("a", 1), event("z", 9)])])
+
+    assert briefly(found) == [(2, "z")]
+    assert [f"{DEADLINES_MAX:,}" in problem.error.what for problem in detections.problems] == [True]
+
+
+def test_the_clock_does_not_go_back() -> None:
+    """An event that was recorded late has the time of those before it."""
+    found = run([plain("R", "evt.name = 'a'")], [event("x", 9), event("a", 4), event("a", None)])
+
+    assert [one["ts_ns"] for _, one in found] == [9, 9]
+
+
+# alerts of alerts
+
+
+def test_an_alert_is_an_event_for_rules_that_ask_for_alerts() -> None:
+    """A rule of alerts tells what its alert is about by the events behind the other."""
+    rules = [
+        plain("low", "evt.name = 'a'"),
+        plain("of alerts", "evt.name = 'alert' and evt.arg[rule] = 'low'"),
+        plain("broad", "pid = 1"),
+    ]
+
+    found = run(rules, [event("a", 1)])
+
+    assert briefly(found) == [(1, "broad"), (1, "low"), (1, "of alerts")]
+    assert found[2][1]["causes"] == found[1][1]["causes"]
+    assert found[2][1]["who"] == found[1][1]["who"]
+
+
+def test_recorded_alerts_are_for_rules_of_alerts_alone() -> None:
+    """A broad condition does not alert on what another run said."""
+    recorded = event("alert", 1, kind="alert", rule="x")
+
+    found = run(
+        [plain("broad", "pid = 1"), plain("asks", "kind = 'alert' and args.rule = 'x'")], [recorded]
+    )
+
+    assert briefly(found) == [(1, "asks")]
+
+
+def test_alerts_of_alerts_end_at_a_depth_and_it_is_said() -> None:
+    """A rule of all alerts does not run for ever."""
+    detections = Detections([plain("a", "evt.name = 'a'"), plain("loop", "evt.name = 'alert'")])
+
+    found = raised(detections, [batch([event("a", 1)])])
+
+    assert briefly(found) == [(1, "a")] + [(1, "loop")] * (DEPTH_MAX - 1)
+    assert [(loss.kind, loss.count) for loss in detections.losses] == [("blind", 1)]
+
+
+# what goes wrong
+
+
+class Broken(Signature):
+    """Divides by zero at each ``b``."""
+
+    id = "broken"
+    selectors: ClassVar = {"any": "pid = 1"}
+
+    def on_match(self, ctx: Any, selector: str, event: Any) -> None:
+        """See `Signature`."""
+        ctx.alert(data={"n": 1 // (event.name != "b")})
+
+
+class _Listed:
+    info = StreamInfo("test", "test")
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+
+    def batches(self) -> Any:
+        yield self._events
+
+    def close(self) -> None: ...
+
+
+def test_an_exception_ends_its_rule_and_the_others_go_on() -> None:
+    """The problem names file, line, rule and event; the run ends with exit code 3."""
+    rule = rule_of(Broken, __file__, 1)
+    detections = Detections([rule, plain("z", "pid = 1")])
+    events = batch([event("a", 1), event("b", 2), event("a", 3)])
+
+    summary = Pipeline(_Listed(events), (), taps=[detections]).run()
+
+    (problem,) = detections.problems
+    assert summary.alerts == 4
+    assert summary.exit_code == EXIT_LOSSY
+    assert (problem.id, problem.error.file) == ("broken", __file__)
+    assert problem.error.line == Broken.on_match.__code__.co_firstlineno + 2
+    assert "ZeroDivisionError" in problem.error.what
+    assert ":1 (b)" in problem.error.what
+
+
+def test_a_run_without_problems_is_no_lossy_one() -> None:
+    """The exit code above is not always so."""
+    events = batch([event("a", 1)])
+
+    summary = Pipeline(_Listed(events), (), taps=[Detections([rule_of(Broken)])]).run()
+
+    assert (summary.alerts, summary.exit_code) == (1, EXIT_DONE)
+
+
+def test_of_two_rules_with_one_id_the_first_runs() -> None:
+    """The other is a problem that names both places."""
+    first = plain("R", "pid = 1", file="a.yaml", line=3)
+    second = plain("R", "pid = 2", file="b.yaml", line=7)
+
+    detections = Detections([first, second])
+
+    assert briefly(raised(detections, [batch([event("a", 1, 1), event("a", 2, 2)])])) == [(1, "R")]
+    assert "a.yaml, line 3" in str(detections.problems[0].error)
+    assert str(detections.problems[0].error).startswith("b.yaml")
+
+
+# bounds
+
+
+def absences(rule_entries: int, **more: int) -> Detections:
+    """Rules that wait, with little room."""
+    return Detections(
+        [one for one in stateful() if one.about.id in ("absence", "count")],
+        bounds=Bounds(rule_entries=rule_entries, **more),
+    )
+
+
+@pytest.mark.parametrize(
+    ("detections", "kept"),
+    [
+        (absences(2), {3, 4}),
+        (absences(100, entries=4), {3, 4}),
+        (absences(100), {1, 2, 3, 4}),
+    ],
+    ids=["of a rule", "of all", "enough"],
+)
+def test_the_oldest_is_forgotten_first(detections: Detections, kept: set[int]) -> None:
+    """Beyond the bounds state goes, the oldest first, and each one counts."""
+    events = [event("a", pid, pid) for pid in (1, 2, 3, 4)] + [event("x", 100)]
+
+    found = raised(detections, [batch(events)])
+
+    pids = {one["who"]["pid"] for _, one in found if one["rule"] == "absence"}
+    assert pids == kept
+    lost = {loss.reason.split()[2]: loss.count for loss in detections.losses}
+    assert lost == ({} if len(kept) == 4 else {"absence": 2, "count": 2})
+    assert {loss.kind for loss in detections.losses} <= {"evicted"}
+
+
+def test_bytes_are_bounded_too() -> None:
+    """Long texts take the room of many short ones."""
+    rule = [one for one in stateful() if one.about.id == "sequence"]
+    bounds = Bounds(rule_bytes=4_000)
+    long, short = "x" * 3_000, "x"
+
+    def matched(text: str) -> list[int]:
+        events = [event("a", 1, pid, f=text) for pid in (1, 2)]
+        events += [event("b", 2, pid, f=text) for pid in (1, 2)]
+        return [one["who"]["pid"] for _, one in run(rule, events, bounds=bounds)]
+
+    assert matched(short) == [1, 2]
+    assert matched(long) == [2]
+
+
+def test_what_is_over_takes_no_room() -> None:
+    """Sequences that took too long, groups and waits that ended are gone without being counted."""
+    rules = [one for one in stateful() if one.about.id not in ("few", "alerts")]
+    detections = Detections(rules)
+    events = [event("a", 100 * n, n, f="x") for n in range(1, 500)]
+
+    raised(detections, [batch(events)])
+
+    assert len(detections.room) < 10
+    assert detections.losses == []
+
+
+# a start in the middle, and alerts that are not wanted
+
+
+@pytest.mark.parametrize("way", ["start_ns", "warm"])
+def test_a_start_in_the_middle_gives_the_tail(way: str) -> None:
+    """Rules know what was before the start; alerts from there on are those of a full run."""
+    events = [one for one in stream(6, 90) if one.get("ts")]
+    events = sorted(events, key=lambda one: one["ts"])
+    places = [n for n in range(1, len(events)) if events[n]["ts"] > events[n - 1]["ts"]]
+    middle = min(places, key=lambda n: abs(n - 40))
+    start_ns = events[middle]["ts"]
+    whole = batch(events)
+    full = raised(Detections(stateful()), [whole])
+
+    if way == "warm":
+        detections = Detections(stateful(), start_ns=start_ns)
+        detections.warm(whole.slice(0, middle))
+        found = raised(detections, [whole.slice(middle, whole.rows)])
+        found = [(rows + middle, one) for rows, one in found]
+    else:
+        found = raised(Detections(stateful(), start_ns=start_ns), [whole])
+
+    tail = [one for one in full if one[1]["ts_ns"] >= start_ns]
+    cold = raised(Detections(stateful()), [whole.slice(middle, whole.rows)])
+    assert found == tail
+    assert [one for _, one in cold] != [one for _, one in tail]
+
+
+def test_exceptions_hold_back_alerts_until_their_time_and_count_them() -> None:
+    """An exception of another rule, or one whose time is over, holds nothing back."""
+    of_rule = Exempt(Filter.of("evt.arg[f] = 'ours'"), "ours", "R", until_ns=10)
+    rules = [plain("R", "evt.name = 'a'"), plain("S", "evt.name = 'a'")]
+    events = [event("a", 1, f="ours"), event("a", 2, f="x"), event("a", 10, f="ours")]
+    detections = Detections(rules, exceptions=[of_rule])
+
+    found = briefly(raised(detections, [batch(events)]))
+
+    assert found == [(1, "S"), (2, "R"), (2, "S"), (3, "R"), (3, "S")]
+    assert detections.suppressed == {("R", "ours"): 1}
+
+
+def test_an_exception_may_ask_for_what_only_the_state_tells() -> None:
+    """Also where no rule does."""
+    known = Exempt(Filter.of("ps.parent.cmdline = 'p'"), "parent")
+    detections = Detections([plain("R", "evt.name = 'a'")], exceptions=[known])
+
+    found = raised(
+        detections,
+        [
+            batch(
+                [
+                    event("p", 1, 7, kind="state", action="process_rundown", tid=7, cmdline="p"),
+                    event("a", 2, 8, ppid=7),
+                    event("a", 3),
+                ]
+            )
+        ],
+    )
+
+    assert [rows for rows, _ in found] == [3]
+
+
+def test_an_exception_of_a_deadline_is_asked_of_the_alert() -> None:
+    """There is no event then; the alert says whose it is."""
+    rule = [one for one in stateful() if one.about.id == "absence"]
+    ours = Exempt(Filter.of("pid = 2"), "ours")
+
+    found = run(rule, [event("a", 1, 1), event("a", 1, 2), event("x", 50)], exceptions=[ours])
+
+    assert [one["who"]["pid"] for _, one in found] == [1]
+
+
+def test_a_throttle_holds_back_alerts_of_a_rule_about_a_process() -> None:
+    """Another process, another rule and another time are not held back."""
+    rules = [plain("R", "evt.name = 'a'"), plain("S", "evt.arg[f] = 's'")]
+    events = [event("a", 1), event("a", 2, 2), event("a", 5, f="s"), event("a", 11)]
+    detections = Detections(rules, throttle_ns=10)
+
+    found = briefly(raised(detections, [batch(events)]))
+
+    assert found == [(1, "R"), (2, "R"), (3, "S"), (4, "R")]
+    assert detections.suppressed == {("R", "throttled"): 1}
+
+
+def test_what_is_held_back_changes_no_id() -> None:
+    """Ids are the same with and without exceptions."""
+    rule = rule_of(Several)
+    held = Exempt(Filter.of("evt.name = 'b'"), "b")
+    events = [event("b", 1), event("a", 2)]
+
+    with_held = {one["alert_id"] for _, one in run([rule], events, exceptions=[held])}
+    every = {one["alert_id"]: rows for rows, one in run([rule], events)}
+
+    assert with_held == {name for name, rows in every.items() if rows == 2}
+
+
+def test_selectors_need_no_machine_of_their_own() -> None:
+    """A text shows fields of the event, and a percent sign stays what it is."""
+    rule = plain("R", "evt.name = 'a'", text="%ps.name: %evt.arg[f] is 100% of %evt.arg[g]; %%ok")
+
+    ((_, one),) = run([rule], [event("a", 1, f=3)])
+
+    assert one["text"] == "a: 3 is 100% of N/A; %ok"
+    assert selector("pid = 1").anywhere is None
