@@ -5,9 +5,10 @@ functions. ``prepare(settings)`` still has the rights of its parent: it loads wh
 and opens files. Then the rights are given up, for good, and ``run(prepared, requests, replies)``
 does the work: it reads from one pipe and writes to the other.
 
-On Linux it then has no capability, can't execute, fork, trace, mount or, without ``network``, make
-a socket; where the parent is root it is an ordinary user. Elsewhere it is only a process of its
-own.
+On Linux it then has no capability, can't execute, fork, trace, mount, send signals or, without
+``network``, make a socket; where the parent is root it is an ordinary user, and where the kernel
+has Landlock it can't look into other processes of its own user. Elsewhere it is only a process of
+its own.
 """
 
 from __future__ import annotations
@@ -247,11 +248,12 @@ def _confine(given: Mapping[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if not sys.platform.startswith("linux"):
         return
-    from kcap.guard import rights, seccomp
+    from kcap.guard import landlock, rights, seccomp
 
     if given["user"] is not None:
         rights.become(rights.User(*given["user"]))
     if rights.keep(()):
         raise KcapError("a thread of a library kept its rights", hint="report it")
+    landlock.keep_apart()
     seccomp.forbid(network=given["network"])
     rights.end_with_parent(signal.SIGTERM)

@@ -45,16 +45,36 @@ BECOMING: Final = {
 }  # fmt: skip
 SIGNALLING: Final = {
     "kill": 62, "tkill": 200, "rt_sigqueueinfo": 129, "rt_tgsigqueueinfo": 297,
-    "pidfd_send_signal": 424,
+    "pidfd_send_signal": 424, "process_mrelease": 448,
 }  # fmt: skip
+SCHEDULING: Final = {
+    "setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144,
+    "sched_setaffinity": 203, "sched_setattr": 314, "ioprio_set": 251, "migrate_pages": 256,
+    "move_pages": 279,
+}  # fmt: skip
+"""Calls that change how other processes of the same user run."""
+
 NETWORK: Final = {"socket": 41, "socketpair": 53, "connect": 42, "bind": 49, "listen": 50}
 
 REFUSED: Final = (
-    EXECUTING | FORKING | DEBUGGING | MOUNTING | NAMESPACES | KERNEL | BECOMING | SIGNALLING
+    EXECUTING
+    | FORKING
+    | DEBUGGING
+    | MOUNTING
+    | NAMESPACES
+    | KERNEL
+    | BECOMING
+    | SIGNALLING
+    | SCHEDULING
 )
 """Calls on x86-64 that fail with EPERM, by name."""
 
 _TGKILL: Final = 234
+_PRLIMIT: Final = 302
+_FCNTL: Final = 72
+_OWNING: Final = (8, 10, 15)
+"""F_SETOWN, F_SETSIG and F_SETOWN_EX, by which a pipe sends any signal to anybody."""
+
 _IOCTL: Final = 16
 _TYPING: Final = (0x5412, 0x541C)
 """TIOCSTI and TIOCLINUX, by which one types into the terminal of somebody else."""
@@ -86,9 +106,9 @@ def forbid(
 ) -> None:
     """Give up the calls of `REFUSED`, for this thread and all that it starts, for good.
 
-    Threads may be started, and signals sent to this process. Calls by the numbers of another
-    machine (32 bits) end the process. On machines other than x86-64 nothing is given up: the
-    numbers are not theirs.
+    Threads may be started, signals sent to this process, and its own limits set. Calls by the
+    numbers of another machine (32 bits) end the process. On machines other than x86-64 nothing is
+    given up: the numbers are not theirs.
 
     Args:
         network: Sockets may be made.
@@ -128,6 +148,7 @@ def _program(pid: int, *, network: bool, forks: bool, but: Collection[str]) -> b
     # Each test jumps to one of the ends behind them all.
     tests = [(_AT_LEAST, "eperm", _X32), *((_EQUAL, "eperm", number) for number in numbers)]
     tests += [(_EQUAL, "tgkill", _TGKILL), (_EQUAL, "ioctl", _IOCTL)]
+    tests += [(_EQUAL, "prlimit", _PRLIMIT), (_EQUAL, "fcntl", _FCNTL)]
     if not forks:
         tests += [(_EQUAL, "enosys", _CLONE3), (_EQUAL, "clone", _CLONE)]
     ends = [
@@ -143,12 +164,25 @@ def _program(pid: int, *, network: bool, forks: bool, but: Collection[str]) -> b
         ("", (_EQUAL, 0, 1, pid)),
         ("", (_RETURN, 0, 0, _ALLOW)),
         ("", (_RETURN, 0, 0, _FAIL | _EPERM)),
-        ("ioctl", (_LOAD, 0, 0, _SECOND_AT)),
-        *(("", (_EQUAL, len(_TYPING) - at, 0, code)) for at, code in enumerate(_TYPING)),
+        ("prlimit", (_LOAD, 0, 0, _FIRST_AT)),
+        ("", (_EQUAL, 1, 0, 0)),
+        ("", (_EQUAL, 0, 1, pid)),
         ("", (_RETURN, 0, 0, _ALLOW)),
         ("", (_RETURN, 0, 0, _FAIL | _EPERM)),
+        *_but("ioctl", _TYPING),
+        *_but("fcntl", _OWNING),
     ]
     places = {name: len(tests) + at for at, (name, _) in enumerate(ends)}
     out += [(test, places[end] - at - 1, 0, value) for at, (test, end, value) in enumerate(tests)]
     out += [instruction for _, instruction in ends]
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in out)
+
+
+def _but(name: str, codes: Collection[int]) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """An end that fails where a call's second word is one of some."""
+    return [
+        (name, (_LOAD, 0, 0, _SECOND_AT)),
+        *(("", (_EQUAL, len(codes) - at, 0, code)) for at, code in enumerate(codes)),
+        ("", (_RETURN, 0, 0, _ALLOW)),
+        ("", (_RETURN, 0, 0, _FAIL | _EPERM)),
+    ]
