@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ class SigmaRules:
         elif "filter" in value:
             kind, kept = SigmaFilter, self._filters
         try:
-            parsed = kind.from_dict(dict(value))
+            parsed = kind.from_dict(dict(value), **_policy(kind))
         except _UNREADABLE as error:
             raise refused(document, error) from error
         kept.append(Written(document, parsed, id_of(document)))
@@ -219,6 +220,20 @@ class SigmaRules:
             place = place_of(written.document, error.what)
             raise written.error(error.what, *place, hint=error.hint) from error
         return wanted, missed
+
+
+def _policy(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - a class of pySigma's
+    """What rules may do to pySigma.
+
+    pySigma 2 tries patterns in RE2, which complains on standard error. What can't run is told by
+    kcap's filters, and in one way with each release of pySigma.
+    """
+    if "policy" not in inspect.signature(kind.from_dict).parameters:  # pySigma 1
+        return {}
+    from sigma.policy import SigmaPolicy
+    from sigma.policy.regex_engine import PythonRegexEngine
+
+    return {"policy": SigmaPolicy(regex_engine=PythonRegexEngine())}
 
 
 def _selector(target: Target, parsed: Iterable[Any]) -> Selector:

@@ -23,7 +23,7 @@ _SEVERITIES: Final = {
     "CRITICAL": "critical",
 }
 _WORD: Final = re.compile(r"[\w-]+")
-_CONDITION: Final = re.compile(r"\bcondition", re.IGNORECASE)
+_CONDITION: Final = re.compile(r"\bcondition|not defined in|doesn't match any", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -122,7 +122,11 @@ def refused(document: Document, error: Exception) -> BadInputError:
     Returns:
         An error that names file, line and rule.
     """
+    from sigma.exceptions import SigmaError
+
     what = str(error).strip() or type(error).__name__
+    if not isinstance(error, SigmaError):
+        what = f"pySigma can't read it ({type(error).__name__}: {what})"
     line = document.line_of(*place_of(document, what))
     return BadInputError(f"the rule {id_of(document)}: {what}", file=document.path, line=line)
 
