@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 import click
 
-from kcap.tools import common, logs, outlets, output, repeat, views
+from kcap.tools import common, forms, logs, outlets, output, repeat, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, Output, opened_output, opened_source, playing
 
@@ -83,7 +83,7 @@ class _Options(outlets.OutletOptions, Options):
     metavar="FORMAT",
     default="line",
     show_default=True,
-    help="line: for people; jsonl: one JSON object an event; kcap: a new capture.",
+    help=f"{forms.FORMAT_HELP[:-1]}; kcap: a new capture.",
 )
 @click.option(
     "--manifest",
