@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from tracee_signatures_support import rules, told
 
 from kcap.detect.feed import feed
 from kcap.detect.rule import Rule
+from kcap.model import decode
 
 
 def go(rule: Rule, case: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -44,6 +46,69 @@ def wrong(
         if wanted != got:
             found.append(f"{case['signature']} {case.get('name') or case['test']}: {got}")
     return len(cases), found
+
+
+def numbered(case: Mapping[str, Any]) -> dict[str, Any]:
+    """A case as later releases write it: numbers in place of the texts of numbers."""
+    case = json.loads(json.dumps(case))
+    for found in case["events"]:
+        for argument in found.get("args") or ():
+            table = NUMBERS.get(argument["name"])
+            number = table and decode.number_of(table, argument["value"])
+            argument["value"] = argument["value"] if number is None else number
+    return dict(case)
+
+
+NUMBERS = {
+    "flags": "open_flags",
+    "request": "ptrace_request",
+    "alert": "tracee_mem_prot_alert",
+    "type": "tracee_kernel_read",
+}
+
+
+def modern(case: Mapping[str, Any]) -> dict[str, Any]:
+    """A case in the spelling of events that came after 0.24, ``v1beta1.Event``."""
+    return {**case, "events": [modern_event(found) for found in case["events"]]}
+
+
+def modern_event(found: Mapping[str, Any]) -> dict[str, Any]:
+    container = dict(found.get("container") or {})
+    if (found.get("contextFlags") or {}).get("containerStarted"):
+        container["started"] = True
+    thread = {"name": found.get("processName", ""), "tid": found.get("threadId", 0)}
+    process = {"pid": found.get("processId", 0), "thread": thread}
+    entries = [modern_entry(one["name"], one["value"]) for one in found.get("args") or ()]
+    workload = {"process": process, "container": container}
+    return {"name": found["eventName"], "workload": workload, "data": entries}
+
+
+def modern_entry(name: str, value: Any) -> dict[str, Any]:
+    if name == "bytes":
+        return {"name": name, "bytes": base64.b64encode(bytes(value)).decode()}
+    if isinstance(value, dict):
+        ports = {key: int(v) if key.endswith("_port") else v for key, v in value.items()}
+        return {"name": name, "sockaddr": ports}
+    if isinstance(value, list):
+        kind = "hooked_syscalls" if name.startswith("hooked") else "str_array"
+        return {"name": name, kind: {"value": value} if value else {}}
+    return {"name": name, "str" if isinstance(value, str) else "int32": value}
+
+
+@pytest.mark.parametrize("form", [numbered, modern, lambda case: modern(numbered(case))])
+def test_the_cases_in_other_forms(
+    form: Callable[[Mapping[str, Any]], dict[str, Any]], data: Callable[[str], Path]
+) -> None:
+    """The cases have the same verdicts and data in the forms of later releases."""
+    path = data("tracee/sigtests/go_v0.15.0.jsonl")
+    changed: list[bool] = []
+
+    def verdict(rule: Rule, case: Mapping[str, Any]) -> tuple[Any, Any]:
+        changed.append(form(case)["events"] != case["events"])
+        return go(rule, form(case))
+
+    assert wrong(path, rules("v0.15"), verdict) == (119, [])
+    assert sum(changed) > 60
 
 
 CASES = [

@@ -424,6 +424,15 @@ def test_what_is_said_of_them() -> None:
     assert all(one.description and one.kind == "tracee" for one in about.values())
 
 
+def test_recordings_are_told_apart() -> None:
+    """Processes with one id on two hosts, in a merged capture, share no descriptors."""
+    connects = own("security_socket_connect", sockfd=3, remote_addr=INET)
+    same = own("dup2", oldfd=3, newfd=0)
+    other = {**same, "origin": "1" * 32}
+    assert verdicts("TRC-1", "seed", [connects, other]) == []
+    assert verdicts("TRC-1", "seed", [connects, other, {**same, "host": "x"}]) == [ADDRESS]
+
+
 def test_memory_is_bounded() -> None:
     """What is too much to remember is forgotten, the oldest first, and it is said."""
     events = [*(connected(3, pid=pid) for pid in (1, 2, 3)), duplicated(3, 0, pid=1)]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Look = Callable[["Event"], Mapping[str, Any] | None]
 """What is found in an event: the data of the finding, maybe none; None where nothing is found."""
 
+Process = tuple[str, int]
+"""A recording, and a process id in it."""
+
 _STDIO: Final = (0, 1, 2)
 _NOWHERE: Final = ("", "0")
 _SERVICE: Final = "KUBERNETES_SERVICE_HOST="
@@ -75,28 +78,28 @@ class _Sockets(Findings):
 
     def __init__(self) -> None:
         super().__init__(())
-        self._processes: Table[int, _Descriptors] = Table()
+        self._processes: Table[Process, _Descriptors] = Table()
 
-    def _address(self, pid: int, fd: int) -> Address | None:
-        known = self._processes.get(pid)
+    def _address(self, process: Process, fd: int) -> Address | None:
+        known = self._processes.get(process)
         return None if known is None else known.addresses.get(fd)
 
-    def _connected(self, context: Context, pid: int, fd: int, address: Address) -> None:
-        known = self._processes.pop(context, pid) or _Descriptors()
+    def _connected(self, context: Context, process: Process, fd: int, address: Address) -> None:
+        known = self._processes.pop(context, process) or _Descriptors()
         known.put(fd, address)
-        self._processes.put(context, pid, known, known.size)
+        self._processes.put(context, process, known, known.size)
 
-    def _closed(self, context: Context, pid: int, fd: int) -> None:
-        known = self._processes.get(pid)
+    def _closed(self, context: Context, process: Process, fd: int) -> None:
+        known = self._processes.get(process)
         if known is None or fd not in known.addresses:
             return
-        self._processes.pop(context, pid)
+        self._processes.pop(context, process)
         known.forget(fd)
         if known.addresses:
-            self._processes.put(context, pid, known, known.size)
+            self._processes.put(context, process, known, known.size)
 
-    def _ended(self, context: Context, pid: int) -> None:
-        self._processes.pop(context, pid)
+    def _ended(self, context: Context, process: Process) -> None:
+        self._processes.pop(context, process)
 
 
 class StdioOverSocket(_Sockets):
@@ -111,27 +114,27 @@ class StdioOverSocket(_Sockets):
         name = event.name
         if name in ("close", "sched_process_exit") and not len(self._processes):
             return  # most events by far
-        pid = values.process(event)
-        if pid is None:
+        process = values.process(event)
+        if process is None:
             return
         if name == "sched_process_exit":
-            self._ended(context, pid)
+            self._ended(context, process)
             return
         found = event.arguments()
         if name == "close":
             fd = values.number(found.get("fd"))
             if fd is not None:
-                self._closed(context, pid, fd)
+                self._closed(context, process, fd)
         elif name == "security_socket_connect":
-            self._connects(context, pid, found)
+            self._connects(context, process, found)
         else:
             old = values.number(found.get("oldfd"))
             new = values.number(event.column("retval") if name == "dup" else found.get("newfd"))
-            known = None if old is None else self._address(pid, old)
+            known = None if old is None else self._address(process, old)
             if known is not None and new in _STDIO:
                 _alert(context, known, new)
 
-    def _connects(self, context: Context, pid: int, found: Mapping[str, Any]) -> None:
+    def _connects(self, context: Context, process: Process, found: Mapping[str, Any]) -> None:
         fd = values.number(found.get("sockfd"))
         if fd is None or found.get("remote_addr") is None:
             return
@@ -139,7 +142,7 @@ class StdioOverSocket(_Sockets):
         if fd in _STDIO:
             _alert(context, address, fd)
         if address:
-            self._connected(context, pid, fd, address)
+            self._connected(context, process, fd, address)
 
 
 class SocketDuplicates(_Sockets):
@@ -154,41 +157,41 @@ class SocketDuplicates(_Sockets):
         name = event.name
         if name in ("close", "sched_process_exit") and not len(self._processes):
             return  # most events by far
-        pid = values.process(event)
+        process = values.process(event)
         if name == "sched_process_exit":
-            if pid is not None:
-                self._ended(context, pid)
+            if process is not None:
+                self._ended(context, process)
             return
         found = event.arguments()
         if name == "close":
             fd = values.number(found.get("fd"))
-            if pid is not None and fd is not None:
-                self._closed(context, pid, fd)
+            if process is not None and fd is not None:
+                self._closed(context, process, fd)
             return
         connects = name == "security_socket_connect"
         fd = values.number(found.get("sockfd" if connects else "newfd"))
         if fd is None:
             return
-        address = self._remote(context, pid, found, event)
+        address = self._remote(context, process, found, event)
         if fd in _STDIO and address.ip and address.port not in _NOWHERE:
             data = {"IP address": address.ip, "Port": address.port, "File descriptor": fd}
             context.alert(data=data)
 
     def _remote(
-        self, context: Context, pid: int | None, found: Mapping[str, Any], event: Event
+        self, context: Context, process: Process | None, found: Mapping[str, Any], event: Event
     ) -> Address:
         """Where the socket of the event is connected to, as it says or as is known."""
         told = found.get("remote_addr")
         address = values.address(told)
-        if pid is None or "eventName:" in (event.column("shape") or ""):
+        if process is None or "eventName:" in (event.column("shape") or ""):
             return address
         if event.name == "security_socket_connect":
             fd = values.number(found.get("sockfd"))
             if address and fd is not None:
-                self._connected(context, pid, fd, address)
+                self._connected(context, process, fd, address)
             return address
         old = values.number(found.get("oldfd"))
-        known = None if told is not None or old is None else self._address(pid, old)
+        known = None if told is not None or old is None else self._address(process, old)
         return known or address
 
 
@@ -253,7 +256,7 @@ def look(check: str, found: str) -> Look:
 
 
 def _told(name: str, value: object) -> object:
-    return values.flags_text(value) if name == "flags" else value
+    return values.flags_text(value) if name == "flags" else values.listed(value)
 
 
 def _preloaded(event: Event) -> Mapping[str, Any] | None:
@@ -282,7 +285,7 @@ def _is_docker_socket(event: Event) -> bool:
 
 def _is_listed(event: Event) -> bool:
     """The list that the event is about has something in it."""
-    return any(event.arguments().get(name) for name in _LISTS)
+    return any(values.listed(event.arguments().get(name)) for name in _LISTS)
 
 
 _LISTS: Final = ("hooked_fops_pointers", "hooked_syscalls")

@@ -115,6 +115,20 @@ def sockaddr(value: object) -> Mapping[str, object]:
     return {_CAPITAL.sub(r"_\g<0>", key).lower(): part for key, part in value.items()}
 
 
+def listed(value: object) -> object:
+    """A list as it is.
+
+    Args:
+        value: The list; in ``v1beta1.Event`` an object may be around it.
+
+    Returns:
+        The list; anything else as it is.
+    """
+    if isinstance(value, dict) and value.keys() <= {"value"}:
+        return value.get("value", [])
+    return value
+
+
 def magic(value: object) -> bytes:
     """The first bytes that were written to a file.
 
@@ -150,19 +164,24 @@ def assigned(variables: object, *names: str) -> str | None:
     return next((v for v in found if isinstance(v, str) and v.startswith(names)), None)
 
 
-def process(event: Event) -> int | None:
-    """The process of an event: its id on the host, or what else is there.
+def process(event: Event) -> tuple[str, int] | None:
+    """The process of an event, told apart from those of other recordings.
+
+    Not by the host's name: a process may give itself another one.
 
     Args:
         event: The event.
 
     Returns:
-        A number; None where there is none.
+        The recording, and the process id on its host, or else that in the process's own
+        namespace; None where there is none.
     """
     found: Any = event.column("pid")
     if found is None:
         found = event.column("ns_pid")
-    return found if type(found) is int else None
+    if type(found) is not int:
+        return None
+    return str(event.column("origin") or ""), found
 
 
 def _text(value: object) -> str:
