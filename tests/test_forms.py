@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,3 +180,32 @@ def test_null_counts() -> None:
     sink.close()
 
     assert sink.events == 2
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("form", "options", "wanted"),
+    [
+        (
+            "template",
+            ["--template", "{{ ts | utc('%F') }} {{ params | json }} {{ event | title }}"],
+            r"20\d\d-\d\d-\d\d \{.*\} Sched.*",
+        ),
+        ("csv", [], r"20\d\d-.*Z,.*"),
+    ],
+)
+def test_forms_of_a_live_host(form: str, options: list[str], wanted: str) -> None:
+    """Whoever prints what happens now has no rights to load anything, and needs none."""
+    command = [sys.executable, "-m", "kcap.tools", "run", "--format", form, *options]
+    command += ["-n", "2", "--duration", "30"]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run_:
+        while run_.poll() is None:
+            subprocess.run(["true"], check=True)
+            time.sleep(0.05)
+        printed_, said = run_.communicate()
+
+    assert run_.returncode == 0, said
+    assert any(re.fullmatch(wanted, line) for line in printed_.splitlines()), printed_
