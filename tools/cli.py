@@ -62,6 +62,7 @@ _VERBS: Final = {
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
+    "detect": _Verb("detect", "Detect", "Let rules look at captures, and print their alerts."),
     "filter": _Verb("filter", "Rewrite", "Copy some of a capture's events, and nothing else."),
     "redact": _Verb("redact", "Rewrite", "Hide secrets: tokens in their place, the rest as it was."),
     "merge": _Verb("merge", "Rewrite", "Make one capture of several, by time."),

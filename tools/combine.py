@@ -54,7 +54,7 @@ def combine(
     """
     from kcap.model.text import printable
 
-    _check_once(captures)
+    check_once(captures)
     path = output.capture_path(target)
     with contextlib.ExitStack() as stack:
         inputs = Inputs(captures, stack, lenient=lenient, raw_pairs=raw_pairs)
@@ -95,9 +95,9 @@ def _write(
 
     state = State()
     canonical, rows = writing["canonical"], writing["chunk_events"]
-    sources = _sources(inputs, canonical=canonical)
+    sources = sources_of(inputs, canonical=canonical)
     alone = len(sources) == 1
-    source = _as_one(sources, state, rows if canonical else None)
+    source = as_one(sources, state, rows if canonical else None)
     if inputs.losses:
         source = Announced(source, inputs.losses)
     foreign = source.info.format not in OWN and len(inputs.sources) == 1
@@ -123,12 +123,15 @@ def _write(
         return pipeline.run(), writer
 
 
-def _sources(inputs: Inputs, *, canonical: bool) -> list[Source]:
+def sources_of(inputs: Inputs, *, canonical: bool) -> list[Source]:
     """The inputs, parts of one origin together.
 
     Args:
         inputs: The inputs.
         canonical: Nothing may show when and from where the events came.
+
+    Returns:
+        A source for each.
     """
     from kcap.replay.origins import joined
     from kcap.replay.rebatch import Reproducible
@@ -140,13 +143,16 @@ def _sources(inputs: Inputs, *, canonical: bool) -> list[Source]:
     return joined(inputs.sources, inputs.again, wrapped)
 
 
-def _as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source:
+def as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source:
     """The inputs as one source.
 
     Args:
         sources: The inputs.
         state: The state that follows them.
         rows: Where not None, nothing may show how the events came: rows of the batches.
+
+    Returns:
+        The source.
     """
     from kcap.replay.merge import Merged
     from kcap.replay.rebatch import Rebatched
@@ -158,8 +164,15 @@ def _as_one(sources: Sequence[Source], state: State, rows: int | None) -> Source
     return Merged(own, state) if rows is None else Merged(own, state, rows=rows)
 
 
-def _check_once(captures: Sequence[str]) -> None:
-    """Refuse an input that is named twice: its events would have no identity of their own."""
+def check_once(captures: Sequence[str]) -> None:
+    """Refuse an input that is named twice: its events would have no identity of their own.
+
+    Args:
+        captures: The inputs as the user named them.
+
+    Raises:
+        click.UsageError: Two are the same.
+    """
     seen: dict[object, str] = {}
     for name in captures:
         with contextlib.suppress(OSError):  # opening it will say what is wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -120,7 +121,8 @@ def batch(alerts: Sequence[Alert]) -> Batch:
         causes = [f"{origin}:{ord_}" for origin, ord_ in alert.causes]
         about = (
             alert.id, alert.rule, alert.version, alert.severity, alert.title, alert.text,
-            list(alert.tags) or None, list(alert.techniques) or None, causes or None, alert.data,
+            list(alert.tags) or None, list(alert.techniques) or None, causes or None,
+            None if alert.data is None else json.loads(alert.data),
         )  # fmt: skip
         values = [alert.ts_ns, KIND, KIND, KIND, *(alert.who.get(name) for name in WHO), *about]
         builder.add(layout, values)
