@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from tracee_signatures_support import rules, told
 from kcap.detect.feed import feed
 from kcap.detect.rule import Rule
 from kcap.model import decode
+from kcap.readers.rules.tracee import described
 
 
 def go(rule: Rule, case: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -137,3 +140,26 @@ def test_the_cases_tell_wrong_signatures(data: Callable[[str], Path]) -> None:
     chosen = rules("v0.15")
     mixed = dict(zip(chosen, [*list(chosen.values())[1:], chosen["TRC-101"]], strict=True))
     assert len(wrong(path, mixed, go)[1]) > len(chosen)
+
+
+def test_the_table_of_signatures(data: Callable[[str], Path]) -> None:
+    """Names, versions, severities, techniques and origins are those of Tracee's releases."""
+    with data("tracee/signatures.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    known = {row[0]: row for row in described()[1:]}
+    chosen = rules("all")
+    for row in rows:
+        if not row["id"].startswith("TRC-"):
+            continue  # those that are in no release
+        about, events = chosen[row["id"]].about, row["events(source/origin)"]
+        assert (about.name, about.version) == (row["name"], row["version"])
+        assert about.details["Severity"] == int(row["severity"])
+        assert about.techniques[0] in (row["mitre_id"] or row["category"] or about.techniques[0])
+        origin = re.search(r"/([a-z*]+)|origin=([a-z*]+)", events)
+        wanted = "*" if origin is None else origin[1] or origin[2]
+        assert (row["id"], known[row["id"]][3]) == (row["id"], wanted)
+        told = set(re.sub(r"/[a-z*]+| origin=.*", "", events).split(","))
+        needed = chosen[row["id"]].events or set()
+        assert needed - told == {"TRC-1030": {"hooked_syscalls"}}.get(row["id"], set())
+        assert told <= needed
+    assert len(chosen) == sum(row["id"].startswith("TRC-") for row in rows)
