@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import SOURCE, batch_of, make_events
 
-from kcap.errors import KcapError, LimitError
+from kcap.errors import KcapError, LimitError, MissingExtraError
 from kcap.model import text
 from kcap.model.batch import Batch
 from kcap.model.builder import Field, RecordBuilder
-from kcap.model.classes import TypeClass
+from kcap.model.classes import I64_MAX, I64_MIN, TypeClass
 from kcap.model.naming import argument
 from kcap.writers import rendered, templates
 from kcap.writers.template import TemplateText
@@ -75,6 +76,19 @@ def test_columns_and_rows_give_the_same_text(batch: Batch, source: str, printabl
     assert quick._parts is not None
     assert slow._parts is None
     assert quick.texts(batch) == slow.texts(batch)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(I64_MIN, I64_MAX), min_size=1, max_size=6))
+def test_times_of_columns_and_rows_are_the_same(times: list[int]) -> None:
+    """A column of times, in any form, gives the text that each time gives by itself."""
+    batch = made(*({Field("ts", TypeClass.I64): ns} for ns in times))
+    for pattern in (None, "%Y-%m-%d", "%H", "%T.%f", "%j %y%%", "%s.%N", "no directive"):
+        source = "{{ ts | utc }}" if pattern is None else f"{{{{ ts | utc('{pattern}') }}}}"
+
+        found = Template(source, name="T").texts(batch)
+
+        assert found == [rendered.utc_of(ns, pattern) for ns in times]
 
 
 @settings(max_examples=40)
@@ -269,6 +283,16 @@ def test_a_missing_value_may_be_an_error() -> None:
         assert text_of(source) in {"-", "null"}
         with pytest.raises(KcapError, match="cmdline"):
             text_of(source, missing=None)
+
+
+def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where jinja2 is not installed, the error says how to install it."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+
+    with pytest.raises(MissingExtraError) as caught:
+        Template("{{ event }}", name="T")
+
+    assert caught.value.hint == "pip install 'kcap[templates]'"
 
 
 def test_values_cannot_steer_a_terminal() -> None:
