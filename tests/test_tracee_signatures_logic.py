@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import gob_support as gs
 import pytest
 from cli_support import run
 from hypothesis import given
@@ -20,6 +22,7 @@ from kcap.errors import KcapError
 from kcap.model import decode
 from kcap.model.alert import SEVERITIES
 from kcap.readers.rules.tracee import SETS, TraceeRules, described, signatures
+from kcap.readers.tracee_gob import TraceeGobReader
 
 Events = list[dict[str, Any]]
 
@@ -426,6 +429,30 @@ def test_what_is_said_of_them() -> None:
     assert about["TRC-1"].techniques == ("Persistence: Server Software Component",)
     assert about["TRC-101"].techniques == ("T1059.004",)
     assert all(one.description and one.kind == "tracee" for one in about.values())
+
+
+def test_events_of_gob() -> None:
+    """Values are typed in gob: bytes, numbers, symbols, and a flag that is false not there."""
+    given_ = {
+        "magic_write": [
+            ("bytes", "[]uint8", gs.BYTES, ELF), ("pathname", "string", gs.STRING, "x"),
+        ],
+        "security_socket_connect": [
+            ("sockfd", "int32", gs.INT, 1), ("remote_addr", "m", gs.MAPPING, INET),
+        ],
+        "hooked_syscalls": [("hooked_syscalls", "[]h", gs.SYMBOLS, HOOKS)],
+    }  # fmt: skip
+    raw = gs.TRACEE.definitions()
+    for started in (0, 1):
+        for name, listed in given_.items():
+            arguments = [gs.argument(a, of, gs.Held(of, t, value)) for a, of, t, value in listed]
+            raw += gs.TRACEE.top(gs.EVENT, gs.event(started, *arguments, EventName=name))
+    engine = Detections([rules("all")[f"TRC-{n}"] for n in (1, 9, 15)])
+    batches = TraceeGobReader(io.BytesIO(raw), "in").batches()
+    found = [alert for batch in batches for _, alert in engine.alerts(batch)]
+    assert [alert.rule for alert in found] == ["TRC-1", "TRC-15", "TRC-9", "TRC-1", "TRC-15"]
+    connects, symbols = {**ADDRESS, "fd": 1}, {"hooked syscall": HOOKS}
+    assert told(found) == [connects, symbols, {"file path": "x"}, connects, symbols]
 
 
 def test_recordings_are_told_apart() -> None:
