@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from kcap import trust
 from kcap.errors import KcapError
-from kcap.guard import rights
+from kcap.guard import landlock, rights
 from kcap.guard.child import Child
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
@@ -140,3 +142,20 @@ def test_it_ends_with_its_parent() -> None:
             return
         time.sleep(0.02)
     pytest.fail(f"{number} goes on")
+
+
+@pytest.mark.skipif(not landlock.version(), reason="the kernel has no Landlock")
+@pytest.mark.parametrize("apart", [True, False])
+def test_processes_of_one_user_are_kept_apart(apart: bool) -> None:
+    """Who is kept apart can't open another process's memory, though it is of the same user."""
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(trust.HOME)!r})
+from kcap.guard import landlock, rights
+rights._prctl("PR_SET_NO_NEW_PRIVS", 38, 1)
+assert not {apart} or landlock.keep_apart()
+open("/proc/self/status").close()
+os.open(f"/proc/{{os.getppid()}}/mem", os.O_RDWR)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # noqa: PLW1510
+    assert (ended.returncode, "PermissionError" in ended.stderr) == (int(apart), apart)

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from support import FILE_ID, batch_of, capture, make_events
 
 from kcap.errors import BadInputError, KcapError, VersionError
+from kcap.model.batch import Batch
 from kcap.replay import manifest
 from kcap.replay.manifest import Digested, differences
+from kcap.writers.sinks import spec
+from kcap.writers.sinks.dry import Dry
 
 COUNTER = '''"""Counts events by name."""
 
@@ -97,6 +100,47 @@ def test_a_run_is_the_same_again(name: str, host: Path) -> None:
     assert says["exit_code"] == 0
     assert sorted(p.name for p in host.iterdir()) == before
     assert "secret" not in (host / "run.json").read_text()
+
+
+@pytest.mark.parametrize("options", ["csv&fields=pid,event", "csv", "table-verbose", "jsonl"])
+def test_a_file_beside_the_console_is_described_as_it_is(options: str, host: Path) -> None:
+    """The digest of what a sink of this machine was given is that of its file, and verifies."""
+    says = made("--sink", f"file:beside?format={options}")
+    content = (host / "beside").read_bytes()
+    assert says["outputs"][-1]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert says["outputs"][-1]["bytes"] == len(content) > 0
+    assert verified()[0] == 0
+
+
+def test_what_goes_with_messages_is_described() -> None:
+    """Ids and rendered options have digests of their own, which do not depend on batches."""
+
+    def described(option: str, *batches: Batch) -> dict[str, Any]:
+        dry = Dry(spec.parse(f"syslog+udp://127.0.0.1:9?message-type={option}"))
+        for batch in batches:
+            dry.write(batch)
+        return dry.described()
+
+    whole = make_events(60)
+    first = described("{{ pid }}", whole)
+    assert first["beside"].keys() == {"id", "message-type", "hostname", "process", "severity"}
+    assert described("{{ pid }}", whole.slice(0, 7), whole.slice(7, 60)) == first
+    other = described("x{{ pid }}", whole)
+    assert other["sha256"] == first["sha256"]
+    differing = {n for n, digest in other["beside"].items() if digest != first["beside"][n]}
+    assert differing == {"message-type"}
+
+
+@pytest.mark.usefixtures("host")
+def test_what_decides_what_a_server_gets_is_an_option_of_the_run() -> None:
+    """Options of a sink are in the manifest, but for secrets and how its server is reached."""
+    url = "amqp://me:sesame@127.0.0.1:9/v?exchange=audit&routing-key={{ event }}.a&heartbeat=5"
+    (said,) = made("--sink", url, "-n", "0")["options"]["sink"]
+    assert "exchange=audit" in said
+    assert "routing-key=%7B%7B%20event%20%7D%7D.a" in said
+    assert "sesame" not in said
+    assert "heartbeat" not in said
+    assert verified()[0] == 0
 
 
 def test_what_it_says(host: Path) -> None:

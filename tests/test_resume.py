@@ -304,6 +304,18 @@ def test_another_run_is_refused(host: Path) -> None:
     assert (host / "out.jsonl").read_bytes() == before
 
 
+@pytest.mark.usefixtures("host")
+def test_another_option_of_a_sink_is_another_run() -> None:
+    """What decides what a server gets must be the same; how it is reached need not be."""
+    words = ("replay", "host.kcap", "-n", "0", "--resume", "place.json", "--sink")
+    sink = "syslog+udp://127.0.0.1:9?facility="
+    assert run(*words, f"{sink}user").exit_code == 0
+    assert run(*words, f"{sink}user&timeout=5").exit_code == 0
+    other = run(*words, f"{sink}daemon")
+    assert other.exit_code == 1
+    assert "--sink differs" in other.stderr
+
+
 def test_a_capture_that_was_closed_in_the_meantime_is_the_same() -> None:
     """A recording has its id from the start, its hash only at the end."""
     open_ = Run({"file_id": "a", "content": None}, {"where": "x"})

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from kcap.model.side import Loss
     from kcap.model.stream import Sink
     from kcap.replay.pipeline import Stage
+    from kcap.replay.span import Span
     from kcap.replay.tap import Tap
+    from kcap.tools.ruleset import Chosen, RuleOptions
     from kcap.tools.settings.model import TransformerSpec
     from kcap.writers.sinks.dry import Dry
     from kcap.writers.sinks.spec import Spec
@@ -121,6 +123,7 @@ class Wanted:
     """The options that say all of it, whatever said it: names and values, without secrets."""
     parts: Sequence[Mapping[str, str]] = ()
     """What the output depends on beside options: kinds, names, digests."""
+    rules: Chosen | None = None
 
 
 @dataclass
@@ -178,7 +181,9 @@ class Outlets:
         return [{"sink": name, **status} for name, status in found if status is not None]
 
     def report(self) -> None:
-        """Say what the sinks have delivered."""
+        """Say what the sinks have delivered, and what rules have found."""
+        for tap in self.taps:
+            getattr(tap, "report", lambda: None)()
         for said in self.status():
             refused = sum(said.get("refused", {}).values())
             also = f", {refused:,} refused" if refused else ""
@@ -238,6 +243,7 @@ def wanted(
     folders: Sequence[str] = (),
     *,
     alone: bool = False,
+    rules: RuleOptions | None = None,
 ) -> Wanted:
     """Understand what is asked for.
 
@@ -247,6 +253,7 @@ def wanted(
         filaments: The filaments.
         folders: Where they are looked for first.
         alone: The options say all of it: sinks and transformers of settings are others.
+        rules: Options that may name rules.
 
     Returns:
         What to open.
@@ -275,20 +282,38 @@ def wanted(
         specs = tuple(spec.parse(sink.url, sink.options) for sink in given.sinks)
     if specs and ctx.params.get("view"):
         raise click.UsageError("--view is for the console: a sink gets events, not its lines")
+    chosen = None if rules is None else _rules(rules)
     prints = _prints(ctx)
+    if found and chosen is not None and not (prints or specs):
+        raise click.UsageError("a filament prints to standard output: give alerts a --sink, or -o")
     console = prints and ctx.params.get("output") == "-"
     if found and (console or any(one.scheme == "console" for one in specs)):
         # Which of them comes first would depend on how the stream is cut into batches.
         raise click.UsageError("a filament prints to standard output: send events to -o FILE")
     return Wanted(
-        prints or not (found or specs),
+        prints or not (found or specs or chosen),
         specs,
         tuple(_transforms(options["transforms"], given.transformers)),
         found,
         given.filament.limits,
         _words(ctx, specs, given.transformers, options["transforms"], searched),
-        [{"kind": "filament", "name": one.name, "sha256": _digest(one)} for one in found],
+        [
+            *({"kind": "filament", "name": one.name, "sha256": _digest(one)} for one in found),
+            *(() if chosen is None else chosen.parts()),
+        ],
+        chosen,
     )
+
+
+def _rules(options: RuleOptions) -> Chosen | None:
+    from kcap.tools import ruleset
+
+    if not ruleset.given(options):
+        return None
+    found = ruleset.chosen(options)
+    logs.tell(found.loaded())
+    found.tell_problems()
+    return found
 
 
 def _words(
@@ -313,12 +338,10 @@ def _words(
 
 def _spelled(spec: Spec) -> str:
     """A sink as far as what it is given depends on it."""
-    from kcap.writers.sinks.spec import template
+    from kcap.writers.sinks.spec import said
 
-    said = {"format": spec.form, "what": spec.what}
-    if (text := template(spec)) is not None:
-        said["template"] = text
-    return f"{spec.shown.partition('?')[0]}?{urlencode(said, quote_via=quote)}"
+    query = urlencode(said(spec), doseq=True, quote_via=quote)
+    return f"{spec.shown.partition('?')[0]}?{query}"
 
 
 def _digest(filament: Filament) -> str:
@@ -394,6 +417,7 @@ def opened(
     user: str | None = None,
     described: bool = False,
     dry: bool = False,
+    span: Span | None = None,
 ) -> Iterator[Outlets]:
     """Start filaments and sinks: before this process gives up its rights.
 
@@ -406,6 +430,7 @@ def opened(
         user: Who they become where this is root; None for the default.
         described: Hash what sinks are given (`Outlets.described`).
         dry: Do only that, and send nothing.
+        span: The part of the stream whose alerts are wanted; None for all.
 
     Yields:
         What to put into the pipeline.
@@ -443,6 +468,13 @@ def opened(
             made.taps.append(filaments)
             made.filters += filaments.filters
             stack.callback(filaments.close)
+        if asked.rules is not None:
+            from kcap.tools import alerting
+
+            made.taps.append(alerting.Rules(asked.rules, span))
+            made.filters.append(None)
+            if not (asked.console or asked.sinks):
+                made.sinks.append(alerting.text(asked.rules, stream))
         if live and len(made.pids) > HELPERS_MAX:
             raise KcapError(
                 f"{len(made.pids)} filaments and sinks over a network in one live run",

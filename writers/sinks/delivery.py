@@ -65,9 +65,7 @@ class Delivery:
         self.sent = 0
         """Messages that the courier was given."""
         settings = asdict(of.options)
-        templates = {name: settings[name] for name in of.options.templates() if settings[name]}
-        varying = {name: text for name, text in templates.items() if "{{" in text or "{%" in text}
-        constants = {n: t for n, t in templates.items() if n not in varying}
+        constants, varying = spec.values(of)
         self._renderer = Renderer(of.form, template=spec.template(of), what=of.what, values=varying)
         self._spool, self._is_ours = _spool_path(options.spool, of)
         given = {

@@ -12,6 +12,7 @@ from kcap.writers.sinks import local, render, spec
 
 if TYPE_CHECKING:
     from kcap.model.stream import Sink
+    from kcap.writers.sinks.messages import Texts
 
 
 class Dry:
@@ -28,20 +29,26 @@ class Dry:
         self._of = of
         self._messages = hashlib.sha256()
         self._count = 0
+        self._beside: dict[str, _Column] = {}
         self._renderer: render.Renderer | None = None
         self._writer: Sink | None = None
         template = spec.template(of)
         if of.transport is not None:
-            self._renderer = render.Renderer(of.form, template=template, what=of.what)
+            _, varying = spec.values(of)
+            self._renderer = render.Renderer(
+                of.form, template=template, what=of.what, values=varying
+            )
         elif of.scheme != "null":
             self._stream = Digested(cast("BinaryIO", io.BufferedWriter(_Nowhere())))
-            self._writer = local.writer(of.form, cast("BinaryIO", self._stream), template)
+            fields = getattr(of.delivery, "fields", ())
+            self._writer = local.writer(of.form, cast("BinaryIO", self._stream), template, fields)
 
     def described(self) -> dict[str, Any]:
         """What it would have been given.
 
         Returns:
-            Where, in which format, how much, and its SHA-256; plain JSON.
+            Where, in which format, how much, its SHA-256, and that of what goes with messages:
+            their ids, their topics; plain JSON.
         """
         said: dict[str, Any] = {
             "format": self._of.form,
@@ -49,7 +56,9 @@ class Dry:
             "what": self._of.what,
         }
         if self._renderer is not None:
-            return said | {"messages": self._count, "sha256": self._messages.hexdigest()}
+            said |= {"messages": self._count, "sha256": self._messages.hexdigest()}
+            beside = {name.replace("_", "-"): each.sha256 for name, each in self._beside.items()}
+            return said | {"beside": beside}
         if self._writer is not None:
             return said | {"bytes": self._stream.size, "sha256": self._stream.sha256}
         return said
@@ -59,6 +68,8 @@ class Dry:
         if self._renderer is not None:
             for made in self._renderer.render(batch):
                 self._messages.update(made.bodies)
+                for name, texts in made.beside.items():
+                    self._beside.setdefault(name, _Column()).add(texts)
                 self._count += made.count
         elif self._writer is not None:
             self._writer.write(render.chosen(batch, self._of.what))
@@ -67,6 +78,21 @@ class Dry:
         """See `kcap.model.stream.Sink.close`."""
         if self._writer is not None:
             self._writer.close()
+
+
+class _Column:
+    """Hashes texts, however they come in blocks."""
+
+    def __init__(self) -> None:
+        self._hashes = hashlib.sha256(), hashlib.sha256()
+
+    def add(self, texts: Texts) -> None:
+        for hashed, part in zip(self._hashes, texts, strict=True):
+            hashed.update(part)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(b"".join(hashed.digest() for hashed in self._hashes)).hexdigest()
 
 
 class _Nowhere(io.RawIOBase):

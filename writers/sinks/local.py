@@ -80,6 +80,30 @@ def opened(
             file=f"{scheme}:{place}",
             expected=f"one of {', '.join(FORMATS)}",
         )
+    form, options = _given(form, template, fields)
+    if scheme == "console":
+        return _Console(form, options, what)
+    return _File(_path(place), form, options, what, force=force)
+
+
+def writer(form: str, stream: BinaryIO, template: str | None, fields: Sequence[str] = ()) -> Sink:
+    """What writes a format to a stream.
+
+    Args:
+        form: One of `FORMATS`.
+        stream: The stream; stays open.
+        template: The form of a line, None where none is given.
+        fields: See `opened`.
+
+    Returns:
+        The writer.
+    """
+    form, options = _given(form, template, fields)
+    return _writer(form, stream, options)
+
+
+def _given(form: str, template: str | None, fields: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The writer's name and its options."""
     options: dict[str, Any] = {} if template is None else {"template": template}
     if form == "csv":
         from kcap.writers import layout
@@ -87,23 +111,7 @@ def opened(
         options["layout"] = layout.streamed(fields)
     if form == _VERBOSE:
         form, options["verbose"] = "table", True
-    if scheme == "console":
-        return _Console(form, options, what)
-    return _File(_path(place), form, options, what, force=force)
-
-
-def writer(form: str, stream: BinaryIO, template: str | None) -> Sink:
-    """What writes a format to a stream.
-
-    Args:
-        form: One of `FORMATS`.
-        stream: The stream; stays open.
-        template: The form of a line, None where none is given.
-
-    Returns:
-        The writer.
-    """
-    return _writer(form, stream, {} if template is None else {"template": template})
+    return form, options
 
 
 def _path(place: str) -> str:

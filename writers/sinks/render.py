@@ -53,6 +53,8 @@ class Rendered:
     """See `kcap.writers.sinks.messages`."""
     bodies: bytes
     """Their bodies, a newline behind each."""
+    beside: Mapping[str, Texts]
+    """What goes with them: ``id``, and options that differ from message to message."""
 
 
 class _Cells(NamedTuple):
@@ -125,15 +127,10 @@ class Renderer:
             values = {name: make(block) for name, make in self._values.items()}
             times = block.numpy("ts", messages.NO_TIME).astype("<i8")
             for start, stop in _cut(bodies.ends):
-                part = bodies.part(start, stop)
-                made = messages.encode(
-                    stop - start,
-                    times[start:stop].tobytes(),
-                    ids.part(start, stop),
-                    part,
-                    {name: cells.part(start, stop) for name, cells in values.items()},
-                )
-                yield Rendered(stop - start, made, bytes(part.data))
+                part, named = bodies.part(start, stop), ids.part(start, stop)
+                also = {name: cells.part(start, stop) for name, cells in values.items()}
+                made = messages.encode(stop - start, times[start:stop].tobytes(), named, part, also)
+                yield Rendered(stop - start, made, bytes(part.data), {"id": named, **also})
 
     def _ids(self, block: Batch) -> _Cells:
         """``ORIGIN:ORD``, what was derived with its own name behind; of alerts their ids.

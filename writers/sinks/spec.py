@@ -47,6 +47,11 @@ _NO: Final = frozenset({"0", "false", "no", "off"})
 _FILE: Final = "_file"
 _FILE_BYTES: Final = 1 << 16
 _GIVE_UP_S: Final = 60.0
+_REACHING: Final = frozenset(
+    {"endpoints", "gzip", "heartbeat", "timeout", "url", "user"}
+    | {"tls_ca", "tls_cert", "tls_key", "tls_verify", "connectionTimeout"}
+)
+"""Options of transports that decide how a server is reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +232,48 @@ def template(spec: Spec) -> str | None:
     """
     path = spec.delivery.template_file
     return spec.delivery.template if path is None else _read(path, spec.shown, strip=False)
+
+
+def values(spec: Spec) -> tuple[dict[str, str], dict[str, str]]:
+    """What goes with each message beside its body: a routing key, a topic, an index.
+
+    Args:
+        spec: The sink.
+
+    Returns:
+        What is the same for all messages, and the templates of what differs, by the options' names.
+    """
+    given = {name: getattr(spec.options, name) for name in spec.options.templates()}
+    constants: dict[str, str] = {}
+    varying: dict[str, str] = {}
+    for name, text in given.items():
+        if text:
+            differs = "{{" in text or "{%" in text
+            (varying if differs else constants)[name] = text
+    return constants, varying
+
+
+def said(spec: Spec) -> dict[str, Any]:
+    """The options that decide what is sent, to whom, and in which form: not how to get there.
+
+    Args:
+        spec: The sink.
+
+    Returns:
+        What is not as usual, by the names of options, without secrets and without headers, which
+        may be some.
+    """
+    found: dict[str, Any] = {"format": spec.form, "what": spec.what}
+    if (text := template(spec)) is not None:
+        found["template"] = text
+    if isinstance(spec.delivery, LocalOptions) and spec.delivery.fields:
+        found["fields"] = spec.delivery.fields
+    for field in fields(spec.options):
+        value = getattr(spec.options, field.name)
+        reaching = field.name in _REACHING or field.metadata["secret"]
+        if not reaching and not isinstance(value, dict) and value not in (field.default, ()):
+            found[field.name.replace("_", "-")] = value
+    return found
 
 
 def _transport(scheme: str, shown: str) -> type[Transport] | None:
