@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, Unpack
 
 import click
 
-from kcap.tools import common, logs, outlets, output, ruleset
+from kcap.tools import alerting, common, logs, outlets, output, ruleset
 from kcap.tools.cli import Verb
 from kcap.tools.inputs import Announced, Inputs
 from kcap.tools.play import naming
@@ -210,9 +210,7 @@ class _Run:
         Args:
             summary: What the run did.
         """
-        suppressed = self._detections.suppressed
-        for (rule, reason), count in sorted(suppressed.items()):
-            logs.tell(f"kcap: {rule}: {common.counted(count, 'alert')} suppressed: {reason}")
+        alerting.suppressed(self._detections.suppressed)
         alerts = common.counted(self.found, "alert")
         logs.tell(f"kcap: {alerts} of {common.counted(summary.events_in, 'event')}")
 
@@ -286,10 +284,8 @@ def _one_source(inputs: Inputs) -> tuple[Source, State | None]:
 
 def _printing(form: str, stream: BinaryIO, rules: ruleset.Chosen, options: _Options) -> Sink:
     """The sink of the output itself."""
-    from kcap.writers.detections import Detections as Text
-
     if form == "text":
-        return Text(stream, {one.about.id for one in rules.rules if one.about.text is not None})
+        return alerting.text(rules, stream)
     sink = common.sink_for(form, stream, template_file=options["output_template"])
     return _Flushing(sink, stream.flush)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 import click
 
-from kcap.tools import common, forms, logs, outlets, output, repeat, views
+from kcap.tools import common, forms, logs, outlets, output, repeat, ruleset, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, Output, opened_output, opened_source, playing
 
@@ -47,7 +47,7 @@ class Position(click.ParamType[Any]):
         return parsed(value) or AtTime(common.EventTime().convert(value, param, ctx))
 
 
-class _Options(outlets.OutletOptions, Options):
+class _Options(outlets.OutletOptions, ruleset.RuleOptions, Options):
     """The options of the verb that others share."""
 
     speed: float | None
@@ -62,6 +62,7 @@ class _Options(outlets.OutletOptions, Options):
         "kcap replay host.kcap",
         "kcap replay --speed 10 host.kcap",
         "kcap replay --speed 1 --view execsnoop host.kcap",
+        "kcap replay --rules ./rules --format jsonl host.kcap",
         "kcap replay -k host --format jsonl -o host.jsonl",
         "kcap replay \"evt.category = 'file' and ps.name = 'bash'\" -k host",
         "kcap replay --start 2026-11-20T12:00:00Z --end '#250000' host.kcap",
@@ -102,6 +103,7 @@ class _Options(outlets.OutletOptions, Options):
 )
 @common.input_options_at(Position(), "a time, '#ROW' or ORIGIN:ORD")
 @outlets.filament_options
+@ruleset.rule_options
 @outlets.sink_options
 @views.view_option
 @common.output_options
@@ -122,6 +124,8 @@ def command(
 
     With --start the run begins in the middle and knows what was known there: who the processes
     were, their ancestors, their open files. What it prints is the end of what a whole run prints.
+
+    With --rules or --signatures alerts are printed, and events where -o or --format ask for them.
     """
     if verify is not None:
         _check_alone(ctx)
@@ -172,8 +176,15 @@ class _Run:
         view = views.chosen(ctx, options)
         again = repeat.rerun(ctx)
         wanted = outlets.wanted(
-            ctx, options, options["filaments"], options["filament_path"], alone=again is not None
+            ctx,
+            options,
+            options["filaments"],
+            options["filament_path"],
+            alone=again is not None,
+            rules=options,
         )
+        if wanted.rules is not None and wanted.filaments and (options["start"] or options["end"]):
+            raise click.UsageError("rules see what was before --start, filaments don't: not both")
         made = cls(ctx, path, form, options, view, wanted, again)
         if again is None and path == "-" and (options["manifest"] or options["resume"]):
             what = "--manifest" if options["manifest"] else "--resume"
@@ -192,6 +203,7 @@ class _Run:
             f"--format {self.form}": self.form in _OF_ONE_PIECE and self.wanted.console,
             "--view": self.view is not None,
             "a filament": bool(self.wanted.filaments),
+            "--rules": self.wanted.rules is not None,
             f"--sink {''.join(files[:1])}": bool(files),
         }
         for what, given in refused.items():
@@ -288,6 +300,7 @@ class _Run:
                     where=self.options["where"],
                     described=outputs is not None,
                     dry=self.again is not None,
+                    span=self._span(),
                 )
             )
 
@@ -301,13 +314,11 @@ class _Run:
         begin: Callable[[Seeking], Progress] | None = None,
     ) -> Summary:
         """Put the pipeline together and run it."""
-        from kcap.replay.span import Span
         from kcap.state import State
 
         state = State()
         options = self.options
-        start, end = (cast("Bound | None", options[name]) for name in ("start", "end"))
-        span = Span(start, end, behind)
+        span = self._span(behind)
         source, seeking, stages = self._spanned(opened, span, state)
         progress = None if begin is None or seeking is None else begin(seeking)
         times = _Times()
@@ -334,6 +345,13 @@ class _Run:
             also.report()
         return summary
 
+    def _span(self, behind: int = 0) -> Span:
+        """The part that is wanted."""
+        from kcap.replay.span import Span
+
+        start, end = (cast("Bound | None", self.options[name]) for name in ("start", "end"))
+        return Span(start, end, behind)
+
     def _spanned(
         self, opened: Source, span: Span, state: State
     ) -> tuple[Source, Seeking | None, list[Stage]]:
@@ -345,13 +363,15 @@ class _Run:
         seeking: Seeking | None = None
         source: Source = opened
         since_ns: int | None = None
-        if self.view is not None and not span.whole:
-            # A view tells how long something ran: it has to see it begin.
+        follows = self.view is not None or self.wanted.rules is not None
+        if follows and not span.whole:
+            # A view tells how long something ran: it has to see it begin. So do rules.
             stages = [Within(span)]
             if isinstance(span.start, AtTime):
                 since_ns = span.start.ns
             elif span.start is not None and self.options["speed"] is not None:
-                raise click.UsageError("--view with --speed begins at a time: give --start one")
+                what = "--view" if self.view is not None else "--rules"
+                raise click.UsageError(f"{what} with --speed begins at a time: give --start one")
         else:
             source = seeking = Seeking(opened, span, state, host=self.form == "kcap")
         if self.options["speed"] is not None:

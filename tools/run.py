@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
-from kcap.tools import apart, attend, common, forms, live, live_select, logs, outlets, views
+from kcap.tools import (
+    alerting,
+    apart,
+    attend,
+    common,
+    forms,
+    live,
+    live_select,
+    logs,
+    outlets,
+    ruleset,
+    views,
+)
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, playing
 
@@ -25,7 +37,9 @@ _INTERVAL_S: Final = 0.1
 """Seconds that an event waits for others at most: what a reader takes for at once."""
 
 
-class _RunOptions(live.LiveOptions, live_select.SelectOptions, outlets.OutletOptions, Options):
+class _RunOptions(
+    live.LiveOptions, live_select.SelectOptions, outlets.OutletOptions, Options, ruleset.RuleOptions
+):
     """The options of the verb."""
 
     user: str | None
@@ -41,6 +55,7 @@ class _RunOptions(live.LiveOptions, live_select.SelectOptions, outlets.OutletOpt
         "kcap run --view 'execsnoop -T' --duration 10m",
         "kcap run --format jsonl -n 1000 | jq .cmdline",
         "kcap run -f watch_files",
+        "kcap run --rules TRC-3 --rules ./rules",
         "kcap run --sink 'amqp://localhost/%2f?exchange=kcap'",
     ),
 )
@@ -55,6 +70,7 @@ class _RunOptions(live.LiveOptions, live_select.SelectOptions, outlets.OutletOpt
 )
 @views.view_option
 @outlets.filament_options
+@ruleset.rule_options
 @outlets.sink_options
 @live.live_options
 @live_select.select_options
@@ -73,6 +89,9 @@ def command(
 
     An output that is slow, or stopped with Ctrl-S, holds up no process of this host: events wait
     in the kernel's buffer, those for which it has no room are counted, and make the exit code 3.
+
+    With --rules or --signatures alerts are printed, and events where -o or --format ask for them.
+    The events that the rules need are recorded, too, unless --events says which.
     """
     from kcap.readers.live.tracking import Selected
 
@@ -87,7 +106,10 @@ def command(
     view = views.chosen(ctx, options)
     if view is not None and not (options["wanted"] or options["sets"]):
         options["wanted"] = tuple(view.recorded)
-    asked = outlets.wanted(ctx, options, options["filaments"], options["filament_path"])
+    asked = outlets.wanted(
+        ctx, options, options["filaments"], options["filament_path"], rules=options
+    )
+    options["wanted"] = alerting.asked_for(options["wanted"], options["sets"], asked.rules)
     with (
         live.undoing(),
         opened_output(form, options) as out,

@@ -1,0 +1,164 @@
+"""Rules in a run of events: what they are told, what becomes of their alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from kcap.tools import common, logs, ruleset
+
+if TYPE_CHECKING:
+    from kcap.detect.rule import Rule
+    from kcap.model.batch import Batch
+    from kcap.model.side import Loss
+    from kcap.model.stream import Sink
+    from kcap.replay.span import Span
+
+
+class Rules:
+    """A tap that runs rules, and gives their alerts of a part of the stream.
+
+    Rules see all events, so what they say of the part does not depend on where it begins.
+
+    Args:
+        rules: The rules.
+        span: The part; None for all.
+    """
+
+    def __init__(self, rules: ruleset.Chosen, span: Span | None = None) -> None:
+        from kcap.replay.span import AtTime, Within
+
+        self._chosen = rules
+        self._detections = rules.detections()
+        self._within = None if span is None or span.whole else Within(span)
+        self._open_end = span is None or span.end is None
+        start, end = (None, None) if span is None else (span.start, span.end)
+        self._times = (
+            start.ns if isinstance(start, AtTime) else None,
+            end.ns if isinstance(end, AtTime) else None,
+        )
+        self._last = self._within is None
+        self._count = 0
+
+    @property
+    def losses(self) -> list[Loss]:
+        """What rules did not look at, or forgot."""
+        from kcap.model.side import Loss
+
+        bad = len(self._chosen.problems)
+        found = [Loss("blind", None, f"rules that can't run: {bad}")] if bad else []
+        return [*found, *self._detections.losses]
+
+    def see(self, batch: Batch) -> list[tuple[int, Batch]]:
+        """See `kcap.replay.tap.Tap`."""
+        if self._within is None:
+            return self._counted(self._detections.see(batch))
+        mask = self._within.mask(batch)
+        # What is behind a row belongs to that row; before the first, to the batch before.
+        begun = np.concatenate(([self._last], mask))
+        self._last = bool(begun[-1])
+        found = self._detections.see(batch)
+        return self._counted([(row, one) for row, one in found if self._is_timed or begun[row]])
+
+    def end(self) -> list[Batch]:
+        """See `kcap.replay.tap.Tap`."""
+        found = [(0, one) for one in self._detections.end()]
+        if not (self._is_timed or (self._open_end and self._last)):
+            return []
+        return [one for _, one in self._counted(found)]
+
+    def close(self) -> None:
+        """See `kcap.replay.tap.Tap`."""
+        self._detections.close()
+
+    def report(self) -> None:
+        """Say how many alerts there were, and how many were suppressed."""
+        suppressed(self._detections.suppressed)
+        logs.tell(f"kcap: {common.counted(self._count, 'alert')}")
+
+    @property
+    def _is_timed(self) -> bool:
+        return self._times != (None, None)
+
+    def _counted(self, found: list[tuple[int, Batch]]) -> list[tuple[int, Batch]]:
+        from kcap.replay.stages import TimeRange
+
+        if self._is_timed:
+            found = [(row, TimeRange(*self._times).process(one)) for row, one in found]
+        self._count += sum(one.rows for _, one in found)
+        return [(row, one) for row, one in found if one.rows]
+
+
+def suppressed(counts: dict[tuple[str, str], int]) -> None:
+    """Say which alerts were not raised.
+
+    Args:
+        counts: How many, by rule and reason.
+    """
+    for (rule, reason), count in sorted(counts.items()):
+        logs.tell(f"kcap: {rule}: {common.counted(count, 'alert')} suppressed: {reason}")
+
+
+def text(rules: ruleset.Chosen, stream: BinaryIO) -> Sink:
+    """What prints alerts for people.
+
+    Args:
+        rules: The rules.
+        stream: Where it prints.
+
+    Returns:
+        The sink.
+    """
+    from kcap.writers.detections import Detections
+
+    return Detections(stream, {one.about.id for one in rules.rules if one.about.text is not None})
+
+
+def recorded(rules: Iterable[Rule]) -> tuple[str, ...]:
+    """The events that a recorder must be asked for, so that rules see theirs.
+
+    What this host has no event for is told on standard error.
+
+    Args:
+        rules: The rules.
+
+    Returns:
+        Values of ``--events``: what is recorded anyway, and these.
+    """
+    from kcap.readers.live.choosing import ChoiceError, choose
+    from kcap.readers.live.scopes import Choice
+
+    needed, unknown = ruleset.needed_events(rules)
+    known, missing = [], []
+    for name in sorted(needed):
+        try:
+            choose([Choice(name)])
+            known.append(name)
+        except ChoiceError:
+            missing.append(name)
+    if missing:
+        logs.tell(f"kcap: the rules: no recorder sees {', '.join(missing)}", level="warning")
+    if unknown:
+        names = ", ".join(rule.about.id for rule in unknown)
+        logs.tell(f"kcap: the rules: which events these need is not known: {names}")
+    return ("default", *known)
+
+
+def asked_for(wanted: Sequence[str], sets: Sequence[str], rules: Any) -> tuple[str, ...]:  # noqa: ANN401
+    """What a recorder is asked for where rules run.
+
+    Args:
+        wanted: The values of ``--events``; those decide.
+        sets: The values of ``--set``.
+        rules: The rules (`kcap.tools.ruleset.Chosen`), None for none.
+
+    Returns:
+        The values of ``--events``.
+    """
+    if rules is None or wanted or sets:
+        return tuple(wanted)
+    found = recorded(rules.rules)
+    logs.tell(f"kcap: the rules: --events {','.join(found)}")
+    return found
