@@ -380,11 +380,18 @@ def own(name: str, **arguments: Any) -> dict[str, Any]:
 def test_duplicated_sockets_of_own_recordings() -> None:
     """Where an event does not say what a duplicated socket is connected to, it is remembered."""
     connects = own("security_socket_connect", sockfd=3, remote_addr=INET)
+    accepts = {**own("accept4", sockfd=9, remote_addr=INET), "retval": 3}
+    forks = own("sched_process_fork", parent_pid=7, child_pid=8)
     dup = own("socket_dup", oldfd=3, newfd=1)
-    assert verdicts("TRC-101", "v0.24", [connects, dup]) == [LATER]
-    for between in (own("close", fd=3), own("sched_process_exit")):
-        assert verdicts("TRC-101", "v0.24", [connects, between, dup]) == []
-    assert verdicts("TRC-101", "v0.24", [own("socket_dup", oldfd=4, newfd=1)]) == []
+    below = {**dup, "pid": 8}
+    for start in (connects, accepts):
+        assert verdicts("TRC-101", "v0.24", [start, dup]) == [LATER]
+        assert verdicts("TRC-101", "v0.24", [start, below]) == []
+        assert verdicts("TRC-101", "v0.24", [start, forks, below]) == [LATER]
+        for between in (own("close", fd=3), own("sched_process_exit")):
+            assert verdicts("TRC-101", "v0.24", [start, between, dup]) == []
+            assert verdicts("TRC-101", "v0.24", [start, forks, between, below]) == [LATER]
+    assert verdicts("TRC-101", "v0.24", [forks, own("socket_dup", oldfd=4, newfd=1)]) == []
 
 
 def test_sets() -> None:

@@ -18,6 +18,11 @@ Look = Callable[["Event"], Mapping[str, Any] | None]
 Process = tuple[str, int]
 """A recording, and a process id in it."""
 
+_CONNECTED: Final = "security_socket_connect"
+_ACCEPTED: Final = ("accept", "accept4")
+_FOLLOWED: Final = ("close", "sched_process_exit", "sched_process_fork")
+"""Events that change only what is known already."""
+
 _STDIO: Final = (0, 1, 2)
 _NOWHERE: Final = ("", "0")
 _SERVICE: Final = "KUBERNETES_SERVICE_HOST="
@@ -98,6 +103,15 @@ class _Sockets(Findings):
         if known.addresses:
             self._processes.put(context, process, known, known.size)
 
+    def _inherited(self, context: Context, parent: Process, child: Process) -> None:
+        known = self._processes.get(parent)
+        if known is not None:
+            copy = _Descriptors()
+            for fd, address in known.addresses.items():
+                copy.put(fd, address)
+            self._processes.pop(context, child)
+            self._processes.put(context, child, copy, copy.size)
+
     def _ended(self, context: Context, process: Process) -> None:
         self._processes.pop(context, process)
 
@@ -125,7 +139,7 @@ class StdioOverSocket(_Sockets):
             fd = values.number(found.get("fd"))
             if fd is not None:
                 self._closed(context, process, fd)
-        elif name == "security_socket_connect":
+        elif name == _CONNECTED:
             self._connects(context, process, found)
         else:
             old = values.number(found.get("oldfd"))
@@ -149,50 +163,51 @@ class SocketDuplicates(_Sockets):
     """TRC-101: standard input or output is connected to another host.
 
     Tracee says of a duplicated socket where it is connected to. Recordings of kcap's own do not:
-    there it is remembered.
+    there it is remembered from the connection, also in processes that come of the one that made it.
     """
 
     def match(self, context: Context, selector: int, event: Event) -> None:
         """See `kcap.detect.rule.Machine`."""
         name = event.name
-        if name in ("close", "sched_process_exit") and not len(self._processes):
+        if name in _FOLLOWED and not len(self._processes):
             return  # most events by far
         process = values.process(event)
-        if name == "sched_process_exit":
+        if name in _FOLLOWED or name in _ACCEPTED:
             if process is not None:
-                self._ended(context, process)
+                self._follow(context, process, event)
             return
         found = event.arguments()
-        if name == "close":
-            fd = values.number(found.get("fd"))
-            if process is not None and fd is not None:
-                self._closed(context, process, fd)
-            return
-        connects = name == "security_socket_connect"
-        fd = values.number(found.get("sockfd" if connects else "newfd"))
+        fd = values.number(found.get("sockfd" if name == _CONNECTED else "newfd"))
         if fd is None:
             return
-        address = self._remote(context, process, found, event)
+        address = values.address(found.get("remote_addr"))
+        if process is not None and "eventName:" not in (event.column("shape") or ""):
+            old = values.number(found.get("oldfd"))
+            if name == _CONNECTED and address:
+                self._connected(context, process, fd, address)
+            elif found.get("remote_addr") is None and old is not None:
+                address = self._address(process, old) or address
         if fd in _STDIO and address.ip and address.port not in _NOWHERE:
             data = {"IP address": address.ip, "Port": address.port, "File descriptor": fd}
             context.alert(data=data)
 
-    def _remote(
-        self, context: Context, process: Process | None, found: Mapping[str, Any], event: Event
-    ) -> Address:
-        """Where the socket of the event is connected to, as it says or as is known."""
-        told = found.get("remote_addr")
-        address = values.address(told)
-        if process is None or "eventName:" in (event.column("shape") or ""):
-            return address
-        if event.name == "security_socket_connect":
-            fd = values.number(found.get("sockfd"))
-            if address and fd is not None:
+    def _follow(self, context: Context, process: Process, event: Event) -> None:
+        """Note what else decides where descriptors are connected to."""
+        name, found = event.name, event.arguments()
+        if name == "sched_process_exit":
+            self._ended(context, process)
+        elif name == "close":
+            fd = values.number(found.get("fd"))
+            if fd is not None:
+                self._closed(context, process, fd)
+        elif name in _ACCEPTED:
+            fd, address = event.column("retval"), values.address(found.get("remote_addr"))
+            if address:
                 self._connected(context, process, fd, address)
-            return address
-        old = values.number(found.get("oldfd"))
-        known = None if told is not None or old is None else self._address(process, old)
-        return known or address
+        else:
+            parent, child = values.number(found.get("parent_pid")), found.get("child_pid")
+            if parent is not None and type(child) is int and child != parent:
+                self._inherited(context, (process[0], parent), (process[0], child))
 
 
 class ServiceConnections(Findings):
@@ -208,7 +223,7 @@ class ServiceConnections(Findings):
         if not container:
             return
         found = event.arguments()
-        if event.name != "security_socket_connect":
+        if event.name != _CONNECTED:
             variables = found.get("envp", found.get("env"))
             texts = [v for v in variables or () if isinstance(v, str) and _SERVICE in v]
             if texts:
