@@ -79,6 +79,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "speed": ("-n", "7", "--speed", "1000", "--start", "#20"),
     "middle": ("--start", "#20", "--end", "2026-11-21T01:01:27.905Z"),
     "view": ("--view", "forkstat -e exec,exit"),
+    "events of a view": ("--view", "forkstat", "-e", "exec,exit"),
     "color": ("--color", "always"),
     "columns": ("--format", "jsonl", "-F", "ts,event,pid"),
     "transform": ("--transform", "tags=site:lab", "--format", "jsonl"),
@@ -400,6 +401,20 @@ def test_nothing_else_beside_verify(host: Path) -> None:
     assert run("replay", "-", "--manifest", "other.json", input=b"").exit_code == 2
     assert not (host / "other.json").exists()
     assert run("replay", "host.kcap", "--manifest", "run.json").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["manifest", "output", "resume", "kcap", "verify", "force"])
+def test_a_manifest_that_would_write_is_not_obeyed(name: str, host: Path) -> None:
+    """Whoever made it up: verifying writes nothing, and reads no other capture."""
+    says = made()
+    before = sorted(p.name for p in host.iterdir())
+    changed(says, "options", name, to=True if name == "force" else "victim")
+
+    result = run("replay", "--verify", "run.json")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"a manifest has no option {name}" in result.stderr
+    assert sorted(p.name for p in host.iterdir()) == before
 
 
 @pytest.mark.usefixtures("host")

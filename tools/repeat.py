@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,13 +27,17 @@ Json = Any
 
 _RERUN: Final = "kcap.replay.rerun"
 
-_APART: Final = frozenset(
-    {"kcap", "output", "force", "speed", "manifest", "verify", "resume"}
-    | {"filament", "filament.path", "sink", "transform"}
+_NOT_SAID: Final = frozenset(
+    {"kcap", "output", "force", "speed", "manifest", "verify", "resume", "help"}
 )
-"""Options that the output does not depend on, or that `Wanted.words` has without secrets."""
+"""Options that the output does not depend on: no manifest has them, or is obeyed."""
 
-_PRINTING: Final = ("color", "format", "template", "fields", "state", "view", "events")
+_ELSEWHERE: Final = frozenset({"filament", "filament.path", "sink", "transform"})
+"""Options that `Wanted.words` has without secrets."""
+
+_PRINTING: Final = frozenset(
+    {"color", "containers", "fields", "format", "state", "template", "template-file", "view"}
+)
 """Options of what is printed, which mean that something is."""
 
 _NOT_OF_A_VIEW: Final = ("format", "template", "fields", "state")
@@ -82,9 +87,11 @@ def options_of(
     for param in ctx.command.params:
         name = next((n[2:] for n in param.opts if n.startswith("--")), None)
         value = ctx.params.get(param.name or "")
-        if name is None or name in _APART or value is None or value is False or value == ():
-            continue
-        found[name] = _plain(value)
+        given = value is not None and value is not False and value != ()
+        if given and name is not None and name not in _NOT_SAID | _ELSEWHERE:
+            found[name] = _plain(value)
+    if events := ctx.params.get("events"):  # the one that has a short name alone
+        found["view"] = f"{found['view']} -e {shlex.quote(events)}"
     found |= decided
     found.pop("where", None)
     for name in _NOT_OF_A_VIEW if "view" in found else () if asked.console else _PRINTING:
@@ -147,6 +154,8 @@ def verified(ctx: click.Context, command: click.Command, path: str) -> int:
     from kcap.replay import manifest
 
     says = manifest.read(path)
+    if refused := sorted(_NOT_SAID.intersection(says["options"])):
+        raise KcapError(f"a manifest has no option {', '.join(refused)}", file=path)
     capture = manifest.find_capture(says, path)
     with tempfile.TemporaryDirectory(prefix="kcap-") as folder:
         ctx.meta[_RERUN] = again = Rerun(says, folder)
