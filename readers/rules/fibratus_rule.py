@@ -226,7 +226,10 @@ class _Parsed:
             data=data,
             first=True,
         )
-        made = sequence.rule(about, steps, options)
+        try:
+            made = sequence.rule(about, steps, options)
+        except ValueError as error:
+            raise BadInputError(str(error), line=self.written.condition.line) from error
         selectors = tuple(one._replace(events=_events(one.filter)) for one in made.selectors)
         return replace(made, selectors=selectors, events=_union(selectors[-len(steps) :]))
 
@@ -244,6 +247,20 @@ class _Parsed:
             ),
         }
 
+    def _check_text(self, text: str, node: Node) -> None:
+        """See to it that what alerts say can be said."""
+        steps = len(self.tree.steps) if isinstance(self.tree, Steps) else 1
+        try:
+            places = Text(text, era=self.era).places
+        except FilterError as error:
+            raise BadInputError(
+                f"what alerts say: {error.what}", line=node.line, hint=error.hint
+            ) from error
+        for place in places:
+            if (place.number or 1) > steps:
+                what = f"what alerts say: %{place.number}.{place.name} of {steps}"
+                raise BadInputError(what, line=node.line, expected="the number of a step")
+
     def _about(self, action: Action) -> About:
         """What is said of the rule."""
         if len(action.emits) > 1:
@@ -255,7 +272,8 @@ class _Parsed:
             for each in (self.group.keys, self.written.keys)
             for name, node in _mapping(each.get("labels"))
         }
-        name, text = self.name, _said(self.written.keys.get("output"))
+        said = self.written.keys.get("output")
+        name, text = self.name, _said(said)
         severity, tags = _severity(keys.get("severity")), _words(keys.get("tags"))
         for emit in action.emits:
             severity = emit.severity or severity
@@ -265,6 +283,8 @@ class _Parsed:
                 text = f"{emit.title}: {emit.text}"
             else:
                 name = emit.title.replace("%%", "%")
+        if text is not None:
+            self._check_text(text, said or self.written.keys["action"])
         technique = labels.get("subtechnique.id") or labels.get("technique.id")
         details: dict[str, Any] = {
             "group": self.group.name or None,

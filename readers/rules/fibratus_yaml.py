@@ -66,15 +66,16 @@ class Node:
             Its line in the file, from 1.
         """
         left = sum(not c.isspace() for c in self.text[:offset])
-        line = self.raw_line
+        line = found = self.raw_line
         for c in self.raw:
             if c == "\n":
                 line += 1
             elif not c.isspace():
+                found = line
                 if not left:
-                    return line
+                    break
                 left -= 1
-        return line
+        return found
 
     def plain(self) -> Any:  # noqa: ANN401 - whatever stands there
         """The value as Python's own objects: text, lists, dicts."""
@@ -109,9 +110,7 @@ def documents(text: str, path: str) -> list[Node]:
     try:
         # The parser of libyaml is ten times as fast; it is not in every build of PyYAML.
         roots = list(yaml.compose_all(text, getattr(yaml, "CSafeLoader", loader)))
-        return [
-            reader.node(root, root.start_mark.line + 1, 1) for root in roots if root is not None
-        ]
+        return [reader.node(root, root.start_mark.line + 1, 1) for root in roots]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1
