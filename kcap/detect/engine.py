@@ -12,7 +12,7 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,9 @@ from kcap.detect.run import Raised, Run
 from kcap.errors import KcapError
 from kcap.model import alert
 from kcap.model.alert import Alert
-from kcap.model.batch import Batch, state_rows
+from kcap.model.batch import Batch, Rows, state_rows
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss
-from kcap.replay.stages import Matching
 
 Int64s = npt.NDArray[np.int64]
 
@@ -40,6 +39,13 @@ DEADLINES_MAX: Final = 100_000
 
 _NUMBERED: Final = 1 << 16
 """Alerts of which it is remembered how many were alike."""
+
+
+class Choice(Protocol):
+    """Tells which events rules look at (`kcap.replay.stages.Matching`)."""
+
+    def rows(self, batch: Batch) -> Rows:
+        """Their row numbers."""
 
 
 class _Deadline(NamedTuple):
@@ -74,7 +80,7 @@ class Detections:
         exceptions: Iterable[Exempt] = (),
         throttle_ns: int | None = None,
         start_ns: int | None = None,
-        where: Matching | None = None,
+        where: Choice | None = None,
         bounds: Bounds | None = None,
     ) -> None:
         chosen, self.problems = unique(rules)

@@ -13,6 +13,8 @@ from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from kcap.detect.rule import Identity
 from kcap.filter import interpret
@@ -24,9 +26,10 @@ from kcap.filter.parser import parse
 from kcap.filter.syntax import FieldRef
 from kcap.filter.syntax import Sequence as Steps
 from kcap.model import alert, naming, shape
-from kcap.model.batch import Batch, Column
+from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
 
+_NUMBERS: Final = frozenset({TypeClass.I64, TypeClass.U64, TypeClass.F64})
 _NONE: Final[Mapping[str, Any]] = {}
 
 
@@ -74,6 +77,7 @@ class Looked:
         self.causes = causes
         self._families = families
         self._memo = memo
+        self._looked: dict[str, _Values | None] = {}
         self._readers: dict[str, Reader] = {}
         self._values: dict[tuple[FieldRef, str], list[tuple[Cells, Sequence[Any] | None]]] = {}
 
@@ -105,11 +109,11 @@ class Looked:
         Returns:
             The value as Python has it, structures of JSON too; None where there is none.
         """
-        found = self.batch.get(column)
-        if found is None:
-            return None
-        at = _place(found.rows, row)
-        return None if at is None else _plain(found, at)
+        if column not in self._looked:
+            found = self.batch.get(column)
+            self._looked[column] = None if found is None else _Values(found)
+        values = self._looked[column]
+        return None if values is None else values.value(row)
 
     def of_field(self, row: int, ref: FieldRef, resolved: Resolved) -> Any:  # noqa: ANN401
         """What a field is in a row.
@@ -254,19 +258,51 @@ class Row:
         return self.looked.who(self.row)
 
 
-def _place(rows: Any, row: int) -> int | None:  # noqa: ANN401 - rows of a column, or None
+def _place(rows: Rows | None, row: int) -> int | None:
     """Where the value of a row is; None where it has none."""
     if rows is None:
         return row
-    at = int(np.searchsorted(rows, row))
+    # A number of another type would be looked for in a copy of all rows.
+    at = int(rows.searchsorted(rows.dtype.type(row)))
     return at if at < len(rows) and rows[at] == row else None
 
 
-def _plain(column: Column, at: int) -> Any:  # noqa: ANN401 - any value
-    value = column.values[at].as_py()
-    if column.cls is TypeClass.JSON:
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value  # it was cut: text is what is left of it
-    return value
+class _Values:
+    """A column whose values are looked at one by one."""
+
+    __slots__ = ("_array", "_codes", "_entries", "_is_json", "rows")
+
+    def __init__(self, column: Column) -> None:
+        self.rows = column.rows
+        self._is_json = column.cls is TypeClass.JSON
+        self._codes: npt.NDArray[Any] | None = None
+        self._array: Any = column.values
+        if pa.types.is_dictionary(column.values.type):
+            self._codes, self._array = column.codes(), column.values.dictionary
+        elif column.cls in _NUMBERS:
+            self._array = np.asarray(column.values)
+        self._entries: dict[int, Any] = {}
+
+    def value(self, row: int) -> Any:  # noqa: ANN401 - any value
+        """The value of a row, None where it has none."""
+        at = _place(self.rows, row)
+        if at is None:
+            return None
+        if self._codes is not None:
+            at = int(self._codes[at])
+        if at in self._entries:
+            return self._entries[at]
+        found = self._array[at]
+        value = found.item() if isinstance(found, np.generic) else found.as_py()
+        if self._is_json:
+            return _structure(value)  # anew each time: it may be changed by who gets it
+        if self._codes is not None:
+            self._entries[at] = value
+        return value
+
+
+def _structure(text: str) -> Any:  # noqa: ANN401 - whatever stands in it
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # it was cut: text is what is left of it
