@@ -63,8 +63,11 @@ _VERBS: Final = {
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
     "detect": _Verb("detect", "Detect", "Let rules look at captures, and print their alerts."),
+    "rules": _Verb("rules", "Detect", "What rules there are, what they need, why they match."),
     "filter": _Verb("filter", "Rewrite", "Copy some of a capture's events, and nothing else."),
-    "redact": _Verb("redact", "Rewrite", "Hide secrets: tokens in their place, the rest as it was."),
+    "redact": _Verb(
+        "redact", "Rewrite", "Hide secrets: tokens in their place, the rest as it was."
+    ),
     "merge": _Verb("merge", "Rewrite", "Make one capture of several, by time."),
     "split": _Verb("split", "Rewrite", "Divide a capture into parts."),
     "recover": _Verb("recover", "Rewrite", "Save what is intact of a damaged capture."),
