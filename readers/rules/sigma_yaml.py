@@ -75,7 +75,8 @@ def documents(text: str, path: str) -> list[Document]:
                 found.append(_document(path, node.start_mark.line + 1, value, lines))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = None if mark is None else mark.line + 1
+        # The end of a file is behind its last line.
+        line = None if mark is None else min(mark.line, text.count("\n")) + 1
         what = f"it is no YAML: {error.problem or error.context}"
         raise BadInputError(what, file=path, line=line) from error
     except yaml.reader.ReaderError as error:
