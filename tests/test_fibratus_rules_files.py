@@ -142,6 +142,22 @@ def test_a_thread_in_another_process() -> None:
     assert not alerts(rule, thread, ends(9), module)
 
 
+def test_a_process_whose_key_becomes_known() -> None:
+    """What a process began ends with it, though its key is only known by then."""
+    (rule,) = rules(
+        "name: a\nid: b\nmin-engine-version: 3.0.0\ncondition: >\n"
+        "  sequence |evt.name = 'CreateFile'| |evt.name = 'LoadModule'|"
+    )
+    module = {"event": "LoadModule", "category": "module", "ts": 3, "pid": 9, "host": "box"}
+    end = {
+        "event": "TerminateProcess", "category": "process", "action": "process_stop", "ts": 2,
+        "pid": 7, "tid": 12, "arguments": {"pid": 7, "ppid": 1}, "process_key": "aa" * 8,
+    }  # fmt: skip
+    assert not alerts(rule, wrote("C:\\a"), end, module)
+    assert alerts(rule, wrote("C:\\a", pid=8), end, module)
+    assert alerts(rule, wrote("C:\\a", process_key="bb" * 8), end, module)
+
+
 @pytest.mark.parametrize(("version", "named"), [("2.4.0", "explorer.exe"), ("3.0.0", "new.exe")])
 def test_eras(version: str, named: str) -> None:
     """The process of CreateProcess is its creator before 3.0, and the new one since."""

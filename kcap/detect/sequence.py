@@ -293,8 +293,9 @@ class _Sequence:
         self._expire(context)
         number = selector - self._first
         if number < 0:
-            for partial in list(self._of_process.get(_ended(event), ())):
-                self._remove(context, partial)
+            for process in _ended(event):
+                for partial in list(self._of_process.get(process, ())):
+                    self._remove(context, partial)
             return
         shown = key_of(event, self._plan.steps[number].by, self._plan.steps[number].era)
         if shown is None:
@@ -418,9 +419,13 @@ class _Sequence:
                 self._of_process.pop(process, None)
 
 
-def _ended(event: Event) -> Hashable:
-    """The process that ended, which on Windows need not be the one whose event it is."""
+def _ended(event: Event) -> tuple[Hashable, ...]:
+    """The process that ended, as what it began may know it.
+
+    On Windows it need not be the one whose event it is; and its key may have become known since.
+    """
+    pid = event.column("pid")
     named = event.field("args.pid")
-    if named is None or named == event.column("pid"):
-        return process_of(event)
-    return event.column("source"), named
+    if named is None or named == pid:
+        return process_of(event), (event.column("source"), pid)
+    return ((event.column("source"), named),)
