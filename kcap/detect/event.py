@@ -77,6 +77,7 @@ class Looked:
         self.causes = causes
         self._families = families
         self._memo = memo
+        self._last: tuple[int, dict[str, Any]] | None = None
         self._looked: dict[str, _Values | None] = {}
         self._readers: dict[str, Reader] = {}
         self._values: dict[tuple[FieldRef, str], list[tuple[Cells, Sequence[Any] | None]]] = {}
@@ -163,8 +164,11 @@ class Looked:
         Returns:
             Names and values of columns.
         """
-        found = {name: self.value(row, name) for name in self._who}
-        return {name: value for name, value in found.items() if value is not None}
+        # Several rules may alert on one event.
+        if self._last is None or self._last[0] != row:
+            found = {name: self.value(row, name) for name in self._who}
+            self._last = row, {name: v for name, v in found.items() if v is not None}
+        return self._last[1]
 
     def arguments(self, row: int) -> dict[str, Any]:
         """The arguments of an event.
