@@ -232,16 +232,16 @@ class Hider:
         Returns:
             As many.
         """
-        spans = self._matched([value.decode("latin-1") for value in values])
+        spans = self.matched([value.decode("latin-1") for value in values])
         for number, span in self._literals.spans(values):
             spans[number].append(span)
         wide = [v.decode("utf-16-le", "replace") if b"\0" in v else "" for v in values]
         found = {number for number, _ in self._wide.spans(values)}
-        found |= {number for number, places in enumerate(self._matched(wide)) if places}
+        found |= {number for number, places in enumerate(self.matched(wide)) if places}
         for number in found:
             spans[number] = [(0, len(values[number]))]
         return [
-            _replaced(value, places, self._bytes) if places else value
+            replaced(value, places, self._bytes) if places else value
             for value, places in zip(values, spans, strict=True)
         ]
 
@@ -255,12 +255,12 @@ class Hider:
         """Texts with what is hidden replaced, each place once; known values from a length on."""
         spans = self._spans(values, least)
         return [
-            _replaced(value, _beside_tokens(value, found), self.part) if found else value
+            replaced(value, _beside_tokens(value, found), self.part) if found else value
             for value, found in zip(values, spans, strict=True)
         ]
 
     def _spans(self, values: Sequence[str], least: int) -> list[list[Span]]:
-        spans = self._matched(values)
+        spans = self.matched(values)
         if self._literals:
             raws = [value.encode("utf-8", "surrogatepass") for value in values]
             for number, raw in enumerate(raws):
@@ -275,8 +275,15 @@ class Hider:
                 spans[number].append(span)
         return spans
 
-    def _matched(self, values: Sequence[str]) -> list[list[Span]]:
-        """Where the patterns match in texts."""
+    def matched(self, values: Sequence[str]) -> list[list[Span]]:
+        """Where the patterns match in texts.
+
+        Args:
+            values: The texts.
+
+        Returns:
+            Of each its places, but for tokens.
+        """
         found: list[list[Span]] = [[] for _ in values]
         if not self.patterns:
             return found
@@ -285,7 +292,7 @@ class Hider:
             numbers = _with_some(pattern.hints, small) if pattern.hints else range(len(values))
             for number in numbers:
                 found[number] += pattern.spans(values[number])
-        return found
+        return [_beside_tokens(v, spans) for v, spans in zip(values, found, strict=True)]
 
 
 def _with_some(hints: Iterable[str], values: Sequence[str]) -> list[int]:
@@ -308,8 +315,17 @@ def _in_characters(raw: bytes, span: Span) -> Span:
     return start, end
 
 
-def _replaced(value: Any, spans: list[Span], whole: Callable[[Any], Any]) -> Any:  # noqa: ANN401
-    """A text, or bytes, with tokens in some places; what overlaps gets one together."""
+def replaced(value: Any, spans: list[Span], whole: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+    """Put tokens in the place of parts of a text, or of bytes.
+
+    Args:
+        value: The text.
+        spans: The parts; what overlaps gets one together.
+        whole: Gives a part its token.
+
+    Returns:
+        The text.
+    """
     out, at = [], 0
     spans.sort()
     while spans:

@@ -39,6 +39,10 @@ _OWN: Final = frozenset({"machine", "provenance", "type", "id", "state", "flags"
 """Columns of tables that mean something else than an argument of that name."""
 
 
+_SAME_ELSEWHERE: Final = {"cmdline": ("arg_args", "arg_argv", "arg_command_line")}
+"""A name of the envelope, and the arguments that have the same under another name."""
+
+
 class Names:
     """Columns as a user named them.
 
@@ -49,7 +53,8 @@ class Names:
     Args:
         given: The names.
         what: What is done to them, for errors.
-        both: A name of the envelope means the arguments of that name, too.
+        both: A name of the envelope means the arguments of that name, too, and those that have the
+            same: ``cmdline`` also the list of arguments that it was made of.
 
     Raises:
         KcapError: What identifies an event is among them.
@@ -62,6 +67,7 @@ class Names:
         bases = {base_of(n) for n in self.given if not _is_exact(n)}
         own = {naming.argument(b) for b in bases & catalogue.envelope().keys() if both}
         self.bases = frozenset(bases | own)
+        self._as = {n: base for base in bases if both for n in _SAME_ELSEWHERE.get(base, ())}
         self._exact = frozenset(n for n in self.given if _is_exact(n))
         self._of: dict[str, str | None] = {}
         self._tables: dict[tuple[str, str], bool] = {}
@@ -118,6 +124,8 @@ class Names:
         base, suffixes = naming.parts(column)
         if base in self.bases:
             return base
+        if base in self._as:
+            return self._as[base]
         while suffixes:
             name = "__".join((base, *suffixes))
             if name in self._exact:

@@ -17,7 +17,7 @@ from kcap.model.classes import TypeClass
 from kcap.model.naming import RAW, SIZE
 from kcap.model.side import Heartbeat, Loss, SourceInfo
 from kcap.replay.stages import Matching
-from kcap.transform import texts
+from kcap.transform import lines, texts
 from kcap.transform.hiding import Hider
 from kcap.transform.names import FIXED, Names
 from kcap.transform.patterns import Pattern, follows_option
@@ -217,10 +217,12 @@ class Redact:
         if column.cls is TypeClass.JSON:
             return texts.Changed(_entries(column, hider.json(_of(column))), None)
         changed = texts.mapped(column, hider.texts, hider.data)
-        if self._options and column.cls is TypeClass.LIST:
-            after = self._after_options(column, changed.column)
-            return texts.Changed(after, None)
-        return changed
+        if column.cls is not TypeClass.LIST:
+            return changed
+        after = changed.column
+        if self._options:
+            after = self._after_options(column, after)
+        return texts.Changed(lines.hidden(hider, column, after), None)
 
     def _after_options(self, before: Column, after: Column) -> Column:
         """Lists of arguments without the secrets that stand behind an option of their own."""
