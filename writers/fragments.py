@@ -32,7 +32,7 @@ _FEWER: Final = 4
 """So many values an entry are far more than entries."""
 
 _SAMPLE: Final = 256
-"""Values that tell whether a column has few different ones."""
+"""Values that tell whether a column has few different ones; no more than these are few."""
 
 _SECOND_NS: Final = 10**9
 
@@ -249,10 +249,15 @@ def distinct(column: Column) -> tuple[pa.Array, Ids]:
     Returns:
         Entries and the code of each value.
     """
-    entries = column.values.dictionary
-    if len(entries) > len(column) or entries.nbytes > 64 * len(column) + 4096:
+    entries, codes = column.values.dictionary, column.codes()
+    if len(entries) <= len(column) and entries.nbytes <= 64 * len(column) + 4096:
+        return entries, codes
+    if len(codes) > _SAMPLE:
         column = column.compact()
-    return column.values.dictionary, column.codes()
+        return column.values.dictionary, column.codes()
+    # The same for the few values of a live batch, in less steps.
+    used, found = np.unique(codes, return_inverse=True)
+    return entries.take(pa.array(used)), found.astype(np.int32)
 
 
 def render(column: Column, scalar: Scalar, separator: str = ", ") -> Texts:

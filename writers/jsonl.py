@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import BinaryIO, Final, NoReturn
 
 import numpy as np
@@ -57,8 +58,8 @@ class JsonLines:
         ends = (constants.number("{}\n"), constants.number("}\n"))
         heads = {}
         for name in _in_order(batch):
-            literal = text.json_string(name)
-            heads[name] = (constants.number(f"{{{literal}:"), constants.number(f",{literal}:"))
+            first, other = _heads(name)
+            heads[name] = (constants.number(first), constants.number(other))
         shared = constants.texts()
         for block in blocks.of(batch):
             lines = fragments.LineBuilder(block.rows, shared)
@@ -81,6 +82,13 @@ def _in_order(batch: Batch) -> list[str]:
     """The columns: the envelope in its order, the rest by name."""
     envelope = [name for name in catalogue.envelope() if name in batch.columns]
     return envelope + sorted(batch.columns.keys() - catalogue.envelope().keys())
+
+
+@lru_cache(maxsize=4096)
+def _heads(name: str) -> tuple[str, str]:
+    """What stands before a value that is the first of its line, and before any other."""
+    literal = text.json_string(name)
+    return f"{{{literal}:", f",{literal}:"
 
 
 def _append_events(
