@@ -65,7 +65,7 @@ def digest(rows: int) -> str:
 
 
 def named_by_sets() -> str:
-    """What an engine that goes through a set of its rules would say: it depends on the hash seed."""
+    """What an engine that goes through a set of its rules would say: as the hash seed has it."""
     return ",".join({rule.about.id + str(n) for rule in stateful() for n in range(9)})
 
 

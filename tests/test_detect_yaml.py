@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from detect_support import briefly, event, run
 
 from kcap import trust
+from kcap.detect.feed import feed
 from kcap.detect.loading import Ruleset, load
+from kcap.detect.python_rules import PythonRules
 from kcap.detect.rule import Problem, Rule
 from kcap.detect.yaml_rules import YamlRules
 from kcap.errors import KcapError
@@ -253,3 +256,38 @@ def test_root_loads_no_rules_that_others_can_change(tmp_path: Path) -> None:
 
     with pytest.raises(KcapError, match="others can change"):
         load([file])
+
+
+# the document
+
+
+def blocks(language: str) -> list[str]:
+    """The examples of docs/detections.md."""
+    text = (Path(__file__).parent.parent / "docs/detections.md").read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_examples_of_the_document_are_rules() -> None:
+    """Each loads, and so does the signature."""
+    rules, wrong = read(*blocks("yaml"))
+    (signature, *_) = PythonRules().load(blocks("python")[0], __file__)
+
+    assert wrong == []
+    assert [one.about.id for one in rules] == ["SHELL-1", "DROP-1", "SCAN-1", "QUIET-1"]
+    assert isinstance(signature, Rule)
+    at_shadow = {"event": "openat", "ts": 1, "pid": 7, "fd_name": "/etc/shadow"}
+    (alert,) = feed(signature, [at_shadow, event("sendto", 2, 7, addr="10.0.0.1")])
+    assert alert.data == '{"to":"10.0.0.1"}'
+
+
+def test_an_example_of_the_document_finds_what_it_says() -> None:
+    """A file that is made and run by a child is dropped; one that was there is not."""
+    rules = [one for one in read(*blocks("yaml"))[0] if one.about.id == "DROP-1"]
+    made = {**event("openat", 1, 7, flags="O_CREAT|O_WRONLY"), "fd_name": "/tmp/x"}
+    there = {**made, "arguments": {"flags": "O_RDONLY"}}
+    rest = [event("close", 2, 7), event("execve", 3, 8, ppid=7, pathname="/tmp/x")]
+
+    ((_, one),) = run(rules, [made, *rest])
+
+    assert one["text"] == "openat dropped /tmp/x, execve runs it"
+    assert run(rules, [there, *rest]) == []

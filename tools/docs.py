@@ -28,6 +28,10 @@ def command(topic: str | None) -> None:
         "transform": ("transformers of --transform and files, patterns of redact", _transform),
         "templates": ("what a template may name and do, with its filters", _templates),
         "filaments": ("what a filament has, what it can call and what it may take", _filaments),
+        "detections": (
+            "keys of rules in YAML; what signatures in Python can call",
+            _detections,
+        ),
         "signatures": ("Tracee's signatures: severity, sets, origin, events", _signatures),
         "settings": ("a file of settings, explained; 'kcap config' shows what holds", _settings),
         "format": ("the .kcap format, normative", _format),
@@ -215,6 +219,36 @@ def _filaments() -> str:
         f"{table([(f'  {name}', said) for name, said in has])}\n\n"
         f"It can call:\n\n{table(calls)}\n\n"
         f"It may take, in the section filament of the settings:\n\n{table(limits)}"
+    )
+
+
+def _detections() -> str:
+    """The keys of rules, and what signatures can call, out of the code."""
+    import dataclasses
+    import inspect
+
+    from kcap.detect import rule, yaml_rules
+    from kcap.detect.room import Bounds
+
+    def members(a_class: type) -> list[tuple[str, str]]:
+        found = []
+        for name, value in vars(a_class).items():
+            function = value.fget if isinstance(value, property) else value
+            if name.startswith("_") or not inspect.isfunction(function):
+                continue
+            given = list(inspect.signature(function).parameters)[1:]
+            call = name if isinstance(value, property) else f"{name}({', '.join(given)})"
+            found.append((f"  {call}", (function.__doc__ or "").partition("\n")[0]))
+        return found
+
+    keys = [(f"  {name}", ", ".join(sorted(known))) for name, known in yaml_rules.KEYS.items()]
+    bounds = [(f"  {field.name}", f"{field.default:,}") for field in dataclasses.fields(Bounds)]
+    return (
+        f"A file of rules has these keys:\n\n{table(keys)}\n\n"
+        f"A signature is a Python class with id, selectors and on_match(ctx, selector, event).\n"
+        f"The event has:\n\n{table(members(rule.Event))}\n\n"
+        f"The context, ctx, has:\n\n{table(members(rule.Context))}\n\n"
+        f"Rules remember at most, bytes and entries:\n\n{table(bounds)}"
     )
 
 

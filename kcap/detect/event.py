@@ -83,8 +83,9 @@ class Looked:
         self._values: dict[tuple[FieldRef, str], list[tuple[Cells, Sequence[Any] | None]]] = {}
 
     @cached_property
-    def _who(self) -> list[str]:
-        return [name for name in alert.WHO if name in self.batch.columns]
+    def _who(self) -> list[tuple[str, _Values]]:
+        found = [(name, self.batch.get(name)) for name in alert.WHO]
+        return [(name, _Values(column)) for name, column in found if column is not None]
 
     @cached_property
     def _arguments(self) -> Mapping[str, list[tuple[int, str]]]:
@@ -166,7 +167,7 @@ class Looked:
         """
         # Several rules may alert on one event.
         if self._last is None or self._last[0] != row:
-            found = {name: self.value(row, name) for name in self._who}
+            found = {name: values.value(row) for name, values in self._who}
             self._last = row, {name: v for name, v in found.items() if v is not None}
         return self._last[1]
 

@@ -40,6 +40,18 @@ _STEP: Final = frozenset({"condition", "by", "as"})
 _CORRELATION: Final = frozenset({"type", "timespan", "by", "events", "values", "condition"})
 _ABSENCE: Final = frozenset({"event", "follows", "within", "by"})
 _EXCEPTION: Final = frozenset({"filter", "reason", "until"})
+KEYS: Final = {
+    "file": _FILE,
+    "rule": _RULE,
+    "sequence": _SEQUENCE,
+    "step": _STEP,
+    "correlation": _CORRELATION,
+    "condition": frozenset(correlation.CONDITIONS),
+    "absence": _ABSENCE,
+    "exception": _EXCEPTION,
+}
+"""The keys of each part of a file of rules."""
+
 _FOREIGN: Final = re.compile(r"^(min-engine-version|logsource|detection|kevt)\s*:", re.MULTILINE)
 _OURS: Final = re.compile(
     r"^(?:- )?\s*(rules|macros|lists|condition|sequence|correlation|absence)\s*:", re.MULTILINE
