@@ -33,6 +33,7 @@ def command(topic: str | None) -> None:
             _detections,
         ),
         "signatures": ("Tracee's signatures: severity, sets, origin, events", _signatures),
+        "sigma": ("Sigma's logsources: which events they mean, where fields are found", _sigma),
         "settings": ("a file of settings, explained; 'kcap config' shows what holds", _settings),
         "format": ("the .kcap format, normative", _format),
     }
@@ -257,6 +258,12 @@ def _signatures() -> str:
 
     heading, *rows = described()
     return table([tuple(map(str.upper, heading)), *rows])
+
+
+def _sigma() -> str:
+    from kcap.readers.rules.sigma_pipelines import described
+
+    return "\n\n".join(map(table, described()))
 
 
 def _settings() -> str:

@@ -108,6 +108,24 @@ def logsources() -> list[Logsource]:
     return list(dict.fromkeys(rows))
 
 
+def described() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """What is known of logsources and of fields, for people.
+
+    Returns:
+        Pipeline, logsource and condition; and pipeline, category, Sigma's field and kcap's. Each
+        with a heading.
+    """
+    sources = [
+        (row[0], str(Logsource(*(part or None for part in row[1:4]))), row[4])
+        for row in _rows(_SOURCES)
+    ]
+    fields = [(row[0], row[1] or "any", row[2], row[3]) for row in _rows(_FIELDS)]
+    return (
+        [("PIPELINE", "LOGSOURCE", "EVENTS"), *sources],
+        [("PIPELINE", "CATEGORY", "FIELD", "FOUND IN"), *fields],
+    )
+
+
 def parts(condition: Expr) -> Sequence[Expr]:
     """What all must hold for a condition.
 
