@@ -64,6 +64,7 @@ _VERBS: Final = {
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),
     "detect": _Verb("detect", "Detect", "Let rules look at captures, and print their alerts."),
     "rules": _Verb("rules", "Detect", "What rules there are, what they need, why they match."),
+    "test": _Verb("test_", "Detect", "Whether rules raise the alerts that their tests expect."),
     "filter": _Verb("filter", "Rewrite", "Copy some of a capture's events, and nothing else."),
     "redact": _Verb(
         "redact", "Rewrite", "Hide secrets: tokens in their place, the rest as it was."
