@@ -2,10 +2,11 @@
  * and files that the program itself has made, over loopback and in namespaces of its own.
  *
  *   host        a reverse shell's plumbing, a debugger check, code written into other processes,
- *               unpacked code, a program that was never a file, a module, a preloaded library, a
- *               shell that a web server starts
- *   container   a token and a certificate of Kubernetes read, its API called, a program dropped,
- *               a device mounted, release_agent written, ld.so.preload written
+ *               unpacked code, a program that was never a file, a module, a preloaded library
+ *   container   a token and a certificate of Kubernetes read, ld.so.preload written, its API
+ *               called, a program dropped
+ *   host        a shell that a web server starts
+ *   container   a device mounted, release_agent written
  *   host again  the steps that mean something in a container alone
  *
  * The container is one to the kernel: own root, mount, pid, network, host name and IPC namespaces,
@@ -271,18 +272,20 @@ static void container(void)
 {
     char go;
     int gate[2];
-    must(pipe(gate), "pipe");
+    must(socketpair(AF_UNIX, SOCK_STREAM, 0, gate), "socketpair");
     flush();
     int spaces = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC;
     pid_t pid = must(syscall(SYS_clone, spaces | SIGCHLD, 0L, 0L, 0L, 0L), "clone");
     if (!pid) {
         close(gate[1]);
-        must(read(gate[0], &go, 1), "gate"); /* until it is in its control group */
+        must(recv(gate[0], &go, 1, 0), "gate"); /* until it is in its control group */
         sethostname("web-0", 5);
         enter_root();
         apart(secrets);
         apart(api);
         apart(dropped);
+        must(send(gate[0], "x", 1, 0), "gate");
+        must(recv(gate[0], &go, 1, 0), "gate"); /* until the host has gone on */
         apart(device);
         apart(release_agent);
         flush();
@@ -314,8 +317,11 @@ static void container(void)
     }
     if (mounts)
         fclose(mounts);
-    must(write(gate[1], "x", 1), "gate");
     close(gate[0]);
+    must(send(gate[1], "x", 1, 0), "gate");
+    must(recv(gate[1], &go, 1, 0), "gate");
+    apart(shell_of_a_server);
+    must(send(gate[1], "x", 1, MSG_NOSIGNAL), "gate");
     close(gate[1]);
     must(waitpid(pid, NULL, 0), "waitpid");
     for (int tries = 0; tries < 100; tries++) {
@@ -352,7 +358,6 @@ int main(int argc, char **argv)
     apart(without_a_file);
     apart(module);
     apart(preloaded);
-    apart(shell_of_a_server);
     container();
     say("host");
     done();
