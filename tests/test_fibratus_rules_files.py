@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from kcap.detect.feed import feed
 from kcap.detect.rule import Problem, Rule
 from kcap.model.alert import Alert
 from kcap.readers.rules.fibratus import FibratusRules
+from kcap.tools.rule_looks import sourceless
 
 MACROS = """
 - macro: spawn_process
@@ -281,6 +285,44 @@ def test_what_is_wrong(text: str, what: str, line: int, more: str) -> None:
     assert more in said
     assert (error.file, error.line) == ("0.yml", line), said
     assert "other" in [one.about.id for one in found if isinstance(one, Rule)]
+
+
+def test_fields_without_source() -> None:
+    """A rule that asks for what no capture has runs, and says what that is, in each step too."""
+    (rule,) = rules(
+        "name: a\nid: b\nmin-engine-version: 3.0.0\ncondition: >\n"
+        "  sequence |evt.name = 'CreateFile'| as e1 |evt.name = 'LoadModule' and"
+        " thread.callstack.summary imatches concat('*', $e1.file.name)|"
+    )
+    assert sourceless(rule) == ["thread.callstack.summary"]
+    assert not sourceless(rules(DROPPED, MACROS)[0])
+
+
+@pytest.mark.long
+def test_a_real_capture(
+    data: Callable[[str], Path],
+    kcap: Callable[..., subprocess.CompletedProcess[bytes]],
+    tmp_path: Path,
+) -> None:
+    """Rules of both eras on a capture of Fibratus: both name the process that they mean."""
+    group = (
+        "- group: g\n  rules:\n    - name: old\n      condition: kevt.name = 'CreateProcess' and"
+        " ps.name = 'provjobd.exe'\n      action: '{{ emit . \"WSL\" .Kevt.Kparams.comm }}'\n"
+    )
+    sequence = (
+        "name: new\nid: s\nmin-engine-version: 3.0.0\ncondition: >\n"
+        "  sequence maxspan 1m by ps.uuid |evt.name = 'CreateProcess' and ps.name = 'wsl.exe'|"
+        " |evt.name = 'LoadImage'|\n"
+        "output: '%ps.name loaded %2.module.path'\n"
+    )
+    other = sequence.replace("id: s", "id: t").replace("wsl.exe", "provjobd.exe")
+    for name, text in {"group": group, "sequence": sequence, "other": other}.items():
+        (tmp_path / f"{name}.yml").write_text(text)
+    capture = data("fibratus/v1.6.0-test.kcap")
+    found = kcap("detect", capture, "--rules", tmp_path, "--format", "jsonl")
+    assert found.returncode == 0, found.stderr
+    said = [json.loads(line)["arg_text"] for line in found.stdout.splitlines()]
+    assert said == ["wsl -u root -e ls", "wsl.exe loaded C:\\Windows\\System32\\wsl.exe"] * 2
 
 
 def test_sniff() -> None:

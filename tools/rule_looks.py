@@ -50,8 +50,21 @@ def told(rule: Rule) -> dict[str, Any]:
         "line": about.line,
         "details": dict(about.details),
         "events": None if events is None else sorted(events),
+        "sourceless": sourceless(rule),
         "selectors": [{"name": s.name, "filter": s.filter.text} for s in rule.selectors],
     }
+
+
+def sourceless(rule: Rule) -> list[str]:
+    """The fields that a rule asks for and no capture has a value for yet.
+
+    Args:
+        rule: The rule.
+
+    Returns:
+        Their names.
+    """
+    return sorted({name for one in rule.selectors for name in one.filter.sourceless})
 
 
 class _Tap:

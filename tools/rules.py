@@ -291,6 +291,7 @@ def _shown(rule: Rule) -> str:
         ("text", about.text or ""),
         *((name, _plain(value)) for name, value in about.details.items()),
         ("events", ", ".join(sorted(ruleset.events_of(rule) or [_ANY]))),
+        ("no capture has", ", ".join(rule_looks.sourceless(rule))),
     ]
     lines = [table([(f"{name}:", value) for name, *rest in rows if (value := rest[0])])]
     if about.description:
