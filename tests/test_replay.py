@@ -236,14 +236,14 @@ def paced(batches: list[Batch], speed: float) -> tuple[Stamped, Wall]:
 
 @pytest.mark.parametrize("speed", [0.5, 1, 10])
 def test_events_come_at_their_time(speed: float) -> None:
-    """Each event goes out when its distance to the first asks for, within 20 ms of event time."""
+    """Each event goes out when its distance to the first asks for, within a tenth of a second."""
     seconds = [0, 0.5, 0.501, 2, 2, 60]
     batch = timed(*(10**18 + int(s * 1e9) for s in seconds))
 
     for batches in ([batch], [batch.slice(0, 3), batch.slice(3, 6)]):
         sink, _ = paced(batches, speed)
         for came, due in zip(sink.times, seconds, strict=True):
-            assert due / speed - 1e-6 <= came <= (due + 0.021) / speed
+            assert due / speed - 1e-6 <= came <= due / speed + 0.101
 
 
 def test_time_that_runs_backwards_is_not_waited_for() -> None:

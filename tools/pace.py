@@ -13,8 +13,11 @@ from kcap.model.batch import Batch
 from kcap.model.classes import I64_MIN
 from kcap.model.stream import Source, StreamInfo
 
-_STEP_NS: Final = 20_000_000
-"""Events that lie this close together go out together."""
+_STEP_S: Final = 0.1
+"""Events that would go out so close together go out together: a batch of few costs as much as one
+of some hundred, and nobody sees the difference."""
+
+_STEP_MAX_NS: Final = 1 << 62
 
 _SLEEP_S: Final = 86_400.0
 """Longest single sleep; far more overflows the system call."""
@@ -65,6 +68,7 @@ class Paced:
         """See `Source.batches`."""
         first_ns: int | None = None
         latest_ns = I64_MIN
+        step_ns = min(max(int(_STEP_S * 1e9 * self._speed), 1), _STEP_MAX_NS)
         begun = self._monotonic()
         for batch in self._source.batches():
             times = np.maximum.accumulate(np.maximum(batch.numpy("ts", I64_MIN), latest_ns))
@@ -72,7 +76,7 @@ class Paced:
                 yield batch
                 continue
             latest_ns = int(times[-1])
-            for start, stop in _steps(times):
+            for start, stop in _steps(times, step_ns):
                 due_ns = int(times[stop - 1])
                 if due_ns > I64_MIN and due_ns >= self._since_ns:
                     first_ns = due_ns if first_ns is None else first_ns
@@ -84,9 +88,11 @@ class Paced:
             self._sleep(min(wait_s, _SLEEP_S))
 
 
-def _steps(times: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Iterator[tuple[int, int]]:
+def _steps(
+    times: np.ndarray[tuple[int], np.dtype[np.int64]], step_ns: int
+) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose times, which never fall, lie in one step."""
     # Unsigned, because the distance of two int64 times may not fit an int64.
-    steps = (times.view(np.uint64) - times[:1].view(np.uint64)) // np.uint64(_STEP_NS)
+    steps = (times.view(np.uint64) - times[:1].view(np.uint64)) // np.uint64(step_ns)
     cuts = [0, *(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(times)]
     yield from itertools.pairwise(cuts)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _INTERVAL_S: Final = 0.1
 """Seconds that an event waits for others at most: what a reader takes for at once."""
+_SENT_INTERVAL_S: Final = 0.5
+"""The same where nobody reads along: each batch costs as much as some hundred events."""
 
 
 class _RunOptions(
@@ -122,7 +124,9 @@ def command(
             where=options["where"],
             user=options["user"],
         ) as also,
-        contextlib.closing(_source(options, selection := _selection(options, also))) as source,
+        contextlib.closing(
+            _source(options, selection := _selection(options, also), also)
+        ) as source,
         live.stopping(source, twice=True),
     ):
         around = partial(Selected.around, selection)
@@ -170,8 +174,9 @@ def _selection(options: _RunOptions, also: outlets.Outlets) -> Selection:
     return live_select.chosen(options, also.looking(options["where"]))
 
 
-def _source(options: _RunOptions, selection: Selection) -> LiveSource:
-    return live.opened(options, interval_s=_INTERVAL_S, selection=selection)
+def _source(options: _RunOptions, selection: Selection, also: outlets.Outlets) -> LiveSource:
+    interval_s = _INTERVAL_S if also.console or also.taps else _SENT_INTERVAL_S
+    return live.opened(options, interval_s=interval_s, selection=selection)
 
 
 def _report(summary: Summary) -> None:
