@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from cli_support import rows_in, run
+from cli_support import rows_in, run, shell
 from rules_support import OWN_RULES, event, events, lines, written
+
+from kcap.tools.pytest_plugin import alerts, golden, replay  # noqa: F401 - fixtures
 
 CASES = """\
 run: own.yml
@@ -144,3 +147,83 @@ def test_cut_refuses(folder: Path) -> None:
     assert result.exit_code == 1
     assert "no alerts have an id that begins with 'ffff'" in result.stderr
     assert run("test", "--from", path, folder / "cut").exit_code == 2
+
+
+_PYTEST = """\
+import pytest
+
+
+def test_alerts(alerts, golden):
+    found = alerts("events.json", "own.yml", "TRC-6")
+    assert [one["arg_rule"] for one in found] == ["TWICE", "TRC-6", "OPENS"]
+    golden("golden.jsonl", found)
+
+
+def test_inline(alerts):
+    assert alerts([{"event": "execve", "ts": 1, "pid": 7}], "own.yml") == []
+
+
+def test_replay(replay):
+    (one,) = replay("events.json", "ps.name = 'cat'")
+    assert one["event"] == "security_file_open"
+
+
+def test_capture(capture):
+    assert capture("events.json").info.sources[0].host == "fujitsu"
+
+
+def test_bad(alerts):
+    with pytest.raises(Exception, match="no rule has the ID 'NONE'"):
+        alerts("events.json", "NONE")
+"""
+
+
+def _pytest(folder: Path, *words: str) -> bytes:
+    (folder / "test_rules.py").write_text(_PYTEST)
+    command = "-m pytest -q -p kcap.tools.pytest_plugin -p no:cacheprovider --rootdir . ."
+    line = f"{sys.executable} {command} {' '.join(words)}"
+    return shell(line, folder, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1").stdout
+
+
+def test_fixtures(folder: Path, request: pytest.FixtureRequest) -> None:
+    """The plugin's fixtures give alerts and events; another alert than the golden one fails."""
+    raised, replayed, compare = map(request.getfixturevalue, ("alerts", "replay", "golden"))
+    found = raised(folder / "events.json", folder / "own.yml", "TRC-6")
+    assert [one["arg_rule"] for one in found] == ["TWICE", "TRC-6", "OPENS"]
+    assert [one["event"] for one in replayed(folder / "events.json", "pid = 104")] == [
+        "security_file_open"
+    ]
+    words = ["--rules", str(folder / "own.yml"), "--rules", "TRC-6", "--format", "jsonl"]
+    path = folder / "golden.jsonl"
+    path.write_text(run("detect", *words, folder / "events.json").stdout)
+    compare(path, found)
+    with pytest.raises(AssertionError, match="other alerts"):
+        compare(path, found[1:])
+
+
+@pytest.mark.long
+def test_pytest_plugin(folder: Path) -> None:
+    """The plugin runs rules beside the test; a golden file is what detect prints."""
+    words: list[str | Path] = [
+        "--rules",
+        folder / "own.yml",
+        "--rules",
+        "TRC-6",
+        "--format",
+        "jsonl",
+    ]
+    path = folder / "golden.jsonl"
+    path.write_text(run("detect", *words, folder / "events.json").stdout)
+    assert b"5 passed" in _pytest(folder)
+    path.write_text(path.read_text().replace("low", "high"))
+    found = _pytest(folder)
+    assert b"1 failed, 4 passed" in found
+    assert b"golden.jsonl: other alerts" in found
+
+
+@pytest.mark.long
+def test_pytest_plugin_updates(folder: Path) -> None:
+    """A golden file that is not there fails a test, until --kcap-update writes it."""
+    assert b"golden.jsonl is not there: pytest --kcap-update writes it" in _pytest(folder)
+    assert b"5 passed" in _pytest(folder, "--kcap-update")
+    assert b"5 passed" in _pytest(folder)
