@@ -79,7 +79,9 @@ class Paced:
             for start, stop in _steps(times, step_ns):
                 due_ns = int(times[stop - 1])
                 if due_ns > I64_MIN and due_ns >= self._since_ns:
-                    first_ns = due_ns if first_ns is None else first_ns
+                    if first_ns is None:
+                        least_ns = max(self._since_ns, I64_MIN + 1)
+                        first_ns = int(times[start + np.searchsorted(times[start:stop], least_ns)])
                     self._wait_until(begun + (due_ns - first_ns) / 1e9 / self._speed)
                 yield batch.slice(start, stop)
 
