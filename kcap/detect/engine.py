@@ -236,6 +236,8 @@ class Detections:
 
     def _due(self, times: Int64s, done: int, row: int) -> list[tuple[int, Alert]]:
         """Deadlines before a row."""
+        if not self._deadlines:
+            return []
         found: list[tuple[int, Alert]] = []
         while self._deadlines and row >= done:
             first = int(np.searchsorted(times, self._deadlines[0].time_ns, "right"))

@@ -29,6 +29,9 @@ from kcap.model import alert, naming, shape
 from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
 
+_OFTEN: Final = 32
+"""Questions to a column after which a table of its rows is made."""
+
 _NUMBERS: Final = frozenset({TypeClass.I64, TypeClass.U64, TypeClass.F64})
 _NONE: Final[Mapping[str, Any]] = {}
 
@@ -275,10 +278,12 @@ def _place(rows: Rows | None, row: int) -> int | None:
 class _Values:
     """A column whose values are looked at one by one."""
 
-    __slots__ = ("_array", "_codes", "_entries", "_is_json", "rows")
+    __slots__ = ("_array", "_asked", "_codes", "_entries", "_is_json", "_places", "rows")
 
     def __init__(self, column: Column) -> None:
         self.rows = column.rows
+        self._asked = 0
+        self._places: memoryview | None = None
         self._is_json = column.cls is TypeClass.JSON
         self._codes: npt.NDArray[Any] | None = None
         self._array: Any = column.values
@@ -290,13 +295,13 @@ class _Values:
 
     def value(self, row: int) -> Any:  # noqa: ANN401 - any value
         """The value of a row, None where it has none."""
-        at = _place(self.rows, row)
+        at = row if self.rows is None else self._sought(self.rows, row)
         if at is None:
             return None
         if self._codes is not None:
-            at = int(self._codes[at])
-        if at in self._entries:
-            return self._entries[at]
+            at = self._codes.item(at)
+            if at in self._entries:
+                return self._entries[at]
         found = self._array[at]
         value = found.item() if isinstance(found, np.generic) else found.as_py()
         if self._is_json:
@@ -304,6 +309,18 @@ class _Values:
         if self._codes is not None:
             self._entries[at] = value
         return value
+
+    def _sought(self, rows: Rows, row: int) -> int | None:
+        """Where the value of a row is; who asks often is answered from a table."""
+        if self._places is not None:
+            at = self._places[row] if row < len(self._places) else -1
+            return None if at < 0 else at
+        self._asked += 1
+        if self._asked == _OFTEN:
+            places = np.full(int(rows[-1]) + 1, -1, np.int64)
+            places[rows] = np.arange(len(rows))
+            self._places = places.data
+        return _place(rows, row)
 
 
 def _structure(text: str) -> Any:  # noqa: ANN401 - whatever stands in it

@@ -56,6 +56,7 @@ class Run:
     """
 
     def __init__(self, engine: Engine, number: int, rule: Rule) -> None:
+        about = rule.about
         self.rule = rule
         self.ended = False
         """It failed, and sees nothing any more."""
@@ -67,7 +68,9 @@ class Run:
         self._number = number
         self._machine: Machine | None = None
         self._text: Text | None = None
+        self._severity = about.severity
         try:
+            self._severity = alert.severity(about.severity)
             self._machine = None if rule.machine is None else rule.machine()
             self._text = None if rule.about.text is None else Text(rule.about.text)
             for name in sorted(rule.fields):
@@ -189,7 +192,7 @@ class Run:
             version=about.version,
             title=about.name if title is None else title,
             text=self._said(event) if text is None else text,
-            severity=alert.severity(about.severity if severity is None else severity),
+            severity=self._severity if severity is None else alert.severity(severity),
             tags=about.tags,
             techniques=about.techniques,
             ts_ns=None if now_ns == I64_MIN else now_ns,
