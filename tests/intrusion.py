@@ -1,6 +1,6 @@
 """Makes fixtures/intrusion.kcap: the intrusion, recorded, and nothing else of the host it ran on.
 
-    unshare --uts sh -c 'hostname example; python tests/scenario/record.py NEW.kcap'
+    unshare --uts sh -c 'hostname example; python tests/intrusion.py NEW.kcap'
 
 As root, where `kcap record` works. It happens in ``/tmp/intrusion``, and is recorded on a host that
 is called ``example`` for it. In the capture are the events of its processes; what a recording says
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-TESTS: Final = Path(__file__).resolve().parent.parent
+TESTS: Final = Path(__file__).resolve().parent
 
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
