@@ -20,7 +20,7 @@ from kcap.detect.rule import Problem, Rule
 from kcap.model.batch import Batch, concat
 from kcap.readers.rules.sigma import SigmaRules
 
-pytest.importorskip("sigma", reason="needs pySigma")
+pytest.importorskip("sigma.backends.sqlite", reason="needs pySigma and its SQLite backend")
 
 from sigma import conditions, types
 from sigma.backends.sqlite import sqliteBackend
