@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
+import click
 import numpy as np
 
 from kcap.tools import common, logs, ruleset
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from kcap.model.side import Loss
     from kcap.model.stream import Sink
     from kcap.replay.span import Span
+
+
+ANY: Final = "any"
+"""What ``--on-alert`` calls all rules."""
 
 
 class Rules:
@@ -89,6 +94,53 @@ class Rules:
             found = [(row, TimeRange(*self._times).process(one)) for row, one in found]
         self._count += sum(one.rows for _, one in found)
         return [(row, one) for row, one in found if one.rows]
+
+
+class OnAlert:
+    """A sink that asks a ring for a file when an alert comes.
+
+    Args:
+        rules: Of which rules; ``any`` for all.
+        trigger: Asks, and is told why.
+    """
+
+    def __init__(self, rules: Collection[str], trigger: Callable[[str], None]) -> None:
+        self._rules = frozenset(rules)
+        self._trigger = trigger
+
+    def write(self, batch: Batch) -> None:
+        """See `kcap.model.stream.Sink.write`."""
+        from kcap.model import alert, naming
+
+        if not batch.rows or not alert.alerts_in(batch):
+            return
+        names = dict.fromkeys(batch.array(naming.argument("rule")).to_pylist())
+        for name in names:
+            if name is not None and (ANY in self._rules or name in self._rules):
+                self._trigger(f"alert {name}")
+
+    def close(self) -> None:
+        """See `kcap.model.stream.Sink.close`."""
+
+
+def triggers(named: Sequence[str], rules: ruleset.Chosen) -> tuple[str, ...]:
+    """The rules whose alerts ask for a file.
+
+    Args:
+        named: The values of ``--on-alert``.
+        rules: The rules that run.
+
+    Returns:
+        Their IDs, or ``any``.
+
+    Raises:
+        click.UsageError: One of them does not run.
+    """
+    known = {rule.about.id for rule in rules.rules}
+    for name in named:
+        if name != ANY and name not in known:
+            raise click.UsageError(f"--on-alert {name}: no such rule runs; see --rules")
+    return tuple(named)
 
 
 def suppressed(counts: dict[tuple[str, str], int]) -> None:

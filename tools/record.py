@@ -7,11 +7,13 @@ import re
 import socket
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
 from kcap.tools import (
+    alerting,
     apart,
     common,
     durability,
@@ -20,6 +22,7 @@ from kcap.tools import (
     outlets,
     output,
     rotation,
+    ruleset,
 )
 from kcap.tools.cli import Verb
 
@@ -32,7 +35,11 @@ NOTE_CHARS: Final = 4096
 
 
 class _RecordOptions(
-    live.LiveOptions, live_select.SelectOptions, rotation.RotationOptions, outlets.SinkOptions
+    live.LiveOptions,
+    live_select.SelectOptions,
+    rotation.RotationOptions,
+    outlets.SinkOptions,
+    ruleset.RuleOptions,
 ):
     """Options that record shares with run, and what it is told for whoever reads the capture."""
 
@@ -57,6 +64,7 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
         "kcap record -o host --duration 60 --max-size 100M --durability 200ms",
         "kcap record -o host --split-time 1h --split-size 256M --keep 48",
         "kcap record -o incident --ring 60s --on-signal --after 10s",
+        "kcap record -o incident --ring 60s --rules TRC-3 --on-alert any",
         "kcap record --events process,net --scope comm=nginx --scope follow -o web",
         "kcap record -o host.kcap --case C-12 --operator ann --note 'before the reboot'",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
@@ -81,6 +89,7 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
 @click.option("--operator", callback=_brief, help="Who records.")
 @click.option("--note", callback=_brief, help="Anything else that a reader should know.")
 @rotation.rotation_options
+@ruleset.rule_options
 @outlets.sink_options
 @apart.user_option
 @common.chunk_options
@@ -121,12 +130,17 @@ def command(
     on behind the files that there are. With --ring nothing is written until SIGUSR1 asks for what
     is held; another signal lets a file that is being written go on, or begins the next.
 
+    With --rules or --signatures the events that these rules need are recorded, too, and named on
+    standard error. Alerts go to each --sink; with --ring and --on-alert one writes what is held.
+
     Where the disk is full the recording ends, exit code 3: the file is closed, and says how much is
     missing. With --keep the oldest files go instead. A --sink that fails ends nothing.
     """
     from kcap.tools.recording import Limits, Place, Recording
 
     where = common.filter_given(ctx, where, words)
+    asked, on_alert = _alerting(ctx, options)
+    options["wanted"] = alerting.asked_for(options["wanted"], options["sets"], asked.rules)
     selection = live_select.chosen(options, where)
     place = Place(
         output.capture_path(target) if target else _default_name(),
@@ -136,7 +150,8 @@ def command(
         {"chunk_rows": chunk_events, "level": level},
     )
     told = _told(options, where)
-    asked = outlets.wanted(ctx, options)
+    if not (asked.sinks or on_alert):
+        asked = replace(asked, rules=None)  # nobody would get their alerts
     with live.undoing(), contextlib.ExitStack() as stack:
         # Before anything is recorded: how they begin is nobody's business.
         also = stack.enter_context(
@@ -145,11 +160,28 @@ def command(
         source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
         stack.callback(source.close)
         limits = Limits(options["duration"], options["count"], max_size)
-        recording = Recording(source, selection, place, stack, limits, also)
+        recording = Recording(source, selection, place, stack, limits, also, on_alert)
         code = apart.run(ctx, source, recording.work, user=options["user"], **recording.asked())
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name
     ctx.exit(code)
+
+
+def _alerting(
+    ctx: click.Context, options: _RecordOptions
+) -> tuple[outlets.Wanted, tuple[str, ...]]:
+    """Sinks and rules; and the rules whose alerts make a ring write."""
+    named = options["on_alert"]
+    if named and not ruleset.given(options):
+        # Their names are enough.
+        options["rules"] = tuple(name for name in named if name != alerting.ANY)
+    # Alerts are not printed: what is recorded may go to standard output.
+    asked = replace(outlets.wanted(ctx, options, rules=options), console=True)
+    if not named:
+        return asked, ()
+    if asked.rules is None:
+        raise click.UsageError("--on-alert any: of which rules? Give --rules or --signatures")
+    return asked, alerting.triggers(named, asked.rules)
 
 
 def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:

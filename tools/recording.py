@@ -16,10 +16,11 @@ from kcap.model.batch import EMPTY
 from kcap.model.text import printable
 from kcap.readers.live.tracking import Selected
 from kcap.replay.pipeline import Pipeline
-from kcap.replay.stages import Matching
+from kcap.replay.stages import Matching, WithoutAlerts
 from kcap.replay.survivors import Selecting, left_out
 from kcap.state import State
 from kcap.tools import (
+    alerting,
     attend,
     common,
     control,
@@ -41,7 +42,7 @@ from kcap.tools.status import Output
 
 if TYPE_CHECKING:
     from kcap.model.side import Loss
-    from kcap.model.stream import LiveSource
+    from kcap.model.stream import LiveSource, Sink
     from kcap.readers.live.guard.channel import Channel, Serve
     from kcap.readers.live.selection import Selection
     from kcap.replay.pipeline import Stage, Summary
@@ -198,6 +199,7 @@ class Recording:
         stack: Undoes what was begun.
         limits: When it ends by itself.
         also: Who else gets the events: sinks, and what becomes of events before these get them.
+        on_alert: Rules whose alerts make a ring write.
 
     Raises:
         KcapError: It can't be written there.
@@ -211,6 +213,7 @@ class Recording:
         stack: contextlib.ExitStack,
         limits: Limits,
         also: outlets.Outlets,
+        on_alert: Sequence[str] = (),
     ) -> None:
         state, wanted = State(), Wanted(selection)
         self._source = source
@@ -226,12 +229,17 @@ class Recording:
         self._progress = Progress(lambda: self._sink.expected_bytes)
         self._begun = False
         self._also = also
+        # The capture has what was seen; what others get may leave things out, and has alerts.
+        kept = WithoutAlerts(self._sink) if also.taps else self._sink
+        sinks: list[Sink] = [kept, self._attendant, outlets.Aside(also)]
+        if isinstance(self._sink, Ring) and on_alert:
+            sinks.append(alerting.OnAlert(on_alert, self._sink.trigger))
         self._pipeline = Pipeline(
             source,
-            # The capture has what was seen; what others get may leave things out.
-            [self._sink, self._attendant, outlets.Aside(also)],
+            sinks,
             state=state,
             resolve=True,
+            taps=also.taps,
             stages=wanted.stages,
             limit=limits.events,
             after_batch=self._check,

@@ -36,6 +36,7 @@ class RotationOptions(TypedDict):
     ring_size: int | None
     after: float | None
     on_signal: bool
+    on_alert: tuple[str, ...]
 
 
 def rotation_options(function: _F) -> _F:
@@ -50,6 +51,12 @@ def rotation_options(function: _F) -> _F:
             "--after",
             type=common.Duration(),
             help=f"How much of what comes next a file of --ring has; default {_AFTER_S}s.",
+        ),
+        click.option(
+            "--on-alert",
+            multiple=True,
+            metavar="RULE",
+            help="With --ring: an alert of this rule writes a file; 'any': of any rule.",
         ),
         click.option("--on-signal", is_flag=True, help="With --ring: SIGUSR1 writes a file."),
         click.option(
@@ -100,8 +107,14 @@ def chosen(
         if size is not None or every_s is not None:
             raise click.UsageError("--ring writes when it is asked to: not with --split-…")
         made = _asked(options, options["ring"])
-    elif options["on_signal"] or options["ring_size"] is not None or options["after"] is not None:
-        raise click.UsageError("--on-signal, --ring-size and --after belong to --ring: 60s")
+    elif (
+        options["on_signal"]
+        or options["on_alert"]
+        or options["ring_size"] is not None
+        or options["after"] is not None
+    ):
+        what = "--on-signal, --on-alert, --ring-size and --after"
+        raise click.UsageError(f"{what} belong to --ring: 60s")
     elif made == Rotation():
         return None
     if target == "-":
@@ -120,8 +133,10 @@ def _asked(options: RotationOptions, before_s: float) -> Asked:
     from kcap.tools.ring import Asked
 
     size, after_s = options["ring_size"], options["after"]
-    if not options["on_signal"]:
-        raise click.UsageError("--ring: give --on-signal, too: SIGUSR1 writes what is held")
+    if not (options["on_signal"] or options["on_alert"]):
+        raise click.UsageError(
+            "--ring: give --on-signal, too: SIGUSR1 writes what is held; or --on-alert RULE"
+        )
     if before_s < _LEAST_S:
         raise click.UsageError("--ring: give 1s or more")
     if size is not None and size < _RING_LEAST_BYTES:
