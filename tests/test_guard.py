@@ -485,8 +485,7 @@ def test_an_early_end_undoes_what_was_begun(guard: str, name: str, said: str) ->
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stdout == said
-    assert done.returncode == -getattr(signal, name)
+    assert (done.stdout, done.returncode) == (said, -getattr(signal, name))
 
 
 def test_nohup_holds() -> None:

@@ -22,6 +22,8 @@ from kcap.tools import logs, output
 if TYPE_CHECKING:
     from kcap.filament.limits import Limits
     from kcap.filament.source import Filament
+    from kcap.filament.table import Display
+    from kcap.filament.tap import Filaments
     from kcap.filter import Filter
     from kcap.guard.rights import User
     from kcap.model.batch import Batch
@@ -452,22 +454,9 @@ def opened(
             # Who ran the pipeline has closed it; nothing is delivered of a run that never began.
             stack.callback(getattr(made.sinks[-1], "abandon", made.sinks[-1].close))
         if asked.filaments:
-            from kcap.filament import table, tap
-
-            display: table.Display = table.Plain(stream)
-            if redraws and stream.isatty():
-                display = table.Screen(stream, partial(shutil.get_terminal_size))
-            stack.callback(display.close)
-            filaments = tap.Filaments(
-                asked.filaments,
-                display,
-                where=where,
-                limits=asked.limits,
-                user=worker_user(user) if user is not None else None,
-            )
+            filaments = _started(stack, asked, _display(stream, redraws=redraws), where, user)
             made.taps.append(filaments)
             made.filters += filaments.filters
-            stack.callback(filaments.close)
         if asked.rules is not None:
             from kcap.tools import alerting
 
@@ -482,3 +471,29 @@ def opened(
                 hint="record a capture, and replay it",
             )
         yield made
+
+
+def _display(stream: BinaryIO, *, redraws: bool) -> Display:
+    """Where filaments print and draw."""
+    from kcap.filament import table
+
+    if redraws and stream.isatty():
+        return table.Screen(stream, partial(shutil.get_terminal_size))
+    return table.Plain(stream)
+
+
+def _started(
+    stack: contextlib.ExitStack,
+    asked: Wanted,
+    display: Display,
+    where: Filter | None,
+    user: str | None,
+) -> Filaments:
+    """The filaments, in processes of their own."""
+    from kcap.filament.tap import Filaments
+
+    stack.callback(display.close)
+    become = None if user is None else worker_user(user)
+    made = Filaments(asked.filaments, display, where=where, limits=asked.limits, user=become)
+    stack.callback(made.close)
+    return made
