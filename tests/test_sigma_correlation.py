@@ -151,3 +151,28 @@ def test_a_correlation_may_count_another() -> None:
     names = [name for name, _ in raised([FAILED, inner, outer], events)]
 
     assert names == ["together", "together", "outer"]
+
+
+def test_a_correlation_that_counts_itself_is_refused() -> None:
+    """Of a circle no member can run, and the error shows the circle."""
+    what = "type: event_count, rules: [{}], timespan: 1m, condition: {{gte: 2}}"
+    circle = [correlation(what.format("b"), "a"), correlation(what.format("a"), "b")]
+
+    rules, problems = converted({f"{n}.yml": text for n, text in enumerate(circle)})
+
+    assert not rules
+    assert [found.id for found in problems] == ["a", "b"]
+    assert "a -> b -> a" in str(problems[0].error)
+
+
+def test_a_rule_says_what_must_be_recorded_for_it() -> None:
+    """kcap's recorder is told by rules of Linux, through correlations too; the log's need none."""
+    started = rule({"s": {"Image|endswith": "x"}, "condition": "s"}, "S", name="started")
+    started = started.replace(json.dumps(LOGONS), "{product: linux, category: process_creation}")
+    counted = correlation("type: event_count, rules: [started], timespan: 1m, condition: {gte: 2}")
+
+    for text, expected in ((started, {"sched_process_exec"}), (FAILED, None)):
+        rules, _ = converted({"a.yml": text})
+        assert rules[0].events == expected
+    rules, _ = converted({"a.yml": started, "b.yml": counted})
+    assert [sorted(found.events or ()) for found in rules] == [["sched_process_exec"]]

@@ -21,7 +21,16 @@ from kcap.filter import Filter
 from kcap.filter.errors import FilterError
 from kcap.filter.syntax import text_of
 from kcap.readers.rules.sigma_pipelines import Logsource, Target, logsources, parts, targets
-from kcap.readers.rules.sigma_rule import KIND, Wanted, Written, about_of, id_of, place_of, refused
+from kcap.readers.rules.sigma_rule import (
+    KIND,
+    Wanted,
+    Written,
+    about_of,
+    id_of,
+    place_of,
+    recorded,
+    refused,
+)
 from kcap.readers.rules.sigma_yaml import Document, documents
 
 _TITLE: Final = re.compile(r"^title\s*:", re.MULTILINE)
@@ -178,7 +187,8 @@ class SigmaRules:
         wanted, missed = self.wanted(written)
         about = about_of(written, {"unavailable": missed} if missed else {})
         selectors = tuple(one.selector for one in wanted)
-        return Rule(about, selectors, None if len(selectors) == 1 else _Once)
+        machine = None if len(selectors) == 1 else _Once
+        return Rule(about, selectors, machine, recorded(wanted))
 
     def wanted(self, written: Written) -> tuple[list[Wanted], dict[str, str]]:
         """The events that a rule wants.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from kcap.detect import correlation
@@ -11,7 +12,7 @@ from kcap.detect.rule import Rule, Selector
 from kcap.filter import Filter
 from kcap.filter.syntax import Binary, FieldRef, Literal, Op, text_of
 from kcap.readers.rules.sigma_condition import conjunction
-from kcap.readers.rules.sigma_rule import Wanted, Written, about_of
+from kcap.readers.rules.sigma_rule import Wanted, Written, about_of, recorded
 
 if TYPE_CHECKING:
     from kcap.errors import BadInputError
@@ -35,6 +36,7 @@ class Correlations:
         self, rules: Sequence[Written], correlations: Sequence[Written], wanted: Wants
     ) -> None:
         self._wanted = wanted
+        self._open: list[str] = []
         self._known: dict[str, Written] = {}
         for written in (*rules, *correlations):
             for name in (written.parsed.id, written.parsed.name):
@@ -72,6 +74,13 @@ class Correlations:
         Raises:
             BadInputError: It can't be told.
         """
+        self._open.append(written.id)
+        try:
+            return self._rule(written)
+        finally:
+            self._open.pop()
+
+    def _rule(self, written: Written) -> Rule:
         condition = written.parsed.condition
         if isinstance(getattr(condition, "expression", None), str):
             raise _unknown(written, "a condition with 'and', 'or' and 'not' of rules", "condition")
@@ -86,8 +95,13 @@ class Correlations:
         keys: list[tuple[str, ...]] = []
         shown: list[tuple[str, ...]] = []
         missed: dict[str, str] = {}
-        for step, reference in enumerate(_references(written)):
-            found, missing = self._events(written, reference, by)
+        needed: frozenset[str] = frozenset()
+        references = _references(written)
+        if not references:
+            raise written.error("it names no rules", "correlation")
+        for step, reference in enumerate(references):
+            found, events, missing = self._events(written, reference, by)
+            needed |= events
             missed.update(missing)
             for selector, fields in found:
                 selectors.append(selector)
@@ -108,9 +122,10 @@ class Correlations:
         )
         about = about_of(written, {"unavailable": missed} if missed else {})
         try:
-            return correlation.rule(about, selectors, what)
+            made = correlation.rule(about, selectors, what)
         except ValueError as error:
             raise written.error(str(error), "correlation") from error
+        return replace(made, events=needed or None)
 
     def _count(self, written: Written, kind: str) -> int | None:
         """What is compared with; a temporal one without a condition wants all of its rules."""
@@ -124,25 +139,32 @@ class Correlations:
 
     def _events(
         self, written: Written, reference: str, by: Sequence[str]
-    ) -> tuple[list[tuple[Selector, Callable[[str], str]]], Mapping[str, str]]:
-        """The events of a rule that a correlation names, and the names of their fields."""
+    ) -> tuple[list[tuple[Selector, Callable[[str], str]]], frozenset[str], Mapping[str, str]]:
+        """The events of a rule that a correlation names, with the names of their fields.
+
+        Also which events must be recorded for them, and where they can't be asked.
+        """
         known = self._known.get(reference)
         if known is None:
             what = f"no rule is called {reference!r}"
             hint = "give the file of that rule too"
             raise written.error(what, "correlation", "rules", hint=hint)
         if id(known) in self._correlations:
+            if known.id in self._open:
+                chain = " -> ".join([*self._open, known.id])
+                raise written.error(f"it counts itself: {chain}", "correlation", "rules")
             if by:
                 what = "alerts of a correlation don't have the fields of its events"
                 raise written.error(what, "correlation", "group-by", expected="none")
-            return [(_alerts_of(known.id), str)], {}
+            return [(_alerts_of(known.id), str)], self.rule(known).events or frozenset(), {}
         found, missed = self._wanted(known)
         aliases: dict[str, str] = {}
         for alias in written.parsed.aliases:
             for other, field in alias.mapping.items():
                 if self._known.get(other.reference) is known:
                     aliases[alias.alias] = field
-        return [(one.selector, _names(one, aliases)) for one in found], missed
+        named = [(one.selector, _names(one, aliases)) for one in found]
+        return named, recorded(found) or frozenset(), missed
 
 
 def _names(one: Wanted, aliases: Mapping[str, str]) -> Callable[[str], str]:

@@ -52,6 +52,8 @@ class Target:
     """True of these events."""
     fields: Mapping[str, tuple[FieldRef, ...]]
     """By their names in lower case."""
+    events: frozenset[str] | None = None
+    """What kcap's own recorder has to record for them; None where it records none of them."""
 
     def names(self, field: str) -> tuple[FieldRef, ...]:
         """Where a field is found.
@@ -88,13 +90,16 @@ def targets(source: Logsource) -> list[Target]:
         One for each pipeline that knows it, in the order of the table.
     """
     found = []
-    for pipeline, product, category, service, condition in _rows(_SOURCES):
+    for pipeline, product, category, service, condition, events in _rows(_SOURCES):
         row = (category, service)
         if source.product in (None, product) and row == (
             source.category or "",
             source.service or "",
         ):
-            found.append(Target(pipeline, _parsed(condition), _fields(pipeline, category)))
+            fields = _fields(pipeline, category)
+            found.append(
+                Target(pipeline, _parsed(condition), fields, frozenset(events.split()) or None)
+            )
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -58,6 +58,19 @@ class Wanted(NamedTuple):
 
     target: Target
     selector: Selector
+
+
+def recorded(wanted: Iterable[Wanted]) -> frozenset[str] | None:
+    """The events that kcap's own recorder has to record.
+
+    Args:
+        wanted: What a rule wants.
+
+    Returns:
+        Their names; None where it records nothing of the kind.
+    """
+    found = [one.target.events for one in wanted if one.target.events is not None]
+    return frozenset[str]().union(*found) if found else None
 
 
 def about_of(written: Written, more: Mapping[str, Any]) -> About:
