@@ -53,7 +53,7 @@ class _Options(ruleset.RuleOptions, outlets.SinkOptions):
         "kcap detect host.kcap",
         "kcap detect --signatures all --format jsonl host.kcap | jq .arg_rule",
         "kcap detect --rules TRC-3 --rules ./rules host-*.kcap",
-        "kcap detect --rules sigma/ --exit-code Security.evtx.kcap || echo found",
+        "kcap detect --rules sigma/ --exit-code host.kcap || echo found",
         'kcap record --events "$(kcap detect --list-events)" -o - | kcap detect -',
         "kcap detect --list",
     ),

@@ -32,6 +32,7 @@ def command(topic: str | None) -> None:
             "keys of rules in YAML; what signatures in Python can call",
             _detections,
         ),
+        "rule-tests": ("the files of 'kcap test', and the fixtures of pytest", _rule_tests),
         "signatures": ("Tracee's signatures: severity, sets, origin, events", _signatures),
         "sigma": ("Sigma's logsources: which events they mean, where fields are found", _sigma),
         "settings": ("a file of settings, explained; 'kcap config' shows what holds", _settings),
@@ -251,6 +252,18 @@ def _detections() -> str:
         f"The context, ctx, has:\n\n{table(members(rule.Context))}\n\n"
         f"Rules remember at most, bytes and entries:\n\n{table(bounds)}"
     )
+
+
+def _rule_tests() -> str:
+    """The format of tests, and the fixtures for pytest."""
+    import ast
+    from importlib import resources
+
+    from kcap.tools import rule_tests
+
+    # The plugin imports pytest, which need not be there.
+    plugin = resources.files("kcap.tools").joinpath("pytest_plugin.py").read_text("utf-8")
+    return f"{rule_tests.__doc__}\n{ast.get_docstring(ast.parse(plugin))}"
 
 
 def _signatures() -> str:

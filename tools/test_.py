@@ -50,7 +50,7 @@ def command(
     """Run the tests of rules in DIR: files called NAME.test.yml.
 
     Each says which rules to run, over a capture or a few events, and the alerts that are expected;
-    'kcap docs detections' describes them. Exit code 1 where one is not as expected.
+    'kcap docs rule-tests' describes them. Exit code 1 where one is not as expected.
 
     With --from and --alert a test is written: a capture with no event that the alert, which 'kcap
     detect' shows, does not need, and the file that expects it.
