@@ -198,7 +198,7 @@ class _Reading:
 
     def rule(self) -> Rule | None:
         """The rule; None for one that is not enabled."""
-        said = self._said(self._node, _RULE, "the rule")
+        said = self._said(self._node, _RULE, "it" if self.id else "a rule")
         if not self.id:
             raise self._wrong(self._node, "a rule has no id", "id: and a text")
         enabled = said.get("enabled")
