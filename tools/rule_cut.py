@@ -101,14 +101,14 @@ def _held(source: Source) -> list[Batch]:
 
     kept = _Kept()
     Pipeline(source, [kept]).run()
-    return kept.batches
+    return kept.parts
 
 
 class _Kept:
     """A sink that keeps what it gets."""
 
     def __init__(self) -> None:
-        self.batches: list[Batch] = []
+        self.parts: list[Batch] = []
         self._rows = 0
 
     def write(self, batch: Batch) -> None:
@@ -118,7 +118,7 @@ class _Kept:
             raise LimitError(
                 f"more than {ROWS_MAX:,} events", hint="cut it first: kcap filter --start --end"
             )
-        self.batches.append(batch)
+        self.parts.append(batch)
 
     def close(self) -> None:
         """See `kcap.model.stream.Sink.close`."""
