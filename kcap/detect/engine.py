@@ -60,6 +60,7 @@ class Detections:
 
     Example:
         >>> from kcap.detect.rule import About, Selector
+        >>> from kcap.filter import Filter
         >>> one = Rule(About(id="X", name="x"), (Selector("a", Filter.of("pid = 1")),))
         >>> Detections([one]).problems
         []
