@@ -67,12 +67,9 @@ class Recording:
         """From the start to when all that happens is recorded."""
 
     def _listens(self) -> bool:
-        """Whether the program in the kernel is attached to all it needs: system calls come last."""
-        for described in Path(f"/proc/{self.process.pid}/fdinfo").glob("*"):
-            with suppress(OSError):  # closed meanwhile
-                if "tp_name:\tsys_exit\n" in described.read_text():
-                    return self._listening.exists() and self._listening.stat().st_size > 0
-        return False
+        """Whether it records, and has said so in its file."""
+        there = attached(self.process.pid) and self._listening.exists()
+        return there and self._listening.stat().st_size > 0
 
     def _ended(self) -> str:
         _, self.said = self.process.communicate(timeout=60)
@@ -89,6 +86,22 @@ class Recording:
         self._ended()
         self.closed_s = time.monotonic() - begun_s
         assert self.process.returncode in (codes or (0,)), self.said
+
+
+def attached(pid: int) -> bool:
+    """Whether a recorder's program in the kernel is attached to all it needs.
+
+    Args:
+        pid: The recorder.
+
+    Returns:
+        True where it is: system calls come last.
+    """
+    for described in Path(f"/proc/{pid}/fdinfo").glob("*"):
+        with suppress(OSError):  # closed meanwhile
+            if "tp_name:\tsys_exit\n" in described.read_text():
+                return True
+    return False
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from intrusion import KEPT
 from kcap.detect.engine import Detections
 from kcap.detect.rule import Rule
 from kcap.format.reader import CaptureReader
-from kcap.model.batch import Batch
+from kcap.model.batch import EMPTY, Batch
 from kcap.readers.rules.tracee import signatures
 from kcap.replay.pipeline import Pipeline
 from kcap.writers.jsonl import JsonLines
@@ -52,18 +52,21 @@ TRC-14 intrusion map[File Flags:O_WRONLY|O_CREAT|O_TRUNC|O_LARGEFILE File Path:/
 
 
 class _Without:
-    """The fixture without some of its events."""
+    """The fixture without some of its events; with what stands before events apart from them."""
 
-    def __init__(self, ords: Collection[int]) -> None:
+    def __init__(self, ords: Collection[int], *, apart: bool) -> None:
         self._stream = PATH.open("rb")
         self._reader = CaptureReader(self._stream, str(PATH))
         self.info = self._reader.info
-        self._ords = list(ords)
+        self._ords, self._apart = list(ords), apart
 
     def batches(self) -> Iterator[Batch]:
         """See `kcap.model.stream.Source`."""
         for batch in self._reader.batches():
             kept = ~np.isin(batch.numpy("ord", -1), self._ords)
+            if self._apart:
+                yield EMPTY.with_before(batch.before)
+                batch = batch.with_before(())  # noqa: PLW2901
             yield batch.take(np.flatnonzero(kept).astype(np.int32))
 
     def close(self) -> None:
@@ -145,10 +148,10 @@ def test_the_same_steps_on_the_host(rule: str, path: str) -> None:
     assert path in raised([replace(one, selectors=tuple(anywhere))])
 
 
-def raised(rules: list[Rule], without: Collection[int] = ()) -> str:
+def raised(rules: list[Rule], without: Collection[int] = (), *, apart: bool = False) -> str:
     """The alerts of rules, in JSON."""
     out = io.BytesIO()
-    with closing(_Without(without)) as source:
+    with closing(_Without(without, apart=apart)) as source:
         Pipeline(source, [JsonLines(out)], taps=[Detections(rules)]).run()
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     return "\n".join(json.dumps(one) for one in lines if one["kind"] == "alert")
@@ -164,6 +167,14 @@ def test_no_alert_without_its_event() -> None:
         left = [json.loads(line)["arg_alert_id"] for line in raised(rules, ords).splitlines()]
 
         assert left == [e["arg_alert_id"] for e in everything if causes.isdisjoint(e["arg_causes"])]
+
+
+def test_sources_before_any_event() -> None:
+    """A source may be told of in a batch without events, as live: views of its events are seen."""
+    told = raised(signatures("seed"), apart=True)
+
+    assert told == raised(signatures("seed"))
+    assert "TRC-14" in told
 
 
 def test_nothing_of_the_host_it_ran_on() -> None:

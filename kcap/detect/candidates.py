@@ -102,6 +102,8 @@ class Candidates:
                 self._families[side.id] = side.collector
         for filters in (self._filters, self._view_filters, self._alert_filters):
             filters.note(sides)
+        if self._derivation is not None:
+            self._derivation.note(sides)
 
     def of(self, batch: Batch) -> list[Candidate]:
         """The candidates among the next events of the stream.
