@@ -55,6 +55,7 @@ def test_recorder_pipes_into_rules(tmp_path: Path) -> None:
     assert b"Loaded 1 signature(s): [TRC-3]\n" in done.stderr
 
 
+@pytest.mark.long
 def test_alert_writes_a_ring(tmp_path: Path) -> None:
     """An alert makes a ring write what it holds, and the same alert comes of the file."""
     with injecting():
