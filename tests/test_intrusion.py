@@ -169,6 +169,15 @@ def test_no_alert_without_its_event() -> None:
         assert left == [e["arg_alert_id"] for e in everything if causes.isdisjoint(e["arg_causes"])]
 
 
+def test_later_signatures() -> None:
+    """Those that look for the same steps are raised, too; the other later ones are not."""
+    later = (101, 102, 103, 104, 105, 107, 108, 1010, 1013, 1014, 1016, 1018, 1022, 1024, 1025)
+
+    assert {one["arg_rule"] for one in found("--signatures", "all")} == {
+        f"TRC-{number}" for number in (*range(1, 15), *later)
+    }
+
+
 def test_sources_before_any_event() -> None:
     """A source may be told of in a batch without events, as live: views of its events are seen."""
     told = raised(signatures("seed"), apart=True)
