@@ -44,4 +44,7 @@ run replay "$capture" | head -n 16
 say 'Is it intact'
 run verify "$capture"
 
+say 'What would have been found: an intrusion that was recorded on another machine'
+run detect fixtures/intrusion.kcap | head -n 24
+
 say "$(events "$capture") events from $capture"
