@@ -264,7 +264,10 @@ def test_the_command_ends_with_the_committed_table(host: str, captures: dict[str
     assert last == (EXPECTED / f"registry_persistence.{host}.txt").read_text("utf-8")
 
 
-@pytest.mark.parametrize("capture", REAL)
+@pytest.mark.parametrize(
+    "capture",
+    [pytest.param(n, marks=pytest.mark.long) if n == "fibratus" else n for n in REAL],
+)
 def test_tables_of_real_captures_are_what_a_database_says(
     capture: str, data: Callable[[str], Path], tmp_path: Path
 ) -> None:

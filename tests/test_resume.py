@@ -391,7 +391,7 @@ def test_standard_output_goes_on(host: Path) -> None:
 def test_a_foreign_file_goes_on(data: Callable[[str], Path], tmp_path: Path) -> None:
     """It has no index: what is before the place is followed, not printed."""
     path, out, kept = data("scap/sample.scap"), tmp_path / "out.jsonl", tmp_path / "place.json"
-    words = ("replay", path, "--format", "jsonl", "-o", out, "--resume", kept, "--speed", "5")
+    words = ("replay", path, "--format", "jsonl", "-o", out, "--resume", kept, "--speed", "0.2")
     whole = run("replay", path, "--format", "jsonl").stdout
     with killed(9, saved=True), mock.patch("kcap.tools.pace.time.sleep"):
         assert run(*words).exit_code == 1

@@ -94,7 +94,7 @@ def test_a_replay_from_the_middle_is_the_end_of_the_whole(
     data = made(name)
     assert len(places(data)) > 3
 
-    check_suffix(data, some_rows(data, 10, seed=7), ROWS)
+    check_suffix(data, some_rows(data, 4, seed=7), ROWS)
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import batch_of
 
@@ -97,6 +97,7 @@ def words(cuts: Sequence[int], *taps: Any, **options: Any) -> list[str]:
 CUTS = st.lists(st.integers(0, COUNT), max_size=8)
 
 
+@settings(max_examples=25)  # one takes 100 ms: a pipeline over 40 single events, twice
 @given(CUTS, st.integers(1, 7), st.integers(1, 7))
 def test_the_order_of_events_and_alerts_does_not_depend_on_batches(
     cuts: list[int], one: int, other: int
