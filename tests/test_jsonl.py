@@ -324,6 +324,7 @@ def grown_mib(rows: int, block: int) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory as Linux counts it")
+@pytest.mark.long  # 40 s
 def test_memory_follows_the_block_not_the_batch() -> None:
     """1,000 columns of 65,536 rows need under 150 MiB; without blocks an eighth needs more."""
     assert grown_mib(65_536, 0) < 150
