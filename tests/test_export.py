@@ -29,6 +29,7 @@ from kcap.model.arrow import from_arrow
 from kcap.model.batch import Batch, Column, constant
 from kcap.model.classes import TypeClass
 from kcap.model.side import Loss
+from kcap.writers.partition import MANIFEST
 
 FORMATS = ("parquet", "arrow", "csv", "jsonl", "tracee-json")
 
@@ -414,3 +415,20 @@ def test_opened_tracee_lines(foreign: Path) -> None:
     assert table["arg_pathname"].to_pylist() == ["/etc/passwd"] * 2
     back = io.BytesIO(export(foreign, "--format", "tracee-json"))
     assert [json.loads(line) for line in back] == [OPENED] * 2
+
+
+@pytest.mark.parametrize("left", [(), (MANIFEST,), ("mine.txt",)])
+def test_a_run_that_was_killed_between_two_steps_is_no_obstacle(
+    capture_of: Callable[..., Path], tmp_path: Path, left: tuple[str, ...]
+) -> None:
+    """Before its folder has a mark, or when that is gone again; anybody else's is refused."""
+    path, partial = capture_of(EVENTS), tmp_path / "out.partial"
+    partial.mkdir()
+    for name in left:
+        (partial / name).write_text("{}")
+    words = ("--format", "parquet", "--partition-by", "event", "--force")
+
+    result = run("export", path, "-o", tmp_path / "out", *words)
+
+    assert result.exit_code == (1 if "mine.txt" in left else 0), result.output
+    assert partial.exists() == ("mine.txt" in left)

@@ -308,7 +308,7 @@ def test_several_processes_write_one_log(tmp_path: Path) -> None:
     written = sorted(line.rpartition(" ")[2] for line in lines_in(tmp_path))
 
     assert written == sorted(f"{name}-{number}" for name in "abc" for number in range(300))
-    assert len([*tmp_path.iterdir()]) > 5
+    assert len([*tmp_path.iterdir()]) > 2
 
 
 def test_nobody_waits_for_who_was_stopped_while_it_turned(

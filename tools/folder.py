@@ -74,7 +74,8 @@ def written(path: str, *, force: bool, mark: str) -> Iterator[Folder]:
         raise OutputError("this is no name for a folder", file=path)
     _check(target, force=force, mark=mark)
     if partial.is_symlink() or partial.exists():
-        _check(partial, force=True, mark=f"{mark}.partial")
+        if not _is_left_over(partial, mark):
+            _check(partial, force=True, mark=f"{mark}.partial")
         _remove(partial)
     unfinished = partial / f"{mark}.partial"
     try:
@@ -94,6 +95,13 @@ def written(path: str, *, force: bool, mark: str) -> Iterator[Folder]:
         _take_place(partial, target)
     except OSError as e:
         raise OutputError(f"can't be replaced: {e.strerror}", file=path) from e
+
+
+def _is_left_over(partial: Path, mark: str) -> bool:
+    """Whether a run that was killed left it: before its first file, or with all of them."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    return not any(partial.iterdir()) or (partial / mark).is_file()
 
 
 def _check(target: Path, *, force: bool, mark: str) -> None:
