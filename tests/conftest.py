@@ -45,6 +45,17 @@ OF_THE_HOST = (
 """Modules whose tests look at this host, or at the checkout, while something happens there."""
 
 
+SLOW = (
+    "test_diff.py::test_an_import_has_what_the_foreign_file_has[fibratus/v1.6.0-test.kcap]",
+    "test_format.py::test_every_cut_gives_exactly_the_complete_chunks[False]",
+    "test_format.py::test_without_checks_flips_alter_rows",
+    "test_ring.py::test_what_is_written_is_all_of_the_time",
+    "test_tracee_damage.py::test_a_flipped_bit[False]",
+    "test_tracee_gob.py::test_a_flipped_bit[False]",
+)
+"""Tests of 10 s and more that have a quicker twin, which stays: these are for the long run."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by these markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs root where we are not root on Linux; say which tests must be alone."""
@@ -55,6 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
         if root or module.startswith(OF_THE_HOST):
             item.add_marker(pytest.mark.host)
+        if item.nodeid.endswith(SLOW):
+            item.add_marker(pytest.mark.long)
         item.add_marker(pytest.mark.xdist_group(module))
 
 
