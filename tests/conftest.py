@@ -48,8 +48,6 @@ OF_THE_HOST = (
 SLOW = (
     "test_diff.py::test_an_import_has_what_the_foreign_file_has[fibratus/v1.6.0-test.kcap]",
     "test_format.py::test_every_cut_gives_exactly_the_complete_chunks[False]",
-    "test_format.py::test_without_checks_flips_alter_rows",
-    "test_ring.py::test_what_is_written_is_all_of_the_time",
     "test_tracee_damage.py::test_a_flipped_bit[False]",
     "test_tracee_gob.py::test_a_flipped_bit[False]",
 )

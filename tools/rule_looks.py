@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
@@ -67,7 +68,7 @@ def sourceless(rule: Rule) -> list[str]:
     return sorted({name for one in rule.selectors for name in one.filter.sourceless})
 
 
-class _Tap:
+class _Tap(ABC):
     """A tap that raises nothing."""
 
     def see(self, batch: Batch) -> Iterable[tuple[int, Batch]]:
@@ -75,9 +76,9 @@ class _Tap:
         self.look(batch)
         return ()
 
+    @abstractmethod
     def look(self, batch: Batch) -> None:
         """Look at events."""
-        raise NotImplementedError
 
     def end(self) -> Iterable[Batch]:
         """See `kcap.replay.tap.Tap`."""
