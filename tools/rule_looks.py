@@ -84,7 +84,7 @@ class _Tap(ABC):
         """See `kcap.replay.tap.Tap`."""
         return ()
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (there is nothing to let go of)
         """See `kcap.replay.tap.Tap`."""
 
 
