@@ -87,6 +87,8 @@ def test_history(first: list[Any], second: list[Any]) -> None:
     table.forget()
     assert {d[:2]: Target(*d[2:]) for d in table.rows()} == was[-1]
     assert len(table) == len(was[-1])
+    for pid in range(1, 5):
+        assert table.of_process(pid) == [d for d in table.rows() if d.pid == pid]
 
 
 def test_a_child_has_a_copy() -> None:

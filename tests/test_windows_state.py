@@ -321,6 +321,7 @@ def test_a_full_table_takes_no_more() -> None:
     small.close(1, 4)
     small.put(Handle(1, 16))
     assert [h.handle for h in small.rows()] == [8, 16]
+    assert (small.of_process(1), small.of_process(2)) == (small.rows(), [])
     small.end(1)
     assert len(small) == 0
 

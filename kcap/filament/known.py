@@ -7,8 +7,7 @@ from typing import Any, Final
 
 from kcap.filament.source import Filament
 from kcap.model.batch import EMPTY, Batch
-from kcap.state import Process, State, fds, handles, processes
-from kcap.state.state import FDS, HANDLES, PROCESSES
+from kcap.state import Process, State
 
 ASKING: Final = frozenset({"find_process", "find_processes", "find_handle", "find_handles"})
 """The functions for which a state is followed."""
@@ -86,14 +85,12 @@ class Known:
         return None if found is None else _told(found)
 
     def _processes(self, name: str | None) -> list[dict[str, Any]]:
-        tables = self._state.snapshot().tables
-        running = [
-            process
-            for process in processes.from_batch(tables[PROCESSES]).get(self._machine or "", ())
-            if not process.exited
-        ]
         wanted = None if name is None else name.casefold()
-        return [_told(p) for p in running if wanted in {None, (p.name or "").casefold()}]
+        return [
+            _told(process)
+            for process in self._state.running(self._machine)
+            if wanted in {None, (process.name or "").casefold()}
+        ]
 
     def _handle(self, pid: int, number: int) -> dict[str, Any] | None:
         table = self._state.handles(self._machine)
@@ -104,16 +101,13 @@ class Known:
         return None if target is None else _handle(pid, number, target.type, target.name, None)
 
     def _handles(self, pid: int) -> list[dict[str, Any]]:
-        tables = self._state.snapshot().tables
-        machine = self._machine or ""
+        table = self._state.handles(self._machine)
         found = {
             h.handle: _handle(pid, h.handle, h.type, h.name, h.object)
-            for h in handles.from_batch(tables.get(HANDLES, EMPTY)).get(machine, ())
-            if h.pid == pid
+            for h in (() if table is None else table.of_process(pid))
         }
-        for d in fds.from_batch(tables.get(FDS, EMPTY)).get(machine, ()):
-            if d.pid == pid:
-                found.setdefault(d.fd, _handle(pid, d.fd, d.type, d.name, None))
+        for d in self._state.descriptors(pid, self._machine):
+            found.setdefault(d.fd, _handle(pid, d.fd, d.type, d.name, None))
         return [found[number] for number in sorted(found)]
 
 

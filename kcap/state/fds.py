@@ -226,13 +226,21 @@ class FdTable:
         self._own.clear()
         self._count = self._bytes = 0
 
+    def of_process(self, pid: int) -> list[Descriptor]:
+        """The descriptors of a process.
+
+        Args:
+            pid: The process.
+
+        Returns:
+            Those that are known, in order of their numbers.
+        """
+        files = self._of_process.get(pid) or _no_files()
+        return [Descriptor(pid, fd, *target) for fd, target in sorted(files.items())]
+
     def rows(self) -> list[Descriptor]:
         """The descriptors, in order of process id and number."""
-        return [
-            Descriptor(pid, fd, *target)
-            for pid, files in sorted(self._of_process.items())
-            for fd, target in sorted(files.items())
-        ]
+        return [row for pid in sorted(self._of_process) for row in self.of_process(pid)]
 
     def collect(self) -> None:
         """Begin to keep what the descriptors were, for `history`."""

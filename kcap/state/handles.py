@@ -108,10 +108,20 @@ class HandleTable:
         self._of_process.clear()
         self._count = 0
 
+    def of_process(self, pid: int) -> list[Handle]:
+        """The handles of a process.
+
+        Args:
+            pid: The process.
+
+        Returns:
+            Those that are known, in order of their numbers.
+        """
+        return [handle for _, handle in sorted(self._of_process.get(pid, {}).items())]
+
     def rows(self) -> list[Handle]:
         """The handles, in order of process id and number."""
-        found = [h for mine in self._of_process.values() for h in mine.values()]
-        return sorted(found, key=_key)
+        return [handle for pid in sorted(self._of_process) for handle in self.of_process(pid)]
 
 
 def _key(handle: Handle) -> tuple[int, int]:

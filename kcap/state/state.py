@@ -21,7 +21,7 @@ from kcap.model.batch import EMPTY, Batch, Rows
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
 from kcap.state import calls, fds, follow, handles, identity, named, processes, threads, users
 from kcap.state.calls import CallRows
-from kcap.state.fds import FdTable, Target
+from kcap.state.fds import Descriptor, FdTable, Target
 from kcap.state.handles import HandleTable
 from kcap.state.processes import Process, ProcessTable
 from kcap.state.tables import Tables
@@ -197,6 +197,31 @@ class State:
         """
         tables = self._known(machine)
         return None if tables is None else tables.fds.get(pid, fd)
+
+    def descriptors(self, pid: int, machine: str | None = None) -> list[Descriptor]:
+        """The descriptors of a process as the stream has them now.
+
+        Args:
+            pid: The process.
+            machine: Its machine; may be left out where there is only one.
+
+        Returns:
+            Those that are known, in order of their numbers.
+        """
+        tables = self._known(machine)
+        return [] if tables is None else tables.fds.of_process(pid)
+
+    def running(self, machine: str | None = None) -> list[Process]:
+        """The processes of a machine that have not ended, as the stream has them now.
+
+        Args:
+            machine: The machine; may be left out where there is only one.
+
+        Returns:
+            Those that are known, in order of process id.
+        """
+        tables = self._known(machine)
+        return [] if tables is None else [p for p in tables.processes.rows() if not p.exited]
 
     def _known(self, machine: str | None) -> Tables | None:
         if machine is None and len(self._tables) == 1:
