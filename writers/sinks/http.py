@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import kcap
 from kcap.errors import KcapError
 from kcap.writers.sinks import server
+from kcap.writers.sinks.deadline import Deadline
 from kcap.writers.sinks.server import ServerOptions
 from kcap.writers.sinks.transport import InterruptedDeliveryError, Message, Refused, option
 
@@ -40,6 +41,9 @@ _REDIRECTS: Final = range(300, 400)
 _BROKEN: Final = range(500, 600)
 _ANSWER_BYTES: Final = 16 << 20
 _SAID_BYTES: Final = 1 << 12
+
+_SLOWEST: Final = 16 << 10
+"""Bytes a second: a server that takes less is as good as none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +119,7 @@ class Client:
         if any(url.startswith("https:") for url in encrypted):
             self._tls = server.context(settings)
         self._client: Any = None
+        self._deadline = Deadline(settings.timeout)
         self.open()
         self.close()
 
@@ -127,6 +132,7 @@ class Client:
         """Get ready; connections are made when they are needed."""
         self.close()
         settings, httpx = self._settings, self._httpx
+        self._deadline = Deadline(settings.timeout)
         proxy = settings.proxy
         if proxy is not None:
             proxy = httpx.Proxy(proxy, ssl_context=self._tls)
@@ -146,6 +152,7 @@ class Client:
         if self._client is not None:
             self._client.close()
             self._client = None
+            self._deadline.close()
 
     def ask(
         self,
@@ -192,12 +199,21 @@ class Client:
         raise InterruptedDeliveryError("; ".join(map(str, failed)), wait_s=wait_s)
 
     def _asked(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        shown = _shown(url)
+        shown, deadline = _shown(url), self._deadline
+        watched = {"trace": deadline.trace}
+        # Connecting and sending may each take as long as an answer, and longer for a long body.
+        deadline.begin(2 * self._settings.timeout + len(body) / _SLOWEST)
         try:
-            with self._client.stream(method, url, content=body, headers=headers) as response:
+            with self._client.stream(
+                method, url, content=body, headers=headers, extensions=watched
+            ) as response:
                 answer = _answer(response)
+            if deadline.passed:  # What ends where the connection does looks whole.
+                raise TimeoutError
         except (self._httpx.TransportError, OSError) as e:
-            raise _failure(shown, e) from e
+            raise _failure(shown, TimeoutError() if deadline.passed else e) from e
+        finally:
+            deadline.finish()
         if answer.status in _OK:
             return answer
         if answer.status in _LATER or answer.status in _BROKEN:
