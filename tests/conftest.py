@@ -40,7 +40,7 @@ OF_THE_HOST = (
     "test_heartbeat", "test_outlets", "test_info_host", "test_live", "test_packaging", "test_probe",
     "test_prometheus", "test_readme",
     "test_record", "test_rotation_live", "test_run", "test_scenario", "test_self_defence",
-    "test_sinks_amqp", "test_sinks_journal", "test_sinks_syslog",
+    "test_signatures_live", "test_sinks_amqp", "test_sinks_journal", "test_sinks_syslog",
     "test_service", "test_soak", "test_tidy", "test_trace_", "test_trust", "test_workloads",
 )  # fmt: skip
 """Modules whose tests look at this host, or at the checkout, while something happens there."""
