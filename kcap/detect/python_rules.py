@@ -202,7 +202,7 @@ class PythonRules:
         trust.check(path)
         try:
             module = _executed(text, path)
-        except Exception as error:  # noqa: BLE001 - whatever the file does, other files go on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - other files go on
             return [Problem(_refused(error, path))]
         return list(_rules(module, text, path))
 
@@ -245,7 +245,7 @@ def _lines(text: str) -> dict[str, int]:
     }
 
 
-def _refused(error: Exception, path: str) -> KcapError:
+def _refused(error: BaseException, path: str) -> KcapError:
     """Why a file could not be run."""
     if isinstance(error, SyntaxError):
         return KcapError(f"no Python: {error.msg}", file=path, line=error.lineno)

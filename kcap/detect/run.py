@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import operator
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kcap.detect.event import Row, field
 from kcap.detect.rule import Identity, Machine, Problem, Rule
@@ -14,10 +15,16 @@ from kcap.detect.text import Place, Text
 from kcap.errors import KcapError
 from kcap.model import alert
 from kcap.model.alert import Alert
-from kcap.model.classes import I64_MIN
+from kcap.model.classes import I64_MAX, I64_MIN
 
 if TYPE_CHECKING:
     from kcap.detect.room import Room
+
+ALERTS_MAX: Final = 10_000
+"""Alerts of a rule at one event or deadline: more are a loop."""
+
+_FAILURES: Final = (Exception, SystemExit)
+"""However a rule ends, the others go on; only the user's own interrupt is none of its business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ class Run:
         self._machine: Machine | None = None
         self._text: Text | None = None
         self._severity = about.severity
+        self._raised_count = 0
+        """Alerts since it was called."""
         try:
             self._severity = alert.severity(about.severity)
             self._machine = None if rule.machine is None else rule.machine()
@@ -76,7 +85,7 @@ class Run:
             for name in sorted(rule.fields):
                 field(name)  # it must be one
             self.fields = rule.fields | (self._text.fields if self._text else frozenset())
-        except Exception as error:  # noqa: BLE001 - whatever a rule does, the others go on
+        except _FAILURES as error:
             self._caught(error)
 
     # what the engine calls
@@ -90,13 +99,14 @@ class Run:
         """
         if self.ended:
             return
+        self._raised_count = 0
         if self.rule.machine is None:
             self.alert()
             return
         assert self._machine is not None
         try:
             self._machine.match(self, selector, event)
-        except Exception as error:  # noqa: BLE001 - whatever a rule does, the others go on
+        except _FAILURES as error:
             self._caught(error)
 
     def deadline(self, key: object) -> None:
@@ -107,18 +117,20 @@ class Run:
         """
         if self.ended or self._machine is None:
             return
+        self._raised_count = 0
         try:
             self._machine.deadline(self, key)
-        except Exception as error:  # noqa: BLE001 - whatever a rule does, the others go on
+        except _FAILURES as error:
             self._caught(error)
 
     def end(self) -> None:
         """Tell it that no event follows."""
         if self.ended or self._machine is None:
             return
+        self._raised_count = 0
         try:
             self._machine.end(self)
-        except Exception as error:  # noqa: BLE001 - whatever a rule does, the others go on
+        except _FAILURES as error:
             self._caught(error)
 
     def fail(self, what: str, *, line: int | None = None, hint: str | None = None) -> None:
@@ -140,7 +152,7 @@ class Run:
         )
         self._engine.failed(Problem(error, about.id))
 
-    def _caught(self, error: Exception) -> None:
+    def _caught(self, error: BaseException) -> None:
         """End the rule because of an exception, which names the rule's own line."""
         file = self.rule.about.file
         frames = traceback.extract_tb(error.__traceback__)
@@ -185,7 +197,12 @@ class Run:
     ) -> None:
         """See `kcap.detect.rule.Context`."""
         event, about = self._engine.event, self.rule.about
-        of = tuple(causes) or (() if event is None else event.causes)
+        _check(title=title, text=text, severity=severity, data=data, who=who)
+        self._raised_count += 1
+        if self._raised_count > ALERTS_MAX:
+            raise KcapError(f"it raised more than {ALERTS_MAX:,} alerts at once")
+        of = tuple([Identity(origin, operator.index(number)) for origin, number in causes])
+        of = of or (() if event is None else event.causes)
         now_ns = self._engine.now_ns
         raised = Alert(
             rule=about.id,
@@ -205,7 +222,9 @@ class Run:
 
     def at(self, time_ns: int, key: object) -> None:
         """See `kcap.detect.rule.Context`."""
-        self._engine.ask(self._number, time_ns, key)
+        # Never in the past: the clock of an alert does not go back.
+        time_ns = max(operator.index(time_ns), self._engine.now_ns)
+        self._engine.ask(self._number, min(time_ns, I64_MAX), key)
 
     def dropped(self, count: int = 1) -> None:
         """See `kcap.detect.rule.Context`."""
@@ -220,6 +239,15 @@ class Run:
             return None if event is None else event.field(place.name)
 
         return self._text.of(value)
+
+
+def _check(**given: object) -> None:
+    """Refuse what no alert can have; it would fail only once the rule is out of sight."""
+    for name, value in given.items():
+        kind = Mapping if name in ("data", "who") else str
+        if value is not None and not isinstance(value, kind):
+            expected = "a mapping" if kind is Mapping else "text"
+            raise KcapError(f"{type(value).__name__} as {name} of an alert", expected=expected)
 
 
 def _json(data: Mapping[str, Any]) -> str:
