@@ -247,7 +247,7 @@ WRONG: list[tuple[str, str, int, str]] = [
     ("id: i\ncondition: pid = 1\nmin-engine-version: 3.0.0", "without 'name'", 1, "name"),
     ("name: n\nid: i\nmin-engine-version: 3.0.0", "without 'condition'", 1, "condition"),
     (RULE.format("pid = 1") + "name: again", "stands here again", 5, "line 1"),
-    ("{{- if eq 1 2 }}\n" + RULE.format("pid = 1") + "{{ end }}", "no YAML", 1, "template of Go"),
+    ("{{- if eq 1 2 }}\n" + RULE.format("pid = 1") + "{{ end }}", "one word", 1, "template of Go"),
     (RULE.format("pid = 1") + "output: '{{ upper 1 }}'", "template of Go", 5, "host"),
     ("- macro: a\n  expr: pid = 1\n- macro: a\n  expr: pid = 2", "another one", 3, "line 2"),
     ("- macro: a", "the macro 'a'", 1, "either 'expr' or 'list'"),

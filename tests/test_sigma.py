@@ -249,7 +249,7 @@ WHERE = "title: a\nlogsource: {service: security}\ndetection:\n"
 SUM = "title: a\ncorrelation:\n  type: value_sum\n  rules: [b]\n  timespan: 1m\n  condition: "
 BAD = {
     "syntax": ("title: a\ndetection: [", 2, "no YAML"),
-    "twice": ("title: a\ndetection: {}\ntitle: b", 3, "twice"),
+    "twice": ("title: a\ndetection: {}\ntitle: b", 3, "again"),
     "modifier": (rule({"s": {"A": "x", "B|foo": "y"}, "condition": "s"}), 3, "foo"),
     "condition": (f"{WHERE}  s: {{A: x}}\n  condition: s and t\n", 5, "'t' not defined"),
     "no condition": (rule({"s": {"A": "x"}}), 3, "condition"),
@@ -259,7 +259,7 @@ BAD = {
     "placeholder": (rule({"s": {"A|expand": "%x%"}, "condition": "s"}), 3, "placeholder"),
     "field": (rule({"s": {"a[b]": "x"}, "condition": "s"}), 3, "a[b]"),
     "action": ("action: global\ntitle: a\ndetection: {}\n", 1, "action"),
-    "no mapping": ("title: a\ndetection: {}\n---\n- title", 4, "no mapping"),
+    "no mapping": ("---\n# a list\n- title", 3, "no mapping"),
     "correlation": (f"{SUM}{{gte: 1, field: x}}\n", 3, "value_sum"),
     "reference": (SUM.replace("value_sum", "event_count") + "{gte: 1}\n", 4, "'b'"),
 }

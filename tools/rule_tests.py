@@ -31,7 +31,7 @@ from kcap import trust
 from kcap.detect import feed
 from kcap.detect.engine import Detections
 from kcap.detect.rule import Rule
-from kcap.detect.yaml_nodes import Node, documents
+from kcap.documents import Node, documents
 from kcap.errors import KcapError, LimitError
 from kcap.model import naming
 from kcap.tools import ruleset
@@ -170,7 +170,7 @@ def read(path: Path) -> Iterator[Case]:
     for document in documents(text, str(path)):
         said = _mapping(document, _FILE, path, "a file of tests")
         cases = said.get("cases")
-        if cases is None or not isinstance(cases.value, list):
+        if cases is None or not isinstance(cases.value, tuple):
             raise _wrong(path, cases or document, "it has no cases", "cases: and a list")
         rules = _rules(said, path)
         for node in cases.value:
@@ -314,7 +314,7 @@ def _mapping(node: Node, known: frozenset[str], path: Path, what: str) -> Mappin
         raise _wrong(path, node, f"{what} is no mapping", expected)
     for name in node.value:
         if name not in known:
-            at = node.keys[name]
+            at = node.value[name].line
             raise KcapError(
                 f"{what} has {name!r}, which nobody knows",
                 file=str(path),

@@ -17,7 +17,7 @@ from kcap.detect import absence, correlation, sequence
 from kcap.detect.event import field
 from kcap.detect.rule import About, Exempt, Problem, Rule, Selector
 from kcap.detect.text import Text
-from kcap.detect.yaml_nodes import Node, documents
+from kcap.documents import Node, documents
 from kcap.errors import KcapError
 from kcap.filter import Filter
 from kcap.filter.errors import FilterError
@@ -135,7 +135,7 @@ class YamlRules:
             rules = document
         if rules is None:
             return
-        each = rules.value if isinstance(rules.value, list) else [rules]
+        each = rules.value if isinstance(rules.value, tuple) else (rules,)
         if len(each) > RULES_MAX:
             yield Problem(KcapError(f"more than {RULES_MAX:,} rules in one file", file=path))
             return
@@ -151,7 +151,7 @@ class YamlRules:
             if name == "macros" and not isinstance(node.value, str):
                 raise _expected(node, f"the macro {macro!r}", "a filter", path)
             if name == "lists" and not (
-                isinstance(node.value, list) and all(isinstance(v.value, str) for v in node.value)
+                isinstance(node.value, tuple) and all(isinstance(v.value, str) for v in node.value)
             ):
                 raise _expected(node, f"the list {macro!r}", "a list of texts", path)
             kept[macro] = _Macro(node, path)
@@ -298,7 +298,7 @@ class _Reading:
         selectors = []
         by: dict[int, tuple[str, ...]] = {}
         given = self._needed(said, node, "events")
-        each = given.value if isinstance(given.value, list) else [given]
+        each = given.value if isinstance(given.value, tuple) else (given,)
         for number, one in enumerate(each):
             parts = self._said(one, _STEP, "an event") if isinstance(one.value, dict) else {}
             condition = parts.get("condition", one)
@@ -378,15 +378,16 @@ class _Reading:
             raise self._wrong(node, f"{name!r} is no number", f"{name}: 5, say")
         return node.value
 
-    def _list(self, node: Node | None, parent: Node, name: str) -> list[Node]:
-        if node is None or not isinstance(node.value, list) or not node.value:
+    def _list(self, node: Node | None, parent: Node, name: str) -> tuple[Node, ...]:
+        if node is None or not isinstance(node.value, tuple) or not node.value:
             raise self._wrong(node or parent, f"{name!r} is no list", f"{name}: and a list")
-        return node.value
+        each: tuple[Node, ...] = node.value
+        return each
 
     def _texts(self, node: Node | None, name: str) -> tuple[str, ...]:
         if node is None:
             return ()
-        each = node.value if isinstance(node.value, list) else [node]
+        each = node.value if isinstance(node.value, tuple) else (node,)
         return tuple(self._text(one, name) for one in each)
 
     def _fields(self, node: Node | None) -> tuple[str, ...]:
@@ -452,7 +453,7 @@ def _check_keys(node: Node, known: Collection[str], what: str, path: str) -> Non
         raise KcapError(
             f"{what} has {name!r}, which nobody knows",
             file=path,
-            line=node.keys[name],
+            line=node.value[name].line,
             expected=f"some of {', '.join(sorted(known))}",
             hint=f"did you mean {near[0]!r}?" if near else None,
         )
@@ -463,7 +464,7 @@ def _located(error: FilterError, node: Node, file: str, what: str) -> KcapError:
     found: Any = KcapError(
         f"{what}: {error.what}",
         file=file,
-        line=node.line_of(error.start) if error.text == node.value else node.line,
+        line=node.line_at(error.start) if error.text == node.value else node.line,
         expected=error.expected,
         hint=error.hint,
     )

@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final
 
 from kcap.detect.rule import Problem, Rule
+from kcap.documents import RULES, Node, documents
 from kcap.errors import BadInputError, KcapError
 from kcap.filter.parser import MacroTable
 from kcap.readers.rules.fibratus_rule import Group, Macro, Written, rules
-from kcap.readers.rules.fibratus_yaml import Node, documents
 
 _SNIFF: Final = re.compile(r"^(?:min-engine-version:|(?:-\s+|\s+)(?:macro|group):)", re.MULTILINE)
 
@@ -36,6 +36,7 @@ _GROUP: Final = frozenset(
 )  # fmt: skip
 _MACRO: Final = frozenset({"description", "expr", "list", "macro"})
 _LISTS: Final = frozenset({"authors", "references", "tags"})
+_TEXTS: Final = replace(RULES, is_typed=False)
 _YES: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -69,18 +70,19 @@ class FibratusRules:
 
     def load(self, text: str, path: str) -> Iterable[Rule | Problem]:
         """See `kcap.detect.rule.Loader`."""
+        problems: list[Rule | Problem] = []
         try:
-            found = documents(text, path)
+            for document in documents(text, path, _TEXTS):
+                for entry in document.items:
+                    try:
+                        problems += self._entry(entry, path)
+                    except KcapError as error:
+                        error.file = path
+                        problems.append(Problem(error))
         except KcapError as error:
-            return [Problem(error)]
-        problems: list[Problem] = []
-        for document in found:
-            for entry in document.items:
-                try:
-                    problems += self._entry(entry, path)
-                except KcapError as error:
-                    error.file = path
-                    problems.append(Problem(error))
+            if "{{" in text and error.hint is None:
+                error.hint = "is it a template of Go? Give what Fibratus makes of it on its host"
+            problems.append(Problem(error))
         return problems
 
     def finish(self) -> Iterable[Rule | Problem]:

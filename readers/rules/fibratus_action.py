@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from kcap.documents import Node
 from kcap.errors import BadInputError, KcapError
 from kcap.model import alert
-from kcap.readers.rules.fibratus_yaml import Node
 
 DEPTH_MAX: Final = 32
 """Deepest nesting of parentheses in a template."""

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from kcap.detect import sequence
 from kcap.detect.rule import About, Context, Event, Problem, Rule, Selector
 from kcap.detect.text import Text
+from kcap.documents import Node
 from kcap.errors import BadInputError, KcapError, VersionError
 from kcap.filter import Filter, FilterError
 from kcap.filter.check import check, era_of
@@ -32,7 +33,6 @@ from kcap.filter.syntax import Sequence as Steps
 from kcap.model import alert
 from kcap.readers.rules.fibratus_action import Action
 from kcap.readers.rules.fibratus_action import of as action_of
-from kcap.readers.rules.fibratus_yaml import Node
 
 NEWEST: Final = 3
 """The newest major version of Fibratus whose rules are understood."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from kcap.detect.rule import Context, Event, Identity, Problem, Rule, Selector
+from kcap.documents import Node, documents
 from kcap.errors import BadInputError, KcapError, MissingExtraError
 from kcap.filter import Filter
 from kcap.filter.errors import FilterError
@@ -23,6 +24,7 @@ from kcap.filter.syntax import text_of
 from kcap.readers.rules.sigma_pipelines import Logsource, Target, logsources, parts, targets
 from kcap.readers.rules.sigma_rule import (
     KIND,
+    Document,
     Wanted,
     Written,
     about_of,
@@ -31,7 +33,6 @@ from kcap.readers.rules.sigma_rule import (
     recorded,
     refused,
 )
-from kcap.readers.rules.sigma_yaml import Document, documents
 
 _TITLE: Final = re.compile(r"^title\s*:", re.MULTILINE)
 _KINDS: Final = re.compile(r"^(?:detection|correlation|filter)\s*:", re.MULTILINE)
@@ -110,15 +111,22 @@ class SigmaRules:
                 hint="pip install 'kcap[sigma]'",
             )
         try:
-            found = documents(text, path)
+            for node in documents(text, path):
+                yield from self._document(path, node)
+        except KcapError as error:
+            yield Problem(error)
+
+    def _document(self, path: str, node: Node) -> Iterator[Problem]:
+        """Read a document; that it makes no sense is no obstacle to the next."""
+        try:
+            document = Document.of(path, node)
         except KcapError as error:
             yield Problem(error)
             return
-        for document in found:
-            try:
-                self._take(document)
-            except KcapError as error:
-                yield Problem(error, id_of(document))
+        try:
+            self._take(document)
+        except KcapError as error:
+            yield Problem(error, id_of(document))
 
     def _take(self, document: Document) -> None:
         """Let pySigma read a document."""

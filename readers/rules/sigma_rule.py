@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from kcap.detect.rule import About, Selector
+from kcap.documents import Node
 from kcap.errors import BadInputError
 from kcap.readers.rules.sigma_pipelines import Target
-from kcap.readers.rules.sigma_yaml import Document
 
 KIND: Final = "sigma"
 
@@ -24,6 +24,71 @@ _SEVERITIES: Final = {
 }
 _WORD: Final = re.compile(r"[\w-]+")
 _CONDITION: Final = re.compile(r"\bcondition|not defined in|doesn't match any", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document: a rule, a correlation or a filter."""
+
+    path: str
+    node: Node
+    value: Mapping[str, Any]
+    """What it says, as Python's own objects."""
+
+    @classmethod
+    def of(cls, path: str, node: Node) -> Document:
+        """Take what was read.
+
+        Args:
+            path: The file's name.
+            node: A document of it.
+
+        Returns:
+            It.
+
+        Raises:
+            BadInputError: It is no mapping.
+        """
+        if not isinstance(node.value, dict):
+            expected = "title, logsource, detection ..."
+            what = "a document is no mapping"
+            raise BadInputError(what, file=path, line=node.line, expected=expected)
+        return cls(path, node, node.plain())
+
+    @property
+    def line(self) -> int:
+        """Where it begins, from 1."""
+        return self.node.line
+
+    def line_of(self, *keys: str) -> int:
+        """Where a value stands.
+
+        Args:
+            keys: The keys that lead to it; of a list's items the numbers.
+
+        Returns:
+            Its line; of one that is not there that of what it would be in.
+        """
+        node = self.node
+        for key in keys:
+            inner = dict(_inner(node)).get(key)
+            if inner is None:
+                break
+            node = inner
+        return node.line
+
+    def places(self) -> Iterator[tuple[str, ...]]:
+        """The keys that lead to each value, in their order.
+
+        Yields:
+            Those of mappings; lists count as mappings of numbers.
+        """
+        todo: list[tuple[tuple[str, ...], Node]] = [((), self.node)]
+        while todo:
+            keys, node = todo.pop()
+            if keys:
+                yield keys
+            todo += [((*keys, name), inner) for name, inner in reversed(list(_inner(node)))]
 
 
 @dataclass(slots=True)
@@ -58,6 +123,15 @@ class Wanted(NamedTuple):
 
     target: Target
     selector: Selector
+
+
+def _inner(node: Node) -> Iterable[tuple[str, Node]]:
+    """What is in a value, by key or number."""
+    if isinstance(node.value, dict):
+        return node.value.items()
+    if isinstance(node.value, tuple):
+        return ((str(number), one) for number, one in enumerate(node.value))
+    return ()
 
 
 def recorded(wanted: Iterable[Wanted]) -> frozenset[str] | None:
@@ -162,7 +236,8 @@ def place_of(document: Document, text: str) -> tuple[str, ...]:
     if _CONDITION.search(text):
         body = "correlation" if "correlation" in document.value else "detection"
         return (body, "condition")
-    inner = [keys for keys in document.lines if keys[0] in ("detection", "filter", "correlation")]
+    bodies = ("detection", "filter", "correlation")
+    inner = [keys for keys in document.places() if keys[0] in bodies]
     by_modifier = [keys for keys in inner if words.intersection(keys[-1].split("|")[1:])]
     by_name = [keys for keys in inner if keys[-1].partition("|")[0] in words]
     return next(iter(by_modifier + by_name), ("detection",))

@@ -9,25 +9,19 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final
 
+from kcap.documents import Count, Dialect, Node, documents
 from kcap.errors import BadInputError, KcapError, LimitError
 
-if TYPE_CHECKING:
-    import yaml
-
 FILE_BYTES: Final = 256 << 10
-DEPTH_MAX: Final = 16
-NODES_MAX: Final = 20_000
-"""The largest file, the deepest nesting, and the most values, those of aliases each time."""
+"""The largest file."""
 
 YAML: Final = (".yaml", ".yml", ".json")
 TOML: Final = ".toml"
 
-_TAG: Final = "tag:yaml.org,2002:"
-_TYPED: Final = {_TAG + name for name in ("bool", "int", "float", "null")}
-_TEXT: Final = {_TAG + name for name in ("str", "timestamp", "value")}
 _AT: Final = re.compile(r" \(at line (\d+), column \d+\)$")
 _HEADER: Final = re.compile(r"\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY: Final = re.compile(r"""\s*((?:[A-Za-z0-9_.\-]+|"[^"]*"|'[^']*'|\s*\.\s*)+?)\s*=""")
@@ -43,30 +37,15 @@ class Reference:
     """The variable, or the path."""
 
 
-Scalar: TypeAlias = str | int | float | bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A value in a file of settings."""
-
-    value: Scalar | Reference | tuple[Node, ...] | dict[str, Node]
-    line: int
-    """Where it begins, from 1; of a value in a mapping, where its key stands."""
-    text: str = ""
-    """A scalar as it stands in the file, without quotes."""
-    near: bool = False
-    """The line is that of the nearest value that was found."""
-
-    @property
-    def place(self) -> str:
-        """Its line as text."""
-        return f"{'near ' if self.near else ''}line {self.line}"
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether it is one value, or says where one is."""
-        return not isinstance(self.value, (tuple, dict))
+SETTINGS: Final = Dialect(
+    "settings",
+    characters=FILE_BYTES,
+    depth=16,
+    values=20_000,
+    merges=False,
+    tags={f"!{kind}": partial(Reference, kind) for kind in ("env", "file")},
+)
+"""What files of settings may be; ``<<`` is not known there: name what is meant."""
 
 
 def parse(content: bytes, file: str) -> Node:
@@ -96,16 +75,19 @@ def parse(content: bytes, file: str) -> Node:
             "this is not UTF-8", file=file, offset=error.start, expected="text"
         ) from error
     suffix = PurePath(file).suffix.lower()
-    if suffix == TOML:
-        found = _Toml(text, file).node()
-    elif suffix in YAML:
-        found = _Yaml(file).node(text)
-    else:
+    if suffix not in (TOML, *YAML):
         raise BadInputError(
             "its name does not say what it is written in",
             file=file,
             expected="a name that ends with .yaml, .yml, .json or .toml",
         )
+    try:
+        found = _Toml(text, file).node() if suffix == TOML else _yaml(text, file)
+    except KcapError as error:
+        # As each mistake in a file of settings: the line first.
+        if error.line is not None:
+            error.what, error.line = f"line {error.line}: {error.what}", None
+        raise
     if found.value is None:
         return Node({}, 1)
     if not isinstance(found.value, dict):
@@ -134,170 +116,15 @@ def reference(node: Node) -> Reference | None:
     return None
 
 
-def plain(node: Node) -> Any:  # noqa: ANN401
-    """What a node says, as Python's own objects.
-
-    Args:
-        node: The node.
-
-    Returns:
-        Scalars, lists and dicts; references stay.
-    """
-    if isinstance(node.value, tuple):
-        return [plain(item) for item in node.value]
-    if isinstance(node.value, dict):
-        return {key: plain(item) for key, item in node.value.items()}
-    return node.value
-
-
-class _Count:
-    """How much of a document there may still be.
-
-    Args:
-        file: Its name.
-    """
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-        self._left = NODES_MAX
-
-    def another(self, depth: int, line: int) -> None:
-        """Take note of one more value.
-
-        Raises:
-            LimitError: That is one too many, or too deep.
-        """
-        self._left -= 1
-        if depth > DEPTH_MAX:
-            raise LimitError(
-                f"line {line}: this is nested too deep",
-                file=self._file,
-                expected=f"at most {DEPTH_MAX} levels",
-            )
-        if self._left < 0:
-            raise LimitError(
-                f"line {line}: there are too many values, those of aliases counted each time",
-                file=self._file,
-                expected=f"at most {NODES_MAX:,}",
-            )
-
-
-class _Yaml:
-    """Makes nodes of YAML.
-
-    Args:
-        file: Its name.
-    """
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-        self._count = _Count(file)
-        self._composed = 0
-
-    def node(self, text: str) -> Node:
-        """The document.
-
-        Args:
-            text: What the file says.
-
-        Returns:
-            Its node.
-
-        Raises:
-            BadInputError: It is no YAML, has an unknown tag, or a key twice.
-            LimitError: It is too much.
-        """
-        import yaml
-
-        reader = self
-
-        class Loader(yaml.SafeLoader):
-            """Gives up on what is nested too deep while it is read."""
-
-            depth = 0
-
-            def compose_node(
-                self,
-                parent: yaml.Node | None,
-                index: Any,  # noqa: ANN401
-            ) -> yaml.Node | None:
-                """Compose a node and what is in it."""
-                self.depth += 1
-                if self.depth > DEPTH_MAX:
-                    reader._count.another(self.depth, self.line + 1)
-                try:
-                    return super().compose_node(parent, index)
-                finally:
-                    self.depth -= 1
-
-        try:
-            loader = Loader(text)
-            root = loader.get_single_node()
-            if root is None:
-                return Node(None, 1)
-            return self._node(loader, root, root.start_mark.line + 1, 1)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = 1 if mark is None else mark.line + 1
-            raise BadInputError(
-                f"line {line}: this is no YAML: {error.problem or error.context}", file=self._file
-            ) from error
-        except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            raise BadInputError(
-                f"line {line}: this is no YAML: {error.reason}", file=self._file
-            ) from error
-
-    def _node(self, loader: yaml.SafeLoader, found: yaml.Node, line: int, depth: int) -> Node:
-        import yaml
-
-        self._count.another(depth, line)
-        if isinstance(found, yaml.MappingNode):
-            self._check_tag(found, _TAG + "map", line)
-            return Node(self._mapping(loader, found, depth), line)
-        if isinstance(found, yaml.SequenceNode):
-            self._check_tag(found, _TAG + "seq", line)
-            items = [
-                self._node(loader, item, item.start_mark.line + 1, depth + 1)
-                for item in found.value
-            ]
-            return Node(tuple(items), line)
-        text: str = found.value
-        if found.tag in {"!env", "!file"}:
-            return Node(Reference(found.tag[1:], text), line, text)
-        if found.tag in _TYPED:
-            try:
-                return Node(loader.construct_object(found), line, text)
-            except ValueError as error:
-                raise self._wrong(line, f"{text[:100]!r} is no {found.tag[len(_TAG) :]}") from error
-        if found.tag in _TEXT:
-            return Node(text, line, text)
-        raise self._wrong(line, f"{found.tag.replace(_TAG, '!!')} is not known here")
-
-    def _mapping(
-        self, loader: yaml.SafeLoader, found: yaml.MappingNode, depth: int
-    ) -> dict[str, Node]:
-        import yaml
-
-        made: dict[str, Node] = {}
-        for key, value in found.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise self._wrong(line, "a key is one word")
-            if key.tag == _TAG + "merge":
-                raise self._wrong(line, "'<<' is not known here: name what is meant")
-            if key.value in made:
-                first = made[key.value].line
-                raise self._wrong(line, f"{key.value!r} stands here again: it is at line {first}")
-            made[key.value] = self._node(loader, value, line, depth + 1)
-        return made
-
-    def _check_tag(self, found: yaml.Node, usual: str, line: int) -> None:
-        if found.tag != usual:
-            raise self._wrong(line, f"{found.tag.replace(_TAG, '!!')} is not known here")
-
-    def _wrong(self, line: int, what: str) -> KcapError:
-        return BadInputError(f"line {line}: {what}", file=self._file)
+def _yaml(text: str, file: str) -> Node:
+    """The document of a file, which has one."""
+    found = Node(None, 1)
+    for number, document in enumerate(documents(text, file, SETTINGS)):
+        if number:
+            what = "this is another document"
+            raise BadInputError(what, file=file, line=document.line, expected="one")
+        found = document
+    return found
 
 
 class _Toml:
@@ -311,7 +138,7 @@ class _Toml:
     def __init__(self, text: str, file: str) -> None:
         self._text = text
         self._file = file
-        self._count = _Count(file)
+        self._count = Count(SETTINGS, file)
         self._lines = _toml_lines(text)
 
     def node(self) -> Node:
@@ -333,13 +160,15 @@ class _Toml:
             raise BadInputError(f"line {line}: this is no TOML: {what}", file=self._file) from error
         except RecursionError as error:
             raise LimitError(
-                "this is nested too deep", file=self._file, expected=f"at most {DEPTH_MAX} levels"
+                "this is nested too deep",
+                file=self._file,
+                expected=f"at most {SETTINGS.depth} levels",
             ) from error
         return self._node(content, (), 1)
 
     def _node(self, value: Any, path: tuple[str, ...], above: int) -> Node:  # noqa: ANN401
         line = self._lines.get(path, above)
-        self._count.another(len(path) + 1, line)
+        self._count.add(len(path) + 1, line)
         if isinstance(value, dict):
             made = {key: self._node(item, (*path, key), line) for key, item in value.items()}
             return Node(made, line, near=True)

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import click
 
+from kcap.documents import Node
 from kcap.errors import KcapError
 from kcap.filament.limits import Limits
 from kcap.tools import common
 from kcap.tools.settings import outputs, places, schema, secrets, verbs
-from kcap.tools.settings.document import Node, Reference
+from kcap.tools.settings.document import Reference
 from kcap.tools.settings.model import (
     FORMATS,
     LEVELS,
@@ -419,7 +420,7 @@ class Merged:
         made = {}
         for name, entry in options.items():
             made[name] = self._resolved(entry.value)
-            for text in _hidden(name, made[name], secret):
+            for text in secrets.telling(name, made[name], secret):
                 self.known.add(text)
         return SinkSpec(address, made, source, secret)
 
@@ -441,19 +442,6 @@ def _shaped(key: Key, node: Node, mistakes: Mistakes) -> Raw | None:
     except ValueError as error:
         mistakes.add(node, f"{key.name!r}: {error}")
         return None
-
-
-def _hidden(name: str, value: Any, secret: tuple[str, ...]) -> Iterator[str]:  # noqa: ANN401
-    """The texts in an option that nobody should see."""
-    if isinstance(value, dict):
-        for inner_name, inner in value.items():
-            hides = name in secret or secrets.is_secret_name(inner_name)
-            yield from [str(inner)] if hides else []
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _hidden(name, inner, secret)
-    elif value is not None and (name in secret or secrets.is_secret_name(name)):
-        yield str(value)
 
 
 def _verbs_of(command: click.Command) -> list[str]:

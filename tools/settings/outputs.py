@@ -7,9 +7,10 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from kcap.documents import Node
 from kcap.errors import KcapError
 from kcap.tools.settings import schema
-from kcap.tools.settings.document import Node, Reference, plain, reference
+from kcap.tools.settings.document import Reference, reference
 from kcap.tools.settings.schema import Key, Mistakes, Raw, Resolve, has_reference
 
 
@@ -114,12 +115,12 @@ def transformers(node: Node, mistakes: Mistakes) -> Iterator[tuple[Node, str, An
             mistakes.add(arguments, f"{name!r} is no transformer{expected}")
             continue
         try:
-            transform.parse(name, _probed(plain(arguments)), key=_PROBE, environ=_Anything(_=""))
+            transform.parse(name, _probed(arguments.plain()), key=_PROBE, environ=_Anything(_=""))
         except KcapError as error:
             expected = f": expected {error.expected}" if error.expected else ""
             mistakes.add(arguments, f"{error.what}{expected}")
             continue
-        yield item, name, plain(arguments)
+        yield item, name, arguments.plain()
 
 
 class _Anything(dict[str, str]):

@@ -12,7 +12,7 @@ from kcap import trust
 from kcap.errors import KcapError
 
 if TYPE_CHECKING:
-    from kcap.tools.settings.document import Node
+    from kcap.documents import Node
 
 VARIABLE: Final = "KCAP_CONFIG"
 """Names the file, where ``--config`` does not."""

@@ -14,8 +14,9 @@ from typing import Any, Final, TypeAlias
 
 import click
 
+from kcap.documents import Node
 from kcap.errors import BadInputError, KcapError
-from kcap.tools.settings.document import Node, Reference, reference
+from kcap.tools.settings.document import Reference, reference
 
 SHOWN_MAX: Final = 20
 """How many mistakes of a file are told at once."""
