@@ -63,7 +63,7 @@ def written(path: str, content: object = ELF_TEXT) -> dict[str, Any]:
     return event("magic_write", pathname=path, bytes=content)
 
 
-def connected(fd: int, address: object = INET, pid: int = 5) -> dict[str, Any]:
+def connected(fd: int, address: object = INET, pid: int | None = 5) -> dict[str, Any]:
     return event("security_socket_connect", {"processId": pid}, sockfd=fd, remote_addr=address)
 
 
@@ -75,7 +75,7 @@ def checked(path: str, name: str) -> dict[str, Any]:
     return event("security_bprm_check", {"processName": name}, pathname=path)
 
 
-def duplicated(old: int, new: int, pid: int = 5) -> dict[str, Any]:
+def duplicated(old: int, new: int, pid: int | None = 5) -> dict[str, Any]:
     return event("dup2", {"processId": pid}, oldfd=old, newfd=new)
 
 
@@ -109,6 +109,9 @@ SERVICE: Final = {"ip": "10.0.0.2"}
 FIRES: Final[list[tuple[str, str, Events, Any]]] = [
     ("TRC-1", "seed", [connected(0)], ADDRESS),
     ("TRC-1", "seed", [connected(3), duplicated(3, 0)], ADDRESS),
+    ("TRC-1", "seed", [connected(3, pid=None), duplicated(3, 0, pid=None)], ADDRESS),
+    ("TRC-1", "seed", [connected(3), event("dup2", {"processId": 5}, oldfd="3=socket",
+     newfd="0=/dev/null")], ADDRESS),
     ("TRC-1", "seed", [connected(0, UNIX)], {"ip": "", "port": "", "fd": 0}),
     ("TRC-2", "seed", [asked("PTRACE_TRACEME")], None),
     ("TRC-3", "seed", [asked("PTRACE_POKETEXT")], None),
@@ -204,7 +207,8 @@ SILENT: Final[list[tuple[str, str, Events]]] = [
     ("TRC-1", "seed", [connected(3), event("close", {"processId": 5}, fd=3), duplicated(3, 0)]),
     ("TRC-1", "seed", [connected(3), event("sched_process_exit", {"processId": 5}),
                        duplicated(3, 0)]),
-    ("TRC-1", "seed", [connected(3), duplicated(3, 0, pid=6)]),
+    ("TRC-1", "seed", [connected(3), duplicated(3, 0, pid=6), duplicated(3, 0, pid=None)]),
+    ("TRC-1", "seed", [connected(3, pid=None), duplicated(3, 0)]),
     ("TRC-1", "seed", [connected(3, UNIX), duplicated(3, 0)]),
     ("TRC-1", "seed", [connected(3), duplicated(3, 4), duplicated(4, 0)]),
     ("TRC-3", "seed", [asked("PTRACE_POKEDATA")]),
@@ -293,12 +297,6 @@ def test_addresses_that_are_none(address: object) -> None:
     assert verdicts("TRC-1", "seed", events) == [ADDRESS]
 
 
-def test_descriptors_with_names() -> None:
-    """A descriptor may have what it is open on behind it."""
-    events = [connected(3), event("dup2", {"processId": 5}, oldfd="3=socket", newfd="0=/dev/null")]
-    assert verdicts("TRC-1", "seed", events) == [ADDRESS]
-
-
 MODERN: Final = {"name": "security_file_open", "workload": {"container": {"id": "c1"}}}
 
 
@@ -324,6 +322,7 @@ ORIGINS: Final[list[tuple[Mapping[str, Any], str]]] = [
     ({FLAGS: {"containerStarted": False}, "containerId": "c1"}, STARTING),
     ({FLAGS: {"containerStarted": False}, "container": {"id": "c1"}}, STARTING),
     ({FLAGS: {"containerStarted": False}, "containerId": ""}, HOST),
+    ({FLAGS: {}, "containerId": "c1"}, STARTING),
     # In a namespace of processes, but in no container: from 0.8.1 on that is the host.
     ({FLAGS: {"containerStarted": False}, "processId": 1, "hostProcessId": 9}, HOST),
     ({"containerId": "c1", "processId": 9, "hostProcessId": 9}, CONTAINER),

@@ -39,7 +39,8 @@ _MACROS: Final = {
     "modern": "shape contains 'name:string' and not (shape contains 'eventName:')",
     "tracee": "classic or modern",
     # Where a container has started is said from 0.8.1 on; v1beta1 leaves out what is false.
-    "silent": "not exists(container_started) and not modern",
+    "flagged": "exists(container_started) or shape contains 'contextFlags'",
+    "silent": "not (flagged) and not modern",
     "runc_init": "process_name startswith 'runc:' and ns_tid = 1",
     "inside": "container_id != '' or (classic and pid != ns_pid)",
     "starting": "not tracee and process_name startswith 'runc:'",

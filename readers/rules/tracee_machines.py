@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Look = Callable[["Event"], Mapping[str, Any] | None]
 """What is found in an event: the data of the finding, maybe none; None where nothing is found."""
 
-Process = tuple[str, int]
+Process = tuple[str, int | None]
 """A recording, and a process id in it."""
 
 _CONNECTED: Final = "security_socket_connect"
@@ -129,8 +129,6 @@ class StdioOverSocket(_Sockets):
         if name in ("close", "sched_process_exit") and not len(self._processes):
             return  # most events by far
         process = values.process(event)
-        if process is None:
-            return
         if name == "sched_process_exit":
             self._ended(context, process)
             return
@@ -173,15 +171,14 @@ class SocketDuplicates(_Sockets):
             return  # most events by far
         process = values.process(event)
         if name in _FOLLOWED or name in _ACCEPTED:
-            if process is not None:
-                self._follow(context, process, event)
+            self._follow(context, process, event)
             return
         found = event.arguments()
         fd = values.number(found.get("sockfd" if name == _CONNECTED else "newfd"))
         if fd is None:
             return
         address = values.address(found.get("remote_addr"))
-        if process is not None and "eventName:" not in (event.column("shape") or ""):
+        if "eventName:" not in (event.column("shape") or ""):
             old = values.number(found.get("oldfd"))
             if name == _CONNECTED and address:
                 self._connected(context, process, fd, address)

@@ -164,7 +164,7 @@ def assigned(variables: object, *names: str) -> str | None:
     return next((v for v in found if isinstance(v, str) and v.startswith(names)), None)
 
 
-def process(event: Event) -> tuple[str, int] | None:
+def process(event: Event) -> tuple[str, int | None]:
     """The process of an event, told apart from those of other recordings.
 
     Not by the host's name: a process may give itself another one.
@@ -174,14 +174,12 @@ def process(event: Event) -> tuple[str, int] | None:
 
     Returns:
         The recording, and the process id on its host, or else that in the process's own
-        namespace; None where there is none.
+        namespace. Events that name no process are of one, as they are to Tracee.
     """
     found: Any = event.column("pid")
     if found is None:
         found = event.column("ns_pid")
-    if type(found) is not int:
-        return None
-    return str(event.column("origin") or ""), found
+    return str(event.column("origin") or ""), found if type(found) is int else None
 
 
 def _text(value: object) -> str:
