@@ -21,7 +21,7 @@ Raised = tuple[int, dict[str, Any]]
 """Rows of the whole stream that an alert comes behind, and the alert."""
 
 
-COLUMNS = ("action", "cmdline", "kind", "ord", "ppid", "tid")
+COLUMNS = ("action", "cmdline", "host", "kind", "ord", "ppid", "tid")
 
 
 def event(name: str, ts: int | None, pid: int = 1, **more: Any) -> Event:

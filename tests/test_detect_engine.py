@@ -6,6 +6,7 @@ import json
 from typing import Any, ClassVar
 
 import filter_rows
+import pytest
 from derived_support import recording
 from detect_support import (
     about,
@@ -24,6 +25,7 @@ from filter_made import Maker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kcap.detect import absence, correlation, sequence
 from kcap.detect.engine import DEADLINES_MAX, DEPTH_MAX, Detections
 from kcap.detect.python_rules import Signature, rule_of
 from kcap.detect.rule import Rule, Selector
@@ -354,3 +356,49 @@ def test_selectors_need_no_machine_of_their_own() -> None:
 
     assert one["text"] == "a: 3 is 100% of N/A; %ok"
     assert selector("pid = 1").anywhere is None
+
+
+def test_machines_tell_of_the_events_behind_alerts() -> None:
+    """A sequence, a count and an absence of alerts name all the events that those are about."""
+    low = "evt.name = 'alert' and evt.arg[rule] = 'low'"
+    given = selector(low)
+    count = correlation.Correlation("event_count", 9, count=2)
+    rules = [
+        plain("low", "evt.name = 'a'"),
+        correlation.rule(about("count"), [given, given], count),
+        sequence.rule(about("steps"), [sequence.Step.of(low), sequence.Step.of(low)]),
+        absence.rule(about("then none"), given, selector("evt.name = 'b'"), absence.Absence(5)),
+    ]
+
+    found = run(rules, [event("a", 1), event("x", 2), event("a", 3), event("x", 50)])
+
+    causes = [(one["rule"], [number for _, number in one["causes"]]) for _, one in found]
+    assert causes == [
+        ("low", [0]),
+        ("low", [2]),
+        ("count", [0, 2]),
+        ("steps", [0, 2]),
+        ("then none", [0]),
+        ("then none", [2]),
+    ]
+
+
+@pytest.mark.parametrize(("by", "alone"), [("ps.pid", True), ("ps.name", False)])
+def test_a_process_id_is_of_its_host(by: str, alone: bool) -> None:
+    """Two hosts have processes of one id, which have nothing in common; names may have."""
+    a, b = selector("evt.name = 'a'"), selector("evt.name = 'b'")
+    steps = [sequence.Step.of("evt.name = 'a'"), sequence.Step.of("evt.name = 'b'")]
+    rules = [
+        absence.rule(about("absence"), a, b, absence.Absence(5, (by,))),
+        correlation.rule(about("count"), [a, b], correlation.Correlation("temporal", 5, (by,))),
+        sequence.rule(about("sequence"), steps, sequence.Options(by=(by,))),
+    ]
+    joined = [event("a", 1, host="x"), event("b", 2, host="x"), event("z", 20)]
+    apart = [event("a", 1, host="x"), event("b", 2, host="y"), event("z", 20)]
+    for one in (*joined, *apart):
+        one["process_name"] = "same"
+
+    found = {one["rule"] for _, one in run(rules, apart)}
+
+    assert {one["rule"] for _, one in run(rules, joined)} == {"count", "sequence"}
+    assert found == ({"absence"} if alone else {"count", "sequence"})

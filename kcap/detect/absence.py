@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from kcap.detect import event as events
-from kcap.detect.keys import Key, key_of, plain, size_of
+from kcap.detect.keys import Key, causes_size, key_of, plain, size_of, within_host
 from kcap.detect.room import Table
 from kcap.detect.rule import About, Context, Event, Identity, Rule, Selector
 from kcap.detect.text import Text
@@ -55,10 +55,11 @@ def rule(about: About, event: Selector, follows: Selector, what: Absence) -> Rul
         events.field(name, what.era)  # it must be one
     asked = frozenset(what.by) | (text.fields if text else frozenset())
     shown = replace(about, text=None)
+    hosts = within_host(what.by, what.era)
     return Rule(
         shown,
         (event, follows),
-        lambda: _Missing(what, text, about.description),
+        lambda: _Missing(what, text, about.description, each_host=hosts),
         fields=asked,
     )
 
@@ -68,7 +69,8 @@ class _Pending:
     """An event that something should follow."""
 
     key: Key
-    cause: Identity | None
+    """The host, where it matters, and the values."""
+    causes: tuple[Identity, ...]
     who: Mapping[str, Any]
     text: str
 
@@ -76,19 +78,23 @@ class _Pending:
 class _Missing:
     """The machine."""
 
-    def __init__(self, what: Absence, text: Text | None, description: str) -> None:
+    def __init__(
+        self, what: Absence, text: Text | None, description: str, *, each_host: bool
+    ) -> None:
         self._what = what
         self._text = text
         self._description = description
+        self._each_host = each_host
         self._pending: Table[int, _Pending] = Table(self._forget)
         self._of_key: dict[Key, dict[int, None]] = {}
         self._seen = 0
 
     def match(self, context: Context, selector: int, event: Event) -> None:
         """See `kcap.detect.rule.Machine`."""
-        key = key_of(event, self._what.by, self._what.era)
-        if key is None:
+        shown = key_of(event, self._what.by, self._what.era)
+        if shown is None:
             return
+        key = event.column("host") if self._each_host else None, *shown
         if selector == _FOLLOWS:
             for number in list(self._of_key.get(key, ())):
                 pending = self._pending.pop(context, number)
@@ -98,10 +104,10 @@ class _Missing:
         text = self._description
         if self._text is not None:
             text = self._text.of(lambda place: event.field(place.name, self._what.era))
-        pending = _Pending(key, event.identity, context.who(), text)
+        pending = _Pending(key, event.causes, context.who(), text)
         self._seen += 1
         self._of_key.setdefault(key, {})[self._seen] = None
-        size = size_of((*key, text, *pending.who.values()))
+        size = size_of((*key, text, *pending.who.values())) + causes_size(pending.causes)
         self._pending.put(context, self._seen, pending, size)
         context.at(context.now_ns + self._what.within_ns, self._seen)
 
@@ -113,8 +119,8 @@ class _Missing:
             return  # it was followed, or forgotten
         self._forget(key, pending)
         context.alert(
-            causes=() if pending.cause is None else (pending.cause,),
-            data=dict(zip(self._what.by, map(plain, pending.key), strict=True)) or None,
+            causes=pending.causes,
+            data=dict(zip(self._what.by, map(plain, pending.key[1:]), strict=True)) or None,
             text=pending.text,
             who=pending.who,
         )

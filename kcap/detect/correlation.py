@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from kcap.detect import event as events
-from kcap.detect.keys import Key, key_of, plain, size_of
+from kcap.detect.keys import Key, causes_size, key_of, plain, size_of, within_host
 from kcap.detect.room import Table
 from kcap.detect.rule import About, Context, Event, Identity, Rule, Selector
 from kcap.detect.text import Place, Text
@@ -93,12 +93,14 @@ def rule(about: About, selectors: Sequence[Selector], what: Correlation) -> Rule
     text = None if about.text is None else Text(about.text, era=what.era)
     for name in (*what.by, *what.values):
         events.field(name, what.era)  # it must be one
+    groups = [what.by, *(what.by_selector or {}).values()]
+    hosts = any(within_host(names, what.era) for names in groups)
     asked = {*what.by, *what.values, *(text.fields if text else ())}
     for others in (what.by_selector, what.values_by_selector):
         for names in (others or {}).values():
             asked.update(names)
     steps = {(what.steps or {}).get(number, number) for number in range(len(selectors))}
-    plan = _Plan(what, len(steps), text, about.description)
+    plan = _Plan(what, len(steps), text, about.description, hosts)
     shown = replace(about, text=None)
     return Rule(shown, tuple(selectors), lambda: _Counting(plan), fields=frozenset(asked))
 
@@ -132,6 +134,8 @@ class _Plan:
     steps: int
     text: Text | None
     description: str
+    each_host: bool
+    """Events of different hosts are of different groups."""
 
     @property
     def count(self) -> int:
@@ -187,20 +191,22 @@ class _Counting:
             value = key_of(event, counted.get(selector, what.values), what.era)
         if key is None or (what.values and value is None):
             return
+        key = event.column("host") if self._plan.each_host else None, *key
         self._expire(context)
         group = self._groups.get(key)
-        same = (event.identity, event.name)
-        if group is not None and self._once and event.identity and group.last_row == same:
+        # An alert is no recorded event, and has an id of its own.
+        same = event.identity or event.column("arg_alert_id")
+        if group is not None and self._once and same and group.last_row == (same, event.name):
             return
         places = () if self._plan.text is None else self._plan.text.places
         shown = {place: event.field(place.name, what.era) for place in places}
-        size = _SEEN_BYTES + size_of((value, *shown.values()))
+        size = _SEEN_BYTES + size_of((value, *shown.values())) + causes_size(event.causes)
         step = (what.steps or {}).get(selector, selector)
-        seen = _Seen(context.now_ns, step, _causes(event), value, shown, size)
+        seen = _Seen(context.now_ns, step, event.causes, value, shown, size)
         group = self._with(context, key, group, seen)
         if group is None:
             return
-        group.last_row = same
+        group.last_row = same, event.name
         if self._slides:
             if self._holds(self._counted(group), self._plan.count):
                 self._groups.pop(context, key)
@@ -263,8 +269,8 @@ class _Counting:
     def _alert(self, context: Context, key: Key, group: _Group) -> None:
         what, text = self._plan.what, self._plan.text
         first, last = group.events[0].shown, group.events[-1].shown
-        causes = [cause for seen in group.events for cause in seen.causes]
-        data = dict(zip(what.by, map(plain, key), strict=True))
+        causes = list(dict.fromkeys(cause for seen in group.events for cause in seen.causes))
+        data = dict(zip(what.by, map(plain, key[1:]), strict=True))
         context.alert(
             causes=causes[-CAUSES_MAX:],
             data={"count": self._counted(group), **data},
@@ -281,8 +287,3 @@ def _ordered(seen: Sequence[_Seen] | deque[_Seen]) -> int:
     for one in seen:
         found += one.step == found
     return found
-
-
-def _causes(event: Event) -> tuple[Identity, ...]:
-    identity = event.identity
-    return () if identity is None else (identity,)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, Final
 
-from kcap.detect.rule import Event
+from kcap.detect.event import field
+from kcap.detect.rule import Event, Identity
 from kcap.filter.values import Named, fold
 
 Key = tuple[Hashable, ...]
+
+_CAUSE_BYTES: Final = 100
+
+_OF_A_HOST: Final = frozenset({"pid", "tid", "ppid", "session", "arg:pid", "arg:ppid", "arg:tid"})
+"""Columns whose numbers each host gives anew: equal ones of two hosts are not the same thing."""
 
 
 def key_of(event: Event, fields: Sequence[str], era: int | None = None) -> Key | None:
@@ -30,6 +36,23 @@ def key_of(event: Event, fields: Sequence[str], era: int | None = None) -> Key |
             return None
         found.append(_hashable(value))
     return tuple(found)
+
+
+def within_host(fields: Iterable[str], era: int | None = None) -> bool:
+    """Whether values of some fields are the same thing only on one host.
+
+    Args:
+        fields: The fields.
+        era: Of the fields.
+
+    Returns:
+        True where one is the number of a process, a thread or a session.
+
+    Raises:
+        FilterError: One is no field.
+    """
+    found = [field(name, era)[1].field.sources for name in fields]
+    return any(source.column in _OF_A_HOST for sources in found for source in sources)
 
 
 def folded(key: Key) -> Key:
@@ -73,6 +96,18 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
     return value
+
+
+def causes_size(causes: Sequence[Identity]) -> int:
+    """About how many bytes the events that another is about take: an alert may have many.
+
+    Args:
+        causes: The events.
+
+    Returns:
+        Bytes beyond those of a single one.
+    """
+    return _CAUSE_BYTES * max(len(causes) - 1, 0)
 
 
 def size_of(values: Iterable[Any]) -> int:

@@ -74,6 +74,10 @@ class Event(Protocol):
         """Which event it is; None for one that was never recorded."""
 
     @property
+    def causes(self) -> tuple[Identity, ...]:
+        """What an alert about it is about: itself; of an alert, what that is about."""
+
+    @property
     def ts_ns(self) -> int | None:
         """Its own time, ns UTC."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kcap.detect import event as events
-from kcap.detect.keys import Key, folded, key_of, plain, size_of
+from kcap.detect.keys import Key, causes_size, folded, key_of, plain, size_of, within_host
 from kcap.detect.room import Table
 from kcap.detect.rule import About, Context, Event, Identity, Rule, Selector
 from kcap.detect.text import Place, Text
@@ -112,7 +112,7 @@ class Options:
     folded: bool = False
     """Texts that differ only in case join, as paths of Windows do."""
     each_host: bool = False
-    """Events of different hosts never join."""
+    """Events of different hosts never join; those joined by a process id never do."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """What all alerts have among their data."""
     first: bool = False
@@ -212,6 +212,8 @@ def _plan(about: About, steps: Sequence[Step], options: Options) -> _Plan:
         for number, step in enumerate(steps, 1)
     )
     many = options.later or any(stage.rest is not None for stage in made)
+    if any(within_host(stage.by, stage.era) for stage in made):
+        options = replace(options, each_host=True)
     return _Plan(made, options, text, about.description, _WAITING if many else 1)
 
 
@@ -372,20 +374,19 @@ class _Sequence:
         stage = self._plan.steps[partial.step]
         partial.step += 1
         partial.last_ns = event.ts_ns
-        if (identity := event.identity) is not None:
-            partial.causes.append(identity)
+        partial.causes += event.causes
         kept = {path: event.field(path, stage.era) for path in stage.captured}
         if kept:
             partial.variables[stage.alias] = kept
         shown = {place: event.field(place.name, stage.era) for place in stage.places}
         partial.values |= shown
-        return size_of((*kept.values(), *shown.values(), 0))
+        return size_of((*kept.values(), *shown.values(), 0)) + causes_size(event.causes)
 
     def _alert(self, context: Context, partial: _Partial) -> None:
         text = self._plan.text
         joined = zip(self._plan.steps[0].by, map(plain, partial.shown), strict=True)
         context.alert(
-            causes=partial.causes,
+            causes=tuple(dict.fromkeys(partial.causes)),
             data={**dict(joined), **self._plan.options.data} or None,
             text=self._plan.description if text is None else text.of(partial.values.get),
         )
