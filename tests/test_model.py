@@ -408,6 +408,26 @@ def test_slices_put_together_are_the_whole(made: Batch, cuts: list[int]) -> None
 
 
 @given(any_batch(), st.data())
+def test_take_copies_ranges_as_it_copies_rows(made: Batch, data: st.DataObject) -> None:
+    """Rows that are taken range by range are those that are taken one by one, in any order."""
+    few = (
+        st.lists(st.integers(0, made.rows - 1), max_size=2 * made.rows)
+        if made.rows
+        else st.just([])
+    )
+    wanted = np.array(data.draw(few), np.int32)
+    rows = made.to_pylist()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "_RANGE_ROWS", 1)
+        taken = made.take(wanted)
+
+    check(taken)
+    assert bits(taken.to_pylist()) == bits([rows[i] for i in wanted.tolist()])
+    assert taken.before == made.before
+
+
+@given(any_batch(), st.data())
 def test_take_is_picking_rows(made: Batch, data: st.DataObject) -> None:
     """Taking rows gives those rows, and equals slicing where they are a range."""
     wanted = sorted(data.draw(st.sets(st.integers(0, max(made.rows - 1, 0)), max_size=made.rows)))

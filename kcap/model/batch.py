@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,9 @@ Rows = npt.NDArray[np.int32]
 _ZEROS: Final = np.zeros(limits.CHUNK_ROWS, np.int32)
 """The codes of text that never changes: a third of all columns share them."""
 _ZEROS.flags.writeable = False
+
+_RANGE_ROWS: Final = 2048
+"""From so many rows on, on the average, ranges are copied as such instead of row by row."""
 
 _NUMBERS: Final = frozenset({TypeClass.I64, TypeClass.U64, TypeClass.F64})
 
@@ -279,11 +283,16 @@ class Batch:
         Returns:
             The batch over the kept rows, side records included.
         """
-        # What begins or ends with other rows needs no copy; of a small part it frees the rest.
         # (Some ask for another order: ends that fit are not enough.)
-        if 2 * len(wanted) > self.rows and (np.diff(wanted) == 1).all():
+        breaks = np.flatnonzero(np.diff(wanted) != 1) + 1
+        # What begins or ends with other rows needs no copy; of a small part it frees the rest.
+        if not len(breaks) and 2 * len(wanted) > self.rows:
             first = int(wanted[0])
             return self.slice(first, first + len(wanted)).with_before(self.before)
+        if 0 < len(breaks) <= len(wanted) // _RANGE_ROWS:
+            ranges = pairwise([0, *breaks.tolist(), len(wanted)])
+            found = [self.slice(int(wanted[a]), int(wanted[b - 1]) + 1) for a, b in ranges]
+            return concat(found).with_before(self.before)
         parts = {n: c.take(wanted, self.rows) for n, c in self.columns.items()}
         kept = {n: c for n, c in parts.items() if c is not None}
         return Batch(len(wanted), kept, self.before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Final
 
 from kcap.model.classes import TypeClass
@@ -36,6 +37,7 @@ _ESCAPED: Final = re.compile(rb"_x[0-9A-F]{2}")
 _HEX: Final = re.compile(r"_x([0-9A-F]{2})")
 
 
+@lru_cache(maxsize=4096)
 def argument(name: str) -> str:
     """The column base of an event's own argument.
 

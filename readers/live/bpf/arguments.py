@@ -100,6 +100,30 @@ def _jobs() -> list[_Job]:
     return list(found.values())
 
 
+@lru_cache(maxsize=64)
+def _jobs_of(present: bytes) -> list[tuple[_Job, Mask | None, int | None]]:
+    """What there is to do for some events, a fraction of what there is for all.
+
+    Args:
+        present: By event number, whether there are any: an array of truth values.
+
+    Returns:
+        Each job; by event number, whether it is one of that event, None where it is of all that
+        are present; and where its argument stands, None where that is not the same in all.
+    """
+    some = np.frombuffer(present, np.bool_)
+    found: list[tuple[_Job, Mask | None, int | None]] = []
+    for job in _jobs():
+        has = (job.place >= 0) & some
+        places = set(job.place[has].tolist())
+        if places:
+            whole = np.count_nonzero(has) == np.count_nonzero(some)
+            # Hardly ever does it stand in several places.
+            place = places.pop() if len(places) == 1 else None
+            found.append((job, None if whole else has, place))
+    return found
+
+
 @cache
 def _of_files(name: str, kind: str) -> Mask:
     """By event number, whether some argument is a number of a file's inode."""
@@ -164,19 +188,11 @@ class Arguments:
     def build(self) -> None:
         """Make all of them, what the descriptors stand for, and the shapes."""
         present = np.bincount(self._records.event, minlength=events.EVENTS) > 0
-        for job in _jobs():
-            has = (job.place >= 0) & present
-            of_events = np.flatnonzero(has)
-            if not len(of_events):
-                continue
+        for job, has, place in _jobs_of(present.tobytes()):
             is_number = job.kind in values.NUMBERS
             event = (self._every if is_number else self._records).event
-            whole = len(of_events) == np.count_nonzero(present)
-            rows = np.arange(len(event)) if whole else np.flatnonzero(has[event])
-            # Hardly ever does it stand in several places.
-            first = int(job.place[of_events[0]])
-            alike = bool((job.place[of_events] == first).all())
-            places = first if alike else job.place[event[rows]].astype(np.int64)
+            rows = np.arange(len(event)) if has is None else np.flatnonzero(has[event])
+            places = job.place[event[rows]].astype(np.int64) if place is None else place
             if is_number:
                 self._number(job, rows, places)
             else:
