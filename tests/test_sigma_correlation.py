@@ -153,6 +153,54 @@ def test_a_correlation_may_count_another() -> None:
     assert names == ["together", "together", "outer"]
 
 
+@pytest.mark.parametrize(
+    ("by", "user", "address"),
+    [
+        ("group-by: [TargetUserName]", "a", "10.0.0.9"),
+        ("group-by: [who], aliases: {who: {many: TargetUserName, logon: IpAddress}}", "b", "a"),
+    ],
+)
+def test_alerts_of_a_correlation_have_the_fields_of_its_group(
+    by: str, user: str, address: str
+) -> None:
+    """A user who logs on after many failures is one of those who failed, and no other."""
+    many = correlation(
+        "type: event_count, rules: [failed], group-by: [TargetUserName], timespan: 1m,"
+        " condition: {gte: 3}",
+        "many",
+    )
+    then = correlation(f"type: temporal_ordered, rules: [many, logon], timespan: 10m, {by}", "in")
+    failures = [logon(n, 4625, "a") for n in range(3)]
+
+    def names(*events: Mapping[str, Any]) -> list[str]:
+        return [name for name, _ in raised([FAILED, LOGON, many, then], events)]
+
+    assert names(*failures, logon(9, 4624, user, address)) == ["many", "in"]
+    assert names(*failures, logon(9, 4624, "c", "c")) == ["many"]
+    assert names(*failures[1:], logon(9, 4624, user, address)) == []
+    assert names(logon(-9, 4624, user, address), *failures) == ["many"]
+
+
+def test_alerts_of_a_correlation_have_no_other_fields() -> None:
+    """What alerts are not grouped by can't group them, and the error says what can."""
+    inner = correlation(
+        "type: event_count, rules: [failed], group-by: [TargetUserName], timespan: 1m,"
+        " condition: {gte: 2}"
+    )
+    outer = (
+        "type: event_count, rules: [together], group-by: [{}], timespan: 1h, condition: {{gt: 1}}"
+    )
+    texts = {"0.yml": FAILED, "1.yml": inner, "2.yml": correlation(outer.format("Ip"), "outer")}
+
+    _, (problem,) = converted(texts)
+
+    assert problem.id == "outer"
+    assert "alerts of together don't have 'Ip'" in str(problem.error)
+    assert "expected TargetUserName" in str(problem.error)
+    fitting = {**texts, "2.yml": correlation(outer.format("TargetUserName"), "outer")}
+    assert converted(fitting)[1] == []
+
+
 def test_a_correlation_that_counts_itself_is_refused() -> None:
     """Of a circle no member can run, and the error shows the circle."""
     what = "type: event_count, rules: [{}], timespan: 1m, condition: {{gte: 2}}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from kcap.detect import correlation
 from kcap.detect.correlation import Correlation
-from kcap.detect.rule import Rule, Selector
+from kcap.detect.event import field
+from kcap.detect.rule import Context, Event, Machine, Rule, Selector
 from kcap.filter import Filter
 from kcap.filter.syntax import Binary, FieldRef, Literal, Op, text_of
 from kcap.readers.rules.sigma_condition import conjunction
@@ -21,6 +23,20 @@ Wants = Callable[[Written], tuple[list[Wanted], dict[str, str]]]
 
 _NS: Final = 10**9
 _ERA: Final = 3
+_DATA: Final = "alert_data"
+"""Where alerts have what they found, the fields among it that their events are grouped by."""
+
+
+class _Events(NamedTuple):
+    """The events of one thing that a correlation is about."""
+
+    found: list[tuple[Selector, Callable[[str], str]]]
+    """Selectors, and what names the fields of each by those of Sigma's."""
+    recorded: frozenset[str] = frozenset()
+    """Which events must be recorded for them."""
+    missed: Mapping[str, str] = {}
+    """By pipeline, why they can't be asked."""
+    are_alerts: bool = False
 
 
 class Correlations:
@@ -87,27 +103,30 @@ class Correlations:
         kind = written.parsed.type.name.lower()
         if kind not in correlation.TYPES:
             raise _unknown(written, f"{kind!r}", "type")
-        by = [str(name) for name in written.parsed.group_by or ()]
+        by = _grouped(written)
         counted = getattr(condition, "fieldref", None) if kind == correlation.VALUE_COUNT else None
         values = [counted] if isinstance(counted, str) else list(counted or ())
         selectors: list[Selector] = []
         steps: list[int] = []
         keys: list[tuple[str, ...]] = []
         shown: list[tuple[str, ...]] = []
+        alerts: set[int] = set()
         missed: dict[str, str] = {}
         needed: frozenset[str] = frozenset()
         references = _references(written)
         if not references:
             raise written.error("it names no rules", "correlation")
         for step, reference in enumerate(references):
-            found, events, missing = self._events(written, reference, by)
-            needed |= events
-            missed.update(missing)
-            for selector, fields in found:
+            events = self._events(written, reference)
+            needed |= events.recorded
+            missed.update(events.missed)
+            for selector, fields in events.found:
+                if events.are_alerts:
+                    alerts.add(len(selectors))
                 selectors.append(selector)
                 steps.append(step)
-                keys.append(tuple(fields(name) for name in by))
-                shown.append(tuple(fields(name) for name in values))
+                keys.append(tuple(map(fields, by)))
+                shown.append(tuple(map(fields, values)))
         what = Correlation(
             type=kind,
             timespan_ns=written.parsed.timespan.seconds * _NS,
@@ -125,7 +144,11 @@ class Correlations:
             made = correlation.rule(about, selectors, what)
         except ValueError as error:
             raise written.error(str(error), "correlation") from error
-        return replace(made, events=needed or None)
+        made = replace(made, events=needed or None)
+        inner = made.machine
+        if not alerts or inner is None:
+            return made
+        return replace(made, machine=lambda: _OfAlerts(inner(), alerts))
 
     def _count(self, written: Written, kind: str) -> int | None:
         """What is compared with; a temporal one without a condition wants all of its rules."""
@@ -137,34 +160,88 @@ class Correlations:
             raise written.error(f"{count} is no number of events", "correlation", "condition")
         return count
 
-    def _events(
-        self, written: Written, reference: str, by: Sequence[str]
-    ) -> tuple[list[tuple[Selector, Callable[[str], str]]], frozenset[str], Mapping[str, str]]:
-        """The events of a rule that a correlation names, with the names of their fields.
-
-        Also which events must be recorded for them, and where they can't be asked.
-        """
+    def _events(self, written: Written, reference: str) -> _Events:
+        """The events of a rule that a correlation names."""
         known = self._known.get(reference)
         if known is None:
             what = f"no rule is called {reference!r}"
             hint = "give the file of that rule too"
             raise written.error(what, "correlation", "rules", hint=hint)
+        aliases: dict[str, str] = {}
+        for alias in written.parsed.aliases:
+            for other, name in alias.mapping.items():
+                if self._known.get(other.reference) is known:
+                    aliases[alias.alias] = name
         if id(known) in self._correlations:
             if known.id in self._open:
                 chain = " -> ".join([*self._open, known.id])
                 raise written.error(f"it counts itself: {chain}", "correlation", "rules")
-            if by:
-                what = "alerts of a correlation don't have the fields of its events"
-                raise written.error(what, "correlation", "group-by", expected="none")
-            return [(_alerts_of(known.id), str)], self.rule(known).events or frozenset(), {}
+            recorded_ = self.rule(known).events or frozenset()
+            named = self._fields(known)
+
+            def found_in(name: str) -> str:
+                name = aliases.get(name, name)
+                if name not in named:
+                    what = f"alerts of {known.id} don't have {name!r}"
+                    expected = " or ".join(named) or "nothing: they are of all events together"
+                    raise written.error(what, "correlation", expected=expected)
+                return named[name]
+
+            return _Events([(_alerts_of(known.id), found_in)], recorded_, are_alerts=True)
         found, missed = self._wanted(known)
-        aliases: dict[str, str] = {}
-        for alias in written.parsed.aliases:
-            for other, field in alias.mapping.items():
-                if self._known.get(other.reference) is known:
-                    aliases[alias.alias] = field
-        named = [(one.selector, _names(one, aliases)) for one in found]
-        return named, recorded(found) or frozenset(), missed
+        fields = [(one.selector, _names(one, aliases)) for one in found]
+        return _Events(fields, recorded(found) or frozenset(), missed)
+
+    def _fields(self, written: Written) -> Mapping[str, str]:
+        """The fields that alerts of a correlation have: those that its events are grouped by."""
+        _, of = self._events(written, _references(written)[0]).found[0]
+        return {name: of(name) for name in _grouped(written)}
+
+
+class _OfAlerts:
+    """The machine of a correlation that is about alerts of others (`kcap.detect.rule.Machine`).
+
+    Args:
+        inner: The machine of the correlation.
+        alerts: The selectors that want alerts.
+    """
+
+    def __init__(self, inner: Machine, alerts: Collection[int]) -> None:
+        self._inner = inner
+        self._alerts = alerts
+
+    def match(self, context: Context, selector: int, event: Event) -> None:
+        """See `kcap.detect.rule.Machine`."""
+        seen = cast("Event", _Alert(event)) if selector in self._alerts else event
+        self._inner.match(context, selector, seen)
+
+    def deadline(self, context: Context, key: object) -> None:
+        """See `kcap.detect.rule.Machine`."""
+        self._inner.deadline(context, key)
+
+    def end(self, context: Context) -> None:
+        """See `kcap.detect.rule.Machine`."""
+        self._inner.end(context)
+
+
+class _Alert:
+    """An alert as an event that has the fields of its group."""
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the event has
+        return getattr(self._event, name)
+
+    def field(self, name: str, era: int | None = None) -> Any:  # noqa: ANN401 - any value
+        """See `kcap.detect.rule.Event`."""
+        found = self._event.arguments().get(_DATA)
+        if not isinstance(found, dict) or name not in found:
+            return None
+        value = found[name]
+        # Addresses are text in what alerts have found.
+        is_address = isinstance(value, str) and field(name, era)[1].field.type == "ip"
+        return ip_address(value) if is_address else value
 
 
 def _names(one: Wanted, aliases: Mapping[str, str]) -> Callable[[str], str]:
@@ -182,6 +259,11 @@ def _alerts_of(rule: str) -> Selector:
 def _references(written: Written) -> list[str]:
     """The rules that a correlation is about, by id or name."""
     return [str(one.reference) for one in written.parsed.rules or ()]
+
+
+def _grouped(written: Written) -> list[str]:
+    """Sigma's names of the fields that the events of a correlation are grouped by."""
+    return [str(name) for name in written.parsed.group_by or ()]
 
 
 def _unknown(written: Written, what: str, key: str) -> BadInputError:
