@@ -140,6 +140,35 @@ def test_cut(folder: Path, rule: str, count: int) -> None:
     assert run("test", folder / "cut").exit_code == 1
 
 
+def test_cut_names_all_that_the_test_will_see(folder: Path) -> None:
+    """The test that is written passes beside other rules, of alerts too, and whatever a name is."""
+    rules = folder / "more.yml"
+    rules.write_text("""\
+- {id: "A/B 1", name: 'A \U0001f600 "name": #1', condition: evt.name = 'security_file_open'}
+- id: OTHER
+  condition: evt.name = 'security_file_open'
+- id: OF-ALERTS
+  condition: evt.name = 'alert' and args.rule = 'OPENS'
+""")
+    words = ["--rules", rules, "--rules", folder / "own.yml"]
+    path = folder / "events.json"
+    found = run("detect", *words, "--format", "jsonl", path).stdout.splitlines()
+    ids = {one["arg_rule"]: one["arg_alert_id"] for one in map(json.loads, found)}
+    for rule in ("A/B 1", "OF-ALERTS"):
+        given = ["test", "--from", path, "--alert", ids[rule], *words, folder / "cut"]
+        assert run(*given).exit_code == 0
+        assert "--force" in run(*given).stderr
+        assert run(*given, "--force").exit_code == 0
+
+    result = run("test", folder / "cut")
+
+    assert result.exit_code == 0, result.output
+    assert "\U0001f600" in result.stdout
+    assert run("test", "--force", folder / "cut").exit_code == 2
+    rules.write_text(rules.read_text().replace("id: OTHER", "id: ANOTHER"))
+    assert run("test", folder / "cut").exit_code == 1
+
+
 def test_cut_refuses(folder: Path) -> None:
     """An alert that does not come of the capture can't be cut out of it."""
     path = folder / "events.json"
