@@ -232,7 +232,7 @@ WRONG: list[tuple[str, str, int, str]] = [
     (RULE.format("spawn_shell"), "no field is called 'spawn_shell'", 3, "macro"),
     (RULE.format("get_reg_value(registry.path) = 'a'"), "get_reg_value", 3, "n"),
     (RULE.format("a") + "- macro: a\n  expr: b", "this is no YAML", 5, ""),
-    (RULE.format("pid = 1") + "outputs: x", "no 'outputs'", 5, "did you mean 'output'"),
+    (RULE.format("pid = 1") + "outputs: x", "no rule has 'outputs'", 5, "did you mean 'output'"),
     (RULE.format("pid = 1") + "severity: loud", "'loud' is no severity", 5, "low"),
     (RULE.format("pid = 1") + "output: '%no.such'", "no.such", 5, "n"),
     (RULE.format("pid = 1") + "output: '%2.ps.exe'", "%2.ps.exe of 1", 5, "a step"),

@@ -119,18 +119,20 @@ def rule_of(signature: type, file: str = "", line: int | None = None) -> Rule:
     Raises:
         KcapError: It lacks something, or something in it is of the wrong type or no filter.
     """
+    own: Any = getattr(signature, "id", None)
+    named = isinstance(own, str) and own != ""
 
     def wrong(what: str, expected: str, hint: str | None = None) -> KcapError:
+        who = f"the rule {own}" if named else f"the signature {signature.__name__}"
         return KcapError(
-            f"the signature {signature.__name__}: {what}",
+            f"{who}: {what}",
             file=file or None,
             line=line,
             expected=expected,
             hint=hint,
         )
 
-    own = getattr(signature, "id", None)
-    if not isinstance(own, str) or not own:
+    if not isinstance(own, str) or not named:
         raise wrong("its id is no text", "id = 'EX-1', say")
     said: dict[str, Any] = {}
     for name in (*_TEXTS, "text"):

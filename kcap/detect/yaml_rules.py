@@ -52,10 +52,14 @@ KEYS: Final = {
 }
 """The keys of each part of a file of rules."""
 
-_FOREIGN: Final = re.compile(r"^(min-engine-version|logsource|detection|kevt)\s*:", re.MULTILINE)
-_OURS: Final = re.compile(
-    r"^(?:- )?\s*(rules|macros|lists|condition|sequence|correlation|absence)\s*:", re.MULTILINE
+_FOREIGN: Final = re.compile(
+    r"^(title|min-engine-version|logsource|detection|kevt)\s*:", re.MULTILINE
 )
+_OURS: Final = re.compile(
+    r"^(?:- )?(?:id|\s*(?:rules|macros|lists|condition|sequence|correlation|absence))\s*:",
+    re.MULTILINE,
+)
+"""A file with an id is of rules, too: one whose condition is spelled wrong is to be told."""
 _DURATION: Final = re.compile(r"(\d{1,12})\s*([a-z]+)")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -77,8 +77,7 @@ class FibratusRules:
                     try:
                         problems += self._entry(entry, path)
                     except KcapError as error:
-                        error.file = path
-                        problems.append(Problem(error))
+                        problems.append(_refused(error, entry, path))
         except KcapError as error:
             if "{{" in text and error.hint is None:
                 error.hint = "is it a template of Go? Give what Fibratus makes of it on its host"
@@ -136,8 +135,7 @@ class FibratusRules:
                 try:
                     one = _written(item, path, _OF_GROUP, required=("name",))
                 except KcapError as error:
-                    error.file = path
-                    yield Problem(error)
+                    yield _refused(error, item, path)
                     continue
                 if one is not None:
                     made.append(one)
@@ -146,6 +144,15 @@ class FibratusRules:
         self._groups.append(
             Group(name, path, tuple(made), keys, policy == "exclude", relation == "and")
         )
+
+
+def _refused(error: KcapError, entry: Node, path: str) -> Problem:
+    """What is wrong with an entry, by its name where it has one."""
+    name = entry.get("name")
+    error.file = path
+    if name is not None and name.text.strip() and repr(name.text) not in error.what:
+        error.what = f"the rule {name.text.strip()!r}: {error.what}"
+    return Problem(error)
 
 
 def _written(
@@ -180,7 +187,7 @@ def _keys(entry: Node, known: frozenset[str], what: str) -> Mapping[str, Node]:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
-            raise BadInputError(f"a {what} has no {key!r}", line=node.line, hint=hint)
+            raise BadInputError(f"no {what} has {key!r}", line=node.line, hint=hint)
         if key in _LISTS and not all(item.text for item in node.items):
             raise BadInputError(f"{key!r}", line=node.line, expected="a list of texts")
     return entry.value

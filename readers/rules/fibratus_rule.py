@@ -390,6 +390,8 @@ def _era(node: Node) -> int:
 def _severity(node: Node | None) -> str:
     if node is None:
         return "medium"
+    if not node.text:
+        raise BadInputError("'severity' is no text", line=node.line, expected="high, say")
     try:
         return alert.severity(node.text)
     except KcapError as error:

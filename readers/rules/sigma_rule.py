@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from kcap.detect.rule import About, Selector
@@ -23,7 +24,11 @@ _SEVERITIES: Final = {
     "CRITICAL": "critical",
 }
 _WORD: Final = re.compile(r"[\w-]+")
+_QUOTED: Final = re.compile("'([^']+)'")
 _CONDITION: Final = re.compile(r"\bcondition|not defined in|doesn't match any", re.IGNORECASE)
+_GRAMMAR: Final = re.compile(r"Expected .*, found (.+?)\s+\(at char \d+\), \(line:\d+, col:(\d+)\)")
+"""What the parser of conditions says, which names its own grammar."""
+_MODIFIER: Final = re.compile(r"\bSigma\w+Modifier\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +216,24 @@ def refused(document: Document, error: Exception) -> BadInputError:
     """
     from sigma.exceptions import SigmaError
 
-    what = str(error).strip() or type(error).__name__
-    if not isinstance(error, SigmaError):
+    what, expected = str(error).strip() or type(error).__name__, None
+    if match := _GRAMMAR.search(what):
+        what = f"its condition can't be understood at character {match[2]}, {match[1]}"
+        expected = "names of detections with 'and', 'or', 'not', '1 of', 'all of'"
+    elif not isinstance(error, SigmaError):
         what = f"pySigma can't read it ({type(error).__name__}: {what})"
+    what = _MODIFIER.sub(lambda found: _modifiers().get(found[0], found[0]), what)
     line = document.line_of(*place_of(document, what))
-    return BadInputError(f"the rule {id_of(document)}: {what}", file=document.path, line=line)
+    whole = f"the rule {id_of(document)}: {what}"
+    return BadInputError(whole, file=document.path, line=line, expected=expected)
+
+
+@cache
+def _modifiers() -> Mapping[str, str]:
+    """The modifiers as rules write them, by the classes that errors name."""
+    from sigma.modifiers import modifier_mapping
+
+    return {kind.__name__: repr(name) for name, kind in modifier_mapping.items()}
 
 
 def place_of(document: Document, text: str) -> tuple[str, ...]:
@@ -228,7 +246,7 @@ def place_of(document: Document, text: str) -> tuple[str, ...]:
     Returns:
         The keys that lead to the modifier, the field or the part that the text names.
     """
-    words = set(_WORD.findall(text))
+    words = {*_WORD.findall(text), *_QUOTED.findall(text)}
     if "pattern" in words or "expression" in words:
         words.add("re")
     if "logsource" in words or {"log", "source"} <= words:
@@ -240,4 +258,6 @@ def place_of(document: Document, text: str) -> tuple[str, ...]:
     inner = [keys for keys in document.places() if keys[0] in bodies]
     by_modifier = [keys for keys in inner if words.intersection(keys[-1].split("|")[1:])]
     by_name = [keys for keys in inner if keys[-1].partition("|")[0] in words]
-    return next(iter(by_modifier + by_name), ("detection",))
+    above = {"id" if word == "identifier" else word.lower() for word in words}.difference(bodies)
+    of_rule: list[tuple[str, ...]] = [(name,) for name in document.value if name in above]
+    return next(iter(by_modifier + by_name + of_rule), ("detection",))
