@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from server_support import Certificates
-from sink_support import ORIGIN, Response, peer
+from sink_support import ORIGIN, Response, events, peer, sink
 
 from kcap.writers.sinks import http
-from kcap.writers.sinks.deadline import Deadline
 from kcap.writers.sinks.elastic import Elastic, ElasticOptions
 from kcap.writers.sinks.http import Http, HttpOptions
 from kcap.writers.sinks.slack import Slack, SlackOptions
@@ -67,12 +68,33 @@ def served(
             listening.shutdown(socket.SHUT_RDWR)
 
 
+@contextlib.contextmanager
+def watched(transport: Any) -> Iterator[Any]:
+    """An open transport whose `watch` is called, as a courier does."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            transport.watch()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        with contextlib.closing(transport):
+            transport.open()
+            yield transport
+    finally:
+        ended.set()
+        thread.join()
+
+
 def left(made: Any, options: Any, message: Message = MESSAGE, **settings: Any) -> None:
     """Send an event to a server that is left before it has answered."""
-    with contextlib.closing(made(options(timeout=TIMEOUT_S, **settings))) as transport:
-        transport.open()
-        with pytest.raises(InterruptedDeliveryError, match="no answer in time"):
-            transport.send([message])
+    with (
+        watched(made(options(timeout=TIMEOUT_S, **settings))) as transport,
+        pytest.raises(InterruptedDeliveryError, match="no answer in time"),
+    ):
+        transport.send([message])
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -82,14 +104,27 @@ def test_a_dripping_answer_is_left(answer: str) -> None:
         left(Http, HttpOptions, url=f"http://{place}/")
 
 
-def test_without_the_deadline_it_would_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No single wait is too long: such an answer is taken to its end."""
-    monkeypatch.setattr(Deadline, "begin", lambda *_: None)
+def test_without_the_deadline_it_would_hold() -> None:
+    """Where nobody looks at it no single wait is too long: such an answer is taken to its end."""
     with served(lambda c: drip(c, *ANSWERS["body"])) as place:
         transport = Http(HttpOptions(url=f"http://{place}/", timeout=TIMEOUT_S))
         with contextlib.closing(transport):
             transport.open()
             assert transport.send([MESSAGE]) == []
+
+
+def test_a_courier_looks_at_it(tmp_path: Path) -> None:
+    """In a run the events go on to the next server, however long the first one drips."""
+    endless = OK + b"content-length: 9999\r\n\r\n"
+    with served(lambda c: drip(c, endless, b"." * 9999)) as place, peer() as right:
+        url = f"http://{place}/?timeout={TIMEOUT_S}&endpoints=http://{right.place}/&batch=50"
+        to = sink(url, live=True, body="array", spool=str(tmp_path))
+        to.write(events(100))
+        to.close()
+
+    found = [json.loads(r.plain) for r in right.requests]
+    assert [e["ord"] for part in found for e in part] == list(range(100))
+    assert to.confirmed == 100
 
 
 @pytest.mark.parametrize(("made", "options"), [(Elastic, ElasticOptions), (Slack, SlackOptions)])
@@ -130,8 +165,7 @@ def test_the_next_server_is_asked_instead() -> None:
     with served(lambda c: drip(c, *ANSWERS["headers"])) as place, peer() as right:
         more = (f"http://{right.place}/",)
         options = HttpOptions(url=f"http://{place}/", endpoints=more, timeout=TIMEOUT_S)
-        with contextlib.closing(Http(options)) as transport:
-            transport.open()
+        with watched(Http(options)) as transport:
             assert transport.send([MESSAGE]) == []
 
     assert [r.body for r in right.requests] == [MESSAGE.body]
@@ -146,8 +180,7 @@ def test_slow_answers_in_time_are_answers() -> None:
 
     with peer(late) as server:
         options = HttpOptions(url=f"http://{server.place}/", timeout=TIMEOUT_S)
-        with contextlib.closing(Http(options)) as transport:
-            transport.open()
+        with watched(Http(options)) as transport:
             for _ in range(4):
                 assert transport.send([MESSAGE]) == []
 

@@ -47,7 +47,7 @@ LIVE = ("readers/live/",)
 """Recorders' sources see this host and this moment: that is what they are for."""
 SPEAKERS = {
     f"writers/sinks/{name}.py"
-    for name in ("courier", "fluent", "http", "journal", "server", "syslog")
+    for name in ("courier", "deadline", "fluent", "http", "journal", "server", "syslog")
 }
 """What runs in couriers: it waits for servers, and changes nothing of what they get."""
 SPEAKING = re.compile(r"(socket|time)(\..*)?")

@@ -147,6 +147,7 @@ class Courier:
         self._queue = prepared.queue
         self._spool = prepared.spool
         self._transport = prepared.transport
+        self._watch: Callable[[], None] | None = getattr(prepared.transport, "watch", None)
         self._dead_letters = prepared.dead_letters
         self._constants = prepared.constants
         self._batch = max(1, prepared.batch)
@@ -182,6 +183,8 @@ class Courier:
             self._news.clear()
             now = time.monotonic()
             self._check(now)
+            if self._watch is not None:
+                self._watch()
             if now - told >= _STATUS_S:
                 told = now
                 self._tell("running")

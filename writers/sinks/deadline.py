@@ -16,8 +16,10 @@ class Deadline:
     """Ends connections of httpx's when a request took too long altogether.
 
     A server that gives a byte now and then is never silent for long enough to be left; that ends
-    it. What to send has its time, and the answer has one of its own: that of sending is longer for
-    more to send.
+    it. What to send has its time, and the answer has one of its own.
+
+    Who waits can't look at the clock: another thread calls `check`. There is none in here, for a
+    thread that begins in the middle of a recording is an event of its own.
 
     Args:
         answer_s: How long the answer may take, from the end of the request to its last byte.
@@ -25,13 +27,9 @@ class Deadline:
 
     def __init__(self, answer_s: float) -> None:
         self._answer_s = answer_s
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._due_s: float | None = None
-        self._wakes_s: float | None = None
-        """When the thread looks again; None: when it is told to."""
         self._sockets: list[socket.socket] = []
-        self._thread: threading.Thread | None = None
-        self._ended = False
         self.passed = False
         """Whether the last request took too long."""
 
@@ -41,23 +39,14 @@ class Deadline:
         Args:
             send_s: How long it may take until it is sent, with connecting.
         """
-        self.passed = False
-        self._set(time.monotonic() + send_s)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
+        with self._lock:
+            self.passed = False
+            self._due_s = time.monotonic() + send_s
 
     def finish(self) -> None:
         """The request has been answered, or has failed."""
-        self._set(None)
-
-    def close(self) -> None:
-        """There are no further requests."""
-        with self._changed:
-            self._ended = True
+        with self._lock:
             self._due_s = None
-            self._sockets.clear()
-            self._changed.notify()
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """What httpx calls at each step of a request: its ``trace``.
@@ -67,33 +56,23 @@ class Deadline:
             info: What it is about.
         """
         if event.endswith(_ANSWERING):
-            self._set(time.monotonic() + self._answer_s)
+            with self._lock:
+                if self._due_s is not None:
+                    self._due_s = time.monotonic() + self._answer_s
         elif event.endswith(_CONNECTED):
             opened = info["return_value"].get_extra_info("socket")
-            with self._changed:
+            with self._lock:
                 # The socket under TLS was given up for the one above it.
                 self._sockets = [s for s in self._sockets if s.fileno() >= 0]
                 self._sockets.append(opened)
 
-    def _set(self, due_s: float | None) -> None:
-        with self._changed:
-            if self.passed and due_s is not None:
+    def check(self) -> None:
+        """Hang up if it is time: whoever waits for the server wakes up."""
+        with self._lock:
+            if self._due_s is None or time.monotonic() < self._due_s:
                 return
-            self._due_s = due_s
-            # Most requests end long before they are due: they wake nobody.
-            if due_s is not None and (self._wakes_s is None or due_s < self._wakes_s):
-                self._changed.notify()
-
-    def _watch(self) -> None:
-        with self._changed:
-            while not self._ended:
-                now = time.monotonic()
-                if self._due_s is None or now < self._due_s:
-                    self._wakes_s = self._due_s
-                    self._changed.wait(None if self._due_s is None else self._due_s - now)
-                    continue
-                self.passed, self._due_s = True, None
-                for opened in self._sockets:
-                    # Whoever waits for it wakes up. That of TLS would first take its TLS away.
-                    with contextlib.suppress(OSError):
-                        socket.socket.shutdown(opened, socket.SHUT_RDWR)
+            self.passed, self._due_s = True, None
+            for opened in self._sockets:
+                # The method of a socket with TLS would first take its TLS away.
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(opened, socket.SHUT_RDWR)

@@ -147,6 +147,10 @@ class Elastic:
         """Hang up."""
         self._client.close()
 
+    def watch(self) -> None:
+        """See `kcap.writers.sinks.transport.Transport`."""
+        self._client.watch()
+
     def _fitting(self, messages: Sequence[Message], start: int) -> int:
         """How far a request can go from a message on without becoming too long."""
         size, stop = 0, start

@@ -152,7 +152,10 @@ class Client:
         if self._client is not None:
             self._client.close()
             self._client = None
-            self._deadline.close()
+
+    def watch(self) -> None:
+        """Hang up if the server takes too long; see `kcap.writers.sinks.transport.Transport`."""
+        self._deadline.check()
 
     def ask(
         self,
@@ -279,6 +282,10 @@ class Http:
     def close(self) -> None:
         """Hang up."""
         self._client.close()
+
+    def watch(self) -> None:
+        """See `kcap.writers.sinks.transport.Transport`."""
+        self._client.watch()
 
     def _post(self, messages: Sequence[Message]) -> str | None:
         first = quote(messages[0].id, safe=":")

@@ -89,6 +89,10 @@ class Slack:
         """Hang up."""
         self._client.close()
 
+    def watch(self) -> None:
+        """See `kcap.writers.sinks.transport.Transport`."""
+        self._client.watch()
+
     def _post(self, messages: Sequence[Message]) -> str | None:
         payload = json.dumps(self._always | shown(messages[0]), ensure_ascii=False)
         answer = self._client.ask("POST", "", payload.encode(), "application/json")

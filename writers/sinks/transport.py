@@ -111,6 +111,9 @@ class Transport(Protocol):
     ``needs`` may be left out: it maps each extra that it takes to the module it installs. Such
     modules are imported in the constructor, not before, and all that they need: it is called while
     files can still be read, `open` afterwards.
+
+    ``watch`` may be left out: another thread calls it, without arguments and several times a
+    second, from the first `send` on. There can be seen what a `send` can't see that waits.
     """
 
     options: ClassVar[type[Options]]
