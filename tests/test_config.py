@@ -174,6 +174,10 @@ PLACES = {
     "secret option": "sinks: [{{url: 'amqp://localhost/', password: {yaml}}}]",
     "header": "sinks: [{{url: 'https://h.example/', headers: {{Authorization: {yaml}}}}}]",
     "another header": "sinks: [{{url: 'https://h.example/', headers: {{X-Api-Key: {yaml}}}}}]",
+    "unusual header": "sinks: [{{url: 'https://h.example/', headers: {{X-Tenant: {yaml}}}}}]",
+    "header of a URL": "sinks: ['https://h.example/?headers=X-Tenant:%20{quoted}']",
+    "user of a URL": "sinks: ['https://{quoted}@h.example/']",
+    "user of a URL with nothing behind": "sinks: ['elasticsearch+https://{quoted}:@h.example/']",
     "option of a verb": "record: {{note: 'https://u:{quoted}@h.example/'}}",
     "tag of a transformer": "transformers: [{{tags: {{password: {yaml}}}}}]",
 }
@@ -232,6 +236,15 @@ def test_known_secrets_are_found_in_any_text(secret: str, around: str) -> None:
         ("amqp://guest:word@host:5672/%2f", f"amqp://guest:{MASK}@host:5672/%2f"),
         ("amqp://guest:w@rd@host/", f"amqp://guest:{MASK}@host/"),
         ("amqp://guest@host/", "amqp://guest@host/"),
+        ("https://guest@host/", f"https://{MASK}@host/"),
+        ("https://guest:@host/", f"https://{MASK}:{MASK}@host/"),
+        ("https://guest:word@host/", f"https://guest:{MASK}@host/"),
+        ("elasticsearch+http://guest@host/", f"elasticsearch+http://{MASK}@host/"),
+        ("amqp://0123456789abcdef0123@host/", f"amqp://{MASK}@host/"),
+        ("amqp://the-user-of-the-broker@host/", "amqp://the-user-of-the-broker@host/"),
+        ("https://a/b?headers=X-Tenant:%20word&c=d", f"https://a/b?headers={MASK}&c=d"),
+        ("https://a/b?headers=Accept:%20word&c=d", "https://a/b?headers=Accept:%20word&c=d"),
+        (f"HKCU to ghp_{'a1' * 18}", f"HKCU to {MASK}"),
         ("amqp://:word@host/", f"amqp://:{MASK}@host/"),
         ("amqp://guest:wo/rd@host/", f"amqp://guest:{MASK}"),
         ("amqp://guest:12/34@host/", f"amqp://guest:{MASK}"),
@@ -256,6 +269,61 @@ def test_secrets_are_known_by_where_they_stand(url: str, expected: str) -> None:
     """In URLs and headers, in any text; what is not secret stays."""
     assert masked(url) == expected
     assert masked(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "hidden"),
+    [
+        ("X-Tenant", True),
+        ("DD-API-KEY", True),
+        ("X-Anything", True),
+        ("Content-Type", False),
+        ("accept", False),
+        ("User-Agent", False),
+    ],
+)
+def test_headers_are_hidden_unless_they_are_known_to_be_harmless(
+    tmp_path: Path, header: str, hidden: bool
+) -> None:
+    """What a server takes a header for nobody knows, so what it says is hidden everywhere."""
+    path = tmp_path / "kcap.yaml"
+    path.write_text(f"sinks: [{{url: 'https://h.example/', headers: {{{header}: open-the-door}}}}]")
+    found = Merged(str(path), environ={})
+    assert found.settings
+
+    for text in (shown(path), shown(path, "--json"), repr(found.settings)):
+        assert ("open-the-door" not in text) is hidden
+        assert header in text
+    said = "the server says open-the-door"
+    assert (found.known.masked(said) != said) is hidden
+
+
+def test_short_header_values_are_not_looked_for_in_other_text(tmp_path: Path) -> None:
+    """A word such as ``prod`` is hidden where it stands, and stays in the name of a file."""
+    path = tmp_path / "kcap.yaml"
+    path.write_text("sinks: [{url: 'https://h.example/', headers: {X-Site: prod, X-Token: word}}]")
+    found = Merged(str(path), environ={})
+    assert found.settings
+
+    assert "prod" not in shown(path).replace(str(path), "")
+    assert found.known.masked("/srv/prod/x.kcap word") == f"/srv/prod/x.kcap {MASK}"
+
+
+def test_what_is_replaced_is_a_rule_unless_it_is_kept_elsewhere(
+    tmp_path: Path,
+) -> None:
+    """`replace` is shown as it is; a reference is shown as one, and its text known as a secret."""
+    path = tmp_path / "kcap.yaml"
+    replace = "transformers: [{{replace: {{param: cmdline, old: {}, new: x}}}}]"
+    path.write_text(replace.format("open-the-door"))
+    assert "open-the-door" in shown(path)
+    path.write_text(replace.format("!env DOOR"))
+    found = Merged(str(path), environ={"DOOR": "open-the-door"})
+
+    assert "open-the-door" not in shown(path)
+    assert "DOOR" in shown(path)
+    assert found.settings.transformers[0].arguments["old"] == "open-the-door"
+    assert found.known.masked("open-the-door") == MASK
 
 
 def test_a_transports_own_secrets_are_masked() -> None:

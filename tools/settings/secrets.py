@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from kcap.errors import KcapError
 from kcap.tools.settings import places
 from kcap.tools.settings.document import Reference
+from kcap.transform import patterns
 
 MASK: Final = "********"
 """Stands for any secret, whatever its length."""
@@ -39,6 +40,32 @@ _HEADER: Final = re.compile(
     r"((?:proxy-)?authorization|(?:set-)?cookie)(\"?\s*[:=]\s*)[^\r\n]*", re.IGNORECASE
 )
 _BEARER: Final = re.compile(r"\b(bearer|basic|apikey)\s+[A-Za-z0-9+/=._~\-]{4,}", re.IGNORECASE)
+_HARMLESS: Final = frozenset(
+    [
+        *("accept", "accept-charset", "accept-encoding", "accept-language", "cache-control"),
+        *("connection", "content-encoding", "content-language", "content-length", "content-type"),
+        *("date", "expect", "from", "host", "idempotency-key", "origin", "pragma", "prefer"),
+        *("referer", "te", "user-agent", "via", "x-request-id"),
+    ]
+)
+"""Headers that tell no secret: of any other one nobody knows what a server takes it for."""
+
+_HEADERS: Final = "headers"
+_HEADER_CHARS: Final = 12
+"""Such a header's value is looked for in other text from so many characters on: a shorter one may
+be a word that stands there for another reason."""
+
+_WEB: Final = re.compile(r"(?:[a-z0-9.-]*\+)?https?://", re.IGNORECASE)
+"""The beginnings of URLs in which a user without a password is one: a token."""
+
+_TOKEN: Final = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w-]{20,}", re.ASCII)
+"""What no user is called who has a name."""
+
+_MADE: Final = tuple(
+    patterns.KNOWN[name].matches for name in ("aws-key", "service-token", "private-key")
+)
+"""Secrets that are known by how they are made, wherever they stand."""
+
 _HOOK: Final = re.compile(r"slack\+https?://.*|https?://hooks\.slack\.com", re.IGNORECASE)
 """The beginnings of URLs whose path is what gives the right to write there."""
 
@@ -53,6 +80,44 @@ def is_secret_name(name: str) -> bool:
         True for ``password``, ``api-key``, ``Authorization`` and such; False for ``password-file``.
     """
     return _NAME.search(name) is not None and _NOT.search(name) is None
+
+
+def is_secret_header(name: str) -> bool:
+    """Whether the value of a header is one that nobody should see.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        False for ``Content-Type`` and others that are known to tell nothing.
+    """
+    return name.strip().lower() not in _HARMLESS
+
+
+def telling(name: str, value: Any, secret: Collection[str]) -> Iterator[str]:  # noqa: ANN401
+    """The texts in an option that nobody should see, wherever they stand.
+
+    Args:
+        name: The option.
+        value: Its value, without references.
+        secret: Names that are secret whatever they look like.
+
+    Yields:
+        Those that are secrets.
+    """
+    if name == _HEADERS:
+        for header, text in _headers(value):
+            if is_secret_name(header) or (is_secret_header(header) and len(text) >= _HEADER_CHARS):
+                yield text
+    elif isinstance(value, dict):
+        for inner, text in value.items():
+            if name in secret or is_secret_name(inner):
+                yield str(text)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from telling(name, inner, secret)
+    elif value is not None and (name in secret or is_secret_name(name)):
+        yield str(value)
 
 
 def resolve(found: Reference, environ: Mapping[str, str]) -> str:
@@ -114,6 +179,8 @@ def masked(text: str, known: Iterable[str] = ()) -> str:
         text = text.replace(value, MASK)
     text = masked_url(text)
     text = _HEADER.sub(rf"\1\2{MASK}", text)
+    for made in _MADE:
+        text = made.sub(MASK, text)
     return _BEARER.sub(rf"\1 {MASK}", text)
 
 
@@ -144,8 +211,15 @@ class Known:
         for scheme, rest in _URL.findall(url):
             authority, query = _parts(rest)
             user, at, _ = authority.rpartition("@")
-            found = [user.partition(":")[2]] if at else []
-            found += [value for name, value in _ASSIGNED.findall(query) if _hidden(name, named)]
+            name, _, password = user.partition(":")
+            found = [password] if at else []
+            if at and _is_token(scheme, name, password):
+                found.append(name)
+            for parameter, value in _ASSIGNED.findall(query):
+                if _hidden(parameter, named):
+                    found.append(value)
+                elif parameter == _HEADERS:
+                    found += telling(_HEADERS, unquote(value), ())
             if _HOOK.match(scheme + authority):
                 found.append(rest[len(authority) :])
             for value in found:
@@ -180,9 +254,11 @@ def masked_value(name: str, value: Any, *, secret: Iterable[str] = ()) -> Any:  
     if isinstance(value, Reference):
         return value
     if isinstance(value, dict):
+        of_headers = name == _HEADERS
         return {
             key: MASK
-            if hidden and not isinstance(inner, Reference)
+            if (hidden or (of_headers and is_secret_header(key)))
+            and not isinstance(inner, Reference)
             else masked_value(key, inner, secret=secret)
             for key, inner in value.items()
         }
@@ -195,6 +271,30 @@ def masked_value(name: str, value: Any, *, secret: Iterable[str] = ()) -> Any:  
 
 def _hidden(name: str, named: Iterable[str]) -> bool:
     return name.replace("_", "-").lower() in named or is_secret_name(name)
+
+
+def _headers(value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    """Names and values of headers: by name, or as ``NAME: VALUE`` in a URL."""
+    if isinstance(value, dict):
+        yield from ((str(name), str(text)) for name, text in value.items())
+    else:
+        name, _, text = str(value).partition(":")
+        yield name.strip(), text.strip()
+
+
+def _is_token(scheme: str, user: str, password: str) -> bool:
+    """Whether the user of a URL is what lets somebody in: a token, without a password beside it."""
+    if not user:
+        return False
+    alone = not password and _WEB.fullmatch(scheme) is not None
+    return alone or _TOKEN.fullmatch(unquote(user)) is not None
+
+
+def _masked_parameter(name: str, value: str, named: set[str]) -> str:
+    """What follows the sign of equality in a parameter of a URL."""
+    if name == _HEADERS and is_secret_header(unquote(value).partition(":")[0]):
+        return MASK
+    return MASK if _hidden(name, named) else value
 
 
 def _parts(rest: str) -> tuple[str, str]:
@@ -210,7 +310,9 @@ def _masked_rest(scheme: str, rest: str, named: set[str]) -> str:
     tail = rest[len(authority) :]
     user, at, host = authority.rpartition("@")
     if at:
-        name, colon, _ = user.partition(":")
+        name, colon, password = user.partition(":")
+        if _is_token(scheme, name, password):
+            name = MASK
         authority = f"{name}{colon}{MASK if colon else ''}@{host}"
     elif not _PORT.fullmatch(authority) or (":" in authority and "@" in tail.partition("=")[0]):
         # No host has such a name: a password with a character that had to be escaped.
@@ -220,5 +322,5 @@ def _masked_rest(scheme: str, rest: str, named: set[str]) -> str:
     path, question, query = tail.partition("?")
     if not question:
         return authority + tail
-    shown = _ASSIGNED.sub(lambda m: f"{m[1]}={MASK if _hidden(m[1], named) else m[2]}", query)
+    shown = _ASSIGNED.sub(lambda m: f"{m[1]}={_masked_parameter(m[1], m[2], named)}", query)
     return f"{authority}{path}?{shown}"

@@ -37,7 +37,8 @@ _ALIASES: Final = {"json": "jsonl", "pretty": "line"}
 """Other names of formats: Fibratus's."""
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
-_USERINFO: Final = re.compile(r"^([^/]*//)([^/@:]*):[^/]*@")
+_USERINFO: Final = re.compile(r"^([^/]*//)([^/@:]*)(:[^/]*)?@")
+_WEB: Final = re.compile(r"(?:[^/]*\+)?https?://")
 _LOGIN: Final = re.compile(r"(?<=//)[^/]*@")
 _SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
@@ -129,7 +130,8 @@ class Spec:
         masked = {}
         for group in (self.delivery, self.options):
             for name, value in asdict(group).items():
-                secret = name in type(group).secrets() and value
+                # A header may be what lets somebody in, whatever it is called.
+                secret = (name in type(group).secrets() or isinstance(value, dict)) and value
                 masked[name.replace("_", "-")] = MASK if secret else value
         return masked | {"url": self.shown}
 
@@ -464,5 +466,13 @@ def _refuse(spec: Spec, name: str, value: str, known: Sequence[str]) -> None:
 
 
 def _masked(url: str) -> str:
-    """A URL without the password in it."""
-    return _USERINFO.sub(rf"\1\2:{MASK}@", url)
+    """A URL without the password in it, or the token that is its user."""
+    return _USERINFO.sub(_masked_login, url)
+
+
+def _masked_login(found: re.Match[str]) -> str:
+    before, user, password = found.groups()
+    if password in (None, ":"):
+        # Where users have no names, one without a password is it.
+        return f"{before}{MASK}@" if user and _WEB.fullmatch(before) else found[0]
+    return f"{before}{user}:{MASK}@"
