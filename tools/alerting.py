@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from kcap.tools import common, logs, ruleset
 
 if TYPE_CHECKING:
-    from kcap.detect.rule import Rule
     from kcap.model.batch import Batch
     from kcap.model.side import Loss
     from kcap.model.stream import Sink
@@ -166,51 +165,3 @@ def text(rules: ruleset.Chosen, stream: BinaryIO) -> Sink:
     from kcap.writers.detections import Detections
 
     return Detections(stream, {one.about.id for one in rules.rules if one.about.text is not None})
-
-
-def recorded(rules: Iterable[Rule]) -> tuple[str, ...]:
-    """The events that a recorder must be asked for, so that rules see theirs.
-
-    What this host has no event for is told on standard error.
-
-    Args:
-        rules: The rules.
-
-    Returns:
-        Values of ``--events``: what is recorded anyway, and these.
-    """
-    from kcap.readers.live.choosing import ChoiceError, choose
-    from kcap.readers.live.scopes import Choice
-
-    needed, unknown = ruleset.needed_events(rules)
-    known, missing = [], []
-    for name in sorted(needed):
-        try:
-            choose([Choice(name)])
-            known.append(name)
-        except ChoiceError:
-            missing.append(name)
-    if missing:
-        logs.tell(f"kcap: the rules: no recorder sees {', '.join(missing)}", level="warning")
-    if unknown:
-        names = ", ".join(rule.about.id for rule in unknown)
-        logs.tell(f"kcap: the rules: which events these need is not known: {names}")
-    return ("default", *known)
-
-
-def asked_for(wanted: Sequence[str], sets: Sequence[str], rules: Any) -> tuple[str, ...]:  # noqa: ANN401
-    """What a recorder is asked for where rules run.
-
-    Args:
-        wanted: The values of ``--events``; those decide.
-        sets: The values of ``--set``.
-        rules: The rules (`kcap.tools.ruleset.Chosen`), None for none.
-
-    Returns:
-        The values of ``--events``.
-    """
-    if rules is None or wanted or sets:
-        return tuple(wanted)
-    found = recorded(rules.rules)
-    logs.tell(f"kcap: the rules: --events {','.join(found)}")
-    return found

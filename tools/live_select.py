@@ -49,7 +49,8 @@ def select_options(function: _F) -> _F:
         click.option(
             "--env",
             metavar="all|none|NAMES",
-            help="Variables of an execution's environment; default LD_* and KUBERNETES_SERVICE_*.",
+            help="Variables of an execution's environment, as HOME,AWS_*; default"
+            " LD_*,KUBERNETES_SERVICE_*.",
         ),
         click.option(
             "--opens",

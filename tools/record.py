@@ -19,6 +19,7 @@ from kcap.tools import (
     durability,
     live,
     live_select,
+    needs,
     outlets,
     output,
     rotation,
@@ -130,8 +131,9 @@ def command(
     on behind the files that there are. With --ring nothing is written until SIGUSR1 asks for what
     is held; another signal lets a file that is being written go on, or begins the next.
 
-    With --rules or --signatures the events that these rules need are recorded, too, and named on
-    standard error. Alerts go to each --sink; with --ring and --on-alert one writes what is held.
+    With --rules or --signatures the events that these rules need are recorded, too, with --env,
+    --stack and --opens as they need them: both is said on standard error, and what of it can't be
+    had. Alerts go to each --sink; with --ring and --on-alert one writes what is held.
 
     Where the disk is full the recording ends, exit code 3: the file is closed, and says how much is
     missing. With --keep the oldest files go instead. A --sink that fails ends nothing.
@@ -140,8 +142,9 @@ def command(
 
     where = common.filter_given(ctx, where, words)
     asked, on_alert = _alerting(ctx, options)
-    options["wanted"] = alerting.asked_for(options["wanted"], options["sets"], asked.rules)
+    needed = needs.turn_on(options, asked.rules)
     selection = live_select.chosen(options, where)
+    needs.tell_lacking(needed, selection)
     place = Place(
         output.capture_path(target) if target else _default_name(),
         force,

@@ -18,7 +18,7 @@ from kcap.tools import common, logs
 if TYPE_CHECKING:
     from kcap.detect.engine import Detections
     from kcap.detect.loading import Ruleset
-    from kcap.detect.rule import Exempt, Problem, Rule
+    from kcap.detect.rule import Exempt, Problem, Rule, Selector
     from kcap.replay.stages import Matching
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -279,9 +279,23 @@ def events_of(rule: Rule) -> frozenset[str] | None:
     """
     if rule.events is not None:
         return rule.events
-    each = [selector.events for selector in rule.selectors]
+    each = [_selected(selector) for selector in rule.selectors]
     known = [events for events in each if events is not None]
     return frozenset[str]().union(*known) if len(known) == len(each) else None
+
+
+def _selected(selector: Selector) -> frozenset[str] | None:
+    """The events that a selector can be true of, those apart that are made of alerts."""
+    from kcap.filter.pushdown import EVENT, necessary
+    from kcap.model import alert
+    from kcap.readers.live.selection import named_in
+
+    if selector.events is not None:
+        return selector.events
+    demand = necessary(selector.filter).of(EVENT)
+    if demand.others:
+        return named_in(selector.filter)  # a pattern of names, maybe
+    return frozenset(map(str, demand.values - {None, alert.KIND}))
 
 
 class _Known:

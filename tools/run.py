@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, Unpack
 import click
 
 from kcap.tools import (
-    alerting,
     apart,
     attend,
     common,
@@ -18,6 +17,7 @@ from kcap.tools import (
     live,
     live_select,
     logs,
+    needs,
     outlets,
     ruleset,
     views,
@@ -111,7 +111,7 @@ def command(
     asked = outlets.wanted(
         ctx, options, options["filaments"], options["filament_path"], rules=options
     )
-    options["wanted"] = alerting.asked_for(options["wanted"], options["sets"], asked.rules)
+    needed = needs.turn_on(options, asked.rules)
     with (
         live.undoing(),
         opened_output(form, options) as out,
@@ -125,7 +125,7 @@ def command(
             user=options["user"],
         ) as also,
         contextlib.closing(
-            _source(options, selection := _selection(options, also), also)
+            _source(options, selection := _selection(options, also, needed), also)
         ) as source,
         live.stopping(source, twice=True),
     ):
@@ -170,8 +170,12 @@ def _run(
     return apart.run(ctx, source, work, user=options["user"], helpers=also.pids)
 
 
-def _selection(options: _RunOptions, also: outlets.Outlets) -> Selection:
-    return live_select.chosen(options, also.looking(options["where"]))
+def _selection(
+    options: _RunOptions, also: outlets.Outlets, needed: needs.Needs | None
+) -> Selection:
+    selection = live_select.chosen(options, also.looking(options["where"]))
+    needs.tell_lacking(needed, selection)
+    return selection
 
 
 def _source(options: _RunOptions, selection: Selection, also: outlets.Outlets) -> LiveSource:

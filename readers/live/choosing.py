@@ -32,6 +32,7 @@ _EVERYTHING: Final = "all"
 _CALLS: Final = "syscalls"
 _OPENS: Final = "open"
 _ARGS: Final = "args."
+_LISTED: Final = "--list-events prints those there are"
 
 
 class ChoiceError(KcapError):
@@ -58,6 +59,8 @@ class Chosen:
     """Opening of files was asked for, not only what is recorded of it by default."""
     text: str = DEFAULT
     """As it was asked for."""
+    unseen: tuple[str, ...] = ()
+    """Events that were asked for, too, and that no recorder sees: they are others' only."""
 
 
 @cache
@@ -111,6 +114,17 @@ def sets() -> dict[str, frozenset[str]]:
     return found
 
 
+@cache
+def others() -> frozenset[str]:
+    """Events that other sources have, and no recorder of kcap's.
+
+    Returns:
+        Their names.
+    """
+    found = (name for family in model.families() for name in model.events(family))
+    return frozenset(found) - arguments().keys()
+
+
 def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = ()) -> Chosen:
     """Find the events that were asked for.
 
@@ -122,14 +136,17 @@ def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = (
         The events.
 
     Raises:
-        ChoiceError: There is no such event or set; or all were left out again.
+        ChoiceError: There is no such event or set; or all were left out again, or can't be seen.
     """
     choices = tuple(choices)
     if all(choice.drop for choice in choices):
         choices = (Choice(DEFAULT), *choices)
     ways: dict[Way, None] = {}
     opens = False
+    unseen = dict.fromkeys(c.name for c in choices if _is_unseen(c))
     for choice in choices:
+        if choice.name in unseen:
+            continue
         names = _named(choice)
         if choice.drop:
             ways = {w: None for w in ways if not names & {w.name, w.event}}
@@ -139,11 +156,20 @@ def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = (
                 ways[Way(name, base)] = None
                 handler = catalogue.events()[base].handler
                 opens |= handler == _OPENS and choice.name != DEFAULT
+    if unseen and not ways:
+        raise ChoiceError(f"no recorder sees {', '.join(unseen)}", hint=_LISTED)
     if not ways:
         raise ChoiceError("no event is left to record", hint="leave fewer of them out")
     events = frozenset(way.event for way in ways)
-    text = ",".join(f"{'-' if c.drop else ''}{c.name}" for c in choices)
-    return Chosen(events, tuple(_conditions(ways, conditions)), opens, text)
+    text = ",".join(f"{'-' if c.drop else ''}{c.name}" for c in choices if c.name not in unseen)
+    told = tuple(c for c in unseen if Choice(c) in choices)
+    return Chosen(events, tuple(_conditions(ways, conditions)), opens, text, told)
+
+
+def _is_unseen(choice: Choice) -> bool:
+    """Whether it is an event that only others have: not a mistake, but nothing to record."""
+    name = choice.name
+    return not choice.sets_only and name in others() and name not in sets()
 
 
 def _named(choice: Choice) -> frozenset[str]:
@@ -160,7 +186,7 @@ def _named(choice: Choice) -> frozenset[str]:
     known = [*sets(), *(() if choice.sets_only else arguments())]
     near = difflib.get_close_matches(name, known, 1)
     kind = "set" if choice.sets_only else "event or set"
-    hint = f"did you mean {near[0]!r}?" if near else "--list-events prints those there are"
+    hint = f"did you mean {near[0]!r}?" if near else _LISTED
     raise ChoiceError(f"no {kind} is called {name!r}", hint=hint)
 
 

@@ -81,14 +81,21 @@ class Environment:
     level: int = 1
     """0 none, 1 those that change what is loaded or tell the cluster, 2 all."""
     names: frozenset[str] | None = None
-    """Only these of them; None for all."""
+    """Only these of them, and those that begin like one that ends with a ``*``; None for all."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What is recorded, as names and patterns."""
+        if self.names is not None:
+            return tuple(sorted(self.names))
+        return ((), tuple(f"{p}*" for p in _DEFAULT_PREFIXES), ("*",))[self.level]
 
     @classmethod
     def of(cls, text: str) -> Environment:
         """Read what was asked for.
 
         Args:
-            text: ``all``, ``none``, or names.
+            text: ``all``, ``none``, or names, also as ``AWS_*``.
 
         Returns:
             The choice.
@@ -101,16 +108,14 @@ class Environment:
         names = frozenset(text.split(","))
         for name in sorted(names):
             if not name or "=" in name or not name.isprintable():
-                expected = "all, none, or names as HOME,PATH"
+                expected = "all, none, or names as HOME,AWS_*"
                 raise ChoiceError(f"{name!r} is no variable's name", expected=expected)
         known = all(name.startswith(_DEFAULT_PREFIXES) for name in names)
         return cls(1 if known else 2, names)
 
     def __str__(self) -> str:
         """What is recorded, in words."""
-        if self.names is not None:
-            return ", ".join(sorted(self.names))
-        return ("none", ", ".join(f"{p}*" for p in _DEFAULT_PREFIXES), "all")[self.level]
+        return {(): "none", ("*",): "all"}.get(self.patterns) or ", ".join(self.patterns)
 
 
 @dataclass(frozen=True)
@@ -296,12 +301,15 @@ def select(
         scope = replace(scope, where=_resolved(scope.where, real))
     of_events = [(name, _resolved(expr, real)) for name, expr in scope.of_events]
     asked, notes = [*choices, *scope.choices], []
-    wanted = None if where is None else _named(where)
+    wanted = None if where is None else named_in(where)
     if wanted is not None and all(choice.drop for choice in asked):
         asked = [*map(Choice, sorted(wanted)), *asked]
         if not wanted:
             notes.append("the filter is true of no event that is recorded")
     chosen = choosing.choose(asked, of_events)
+    if chosen.unseen:
+        names = ", ".join(chosen.unseen)
+        notes.append(f"no recorder sees {names}; the other events are recorded")
     if where is not None:
         kept = chosen.events & _recorded_for(where)
         text = choosing.DEFAULT if wanted is None and not asked else chosen.text
@@ -317,8 +325,15 @@ def select(
     )
 
 
-def _named(where: Filter) -> frozenset[str] | None:
-    """The events that a filter names; None where it does not say which, but maybe which not."""
+def named_in(where: Filter) -> frozenset[str] | None:
+    """The events that a filter names.
+
+    Args:
+        where: The filter.
+
+    Returns:
+        Those that can be recorded; None where it does not say which, but maybe which not.
+    """
     known = choosing.arguments()
     demand = necessary(where, [*known, _UNHEARD]).of(pushdown.EVENT)
     if _UNHEARD in demand:

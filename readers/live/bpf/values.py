@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -108,12 +108,12 @@ def arguments(block: bytes, tail: bytes, total: int) -> list[bytes]:
     return _items(block + tail)
 
 
-def variables(block: bytes, names: Container[str] | None) -> list[bytes]:
+def variables(block: bytes, names: Collection[str] | None) -> list[bytes]:
     """The environment of a program.
 
     Args:
         block: The variables, a NUL behind each.
-        names: Those that are wanted; None for all.
+        names: Those that are wanted, ``LD_*`` for all that begin so; None for all.
 
     Returns:
         The variables as ``NAME=VALUE``.
@@ -121,7 +121,9 @@ def variables(block: bytes, names: Container[str] | None) -> list[bytes]:
     items = _items(block)
     if names is None:
         return items
-    return [item for item in items if item.split(b"=", 1)[0].decode("utf-8", "replace") in names]
+    begins = tuple(name[:-1] for name in names if name.endswith("*"))
+    each = ((item, item.split(b"=", 1)[0].decode("utf-8", "replace")) for item in items)
+    return [item for item, name in each if name in names or name.startswith(begins)]
 
 
 def _items(block: bytes) -> list[bytes]:
