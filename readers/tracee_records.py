@@ -55,6 +55,9 @@ _POINTERS: Final = frozenset({"trace.Pointer", "void*"})
 
 _PARENT: Final = ("ppid", "ns_ppid", "parent_entity", "parent_name")
 _RETURN_VALUE: Final = "returnValue"
+_PARSED: Final = "parsedArgs"
+"""The arguments of ``trace.Event`` as later releases give them to signatures in Rego, in place of
+``args``: numbers are text already."""
 
 
 class BadRecordError(Exception):
@@ -85,11 +88,12 @@ class _Dialect:
 
 
 @cache
-def _dialects() -> tuple[_Dialect, _Dialect]:
-    """``trace.Event``, and ``v1beta1.Event`` in both its spellings."""
+def _dialects() -> tuple[_Dialect, _Dialect, _Dialect]:
+    """``trace.Event``, ``v1beta1.Event`` in both its spellings, and what Rego is given."""
     return (
         _Dialect("eventName", "args", event_entry, "tracee"),
         _Dialect("name", "data", data_entry, "tracee-v1beta1", "tracee-grpc"),
+        _Dialect("eventName", _PARSED, event_entry, "tracee"),
     )
 
 
@@ -154,6 +158,8 @@ class Records:
                 `limits.ROW_BYTES`.
         """
         root = self._roots["eventName" not in event]
+        if "args" not in event and "eventName" in event and type(event.get(_PARSED)) is list:
+            root = self._roots[2]
         dialect = root.dialect
         if careful:
             _replace_deep(dialect, event, None)

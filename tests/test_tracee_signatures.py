@@ -98,7 +98,16 @@ def modern_entry(name: str, value: Any) -> dict[str, Any]:
     return {"name": name, "str" if isinstance(value, str) else "int32": value}
 
 
-@pytest.mark.parametrize("form", [numbered, modern, lambda case: modern(numbered(case))])
+def parsed(case: Mapping[str, Any]) -> dict[str, Any]:
+    """A case as signatures in Rego were given it later: arguments under another key."""
+
+    def renamed(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {"parsedArgs" if key == "args" else key: value for key, value in found.items()}
+
+    return {**case, "events": [renamed(found) for found in case["events"]]}
+
+
+@pytest.mark.parametrize("form", [numbered, modern, lambda case: modern(numbered(case)), parsed])
 def test_the_cases_in_other_forms(
     form: Callable[[Mapping[str, Any]], dict[str, Any]], data: Callable[[str], Path]
 ) -> None:

@@ -91,6 +91,8 @@ EVENTS = st.builds(
         st.just({}),
         st.just({"args": None}),
         st.lists(ENTRIES, max_size=5).map(lambda a: {"args": a}),
+        st.lists(ENTRIES, max_size=5).map(lambda a: {"parsedArgs": a}),
+        st.lists(ENTRIES, max_size=2).map(lambda a: {"args": a, "parsedArgs": a}),
     ),
     st.dictionaries(
         st.sampled_from(["container", "contextFlags", "metadata", "kubernetes"]),
