@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import run, shell
+from live_support import recording
 
 pytestmark = pytest.mark.root
 
@@ -43,16 +44,76 @@ def injecting() -> Iterator[None]:
         process.wait()
 
 
-def test_recorder_pipes_into_rules(tmp_path: Path) -> None:
-    """What is recorded for a rule, and nothing else, makes it alert at the other end of a pipe."""
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "--rules TRC-3",
+        pytest.param("", marks=pytest.mark.long),
+        pytest.param("--signatures all", marks=pytest.mark.long),
+    ],
+)
+def test_recorder_pipes_into_rules(rules: str, tmp_path: Path) -> None:
+    """What is recorded for rules, and nothing else, makes them alert at the end of a pipe."""
     line = (
-        'kcap record --events "$(kcap detect --rules TRC-3 --list-events)" --duration 3s -o -'
-        " | kcap detect --rules TRC-3 -"
+        f'kcap record --events "$(kcap detect {rules} --list-events)" --duration 3s -o -'
+        f" | kcap detect {rules} -"
     )
     with injecting():
         done = shell(line, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert "Signature ID: TRC-3\nSignature: Code injection\n" in done.stdout.decode(), done.stderr
-    assert b"Loaded 1 signature(s): [TRC-3]\n" in done.stderr
+    assert (b"Loaded 1 signature(s): [TRC-3]\n" in done.stderr) == (rules == "--rules TRC-3")
+    unseen = b"kcap: no recorder sees hooked_proc_fops, hooked_syscall;" in done.stderr
+    assert unseen == (rules == "--signatures all")
+
+
+_DEEDS = "KCAP_SECRET=1 /bin/true && : < secret"
+"""Shell: runs a program with a variable, opens a file for reading."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("condition", "turned"),
+    [
+        pytest.param(
+            "evt.name = 'sched_process_exec' and ps.envs[KCAP_SECRET] = '1'",
+            "--events default,sched_process_exec --env LD_*,KUBERNETES_SERVICE_*,KCAP_SECRET",
+            id="env",
+        ),
+        pytest.param(
+            "evt.name = 'sched_process_exec' and exists(thread.callstack.addresses)"
+            " and args.pathname endswith '/true'",
+            "--events default,sched_process_exec --stack",
+            id="stack",
+        ),
+        pytest.param(
+            "file.path endswith '/secret' and ps.name = 'sh'",
+            "--events default --opens all",
+            id="opens",
+        ),
+        pytest.param(
+            "evt.name = 'security_file_open' and args.pathname endswith '/secret'",
+            "--events default,security_file_open",
+            id="events",
+        ),
+    ],
+)
+def test_options_that_a_rule_needs(condition: str, turned: str, tmp_path: Path) -> None:
+    """What a rule looks at is recorded because of it alone, and told; without that it is silent."""
+    rule = tmp_path / "rule.yaml"
+    rule.write_text(f'id: R\nname: R\ncondition: "{condition}"\n')
+    (tmp_path / "secret").touch()
+    with (
+        recording(tmp_path / "with.kcap", "--source", "bpf", "--rules", rule) as recorder,
+        recording(tmp_path / "without.kcap", "--source", "bpf"),
+    ):
+        subprocess.run(["sh", "-c", _DEEDS], cwd=tmp_path, check=True)
+
+    assert f"kcap: the rules: {turned}\n" in recorder.said
+    found = run("detect", "--rules", rule, tmp_path / "with.kcap")
+    assert found.exit_code == 0
+    assert "Signature ID: R\n" in found.stdout
+    assert run("detect", "--rules", rule, tmp_path / "without.kcap").stdout == ""
 
 
 @pytest.mark.long
