@@ -174,6 +174,8 @@ def _demands(
         if not _refs(expr.right):
             said = evaluated(expr.right, lambda _: None, variables)
             right = right or ([] if said is None else [getattr(said, "number", said)])
+        if isinstance(expr.left, Call) and expr.left.name == "count":
+            yield from _counted(expr.left)
         for ref in _refs(expr.left):
             yield ref, _fitting(expr.op, right, _kind(condition, ref))
         for ref in _refs(expr.right):
@@ -182,6 +184,15 @@ def _demands(
         for ref in _refs(expr):
             values = [value for part in children(expr) for value in _constants(part)]
             yield ref, _fitting(Op.EQ, values, _kind(condition, ref))
+
+
+def _counted(expr: Call) -> Iterator[tuple[FieldRef, list[Any]]]:
+    """Lists that have one to three items like a pattern."""
+    words = [
+        word for part in expr.arguments for c in _constants(part) for word in _texts(Op.MATCHES, c)
+    ]
+    for ref in _refs(expr):
+        yield ref, [(word,) * count for word in words for count in (1, 2, 3)]
 
 
 class Item(dict[str, Any]):
