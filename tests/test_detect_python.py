@@ -101,6 +101,20 @@ def test_each_run_has_a_signature_of_its_own(file: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("class A:\n    id = 'A'\n    selectors = {}\n", True),
+        ("class A:\n    selectors: dict[str, str] = {}\n", True),
+        ("import selectors\nselectors.DefaultSelector()\n", False),
+        ("def test():\n    assert found.selectors == []\n", False),
+    ],
+)
+def test_only_files_that_have_selectors_are_run(text: str, expected: bool) -> None:
+    """Other code that lies beside rules is left alone."""
+    assert PythonRules.sniff(text, "a.py") is expected
+
+
+@pytest.mark.parametrize(
     ("text", "line", "why"),
     [("x = (\n", 1, "no Python"), ("import os\nselectors = 1 / 0\n", 2, "ZeroDivisionError")],
 )

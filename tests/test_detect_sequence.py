@@ -289,3 +289,11 @@ def test_the_one_that_tries_everything_finds_some() -> None:
 
     assert tried(events, 2) == [rows for rows, _ in run([rule(2)], events)] == [2, 4, 6, 8, 10]
     assert all(a < b for a, b in pairwise(briefly(run([rule(2)], events))))
+
+
+def test_the_end_of_a_process_is_asked_of_a_recorder() -> None:
+    """What a recorder must see for such a sequence is known; without, no end is asked for."""
+    for ends in (True, False):
+        made = rule(2, ends_with_process=ends)
+        asked = {name for one in made.selectors for name in one.events or ()}
+        assert asked == ({"sched_process_exit"} if ends else set())

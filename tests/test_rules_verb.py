@@ -42,6 +42,15 @@ def test_list(rules: Path) -> None:
     ]
 
 
+def test_names_stay_in_their_lines(rules: Path) -> None:
+    """A rule can't pass for two, or for another, by what it is called."""
+    rules.write_text('rules:\n- {id: X, name: "a\\nTRC-1  \\e[31mb", condition: pid = 1}\n')
+    found = run("rules", "list", rules).stdout.splitlines()
+    assert found[1:] == [r"X   kcap  medium    a\x0aTRC-1  \x1b[31mb"]
+    assert r"name:      a\x0aTRC-1  \x1b[31mb" in run("rules", "show", rules).stdout.splitlines()
+    assert not any("\x1b" in run("rules", verb, rules).stdout for verb in ("coverage", "show"))
+
+
 def test_validate(rules: Path) -> None:
     """What is wrong with a rule is said with file, line and rule, and makes the exit code 3."""
     result = run("rules", "validate", rules)

@@ -75,7 +75,7 @@ def list_(
             click.echo(_json(rule_looks.told(rule)))
     elif found.rules:
         rows = [(r.about.id, r.about.kind, r.about.severity, r.about.name) for r in found.rules]
-        click.echo(_printable(table([("ID", "KIND", "SEVERITY", "NAME"), *rows])))
+        click.echo(_table([("ID", "KIND", "SEVERITY", "NAME"), *rows]))
     _leave(ctx, found)
 
 
@@ -156,7 +156,7 @@ def _techniques(rules: Sequence[Rule], *, as_json: bool) -> None:
             click.echo(_json({"technique": name, "rules": ids}))
     elif techniques:
         rows = [(name, " ".join(ids)) for name, ids in sorted(techniques.items())]
-        click.echo(_printable(table([("TECHNIQUE", "RULES"), *rows])))
+        click.echo(_table([("TECHNIQUE", "RULES"), *rows]))
 
 
 def _seen(rules: Sequence[Rule], capture: str, *, as_json: bool, lenient: bool) -> int:
@@ -175,7 +175,7 @@ def _seen(rules: Sequence[Rule], capture: str, *, as_json: bool, lenient: bool) 
         shown = " ".join(f"{name}={count:,}" for name, count in counts.items())
         rows.append((rule.about.id, words[can], shown or _ANY))
     if not as_json:
-        click.echo(_printable(table(rows)))
+        click.echo(_table(rows))
     common.report_losses(summary.losses, capture)
     return summary.exit_code
 
@@ -254,7 +254,7 @@ def profile(
             (c.rule, f"{c.candidates:,}", f"{c.alerts:,}", f"{c.taken_s * 1e3:.1f} ms")
             for c in costs
         ]
-        click.echo(_printable(table([("RULE", "CANDIDATES", "ALERTS", "TIME"), *rows])))
+        click.echo(_table([("RULE", "CANDIDATES", "ALERTS", "TIME"), *rows]))
     each = sum(cost.taken_s for cost in costs)
     rate = summary.events_in / tap.taken_s if tap.taken_s else 0
     logs.tell(
@@ -293,7 +293,7 @@ def _shown(rule: Rule) -> str:
         ("events", ", ".join(sorted(ruleset.events_of(rule) or [_ANY]))),
         ("no capture has", ", ".join(rule_looks.sourceless(rule))),
     ]
-    lines = [table([(f"{name}:", value) for name, *rest in rows if (value := rest[0])])]
+    lines = [_table([(f"{name}:", value) for name, *rest in rows if (value := rest[0])])]
     if about.description:
         lines += ["", about.description.strip()]
     for selector in rule.selectors:
@@ -311,6 +311,13 @@ def _printable(text: str) -> str:
     from kcap.model.text import printable
 
     return "\n".join(map(printable, text.split("\n")))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells are a line each, whatever a rule is called."""
+    from kcap.model.text import printable
+
+    return table([tuple(map(printable, row)) for row in rows])
 
 
 def _json(value: object) -> str:

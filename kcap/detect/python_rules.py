@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,9 @@ from kcap.errors import KcapError
 from kcap.filter import Filter
 from kcap.filter.errors import FilterError
 from kcap.model import alert
+
+_SELECTORS: Final = re.compile(r"^\s*selectors\s*[:=]", re.MULTILINE)
+"""A file of signatures is run to be read: one that only imports a module of that name is not."""
 
 _TEXTS: Final = ("name", "version", "description", "severity")
 _LISTS: Final = ("tags", "techniques", "references")
@@ -186,7 +190,7 @@ class PythonRules:
     @staticmethod
     def sniff(text: str, path: str) -> bool:
         """See `kcap.detect.rule.Loader`."""
-        return path.endswith(".py") and "selectors" in text
+        return path.endswith(".py") and _SELECTORS.search(text) is not None
 
     def load(self, text: str, path: str) -> Iterable[Rule | Problem]:
         """See `kcap.detect.rule.Loader`; runs the file.

@@ -34,6 +34,9 @@ _WAITING: Final = 64
 _ENDED: Final = "action = 'process_stop' and (exists(args.pid) or not (pid != tid))"
 """A process ended: it is named, as on Windows, or its first thread ended."""
 
+_END: Final = frozenset({"sched_process_exit"})
+"""What a recorder must be asked for to see that; other sources have names of their own."""
+
 
 def process_of(event: Event) -> Hashable:
     """Whose event it is.
@@ -145,7 +148,7 @@ def rule(about: About, steps: Sequence[Step], options: Options | None = None) ->
     ]
     if options.ends_with_process:
         # The lowest number: the end of a process may be the last step, which comes first then.
-        selectors.insert(0, Selector("process ended", Filter.of(_ENDED)))
+        selectors.insert(0, Selector("process ended", Filter.of(_ENDED), _END))
     asked = {name for step in plan.steps for name in step.by}
     asked |= {path for step in plan.steps for path in step.captured}
     asked |= {place.name for step in plan.steps for place in step.places}
