@@ -29,6 +29,7 @@ from kcap.tools.cli import Verb
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
+    from kcap.readers.live.selection import Selection
 
 
 NOTE_CHARS: Final = 4096
@@ -142,9 +143,7 @@ def command(
 
     where = common.filter_given(ctx, where, words)
     asked, on_alert = _alerting(ctx, options)
-    needed = needs.turn_on(options, asked.rules)
-    selection = live_select.chosen(options, where)
-    needs.tell_lacking(needed, selection)
+    selection = _selection(options, asked.rules, where)
     place = Place(
         output.capture_path(target) if target else _default_name(),
         force,
@@ -185,6 +184,16 @@ def _alerting(
     if asked.rules is None:
         raise click.UsageError("--on-alert any: of which rules? Give --rules or --signatures")
     return asked, alerting.triggers(named, asked.rules)
+
+
+def _selection(
+    options: _RecordOptions, rules: ruleset.Chosen | None, where: Filter | None
+) -> Selection:
+    """What is recorded, with what rules need; what they will lack is told."""
+    needed = needs.turn_on(options, rules)
+    selection = live_select.chosen(options, where)
+    needs.tell_lacking(needed, selection)
+    return selection
 
 
 def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
