@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kcap.model import text
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
 from kcap.writers import blocks, fragments
@@ -33,7 +34,8 @@ class Csv:
     """A sink that writes CSV: a line of names, then a line a row, with CRLF behind each.
 
     Times are RFC 3339 in UTC with nine digits, bytes base64, lists and structures JSON. A missing
-    value is nothing, an empty text is ``""``.
+    value is nothing, an empty text is ``""``. Text is as it was, in a terminal without what could
+    steer it.
 
     Args:
         stream: Where the lines go; stays open.
@@ -53,8 +55,9 @@ class Csv:
         self._layout = layout
         self._guard = guard
         self._closed = False
+        self._safe = stream.isatty()
         self._rows = max(1, CELLS // max(1, len(layout.columns)))
-        head = pa.array(list(layout.columns), pa.utf8())
+        head = self._shown(pa.array(list(layout.columns), pa.utf8()))
         line = ",".join(_quoted(head).to_pylist()) + _END
         fragments.write_all(stream, memoryview(line.encode()))
 
@@ -111,12 +114,15 @@ class Csv:
         found = texts(column)
         if column.cls not in _TEXTS:
             return found
-        entries = found.entries
+        entries = self._shown(found.entries)
         if self._guard:
             risky = pc.match_substring_regex(entries, _FORMULA)
             if pc.any(risky).as_py():
                 entries = pc.if_else(risky, fragments.around("'", entries, ""), entries)
         return fragments.Texts(_quoted(entries), found.codes)
+
+    def _shown(self, cells: pa.Array) -> pa.Array:
+        return fragments.escape_unsafe(cells, cells, text.printable) if self._safe else cells
 
 
 def _quoted(cells: pa.Array) -> pa.Array:

@@ -19,7 +19,6 @@ from kcap.writers import blocks, fragments
 
 _BLANK: Final = re.compile("[\t\n\r]")
 _OPENING: Final = re.compile(r"[\[{]")
-_UNSAFE: Final = re.compile(text.UNSAFE)
 
 
 class JsonLines:
@@ -161,7 +160,7 @@ def embedded(value: str) -> str:
     if len(_OPENING.findall(value)) > limits.JSON_DEPTH and text.depth(parsed) > limits.JSON_DEPTH:
         return text.json_string(value)
     # Valid JSON has blanks between its tokens only, and all else that is unsafe in strings only.
-    return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", _BLANK.sub(" ", value))
+    return text.json_safe(_BLANK.sub(" ", value))
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -85,6 +85,8 @@ _Getter = Callable[[], Iterable[Any]]
 class TraceeJson:
     """A sink that writes one JSON object an event, as Tracee does.
 
+    What could steer a terminal is escaped in strings as JSON has it, and so the same to a program.
+
     Args:
         stream: Where the lines go; stays open.
 
@@ -111,7 +113,7 @@ class TraceeJson:
         lines: list[str] = []
         try:
             for item in objects(without_state(batch)):
-                lines.append(text.json_text(item))
+                lines.append(text.json_safe(text.json_text(item)))
                 if len(lines) >= _LINES:
                     self._flush(lines)
         except LimitError:

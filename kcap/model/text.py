@@ -69,6 +69,18 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # noqa: PLR2004
 
 
+def json_safe(literal: str) -> str:
+    """JSON on one line that says the same and is safe on a terminal.
+
+    Args:
+        literal: Compact JSON: all that is unsafe stands in its strings.
+
+    Returns:
+        The same with escapes in their place.
+    """
+    return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", literal)
+
+
 def json_string(text: str) -> str:
     """A JSON string literal that is safe on a terminal.
 
@@ -78,8 +90,7 @@ def json_string(text: str) -> str:
     Returns:
         The literal with its quotes.
     """
-    literal = json.dumps(text, ensure_ascii=False)
-    return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", literal)
+    return json_safe(json.dumps(text, ensure_ascii=False))
 
 
 def json_text(value: object) -> str:
