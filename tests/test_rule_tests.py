@@ -230,6 +230,24 @@ def test_fixtures(folder: Path, request: pytest.FixtureRequest) -> None:
         compare(path, found[1:])
 
 
+def test_golden_of_any_text(
+    folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is a line's end elsewhere is none in a golden file, which is what detect prints."""
+    raised, compare = map(request.getfixturevalue, ("alerts", "golden"))
+    rules, path = folder / "odd.yml", folder / "new" / "odd.jsonl"
+    rules.write_text("- id: ODD\n  name: \"a\\u2028b\\x85c\"\n  condition: ps.name = 'cat'\n")
+    found = raised(folder / "events.json", rules)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(request.config), "getoption", lambda *_, **__: True)
+        compare(path, found)
+    compare(path, found)
+    shown = run("detect", "--rules", rules, "--format", "jsonl", folder / "events.json").stdout
+    assert path.read_text() == shown
+    with pytest.raises(AssertionError, match="other alerts"):
+        compare(path, [{**found[0], "arg_title": "a\u2028b"}])
+
+
 @pytest.mark.long
 def test_pytest_plugin(folder: Path) -> None:
     """The plugin runs rules beside the test; a golden file is what detect prints."""

@@ -152,7 +152,7 @@ def alerts(request: pytest.FixtureRequest) -> Alerts:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
-    """Compares alerts or events with a file of JSON lines, byte for byte.
+    """Compares alerts or events with a file of JSON lines, as ``kcap detect`` prints them.
 
     Args:
         request: pytest's.
@@ -163,15 +163,17 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     """
 
     def check(path: str | Path, found: Sequence[Mapping[str, Any]]) -> None:
+        from kcap.model.text import json_safe, json_text
+
         file = _beside(request, path)
-        lines = [json.dumps(one, ensure_ascii=False, separators=(",", ":")) for one in found]
-        text = "".join(f"{line}\n" for line in lines)
+        lines = [json_safe(json_text(one)) for one in found]
         if request.config.getoption("--kcap-update", default=False):
-            file.write_text(text, "utf-8")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
             return
         if not file.is_file():
             pytest.fail(f"{file} is not there: pytest --kcap-update writes it")
-        assert lines == file.read_text("utf-8").splitlines(), f"{file}: other alerts"
+        assert [*lines, ""] == file.read_text("utf-8").split("\n"), f"{file}: other alerts"
 
     return check
 
