@@ -88,18 +88,19 @@ class Recording:
         assert self.process.returncode in (codes or (0,)), self.said
 
 
-def attached(pid: int) -> bool:
+def attached(pid: int, last: str = "sys_exit") -> bool:
     """Whether a recorder's program in the kernel is attached to all it needs.
 
     Args:
         pid: The recorder.
+        last: What is attached last: system calls; where it records none, ``task_rename``.
 
     Returns:
-        True where it is: system calls come last.
+        True where it is.
     """
     for described in Path(f"/proc/{pid}/fdinfo").glob("*"):
         with suppress(OSError):  # closed meanwhile
-            if "tp_name:\tsys_exit\n" in described.read_text():
+            if f"tp_name:\t{last}\n" in described.read_text():
                 return True
     return False
 

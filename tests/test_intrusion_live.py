@@ -15,6 +15,9 @@ from live_support import BTF, COMMAND, ROOT, attached
 from test_intrusion import ALERTS, ASKED, first_of
 from workload_support import Workloads
 
+from kcap.readers.live import choosing
+from kcap.readers.live.bpf import events as catalogue
+from kcap.readers.live.scopes import Choice
 from kcap.readers.rules.tracee import signatures
 
 pytestmark = [
@@ -44,11 +47,11 @@ class Intrusion:
         )
         self.scope = ("--scope", f"tree={self._process.pid}")
 
-    def happens(self, watcher: subprocess.Popen[bytes]) -> None:
+    def happens(self, watcher: subprocess.Popen[bytes], last: str = "sys_exit") -> None:
         """Let it happen to its end, once its watcher is attached; then end that."""
         try:
             until_s = time.monotonic() + 60
-            while not attached(watcher.pid):
+            while not attached(watcher.pid, last):
                 assert watcher.poll() is None
                 assert time.monotonic() < until_s
                 time.sleep(0.02)
@@ -88,14 +91,17 @@ def piped(folder: Path, workloads: Workloads, rules: Sequence[str] = ()) -> tupl
     """
     kept = folder / "kept.kcap"
     intrusion = Intrusion(folder / "intrusion", workloads)
-    words = ("record", "-o", "-", *_LIMIT, "--events", events(*rules), *intrusion.scope)
+    names = events(*rules)
+    chosen = choosing.choose(map(Choice, names.split(","))).events
+    last = "sys_exit" if any(catalogue.events()[one].is_call for one in chosen) else "task_rename"
+    words = ("record", "-o", "-", *_LIMIT, "--events", names, *intrusion.scope)
     pipe = subprocess.PIPE
     with (
         started(*words, stdin=subprocess.DEVNULL, stdout=pipe) as recorder,
         subprocess.Popen(["tee", kept], stdin=recorder.stdout, stdout=pipe) as tee,
         started("detect", *rules, "-", stdin=tee.stdout, stdout=pipe) as detect,
     ):
-        intrusion.happens(recorder)
+        intrusion.happens(recorder, last)
         found = detect.communicate(timeout=60)[0].decode()
     assert (recorder.returncode, tee.returncode, detect.returncode) == (0, 0, 0)
     return found, kept
