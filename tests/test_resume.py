@@ -304,6 +304,29 @@ def test_another_run_is_refused(host: Path) -> None:
     assert (host / "out.jsonl").read_bytes() == before
 
 
+def test_another_key_in_the_same_file_is_another_run(host: Path) -> None:
+    """Half of the tokens would not be those of the other half; the key itself is kept nowhere."""
+    key = host / "redact.key"
+    assert run("redact", "--new-key", key).exit_code == 0
+    secret = key.read_bytes()
+    redact = json.dumps({"columns": ["process_name"], "key-file": str(key)})
+    words = (*RESUMED, "--transform", f"redact={redact}")
+    with killed(2, saved=True):
+        run(*words)
+    key.unlink()
+    assert run("redact", "--new-key", key).exit_code == 0
+
+    other = run(*words)
+
+    assert (other.exit_code, "--transform differs" in other.stderr) == (1, True), other.stderr
+    kept = (host / "place.json").read_text()
+    assert secret.decode().rpartition(":")[2].strip() not in kept
+    # With the first key again it goes on to the end.
+    key.write_bytes(secret)
+    assert run(*words).exit_code == 0
+    assert place()["done"]
+
+
 @pytest.mark.usefixtures("host")
 def test_another_option_of_a_sink_is_another_run() -> None:
     """What decides what a server gets must be the same; how it is reached need not be."""

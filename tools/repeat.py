@@ -132,7 +132,20 @@ def parts_of(asked: Wanted) -> list[dict[str, Json]]:
     found: list[dict[str, Json]] = [dict(part) for part in asked.parts]
     if asked.filaments and asked.limits is not None:
         found.append({"kind": "limits", **asdict(asked.limits)})
+    found += [{"kind": "redaction key", "id": key} for key in keys_of(asked)]
     return found
+
+
+def keys_of(asked: Wanted) -> list[str]:
+    """Which keys the tokens of transformers are made with: options only name their files.
+
+    Args:
+        asked: What was asked for.
+
+    Returns:
+        Ids that tell keys apart, and say nothing of them; in the order of the transformers.
+    """
+    return [stage.key_id for stage in asked.transforms if hasattr(stage, "key_id")]
 
 
 def verified(ctx: click.Context, command: click.Command, path: str) -> int:

@@ -263,6 +263,8 @@ class _Run:
 
         options = repeat.options_of(self.ctx, self.options["where"], self.wanted)
         options["output"] = self.options["output"]
+        if keys := repeat.keys_of(self.wanted):
+            options["transform"] = [options.get("transform"), *keys]
         file = str(self.options["resume"])
         run = Run.of(opened, lambda: file_digest(self.path)[1], options)
         checkpoint = Checkpoint(file, run)

@@ -95,6 +95,11 @@ class Redact:
         self._options = any(p.name == "password-option" for p in rules.patterns)
         self._renamed: dict[str, str] = {}
 
+    @property
+    def key_id(self) -> str:
+        """`Key.id` of the key that makes the tokens."""
+        return self._key.id
+
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
         rows = None if self._matching is None else self._matching.rows(batch)
