@@ -180,6 +180,8 @@ class Candidates:
         rows, parts, places = (column.tolist() for column in found[:3])
         rules = self._rules[found[3]].tolist()
         numbers = self._numbers[found[3]].tolist()
+        for part, each in enumerate(looked):
+            each.expected = np.unique(found[2][found[1] == part])
         return [
             Candidate(row, rule, number, Row(looked[part], place))
             for row, part, place, rule, number in zip(

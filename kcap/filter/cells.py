@@ -155,6 +155,38 @@ class Cells:
             return verdicts
         return spread(verdicts, self.codes)
 
+    def sought(self, at: npt.NDArray[Any]) -> tuple[Any, npt.NDArray[Any]]:
+        """Find rows.
+
+        Args:
+            at: Rows, ascending.
+
+        Returns:
+            Which of them have a value here, and the places of those values.
+        """
+        if self.rows is None:
+            return slice(None), at
+        places = self.rows.searchsorted(at.astype(self.rows.dtype, copy=False))
+        which = np.flatnonzero(self.rows.take(places, mode="clip") == at)
+        return which, places[which]
+
+    def few(self, places: npt.NDArray[Any]) -> Cells:
+        """The values in some places, without entries that none of them is.
+
+        Args:
+            places: The places.
+
+        Returns:
+            The values in those places, in that order; the rows are not told.
+        """
+        entries, codes = self.entries, self.codes
+        if isinstance(entries, Lists) or (codes is not None and len(entries) <= len(places)):
+            return Cells(None, places if codes is None else codes[places], entries)
+        if codes is None:
+            return Cells(None, None, entries.chosen(places))
+        used, codes = np.unique(codes[places], return_inverse=True)
+        return Cells(None, codes.reshape(-1), entries.chosen(used))
+
     def kept(self, keep: npt.NDArray[np.bool_], count: int) -> Cells:
         """The cells of some of the rows.
 

@@ -11,14 +11,15 @@ import numpy.typing as npt
 from kcap.filter import cells as cells_
 from kcap.filter.cells import Cells, Reader
 from kcap.filter.check import Checked, Resolved
-from kcap.filter.entries import Numbers
 from kcap.filter.leaf import Leaf
 from kcap.filter.syntax import And, Call, Expr, FieldRef, Not, Or
+from kcap.model.batch import Rows
 
 Mask = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.integer[Any]]
 
 _SPARSE: Final = 8
-"""Of numbers only those that matter are looked at where they are less than one in so many."""
+"""Only the values of rows that matter are looked at where those are less than one in so many."""
 
 _CHEAP: Final = frozenset({"event", "action", "category", "kind", "source", "host"})
 
@@ -50,22 +51,22 @@ class Engine:
         """
         return self._mask(self.expr, reader, None)
 
-    def narrowed(self, parts: Iterable[Expr], reader: Reader, alive: Mask) -> Mask:
+    def kept(self, parts: Iterable[Expr], reader: Reader, at: Rows) -> Rows:
         """Of some rows those for which parts of the expression are true.
 
         Args:
             parts: The parts; all must be.
             reader: The events.
-            alive: The rows.
+            at: The rows, ascending.
 
         Returns:
-            One a row.
+            Some of them.
         """
         for part in sorted(parts, key=self.cost):
-            alive = self._mask(part, reader, alive)
-            if not alive.any():
+            if not len(at):
                 break
-        return alive
+            at = at[self._at(part, reader, at)]
+        return at
 
     def leaf(self, node: Expr) -> Leaf:
         """The leaf of a part of the expression."""
@@ -82,9 +83,12 @@ class Engine:
     def _mask(self, node: Expr, reader: Reader, alive: Mask | None) -> Mask:
         """True at most where ``alive`` is."""
         if isinstance(node, And):
-            first, *rest = sorted(node.parts, key=self.cost)
-            found = self._mask(first, reader, alive)
-            return self.narrowed(rest, reader, found) if found.any() else found
+            for part in sorted(node.parts, key=self.cost):
+                alive = self._mask(part, reader, alive)
+                if not alive.any():
+                    break
+            assert alive is not None
+            return alive
         if isinstance(node, Or):
             found = np.zeros(reader.rows, np.bool_)
             for part in sorted(node.parts, key=self.cost):
@@ -99,62 +103,85 @@ class Engine:
         return self._leaf_mask(self.leaf(node), reader, alive)
 
     def _leaf_mask(self, leaf: Leaf, reader: Reader, alive: Mask | None) -> Mask:
-        if len(leaf.fields) != 1:
-            return self._joint(leaf, reader, alive)
+        if alive is not None or len(leaf.fields) != 1:
+            at = np.arange(reader.rows) if alive is None else np.flatnonzero(alive)
+            if len(leaf.fields) != 1 or len(at) * _SPARSE < reader.rows:
+                found = np.zeros(reader.rows, np.bool_)
+                found[at] = self._leaf_at(leaf, reader, at)
+                return found
         ref = leaf.fields[0]
         parts = reader.cells(ref, self.fields[ref])
         if len(parts) == 1 and parts[0].rows is None:
-            numbers = parts[0].entries
-            if alive is not None and isinstance(numbers, Numbers) and parts[0].codes is None:
-                at = np.flatnonzero(alive)
-                if len(at) * _SPARSE < reader.rows:
-                    found = np.zeros(reader.rows, np.bool_)
-                    found[at] = leaf.verdicts(Numbers(numbers.array[at]))
-                    return found
             found = _verdicts(leaf, parts[0])
         else:
-            found = np.zeros(reader.rows, np.bool_)
-            if leaf.of(None):
-                found[:] = True
+            found = np.full(reader.rows, leaf.of_missing, np.bool_)
             for part in parts:
                 found[slice(None) if part.rows is None else part.rows] = _verdicts(leaf, part)
         return found if alive is None else found & alive
 
-    def _joint(self, leaf: Leaf, reader: Reader, alive: Mask | None) -> Mask:
+    # some rows
+
+    def _at(self, node: Expr, reader: Reader, at: Places) -> Mask:
+        """What a part of the expression says of some rows, one verdict each."""
+        if isinstance(node, Not):
+            return ~self._at(node.inner, reader, at)
+        if not isinstance(node, And | Or):
+            return self._leaf_at(self.leaf(node), reader, at)
+        settled = isinstance(node, Or)
+        """The verdict of a part that settles that of all."""
+        found = np.full(len(at), not settled, np.bool_)
+        left = np.arange(len(at))
+        for part in sorted(node.parts, key=self.cost):
+            said = self._at(part, reader, at[left])
+            found[left[said if settled else ~said]] = settled
+            left = left[~said if settled else said]
+            if not len(left):
+                break
+        return found
+
+    def _leaf_at(self, leaf: Leaf, reader: Reader, at: Places) -> Mask:
+        if len(leaf.fields) != 1:
+            return self._joint(leaf, reader, at)
+        if len(at) * _SPARSE >= reader.rows:
+            return self._leaf_mask(leaf, reader, None)[at]
+        ref = leaf.fields[0]
+        found = np.full(len(at), leaf.of_missing, np.bool_)
+        for part in reader.cells(ref, self.fields[ref]):
+            which, places = part.sought(at)
+            if len(places):
+                found[which] = _verdicts_at(leaf, part, places)
+        return found
+
+    def _joint(self, leaf: Leaf, reader: Reader, at: Places) -> Mask:
         """A leaf of no field, or of several: each distinct combination is looked at once."""
-        at = np.arange(reader.rows) if alive is None else np.flatnonzero(alive)
-        found = np.zeros(reader.rows, np.bool_)
         if not leaf.fields:
-            found[at] = leaf.of()
-            return found
+            return np.full(len(at), leaf.of(), np.bool_)
         keys = np.zeros(len(at), np.int64)
-        columns: list[list[Any]] = []
+        columns: list[tuple[npt.NDArray[np.int64], list[Any]]] = []
         for ref in leaf.fields:
             codes, values = self._coded(ref, reader, at)
             # Numbered anew each time, so that the product of the sizes stays in 64 bits.
             _, keys = np.unique(keys, return_inverse=True)
             keys = keys.reshape(-1) * len(values) + codes
-            columns.append(values)
-        distinct, first, codes = np.unique(keys, return_index=True, return_inverse=True)
-        verdicts = np.zeros(len(distinct), np.bool_)
-        places = [self._coded(ref, reader, at)[0][first].tolist() for ref in leaf.fields]
-        for i, combination in enumerate(zip(*places, strict=True)):
-            row = (values[code] for values, code in zip(columns, combination, strict=True))
-            verdicts[i] = leaf.of(*row)
-        found[at] = verdicts[codes.reshape(-1)]
-        return found
+            columns.append((codes, values))
+        _, first, codes = np.unique(keys, return_index=True, return_inverse=True)
+        each = [[values[c] for c in found[first].tolist()] for found, values in columns]
+        verdicts = [leaf.of(*combination) for combination in zip(*each, strict=True)]
+        return np.array(verdicts, np.bool_)[codes.reshape(-1)]
 
     def _coded(
-        self, ref: FieldRef, reader: Reader, at: npt.NDArray[np.intp]
+        self, ref: FieldRef, reader: Reader, at: Places
     ) -> tuple[npt.NDArray[np.int64], list[Any]]:
         """The values of a field in some rows: codes, and the values, the first of them None."""
-        codes = np.zeros(reader.rows, np.int64)
+        codes = np.zeros(len(at), np.int64)
         values: list[Any] = [None]
         for part in reader.cells(ref, self.fields[ref]):
-            found, more = cells_.values_of(part)
-            codes[slice(None) if part.rows is None else part.rows] = found + len(values)
-            values += more
-        return codes[at], values
+            which, places = part.sought(at)
+            if len(places):
+                found, more = cells_.values_of(part.few(places))
+                codes[which] = found + len(values)
+                values += more
+        return codes, values
 
     def cost(self, node: Expr) -> int:
         """How dear a part is: by what it reads, and how.
@@ -208,6 +235,14 @@ def _verdicts(leaf: Leaf, part: Cells) -> Mask:
         size = len(part.entries) if part.codes is None else len(part.codes)
         return np.ones(size, np.bool_)
     return part.spread(leaf.verdicts(part.entries))
+
+
+def _verdicts_at(leaf: Leaf, part: Cells, places: Places) -> Mask:
+    """Verdicts on some of the cells."""
+    if leaf.presence:
+        return np.ones(len(places), np.bool_)
+    few = part.few(places)
+    return few.spread(leaf.verdicts(few.entries))
 
 
 def columns(fields: Iterable[Resolved]) -> set[str]:

@@ -18,12 +18,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kcap.filter import grams
+
 Verdicts = npt.NDArray[np.bool_]
 """One for each distinct value."""
 
 _FREQUENT: Final = 4
 """A part that is in more than one text of so many is left to Arrow."""
 
+
+_OFTEN: Final = 16
+"""Of texts that are asked for more parts than this the places of all runs are found."""
 
 _UNKNOWN: Final = object()
 
@@ -72,6 +77,17 @@ class Values:
         """The values."""
         return self._values
 
+    def chosen(self, numbers: npt.NDArray[np.intp]) -> Values:
+        """Some of the values.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            Them.
+        """
+        return Values([self._values[number] for number in numbers.tolist()])
+
 
 class Numbers:
     """Integers or floats, one a value and not distinct.
@@ -97,6 +113,17 @@ class Numbers:
         found: list[Any] = self.array.tolist()
         return found
 
+    def chosen(self, numbers: npt.NDArray[np.intp]) -> Numbers:
+        """Some of the values.
+
+        Args:
+            numbers: Which.
+
+        Returns:
+            Them.
+        """
+        return Numbers(self.array[numbers])
+
 
 class Texts:
     """The texts of a dictionary.
@@ -107,6 +134,7 @@ class Texts:
 
     def __init__(self, array: pa.Array) -> None:
         self.array = array
+        self._asked = 0
 
     def __len__(self) -> int:
         return len(self.array)
@@ -163,6 +191,9 @@ class Texts:
             Their numbers, ascending.
         """
         blob, wanted = self.blob, part.encode("utf-8", "surrogatepass")
+        self._asked += 1
+        if self._asked > _OFTEN and len(wanted) >= grams.RUN and len(blob) <= grams.BYTES_MAX:
+            return self._around(self._grams.places(wanted), len(wanted))
         places: list[int] = []
         most = len(self) // _FREQUENT
         at = blob.find(wanted)
@@ -171,24 +202,32 @@ class Texts:
             if len(places) > most:
                 return np.flatnonzero(np.asarray(pc.match_substring(self.array, part)))
             at = blob.find(wanted, at + 1)
-        if not places:
-            return np.zeros(0, np.intp)
-        found = np.array(places)
-        which = np.searchsorted(self.offsets, found, "right") - 1
-        inside = found + len(wanted) <= self.offsets[which + 1]  # not across two texts
-        return np.unique(which[inside])
+        return self._around(np.array(places, np.int32), len(wanted))
 
-    def chosen(self, numbers: npt.NDArray[np.intp]) -> list[str]:
+    @cached_property
+    def _grams(self) -> grams.Grams:
+        return grams.Grams(self.blob)
+
+    def _around(self, places: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.intp]:
+        """The texts in which something of a size stands, by where it stands."""
+        if not len(places):
+            return np.zeros(0, np.intp)
+        which = np.searchsorted(self.offsets, places, "right") - 1
+        which = which[places + size <= self.offsets[which + 1]]  # not across two texts
+        if len(which) > 1:
+            which = which[np.concatenate([[True], which[1:] != which[:-1]])]
+        return which
+
+    def chosen(self, numbers: npt.NDArray[np.intp]) -> Texts:
         """Some of the texts.
 
         Args:
             numbers: Which.
 
         Returns:
-            Them, as Python's.
+            Them.
         """
-        found: list[str] = self.array.take(pa.array(numbers)).to_pylist()
-        return found
+        return Texts(self.array.take(pa.array(numbers)))
 
 
 class Lists:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -89,16 +90,22 @@ class Leaf:
         by_field = dict(zip(self.fields, values, strict=True))
         return holds(self.node, by_field.__getitem__)
 
-    def verdicts(self, entries: Entries) -> Verdicts:
+    @cached_property
+    def of_missing(self) -> bool:
+        """What it says of a missing value of its only field."""
+        return self.of(None)
+
+    def verdicts(self, entries: Entries, few: int = _FEW) -> Verdicts:
         """What it says of values of its only field.
 
         Args:
             entries: The values; None among them is a missing one.
+            few: Fewer texts are asked for one by one.
 
         Returns:
             One verdict each.
         """
-        if isinstance(entries, Texts) and len(entries) >= _FEW:
+        if isinstance(entries, Texts) and len(entries) >= few:
             found = self._of_texts(entries)
             if found is not None:
                 return found
@@ -106,7 +113,7 @@ class Leaf:
             return self._of_numbers(entries)
         if isinstance(entries, Lists) and self.op is not None and self.op.base in _ANY_ITEM:
             if isinstance(entries.items, Texts):
-                return entries.any(self.verdicts(entries.items))
+                return entries.any(self.verdicts(entries.items, few))
             # Numbers in a list are texts to some operators, so each is asked as a list of one.
             return entries.any(self.each([(v,) for v in entries.items.values()]))
         return self.each(entries.values())
@@ -171,7 +178,7 @@ class Leaf:
         found = _text_test(op.base, entries.lowered, [fold(w) for w in words])
         if found is not None and len(entries.odd):
             found = found.copy()
-            found[entries.odd] = self.each(entries.chosen(entries.odd))
+            found[entries.odd] = self.each(entries.chosen(entries.odd).values())
         return found
 
 
@@ -292,5 +299,5 @@ def _with_form(entries: Texts, word: str, found: Verdicts) -> None:
         _with_part(entries, longest, found)
     else:
         numbers = entries.with_part(longest)
-        form = [wildcard(text, word) for text in entries.chosen(numbers)]
+        form = [wildcard(text, word) for text in entries.chosen(numbers).values()]
         found[numbers[np.array(form, np.bool_)]] = True

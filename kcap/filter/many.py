@@ -10,41 +10,35 @@ survived. Each column is read once, however many filters ask for it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from kcap.filter.cells import Cells, Reader, View
 from kcap.filter.engine import Engine, leaf_nodes
-from kcap.filter.entries import Texts, Values
+from kcap.filter.entries import Lists, Numbers, Values
 from kcap.filter.leaf import Leaf
-from kcap.filter.syntax import And, Expr, FieldRef, Not, Or
+from kcap.filter.syntax import And, Expr, FieldRef, Or
+from kcap.filter.tables import BITS, Part, Table, Words
 from kcap.model.batch import Rows
 
 if TYPE_CHECKING:
     from kcap.filter.filter import Filter
     from kcap.model.side import Side
 
-Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
 
-_BITS: Final = 64
+_ALL: Final = np.uint64(2**64 - 1)
 
+_ALTERNATIVES: Final = 8
+"""So many bits a filter may have."""
 
-class _Part(NamedTuple):
-    """A conjunct of one filter."""
-
-    number: int
-    """Of the filter."""
-    node: Expr
-    engine: Engine
-    same: int
-    """One number for all that say the same."""
+_OFTEN: Final = 8
+"""Numbers of which each comes so often are looked at as texts are, each once."""
 
 
 class Filters:
@@ -62,30 +56,46 @@ class Filters:
 
     def __init__(self, filters: Sequence[Filter]) -> None:
         self._filters = tuple(filters)
-        self._words = -(-len(self._filters) // _BITS)
-        self._coded: dict[tuple[int, FieldRef], list[_Part]] = defaultdict(list)
-        """The parts that look at one field only, by era and field."""
+        self._owners: list[int] = []
+        """The filter of each bit."""
+        self._rest: list[list[Expr]] = []
+        """What the filter of each bit asks besides."""
         self._same: dict[tuple[int, Expr], int] = {}
-        self._rest: dict[int, list[Expr]] = defaultdict(list)
         shared: dict[int, dict[Expr, Leaf]] = defaultdict(dict)
+        coded: dict[tuple[int, FieldRef], list[Part]] = defaultdict(list)
         for number, one in enumerate(self._filters):
             one.engine.leaves_known = shared[one.checked.era]
-            expr = one.checked.expr
-            for node in expr.parts if isinstance(expr, And) else (expr,):
-                self._place(number, node, one.engine, one.checked.era)
+            for parts in _alternatives(one.checked.expr, one.engine):
+                self._place(number, parts, one, coded)
+        self._words = -(-len(self._owners) // BITS)
+        self._coded = [
+            (era, ref, parts, Table(parts, self._words))
+            for (era, ref), parts in sorted(coded.items(), key=_order)
+        ]
+        """The parts that look at one field only, by era and field."""
 
     def __len__(self) -> int:
         """How many filters there are."""
         return len(self._filters)
 
-    def _place(self, number: int, node: Expr, engine: Engine, era: int) -> None:
-        fields = {ref for leaf in leaf_nodes(node) for ref in engine.leaf(leaf).fields}
-        each = [engine.leaf(leaf).fields for leaf in leaf_nodes(node)]
-        if len(fields) == 1 and all(len(f) == 1 for f in each):
-            same = self._same.setdefault((era, node), len(self._same))
-            self._coded[era, fields.pop()].append(_Part(number, node, engine, same))
-        else:
-            self._rest[number].append(node)
+    def _place(
+        self,
+        number: int,
+        parts: Sequence[Expr],
+        one: Filter,
+        coded: dict[tuple[int, FieldRef], list[Part]],
+    ) -> None:
+        """Give a bit to parts that must all be true."""
+        era, bit = one.checked.era, len(self._owners)
+        self._owners.append(number)
+        self._rest.append([])
+        for node in parts:
+            ref = _only_field(node, one.engine)
+            if ref is None:
+                self._rest[bit].append(node)
+            else:
+                same = self._same.setdefault((era, node), len(self._same))
+                coded[era, ref].append(Part(bit, node, one.engine, same))
 
     @property
     def columns(self) -> frozenset[str]:
@@ -119,95 +129,58 @@ class Filters:
             if one.checked.era not in readers:
                 readers[one.checked.era] = one.reader(view, types)
         at, bits, left = self._narrowed(view.rows, readers)
-        return [
-            self._of(number, one, readers[one.checked.era], at, bits, left[number])
-            for number, one in enumerate(self._filters)
-        ]
+        found: list[list[Rows]] = [[] for _ in self._filters]
+        for bit, number in enumerate(self._owners):
+            one = self._filters[number]
+            rows: Rows = at[bits[bit // 8] & np.uint8(1 << bit % 8) != 0]
+            if left[bit] and len(rows):
+                rows = one.engine.kept(left[bit], readers[one.checked.era], rows)
+            if len(rows):
+                found[number].append(rows)
+        return [_united(each) for each in found]
 
     def _narrowed(
         self, count: int, readers: dict[int, Reader]
-    ) -> tuple[Rows, Bytes, dict[int, list[Expr]]]:
+    ) -> tuple[Rows, Bytes, list[list[Expr]]]:
         """The rows that some filter may want, bits of those that may, and what is left to ask."""
-        left = {number: list(self._rest[number]) for number in range(len(self._filters))}
+        left = [list(rest) for rest in self._rest]
         at = np.arange(count, dtype=np.int32)
         words = [np.full(count, word, np.uint64) for word in self._all()]
-        for (era, ref), parts in sorted(self._coded.items(), key=self._order):
+        for era, ref, parts, table in self._coded:
             if not len(at):
                 break
             wanted = self._alive(words, parts)
             if not wanted:
                 continue
-            cells = readers[era].cells(ref, wanted[0].engine.fields[ref])
-            if any(not isinstance(part.entries, Texts | Values) for part in cells):
-                for part in wanted:
-                    left[part.number].append(part.node)
+            cells = [_coded(p) for p in readers[era].cells(ref, wanted[0].engine.fields[ref])]
+            known = [part for part in cells if part is not None]
+            if len(known) < len(cells):
+                for one in wanted:
+                    left[one.number].append(one.node)
                 continue
-            table, codes = self._table(wanted, cells, count)
+            codes = _codes(known, count)
             codes = codes if len(at) == count else codes[at]
-            for word, bits in zip(words, table, strict=True):
-                word &= bits.take(codes)  # noqa: PLW2901 - in place
+            bits = table.of(wanted, [part.entries for part in known])
+            for word, each in zip(words, bits, strict=True):
+                if not (each == _ALL).all():
+                    word &= each.take(codes)  # noqa: PLW2901 - in place
             alive = reduce(np.bitwise_or, words) != 0
             if not alive.all():
                 at, words = at[alive], [word[alive] for word in words]
         return at, _bytes(words), left
 
-    def _order(self, item: tuple[tuple[int, FieldRef], list[_Part]]) -> tuple[int, int, str]:
-        """Cheap fields that many filters ask for first."""
-        (_, ref), parts = item
-        cost = min(part.engine.cost(part.node) for part in parts)
-        return cost, -len(parts), ref.name
-
     def _all(self) -> Words:
         """A bit for every filter."""
-        flags = np.zeros(self._words * _BITS, np.bool_)
-        flags[: len(self._filters)] = True
+        flags = np.zeros(self._words * BITS, np.bool_)
+        flags[: len(self._owners)] = True
         return np.asarray(np.packbits(flags, bitorder="little").view(np.uint64))
 
     @staticmethod
-    def _alive(words: list[Words], parts: list[_Part]) -> list[_Part]:
+    def _alive(words: list[Words], parts: list[Part]) -> list[Part]:
         """The parts of filters that may still want a row."""
         some = np.array([np.bitwise_or.reduce(word) for word in words], np.uint64)
         alive = np.unpackbits(some.view(np.uint8), bitorder="little")
         return [part for part in parts if alive[part.number]]
-
-    def _table(
-        self, parts: list[_Part], cells: list[Cells], count: int
-    ) -> tuple[Words, npt.NDArray[np.int32]]:
-        """The words of all entries, a missing value's first, by word; and the entry of each row."""
-        codes = np.zeros(count, np.int32)
-        size = 1
-        for part in cells:
-            own = np.arange(len(part.entries)) if part.codes is None else part.codes
-            codes[slice(None) if part.rows is None else part.rows] = own + size
-            size += len(part.entries)
-        flags = np.ones((size, self._words * _BITS), np.bool_)
-        known: dict[int, Mask] = {}
-        for one in parts:
-            if one.same not in known:
-                found = [_over(one.node, one.engine, part) for part in cells]
-                missing = np.array([_of_missing(one.node, one.engine)], np.bool_)
-                known[one.same] = np.concatenate([missing, *found])
-            flags[:, one.number] &= known[one.same]
-        packed = np.packbits(flags, axis=1, bitorder="little").view(np.uint64)
-        return np.ascontiguousarray(packed.T), codes
-
-    @staticmethod
-    def _of(
-        number: int,
-        one: Filter,
-        reader: Reader,
-        at: Rows,
-        bits: Bytes,
-        left: list[Expr],
-    ) -> Rows:
-        """The rows of one filter."""
-        rows: Rows = at[bits[number // 8] & np.uint8(1 << number % 8) != 0]
-        if not left or not len(rows):
-            return rows
-        alive = np.zeros(reader.rows, np.bool_)
-        alive[rows] = True
-        found = np.flatnonzero(one.engine.narrowed(left, reader, alive))
-        return np.asarray(found.astype(np.int32))
 
 
 def _bytes(words: list[Words]) -> Bytes:
@@ -215,26 +188,96 @@ def _bytes(words: list[Words]) -> Bytes:
     return np.concatenate([np.ascontiguousarray(w.view(np.uint8).reshape(-1, 8).T) for w in words])
 
 
-def _over(node: Expr, engine: Engine, cells: Cells) -> Mask:
-    """What a condition on one field says of the entries of its values."""
-    if isinstance(node, And | Or):
-        each = [_over(part, engine, cells) for part in node.parts]
-        both: Any = np.logical_and if isinstance(node, And) else np.logical_or
-        return np.asarray(both.reduce(each))
-    if isinstance(node, Not):
-        return ~_over(node.inner, engine, cells)
-    leaf = engine.leaf(node)
-    if leaf.presence:
-        return np.ones(len(cells.entries), np.bool_)
-    return leaf.verdicts(cells.entries)
+def _alternatives(expr: Expr, engine: Engine) -> list[list[Expr]]:
+    """Lists of parts: an expression is true where all parts of one of the lists are.
+
+    An ``or`` over several fields says nothing of one field, and would be looked at row by row. Its
+    parts mostly do, so each of them gets a bit of its own.
+    """
+    found: list[list[Expr]] = [[]]
+    for part in _conjuncts(expr):
+        each = [part]
+        if isinstance(part, Or) and _only_field(part, engine) is None:
+            each = _by_field(part, engine)
+        if len(each) * len(found) > _ALTERNATIVES or not all(_tells(p, engine) for p in each):
+            each = [part]
+        found = [[*before, *_conjuncts(one)] for one in each for before in found]
+    return found
 
 
-def _of_missing(node: Expr, engine: Engine) -> bool:
-    """What a condition on one field says of a missing value."""
-    if isinstance(node, And):
-        return all(_of_missing(part, engine) for part in node.parts)
-    if isinstance(node, Or):
-        return any(_of_missing(part, engine) for part in node.parts)
-    if isinstance(node, Not):
-        return not _of_missing(node.inner, engine)
-    return engine.leaf(node).of(None)
+def _conjuncts(expr: Expr) -> Iterator[Expr]:
+    if isinstance(expr, And):
+        for part in expr.parts:
+            yield from _conjuncts(part)
+    else:
+        yield expr
+
+
+def _by_field(expr: Or, engine: Engine) -> list[Expr]:
+    """The parts of an ``or``; those that look at the same field only are one."""
+    together: dict[FieldRef, list[Expr]] = defaultdict(list)
+    found: list[Expr] = []
+    for part in _disjuncts(expr):
+        ref = _only_field(part, engine)
+        if ref is None:
+            found.append(part)
+        else:
+            together[ref].append(part)
+    one = [parts[0] if len(parts) == 1 else Or(tuple(parts)) for parts in together.values()]
+    return found + one
+
+
+def _disjuncts(expr: Expr) -> Iterator[Expr]:
+    if isinstance(expr, Or):
+        for part in expr.parts:
+            yield from _disjuncts(part)
+    else:
+        yield expr
+
+
+def _only_field(node: Expr, engine: Engine) -> FieldRef | None:
+    """The field that a part looks at, where it looks at one only."""
+    each = [engine.leaf(leaf).fields for leaf in leaf_nodes(node)]
+    fields = {ref for refs in each for ref in refs}
+    return fields.pop() if len(fields) == 1 and all(each) else None
+
+
+def _tells(node: Expr, engine: Engine) -> bool:
+    """Whether a part can be true only where one field has some values."""
+    return any(_only_field(part, engine) is not None for part in _conjuncts(node))
+
+
+def _order(item: tuple[tuple[int, FieldRef], list[Part]]) -> tuple[int, int, str]:
+    """Cheap fields that many filters ask for first."""
+    (_, ref), parts = item
+    cost = min(part.engine.cost(part.node) for part in parts)
+    return cost, -len(parts), ref.name
+
+
+def _coded(cells: Cells) -> Cells | None:
+    """Cells whose values each come often; None where there is no telling."""
+    entries, codes = cells.entries, cells.codes
+    if isinstance(entries, Numbers):
+        values, at = entries.distinct
+        if len(values) * _OFTEN > len(at):
+            return None
+        return Cells(cells.rows, at if codes is None else at[codes], Values(values))
+    return None if isinstance(entries, Lists) else cells
+
+
+def _codes(cells: Sequence[Cells], count: int) -> npt.NDArray[np.int32]:
+    """Which entry of all cells each row has; 0 for none, the first is 1."""
+    codes = np.zeros(count, np.int32)
+    before = 1
+    for part in cells:
+        own = np.arange(len(part.entries)) if part.codes is None else part.codes
+        codes[slice(None) if part.rows is None else part.rows] = own + before
+        before += len(part.entries)
+    return codes
+
+
+def _united(rows: Sequence[Rows]) -> Rows:
+    """Row numbers of several lists, ascending, each once."""
+    if not rows:
+        return np.zeros(0, np.int32)
+    return rows[0] if len(rows) == 1 else np.unique(np.concatenate(rows))
