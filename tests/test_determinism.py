@@ -1,4 +1,4 @@
-"""The same output on any machine: hash seeds, time zones, locales, chunks; and nothing else asked.
+"""The same output on any machine: hash seeds, zones, locales, threads, chunks; and no more asked.
 
 Each cell of the matrix is a process of its own (`determinism_child`), in which the clock, the host
 and the network are out of reach while a replay runs.
@@ -20,6 +20,7 @@ from replay_support import with_states
 
 SEEDS = ("0", "1", "random")
 ZONES = ("UTC", "Asia/Tokyo", "America/St_Johns")
+THREADS = ("1", "2", "4")
 LOCALES = ("C", "C.UTF-8", "tr_TR.UTF-8")
 CHILD = Path(__file__).parent / "determinism_child.py"
 QUICK = ("line", "jsonl", "table", "csv", "kin", "filament")
@@ -37,8 +38,9 @@ def cell(
     *,
     cuts: Iterable[str] = CUTS,
     outputs: Iterable[str] = OUTPUTS,
+    threads: str = "2",
 ) -> dict[str, str]:
-    """Run a cell of the matrix and give its digests."""
+    """Run a cell of the matrix, with so many threads of Arrow's, and give its digests."""
     seed, zone, locale = who
     folder.mkdir()
     paths = os.pathsep.join(map(str, (CHILD.parent, CHILD.parent.parent)))
@@ -47,6 +49,7 @@ def cell(
         env={
             **os.environ,
             "LC_ALL": locale,
+            "OMP_NUM_THREADS": threads,
             "PYTHONHASHSEED": seed,
             "PYTHONPATH": paths,
             "TZ": zone,
@@ -65,10 +68,20 @@ def two(tmp_path_factory: pytest.TempPathFactory, fixtures: Path) -> Digests:
     """Two machines that have nothing in common."""
     folder = tmp_path_factory.mktemp("two")
     cells = [
-        (who, cell(who, folder / cut, [fixtures / "first.kcap"], cuts=[cut], outputs=QUICK))
-        for who, cut in (
-            (("0", "UTC", "C"), "whole"),
-            (("1", "America/St_Johns", "tr_TR.UTF-8"), "random"),
+        (
+            who,
+            cell(
+                who,
+                folder / cut,
+                [fixtures / "first.kcap"],
+                cuts=[cut],
+                outputs=QUICK,
+                threads=threads,
+            ),
+        )
+        for who, cut, threads in (
+            (("0", "UTC", "C"), "whole", "1"),
+            (("1", "America/St_Johns", "tr_TR.UTF-8"), "random", "4"),
         )
     ]
     return gathered(cells)
@@ -138,7 +151,9 @@ def test_the_whole_matrix(
     for number, (seed, locale) in enumerate(itertools.product(SEEDS, LOCALES)):
         who = seed, zone, locale
         cuts = {[*CUTS][number % len(CUTS)], "random"}
-        cells.append((who, cell(who, tmp_path / f"{number}", files, cuts=sorted(cuts))))
+        threads = THREADS[(number + ZONES.index(zone)) % len(THREADS)]
+        digests = cell(who, tmp_path / f"{number}", files, cuts=sorted(cuts), threads=threads)
+        cells.append((who, digests))
     found = real(gathered(cells))
 
     assert differing(found) == {}
