@@ -201,6 +201,24 @@ def test_alerts_of_a_correlation_have_no_other_fields() -> None:
     assert converted(fitting)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("group-by: ['a]'],\n condition: {field: b, gte: 2}", 4),
+        ("group-by: [a],\n condition: {field: 'b]', gte: 2}", 5),
+    ],
+)
+def test_a_name_that_no_field_has_is_told_with_its_place(what: str, line: int) -> None:
+    """Group-by and the field that is counted: file, line and rule are named."""
+    counted = correlation(f"type: value_count, rules: [failed], timespan: 1m,\n {what}")
+
+    _, (problem,) = converted({"0.yml": FAILED, "1.yml": counted})
+
+    assert (problem.id, problem.error.file, problem.error.line) == ("together", "1.yml", line)
+    assert "can be no field" in str(problem.error)
+    assert converted({"0.yml": FAILED, "1.yml": counted.replace("]'", "'")})[1] == []
+
+
 def test_a_correlation_that_counts_itself_is_refused() -> None:
     """Of a circle no member can run, and the error shows the circle."""
     what = "type: event_count, rules: [{}], timespan: 1m, condition: {{gte: 2}}"

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from kcap.detect import correlation
 from kcap.detect.correlation import Correlation
 from kcap.detect.event import field
 from kcap.detect.rule import Context, Event, Machine, Rule, Selector
+from kcap.errors import BadInputError
 from kcap.filter import Filter
 from kcap.filter.syntax import Binary, FieldRef, Literal, Op, text_of
 from kcap.readers.rules.sigma_condition import conjunction
 from kcap.readers.rules.sigma_rule import Wanted, Written, about_of, recorded
-
-if TYPE_CHECKING:
-    from kcap.errors import BadInputError
 
 Wants = Callable[[Written], tuple[list[Wanted], dict[str, str]]]
 
@@ -125,8 +123,8 @@ class Correlations:
                     alerts.add(len(selectors))
                 selectors.append(selector)
                 steps.append(step)
-                keys.append(tuple(map(fields, by)))
-                shown.append(tuple(map(fields, values)))
+                keys.append(_found(written, fields, by, "group-by"))
+                shown.append(_found(written, fields, values, "condition"))
         what = Correlation(
             type=kind,
             timespan_ns=written.parsed.timespan.seconds * _NS,
@@ -259,6 +257,18 @@ def _alerts_of(rule: str) -> Selector:
 def _references(written: Written) -> list[str]:
     """The rules that a correlation is about, by id or name."""
     return [str(one.reference) for one in written.parsed.rules or ()]
+
+
+def _found(
+    written: Written, fields: Callable[[str], str], names: Sequence[str], key: str
+) -> tuple[str, ...]:
+    """The fields of the filter language for those that stand under a key."""
+    try:
+        return tuple(map(fields, names))
+    except BadInputError as error:
+        if error.file is not None:
+            raise
+        raise written.error(error.what, "correlation", key, expected=error.expected) from error
 
 
 def _grouped(written: Written) -> list[str]:
