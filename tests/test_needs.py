@@ -11,7 +11,7 @@ from kcap.detect.rule import About, Rule, Selector
 from kcap.errors import KcapError
 from kcap.filter import Filter
 from kcap.readers.live import choosing
-from kcap.readers.live.bpf import values
+from kcap.readers.live.bpf import hooks, values
 from kcap.readers.live.scopes import Choice
 from kcap.readers.live.selection import Environment, Selection, select
 from kcap.tools import needs, ruleset
@@ -134,8 +134,14 @@ def test_no_rules_need_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_all_signatures_get_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the signatures of Tracee only those lack something whose events no recorder sees."""
+@pytest.mark.parametrize("known", [hooks.Symbols(1, 2, 3), None])
+def test_all_signatures_get_what_they_need(
+    known: hooks.Symbols | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the signatures of Tracee only those lack something whose events are not to be seen."""
+    monkeypatch.setattr(hooks, "symbols", lambda: known)
     asked = options()
     needed = needs.turn_on(asked, ruleset.selected((), "all"))
     capsys.readouterr()
@@ -145,6 +151,8 @@ def test_all_signatures_get_what_they_need(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == (
         "kcap: the rules: no recorder sees hooked_proc_fops (TRC-16, TRC-1020),"
         " hooked_syscall (TRC-1030)\n"
+    ) + (known is None) * (
+        "kcap: the rules: this kernel hides what tells of hooked_syscalls (TRC-15, TRC-1030)\n"
     )
 
 

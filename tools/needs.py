@@ -26,6 +26,9 @@ _VARIABLES: Final = frozenset({"arg:env", "arg:envp"})
 _OPENED: Final = frozenset({"arg_pathname", "arg_flags", "fd_name"})
 """Columns that tell of an opened file which one it is, and what for."""
 
+_HOOKS: Final = "hooked_syscalls"
+"""The event that a kernel tells nothing of where it hides its symbols."""
+
 _OPENS: Final = ("open", "openat", "openat2")
 
 
@@ -130,6 +133,7 @@ def tell_lacking(needed: Needs | None, selection: Selection) -> None:
     if needed is None:
         return
     from kcap.readers.live import choosing
+    from kcap.readers.live.bpf import hooks
     from kcap.readers.live.scopes import Choice
     from kcap.readers.live.selection import WRITES
 
@@ -139,6 +143,9 @@ def tell_lacking(needed: Needs | None, selection: Selection) -> None:
             lacking[name] = needed.events[name]
     if lacking:
         logs.tell(f"kcap: the rules: not recorded: {_with_rules(lacking)}", level="warning")
+    if _HOOKS in needed.events and _HOOKS not in lacking and hooks.symbols() is None:
+        what = f"{_HOOKS} ({_rules(needed.events[_HOOKS])})"
+        logs.tell(f"kcap: the rules: this kernel hides what tells of {what}", level="warning")
     environment = _left_out(needed, selection.environment)
     if environment:
         names = ", ".join(environment)
