@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
 import pytest
 from cli_support import run
 from hypothesis import given, settings
@@ -17,12 +16,9 @@ from hypothesis import strategies as st
 from support import FILE_ID, batch_of, capture, make_events
 
 from kcap.errors import BadInputError, KcapError, VersionError
-from kcap.model.batch import Batch, constant
-from kcap.model.classes import TypeClass
+from kcap.model.batch import Batch
 from kcap.replay import manifest
 from kcap.replay.manifest import Digested, differences
-from kcap.transform import tokens
-from kcap.transform.basic import Tags
 from kcap.writers.sinks import spec
 from kcap.writers.sinks.dry import Dry
 
@@ -252,67 +248,6 @@ def _source(path: Path) -> Any:
 
     with path.open("rb") as stream:
         return open_source(path, stream=io.BytesIO(stream.read()))
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Says how many threads columns are worked on with."""
-    before = pa.cpu_count(), pa.io_thread_count()
-
-    def use(count: int) -> None:
-        pa.set_cpu_count(count)
-        pa.set_io_thread_count(count)
-
-    yield use
-    pa.set_cpu_count(before[0])
-    pa.set_io_thread_count(before[1])
-
-
-@pytest.mark.parametrize("name", ["sink", "server", "transform", "filament"])
-def test_threads_make_no_difference(name: str, host: Path, threads: Callable[[int], None]) -> None:
-    """What sinks, transformers and filaments get with two threads they get with one and four."""
-    (host / "counter.py").write_text(COUNTER)
-    threads(2)
-    made(*{**RUNS, "filament": ("-f", "./counter.py")}[name])
-
-    for count in (1, 4):
-        threads(count)
-        code, said = verified()
-        assert code == 0, said
-
-
-@pytest.mark.usefixtures("host")
-def test_what_depends_on_threads_is_seen(
-    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The control: a transformer that tells their number gives another digest."""
-    process = Tags.process
-
-    def telling(self: Tags, batch: Batch) -> Batch:
-        many = constant(TypeClass.I64, pa.cpu_count(), batch.rows)
-        return process(self, batch).adding({"ext_threads": many})
-
-    monkeypatch.setattr(Tags, "process", telling)
-    threads(2)
-    made(*RUNS["sink"], "--transform", "tags=site:lab")
-    assert verified()[0] == 0
-    threads(4)
-    code, said = verified()
-    assert (code, "sha256" in said) == (1, True), said
-
-
-def test_another_redaction_key_is_told(host: Path) -> None:
-    """The options name its file alone: the manifest has an id of what is in it."""
-    key = host / "a.key"
-    assert run("redact", "--new-key", key).exit_code == 0
-    redact = json.dumps({"columns": ["pid"], "key-file": str(key)})
-    says = made("--transform", f"redact={redact}")
-    assert says["parts"] == [{"kind": "redaction key", "id": tokens.Key(tokens.load(key)).id}]
-    assert verified()[0] == 0
-    key.unlink()
-    assert run("redact", "--new-key", key).exit_code == 0
-    code, said = verified()
-    assert (code, "parts[0].id" in said) == (1, True), said
 
 
 def test_a_filament_that_changed_is_told(host: Path) -> None:
