@@ -24,7 +24,9 @@ from kcap.format.writer import CaptureWriter
 from kcap.model.batch import EMPTY, concat
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.stream import Source
 from kcap.opening import open_source
+from kcap.replay.passing import Passed
 from kcap.replay.restoring import planned
 from kcap.replay.seek import Seeking
 from kcap.replay.span import AtEvent, AtRow, AtTime, Span, parsed
@@ -119,12 +121,20 @@ def test_handles_and_descriptors_are_known_from_the_middle(
     assert len(whole.tables[table]) > 20
 
 
-class Forgetful(Seeking):
-    """One that begins in the middle, and knows nothing of what was before."""
+class Forgetting(Passed):
+    """Tells what was passed over, and not what was known there."""
 
     def _sides(self, *, told: bool) -> list[Side]:
         self._state.restore(Snapshot({}))
         return [s for s in super()._sides(told=told) if not isinstance(s, Snapshot)]
+
+
+class Forgetful(Seeking):
+    """One that begins in the middle, and knows nothing of what was before."""
+
+    def __init__(self, source: Source, span: Span, state: State) -> None:
+        super().__init__(source, span, state)
+        self._passed = Forgetting(state)
 
 
 @pytest.mark.parametrize("name", CAPTURES)

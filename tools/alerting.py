@@ -28,7 +28,8 @@ class Rules:
 
     Args:
         rules: The rules.
-        span: The part; None for all.
+        span: The part; None for all. Alerts of a run before, behind whose rows this one goes on,
+            are not raised again.
     """
 
     def __init__(self, rules: ruleset.Chosen, span: Span | None = None) -> None:
@@ -36,6 +37,8 @@ class Rules:
 
         self._chosen = rules
         self._detections = rules.detections()
+        self._behind = 0 if span is None else span.behind
+        span = None if span is None else span._replace(behind=0)
         self._within = None if span is None or span.whole else Within(span)
         self._open_end = span is None or span.end is None
         start, end = (None, None) if span is None else (span.start, span.end)
@@ -57,6 +60,20 @@ class Rules:
 
     def see(self, batch: Batch) -> list[tuple[int, Batch]]:
         """See `kcap.replay.tap.Tap`."""
+        rows = min(self._behind, batch.rows)
+        if not rows:
+            return self._seen(batch)
+        # As the run before has seen it: a deadline between the two parts belongs to this one.
+        self._behind -= rows
+        done = batch.slice(0, rows)
+        self._detections.warm(done)
+        if self._within is not None:
+            self._last = bool(self._within.mask(done)[-1])
+        if rows == batch.rows:
+            return []
+        return [(rows + row, one) for row, one in self._seen(batch.slice(rows, batch.rows))]
+
+    def _seen(self, batch: Batch) -> list[tuple[int, Batch]]:
         if self._within is None:
             return self._counted(self._detections.see(batch))
         mask = self._within.mask(batch)

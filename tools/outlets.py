@@ -310,12 +310,7 @@ def wanted(
 def _rules(options: RuleOptions) -> Chosen | None:
     from kcap.tools import ruleset
 
-    if not ruleset.given(options):
-        return None
-    found = ruleset.chosen(options)
-    logs.tell(found.loaded())
-    found.tell_problems()
-    return found
+    return ruleset.asked(options)
 
 
 def _words(
@@ -432,7 +427,7 @@ def opened(
         user: Who they become where this is root; None for the default.
         described: Hash what sinks are given (`Outlets.described`).
         dry: Do only that, and send nothing.
-        span: The part of the stream whose alerts are wanted; None for all.
+        span: The part of the stream that is wanted, where the run reads all of it; None for all.
 
     Yields:
         What to put into the pipeline.
@@ -454,8 +449,10 @@ def opened(
             # Who ran the pipeline has closed it; nothing is delivered of a run that never began.
             stack.callback(getattr(made.sinks[-1], "abandon", made.sinks[-1].close))
         if asked.filaments:
+            from kcap.replay.passing import Partly
+
             filaments = _started(stack, asked, _display(stream, redraws=redraws), where, user)
-            made.taps.append(filaments)
+            made.taps.append(filaments if span is None or span.whole else Partly(filaments, span))
             made.filters += filaments.filters
         if asked.rules is not None:
             from kcap.tools import alerting

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kcap.filter import Filter
     from kcap.model.stream import Sink, Source
     from kcap.replay.pipeline import Stage, Summary
+    from kcap.replay.span import Span
     from kcap.state import State
     from kcap.tools.outlets import Outlets
     from kcap.writers.views.view import View
@@ -85,6 +86,7 @@ def playing(
     outlets: Outlets | None = None,
     around: Callable[[list[Stage]], list[Stage]] | None = None,
     after_batch: Callable[[Summary], bool] | None = None,
+    span: Span | None = None,
 ) -> Callable[[], Summary]:
     """Put together what sends a source's events to an output.
 
@@ -98,6 +100,7 @@ def playing(
         outlets: What takes part beside the output, or in its place.
         around: Puts more stages around those that choose events.
         after_batch: See `Pipeline`.
+        span: The part of the source that is wanted, where all of it is read; None for all.
 
     Returns:
         What does it, once.
@@ -112,7 +115,7 @@ def playing(
         from kcap.replay.limited import Limited
 
         # Else what a filament sees beyond the limit would depend on where batches end.
-        source, limit = Limited(source, limit), None
+        source, limit = Limited(source, limit, span), None
     read, stages = narrowed(source, form, options, tracked=follows, around=around)
     sinks: list[Sink] = []
     if view is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kcap.model.batch import Batch
     from kcap.model.stream import Source
     from kcap.replay.pipeline import Stage, Summary
-    from kcap.replay.seek import Seeking
+    from kcap.replay.seek import Seeking, Whole
     from kcap.replay.span import Bound, Span
     from kcap.state import State
     from kcap.tools.resuming import Progress
@@ -183,8 +183,6 @@ class _Run:
             alone=again is not None,
             rules=options,
         )
-        if wanted.rules is not None and wanted.filaments and (options["start"] or options["end"]):
-            raise click.UsageError("rules see what was before --start, filaments don't: not both")
         made = cls(ctx, path, form, options, view, wanted, again)
         if again is None and path == "-" and (options["manifest"] or options["resume"]):
             what = "--manifest" if options["manifest"] else "--resume"
@@ -203,7 +201,7 @@ class _Run:
             f"--format {self.form}": self.form in _OF_ONE_PIECE and self.wanted.console,
             "--view": self.view is not None,
             "a filament": bool(self.wanted.filaments),
-            "--rules": self.wanted.rules is not None,
+            "rules with --speed": bool(self.wanted.rules and self.options["speed"]),
             f"--sink {''.join(files[:1])}": bool(files),
         }
         for what, given in refused.items():
@@ -265,6 +263,8 @@ class _Run:
         options["output"] = self.options["output"]
         if keys := repeat.keys_of(self.wanted):
             options["transform"] = [options.get("transform"), *keys]
+        if self.wanted.rules is not None:
+            options["rules"] = [options.get("rules"), self.wanted.rules.parts()]
         file = str(self.options["resume"])
         run = Run.of(opened, lambda: file_digest(self.path)[1], options)
         checkpoint = Checkpoint(file, run)
@@ -272,7 +272,7 @@ class _Run:
         if place.done:
             logs.tell(f"kcap: {file}: this run has come to its end: nothing is left to do")
             return Summary()
-        if self.options["limit"] is not None:
+        if self.options["limit"] is not None and not self._reads_all:
             self.options["limit"] -= place.events_out
         path = self.options["output"]
         size = place.sizes.get(path, 0)
@@ -280,14 +280,14 @@ class _Run:
             resuming.continued(path, size)
             if place.started
             else opened_output(self.form, self.options) as out,
-            self._outlets(out) as also,
+            self._outlets(out, behind=place.row) as also,
         ):
             begin = partial(resuming.Progress, checkpoint, place, out, also)
             return self._play(opened, out, also, behind=place.row, begin=begin)
 
     @contextlib.contextmanager
     def _outlets(
-        self, out: Output, outputs: repeat.Outputs | None = None
+        self, out: Output, outputs: repeat.Outputs | None = None, *, behind: int = 0
     ) -> Iterator[outlets.Outlets]:
         with contextlib.ExitStack() as stack:
             prints = stack.enter_context(outlets.prints(self.wanted, out.stream))
@@ -302,7 +302,7 @@ class _Run:
                     where=self.options["where"],
                     described=outputs is not None,
                     dry=self.again is not None,
-                    span=self._span(),
+                    span=self._span(behind) if self._reads_all else None,
                 )
             )
 
@@ -313,7 +313,7 @@ class _Run:
         also: outlets.Outlets,
         *,
         behind: int = 0,
-        begin: Callable[[Seeking], Progress] | None = None,
+        begin: Callable[[Seeking | Whole], Progress] | None = None,
     ) -> Summary:
         """Put the pipeline together and run it."""
         from kcap.state import State
@@ -321,12 +321,13 @@ class _Run:
         state = State()
         options = self.options
         span = self._span(behind)
-        source, seeking, stages = self._spanned(opened, span, state)
-        progress = None if begin is None or seeking is None else begin(seeking)
+        source, stages = self._spanned(opened, span, state)
+        progress = None if begin is None else begin(source)
+        paced = self._paced(source, span)
         times = _Times()
         begun_s = time.monotonic()
         summary = playing(
-            source,
+            paced,
             self.form,
             options | {"start": None, "end": None},
             out,
@@ -339,6 +340,7 @@ class _Run:
             ),
             around=lambda made: [*stages, *made],
             after_batch=progress,
+            span=span._replace(behind=0) if self._reads_all else None,
         )()
         if progress is not None:
             progress.end(summary)
@@ -346,6 +348,14 @@ class _Run:
             _report(summary, times, time.monotonic() - begun_s)
             also.report()
         return summary
+
+    @property
+    def _reads_all(self) -> bool:
+        """Whether what is not wanted is read, too.
+
+        A view tells how long something ran: it has to see it begin. So do rules.
+        """
+        return self.view is not None or self.wanted.rules is not None
 
     def _span(self, behind: int = 0) -> Span:
         """The part that is wanted."""
@@ -356,31 +366,30 @@ class _Run:
 
     def _spanned(
         self, opened: Source, span: Span, state: State
-    ) -> tuple[Source, Seeking | None, list[Stage]]:
+    ) -> tuple[Seeking | Whole, list[Stage]]:
         """What to read, and the stages that choose among it before all others."""
-        from kcap.replay.seek import Seeking
-        from kcap.replay.span import AtTime, Within
+        from kcap.replay.seek import Seeking, Whole
+        from kcap.replay.span import Within
 
-        stages: list[Stage] = []
-        seeking: Seeking | None = None
-        source: Source = opened
+        if not self._reads_all:
+            return Seeking(opened, span, state, host=self.form == "kcap"), []
+        return Whole(opened, span), [] if span.whole else [Within(span)]
+
+    def _paced(self, source: Source, span: Span) -> Source:
+        """The source at the speed that is asked for."""
+        from kcap.replay.span import AtTime
+
+        if self.options["speed"] is None:
+            return source
         since_ns: int | None = None
-        follows = self.view is not None or self.wanted.rules is not None
-        if follows and not span.whole:
-            # A view tells how long something ran: it has to see it begin. So do rules.
-            stages = [Within(span)]
-            if isinstance(span.start, AtTime):
-                since_ns = span.start.ns
-            elif span.start is not None and self.options["speed"] is not None:
+        if self._reads_all and span.start is not None:
+            if not isinstance(span.start, AtTime):
                 what = "--view" if self.view is not None else "--rules"
                 raise click.UsageError(f"{what} with --speed begins at a time: give --start one")
-        else:
-            source = seeking = Seeking(opened, span, state, host=self.form == "kcap")
-        if self.options["speed"] is not None:
-            from kcap.tools.pace import Paced
+            since_ns = span.start.ns
+        from kcap.tools.pace import Paced
 
-            source = Paced(source, self.options["speed"], since_ns=since_ns)
-        return source, seeking, stages
+        return Paced(source, self.options["speed"], since_ns=since_ns)
 
 
 class _Times:

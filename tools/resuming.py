@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kcap.model.stream import Sink
     from kcap.replay.pipeline import Summary
     from kcap.replay.resume import Checkpoint, Place
-    from kcap.replay.seek import Seeking
+    from kcap.replay.seek import Seeking, Whole
     from kcap.tools.outlets import Outlets
 
 _SAVED_S: Final = 1.0
@@ -69,7 +69,7 @@ class Progress:
         place: Where the run begins.
         out: The output.
         also: The sinks beside it.
-        source: Knows the rows.
+        source: Knows the rows; one that gives all gives those before the place once more.
     """
 
     def __init__(
@@ -78,14 +78,17 @@ class Progress:
         place: Place,
         out: Output,
         also: Outlets,
-        source: Seeking,
+        source: Seeking | Whole,
     ) -> None:
         from kcap.replay.resume import Confirmed
+        from kcap.replay.seek import Whole
 
         self._begun = place
         self._checkpoint = checkpoint
         self._out = out
         self._source = source
+        self._again = place.row if isinstance(source, Whole) else 0
+        """Rows that are read again, and were dealt with before."""
         self._sinks: list[Any] = [sink for sink in also.sinks if hasattr(sink, "confirmed")]
         self._confirmed = Confirmed([partial(_dealt_with, sink) for sink in self._sinks])
         self._due_s = time.monotonic() + _SAVED_S
@@ -132,8 +135,8 @@ class Progress:
         from kcap.replay.resume import Place
 
         return Place(
-            self._source.row_behind(summary.events_in),
-            self._begun.events_in + summary.events_in,
+            max(self._begun.row, self._source.row_behind(summary.events_in)),
+            self._begun.events_in + max(0, summary.events_in - self._again),
             self._begun.events_out + summary.events_out,
             self._sizes(),
         )

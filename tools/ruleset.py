@@ -184,6 +184,27 @@ def given(options: RuleOptions) -> bool:
     return found
 
 
+def asked(options: RuleOptions) -> Chosen | None:
+    """Read the rules of a verb that needs none, and say which there are.
+
+    Args:
+        options: The verb's options.
+
+    Returns:
+        The rules; None where none are named.
+
+    Raises:
+        KcapError: A file can't be read, or no rule has an ID that is named.
+        click.UsageError: It is said how rules run, but not which.
+    """
+    if not given(options):
+        return None
+    found = chosen(options)
+    logs.tell(found.loaded())
+    found.tell_problems()
+    return found
+
+
 def chosen(options: RuleOptions) -> Chosen:
     """Read the rules that options name.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from kcap.model.batch import Batch, state_rows
 from kcap.model.stream import Source, StreamInfo
+from kcap.replay.span import Span, Within
 
 
 class Limited:
@@ -16,11 +17,13 @@ class Limited:
     Args:
         source: The source.
         count: How many events.
+        span: The part whose events count: others come before, and are no events that are wanted.
     """
 
-    def __init__(self, source: Source, count: int) -> None:
+    def __init__(self, source: Source, count: int, span: Span | None = None) -> None:
         self._source = source
         self._count = count
+        self._span = span or Span()
 
     @property
     def info(self) -> StreamInfo:
@@ -30,8 +33,9 @@ class Limited:
     def batches(self) -> Iterator[Batch]:
         """See `Source.batches`."""
         room = self._count
+        within = Within(self._span)
         for batch in self._source.batches():
-            counts = np.ones(batch.rows, np.int64)
+            counts = within.mask(batch).astype(np.int64)
             counts[state_rows(batch)] = 0
             reached = np.cumsum(counts)
             if batch.rows and reached[-1] >= room:

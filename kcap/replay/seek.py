@@ -7,27 +7,23 @@ end of the interval is read. Of anything else all of it is, and followed silentl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
-
-import numpy as np
 
 from kcap.errors import KcapError
 from kcap.format.reader import CaptureReader
 from kcap.model.batch import EMPTY, Batch
-from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.model.side import Loss, Snapshot
 from kcap.model.stream import Source, StreamInfo
+from kcap.replay.passing import Passed
 from kcap.replay.restoring import (
     BEYOND,
-    Tables,
     followed,
     host_tables,
     planned,
     sources_at,
 )
-from kcap.replay.span import Mask, Span, Within
+from kcap.replay.span import Span, Within
 from kcap.state import State
-from kcap.state.state import FOLLOWED
 
 
 class _Begin(NamedTuple):
@@ -67,11 +63,7 @@ class Seeking:
         self._delivered = 0
         self._run = (0, span.behind)
         """Of the rows given last: how many were before them, and the number of the first."""
-        self._sources: dict[str, SourceInfo] = {}
-        self._losses: list[Side] = []
-        self._tables: Tables = {}
-        self._passed = False
-        """Rows were passed over since the last ones that were given."""
+        self._passed = Passed(state, all_sides=span.start is None and not span.behind)
 
     @property
     def info(self) -> StreamInfo:
@@ -123,14 +115,14 @@ class Seeking:
         plan = planned(reader, index, self._span)
         if plan.state is None:
             return _Begin(0, Within(plan.span), plan.stop)
-        self._pass(EMPTY.with_before(sources_at(reader, index, plan.state)))
+        self._passed.follow(EMPTY.with_before(sources_at(reader, index, plan.state)))
         if self._host:
-            self._tables.update(host_tables(reader, index))
+            self._passed.add_tables(host_tables(reader, index))
         offset, row = plan.state, plan.state_row
         if plan.follow is not None:
             try:
                 for batch in followed(reader, plan.state, plan.follow.chunks):
-                    self._pass(batch)
+                    self._passed.follow(batch)
                 offset, row = plan.follow.offset, plan.follow.row
             except KcapError:
                 # What is damaged may be whole in tails: whoever reads everything finds that out.
@@ -142,58 +134,62 @@ class Seeking:
         for batch in batches if within.row < stop else ():
             if closed:
                 within.row += _lost_rows(batch)  # the index counts them, too
-            yield from self._runs(batch, within.row, within.mask(batch))
+            row = within.row
+            for start, part in self._passed.wanted(batch, within.mask(batch)):
+                if part.rows:
+                    self._run = self._delivered, row + start
+                    self._delivered += part.rows
+                yield part
             if within.ended or within.row >= stop:
                 break
         else:
             within.check()
-        if self._sources or self._losses:
-            yield EMPTY.with_before(self._sides(told=False))
+        if (rest := self._passed.rest()) is not None:
+            yield rest
 
-    def _runs(self, batch: Batch, row: int, wanted: Mask) -> Iterator[Batch]:
-        """Runs of rows that are wanted; the others are followed."""
-        if not batch.rows:
-            if self._passed or self._span.start is not None or self._span.behind:
-                self._pass(batch)
-            else:
-                yield batch
-            return
-        edges = [0, *(np.flatnonzero(np.diff(wanted)) + 1).tolist(), batch.rows]
-        for start, stop in pairwise(edges):
-            part = batch.slice(start, stop)
-            if not wanted[start]:
-                self._pass(part)
-                continue
-            if self._passed or self._sources or self._losses:
-                self._pass(part.slice(0, 0))
-                part = part.with_before(self._sides(told=True))
-            self._run = self._delivered, row + start
-            self._delivered += part.rows
-            yield part
 
-    def _pass(self, batch: Batch) -> None:
-        """Follow rows that nobody wants, and keep what stands before them."""
-        self._passed |= batch.rows > 0
-        for side in self._state.update(batch).before:
-            if isinstance(side, SourceInfo):
-                self._sources[side.id] = side
-            elif isinstance(side, Loss):
-                self._losses.append(side)
-            elif isinstance(side, Snapshot):
-                self._passed = True
-                more = {n: table for n, table in side.tables.items() if n not in FOLLOWED}
-                self._tables.update(more)
+class Whole:
+    """All of a source, for who must see what comes before the part that is wanted.
 
-    def _sides(self, *, told: bool) -> list[Side]:
-        """What stands before the next rows; with the state where they follow passed ones."""
-        sides: list[Side] = list(self._sources.values())
-        if told and self._passed:
-            sides.append(Snapshot({**self._tables, **self._state.snapshot().tables}))
-            self._tables = {}
-            self._passed = False
-        sides += self._losses
-        self._sources, self._losses = {}, []
-        return sides
+    Args:
+        source: The source; closed with this one.
+        span: The part.
+    """
+
+    def __init__(self, source: Source, span: Span) -> None:
+        self._source = source
+        self._within = Within(span)
+
+    @property
+    def info(self) -> StreamInfo:
+        """See `Source.info`."""
+        return self._source.info
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._source.close()
+
+    def row_behind(self, delivered: int) -> int:
+        """How far the input was dealt with.
+
+        Args:
+            delivered: Rows of it that were dealt with.
+
+        Returns:
+            The number of the row behind the last of them.
+        """
+        return delivered
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Source.batches`.
+
+        Raises:
+            KcapError: An event at which the part was to begin or end is not there.
+        """
+        for batch in self._source.batches():
+            self._within.mask(batch)
+            yield batch
+        self._within.check()
 
 
 def _lost_rows(batch: Batch) -> int:
