@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from kcap.detect import event as events
-from kcap.detect.keys import Key, causes_size, folded, key_of, plain, size_of, within_host
+from kcap.detect.early import Early, Taken, fields_of
+from kcap.detect.keys import Key, folded, key_of, plain, size_of, within_host
 from kcap.detect.room import Table
 from kcap.detect.rule import About, Context, Event, Identity, Rule, Selector
 from kcap.detect.text import Place, Text
@@ -24,6 +25,7 @@ from kcap.filter.errors import FilterError
 from kcap.filter.parser import Macros, parse
 from kcap.filter.syntax import And, Bound, Expr, Literal, children, text_of
 from kcap.filter.syntax import Sequence as Steps
+from kcap.model.classes import I64_MAX
 
 STEPS_MAX: Final = 64
 """Steps of a sequence."""
@@ -108,6 +110,8 @@ class Options:
     later: bool = False
     """Each event must have a later time than the one before; else it must only be recorded later,
     as the order of events with one time is known."""
+    unordered_ns: int = 0
+    """With `later`: an event may be recorded so long before one that happened earlier."""
     ends_with_process: bool = False
     """The end of a process ends what it has begun."""
     whose: Callable[[Event], Hashable] = process_of
@@ -152,6 +156,9 @@ def rule(about: About, steps: Sequence[Step], options: Options | None = None) ->
     asked = {name for step in plan.steps for name in step.by}
     asked |= {path for step in plan.steps for path in step.captured}
     asked |= {place.name for step in plan.steps for place in step.places}
+    if options.unordered_ns:
+        rests = [step.rest for step in plan.steps if step.rest is not None]
+        asked |= {text_of(ref) for rest in rests for ref in fields_of(rest.expr)}
     shown = replace(about, text=None)
     return Rule(shown, tuple(selectors), lambda: _Sequence(plan), fields=frozenset(asked))
 
@@ -268,8 +275,9 @@ class _Partial:
     start_ns: int
     step: int = 0
     """The step that it waits for, from 0."""
+    first_ns: int | None = None
     last_ns: int | None = None
-    """The time of its last event."""
+    """The times of its first and its last event."""
     causes: list[Identity] = field(default_factory=list)
     variables: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """What later steps ask for, by alias."""
@@ -289,6 +297,7 @@ class _Sequence:
         self._partials: Table[int, _Partial] = Table(self._forget)
         """By number, the one that began first, first."""
         self._begun = 0
+        self._early = Early(plan.options.unordered_ns)
         self._waiting: dict[tuple[int, Key], list[int]] = {}
         """Those that wait for a step, the oldest first."""
         self._of_process: dict[Hashable, dict[int, None]] = {}
@@ -319,7 +328,10 @@ class _Sequence:
         for partial in fitting[:-1]:
             self._remove(context, partial)
         if fitting:
-            self._advance(context, fitting[-1], event)
+            self._advance(context, fitting[-1], self._taken(number, event))
+        elif self._plan.options.unordered_ns:
+            rest = self._plan.steps[number].rest
+            self._early.keep(context, (number, key), event, self._taken(number, event), rest)
 
     def deadline(self, context: Context, key: object) -> None:
         """See `kcap.detect.rule.Machine`."""
@@ -330,41 +342,73 @@ class _Sequence:
     def _fits(self, number: int, step: int, event: Event) -> bool:
         partial = self._partials.get(number)
         assert partial is not None
-        time_ns = event.ts_ns
-        if self._plan.options.later and not (
-            time_ns is not None and partial.last_ns is not None and time_ns > partial.last_ns
-        ):
+        if not self._in_time(partial, event.ts_ns):
             return False
         rest = self._plan.steps[step].rest
         return rest is None or event.holds(rest, partial.variables)
+
+    def _in_time(self, partial: _Partial, time_ns: int | None) -> bool:
+        """Whether an event of that time may be the next one, where the times tell."""
+        options = self._plan.options
+        if not options.later:
+            return True
+        if time_ns is None or partial.last_ns is None or partial.first_ns is None:
+            return False
+        span_ns = I64_MAX if options.maxspan_ns is None else options.maxspan_ns
+        return time_ns > partial.last_ns and time_ns - partial.first_ns <= span_ns
 
     def _begin(self, context: Context, key: Key, shown: Key, event: Event) -> None:
         self._begun += 1
         partial = _Partial(key, shown, context.now_ns)
         self._partials.put(context, self._begun, partial, size_of(key))
-        self._advance(context, self._begun, event)
+        self._advance(context, self._begun, self._taken(0, event))
 
-    def _advance(self, context: Context, number: int, event: Event) -> None:
+    def _taken(self, number: int, event: Event) -> Taken:
+        """What is remembered of the event of a step."""
+        stage, options = self._plan.steps[number], self._plan.options
+        return Taken(
+            event.ts_ns,
+            event.causes,
+            {path: event.field(path, stage.era) for path in stage.captured},
+            {place: event.field(place.name, stage.era) for place in stage.places},
+            options.whose(event) if options.ends_with_process else None,
+        )
+
+    def _advance(self, context: Context, number: int, taken: Taken) -> None:
         """Take in the event that a partial sequence waits for."""
         partial = self._partials.get(number)
         if partial is None:
             return  # there was no room for a single one
         self._forget(number, partial)
-        size = self._add(partial, event)
+        self._add(partial, taken)
         if partial.step == len(self._plan.steps):
             self._partials.pop(context, number)
             self._alert(context, partial)
             return
-        self._wait(context, number, partial, event)
-        if self._partials.get(number) is not None:
-            self._partials.grow(context, number, size)
+        self._wait(context, number, partial, taken)
+        if self._partials.get(number) is None:
+            return
+        self._partials.grow(context, number, taken.size)
+        if self._plan.options.unordered_ns and self._partials.get(number) is not None:
+            self._catch_up(context, number, partial)
 
-    def _wait(self, context: Context, number: int, partial: _Partial, event: Event) -> None:
+    def _catch_up(self, context: Context, number: int, partial: _Partial) -> None:
+        """Look for the next step among what was recorded before it."""
+        taken = self._early.take(
+            context,
+            (partial.step, partial.key),
+            partial.variables,
+            lambda one: self._in_time(partial, one.ts_ns),
+        )
+        if taken is not None:
+            self._advance(context, number, taken)
+
+    def _wait(self, context: Context, number: int, partial: _Partial, taken: Taken) -> None:
         """Let a partial sequence wait for its next step."""
         waiting = self._waiting.setdefault((partial.step, partial.key), [])
         waiting.append(number)
         if self._plan.options.ends_with_process:
-            partial.processes.append(self._plan.options.whose(event))
+            partial.processes.append(taken.process)
             for process in partial.processes:
                 self._of_process.setdefault(process, {})[number] = None
         if len(waiting) > self._plan.most:
@@ -372,18 +416,17 @@ class _Sequence:
                 context.dropped()
             self._remove(context, waiting[0])
 
-    def _add(self, partial: _Partial, event: Event) -> int:
-        """Take in the event of a step; gives the bytes of what is remembered of it."""
+    def _add(self, partial: _Partial, taken: Taken) -> None:
+        """Take in the event of a step."""
         stage = self._plan.steps[partial.step]
+        if partial.step == 0:
+            partial.first_ns = taken.ts_ns
         partial.step += 1
-        partial.last_ns = event.ts_ns
-        partial.causes += event.causes
-        kept = {path: event.field(path, stage.era) for path in stage.captured}
-        if kept:
-            partial.variables[stage.alias] = kept
-        shown = {place: event.field(place.name, stage.era) for place in stage.places}
-        partial.values |= shown
-        return size_of((*kept.values(), *shown.values(), 0)) + causes_size(event.causes)
+        partial.last_ns = taken.ts_ns
+        partial.causes += taken.causes
+        if taken.captured:
+            partial.variables[stage.alias] = taken.captured
+        partial.values |= taken.shown
 
     def _alert(self, context: Context, partial: _Partial) -> None:
         text = self._plan.text
@@ -396,7 +439,10 @@ class _Sequence:
 
     def _expire(self, context: Context) -> None:
         """Forget what took too long; that is no loss."""
+        self._early.expire(context)
         span_ns = self._plan.options.maxspan_ns
+        if span_ns is not None:
+            span_ns += self._plan.options.unordered_ns  # what is late is looked at by its own time
         while span_ns is not None and (oldest := self._partials.oldest()) is not None:
             if context.now_ns - oldest[1].start_ns <= span_ns:
                 break
