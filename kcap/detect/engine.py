@@ -299,6 +299,8 @@ class Detections:
 
     def _is_wanted(self, raised: Raised) -> bool:
         """Whether an alert passes the exceptions and the throttle; else it is counted."""
+        if not self._exceptions and self._throttle_ns is None:
+            return True
         reason = self._exempt(raised) or self._throttled(raised.alert)
         if reason is None:
             return True

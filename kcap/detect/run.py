@@ -197,7 +197,8 @@ class Run:
     ) -> None:
         """See `kcap.detect.rule.Context`."""
         event, about = self._engine.event, self.rule.about
-        _check(title=title, text=text, severity=severity, data=data, who=who)
+        if not title is text is severity is data is who is None:
+            _check(title=title, text=text, severity=severity, data=data, who=who)
         self._raised_count += 1
         if self._raised_count > ALERTS_MAX:
             raise KcapError(f"it raised more than {ALERTS_MAX:,} alerts at once")

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kcap.filter import grams
+from kcap.filter.values import fold
 
 Verdicts = npt.NDArray[np.bool_]
 """One for each distinct value."""
@@ -177,9 +178,15 @@ class Texts:
         return np.unique(np.searchsorted(self.offsets, high, "right") - 1)
 
     @cached_property
-    def lowered(self) -> Texts:
-        """The texts with ASCII letters in lower case; that is their fold, but for `odd` ones."""
-        return Texts(pc.ascii_lower(self.array))
+    def folded(self) -> Texts:
+        """The folds of the texts (`kcap.filter.values.fold`)."""
+        found = pc.ascii_lower(self.array)
+        if len(self.odd):
+            mask = np.zeros(len(self), np.bool_)
+            mask[self.odd] = True
+            folds = [fold(text) for text in self.chosen(self.odd).values()]
+            found = pc.replace_with_mask(found, pa.array(mask), pa.array(folds, pa.utf8()))
+        return Texts(found)
 
     def with_part(self, part: str) -> npt.NDArray[np.intp]:
         """Which texts have a part.

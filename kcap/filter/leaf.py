@@ -175,11 +175,7 @@ class Leaf:
             return None
         if not op.folds:
             return _text_test(op, entries, words)
-        found = _text_test(op.base, entries.lowered, [fold(w) for w in words])
-        if found is not None and len(entries.odd):
-            found = found.copy()
-            found[entries.odd] = self.each(entries.chosen(entries.odd).values())
-        return found
+        return _text_test(op.base, entries.folded, [fold(w) for w in words])
 
 
 def _fields(node: Expr) -> Iterator[FieldRef]:
