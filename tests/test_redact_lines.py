@@ -23,6 +23,10 @@ LINES = [
     ["tool", "--password", "hunter5secret", "--verbose"],
     ["tool", "--pass", "hunter6secret"],
     ["curl", "-u", "bob:hunter7secret", "https://me:hunter8secret@x/"],
+    ["redis-cli", "-h", "db", "-a", "hunter9secret"],
+    ["htpasswd", "-b", "/etc/f", "bob", "hunter10secret"],
+    ["curl", "-ubob:hunter11secret", "http://x/"],
+    ["curl", "-H", "Authorization: Token hunter12secret", "http://x/"],
 ]
 PLAIN = [["ls", "-l", "/tmp"], [], ["mysql", "-u", "root"], ["mkdir", "-p", "a/b"]]
 
@@ -77,7 +81,10 @@ def test_without_the_line_they_would_be_left(
     """The control: looked at one by one, items do not tell."""
     monkeypatch.setattr(lines, "hidden", lambda _hider, _before, after: after)
     left = str(copied(tmp_path, cmdline=False))
-    assert [n for n in range(1, 9) if f"hunter{n}secret" in left] == [1, 2, 3, 4, 7]
+    assert [n for n in range(1, 13) if f"hunter{n}secret" in left] == [
+        *(1, 2, 3, 4, 7),
+        *(9, 10, 11),
+    ]
 
 
 @pytest.mark.parametrize("cmdline", [True, False])

@@ -22,6 +22,12 @@ _WORDS: Final = (
 )
 _MORE: Final = r"(?:s?[_-](?!file|path|stdin|env)[\w-]{0,32})?"
 _VALUE: Final = r"""(?P<quote>["'])?(?P<secret>(?(quote)[^"']+|[^\s"'&;,]+))"""
+_BEFORE: Final = r"\s(?:[^\n]{0,512}?\s)?"
+"""What may stand between a program and an option of it."""
+
+_FLAG: Final = r"\s{1,4}-(?:C\s{1,4}\d{1,3}|\w{1,9})"
+"""A flag of htpasswd."""
+
 _HINTS: Final = ("pass", "mysql_pwd", "secret", "token", "key", "credential")
 
 
@@ -75,21 +81,42 @@ KNOWN: Final = {
         _pattern(
             "mysql-password",
             "mysql -pPASSWORD",
-            r"\b(?:mysql\w{0,16}|mariadb[\w-]{0,16})\s(?:[^\n]{0,512}?\s)?-p(?P<secret>[^\s-]\S*)",
+            rf"\b(?:mysql\w{{0,16}}|mariadb[\w-]{{0,16}}){_BEFORE}(?-i:-p)(?P<secret>[^\s-]\S*)",
             "mysql",
             "mariadb",
         ),
         _pattern(
             "sshpass",
             "sshpass -p PASSWORD",
-            r"\bsshpass\s{1,4}-p\s{0,4}(?P<secret>\S+)",
+            r"\bsshpass(?:\s{1,4}-(?-i:[ev]|[dfP]\s{0,4}\S{1,128})){0,4}"
+            r"\s{1,4}(?-i:-p)\s{0,4}(?P<secret>\S+)",
             "sshpass",
         ),
         _pattern(
+            "redis-password",
+            "redis-cli -a PASSWORD",
+            rf"\bredis-cli{_BEFORE}(?-i:-a)\s{{1,4}}{_VALUE}",
+            "redis-cli",
+        ),
+        _pattern(
+            "htpasswd",
+            "htpasswd -b FILE USER PASSWORD, htpasswd -nb USER PASSWORD",
+            # The flags stand together or apart; with -n there is no file.
+            rf"\bhtpasswd(?=(?:{_FLAG}){{0,8}}?\s{{1,4}}-\w{{0,8}}(?-i:b))"
+            rf"(?:(?=(?:{_FLAG}){{0,8}}?\s{{1,4}}-\w{{0,8}}(?-i:n))(?P<printed>))?"
+            rf"(?:{_FLAG}){{1,9}}(?(printed)|\s{{1,4}}[^\s-]\S{{0,512}})\s{{1,4}}[^\s-]\S{{0,256}}"
+            rf"\s{{1,4}}{_VALUE}",
+            "htpasswd",
+        ),
+        _pattern(
             "user-option",
-            "curl -u USER:PASSWORD, --user=USER:PASSWORD",
-            r"(?<!\S)(?:-u|--user|--proxy-user)[=\s]\s{0,4}[^\s:=]{1,128}:(?P<secret>[^\s:]\S*)",
+            "curl -u USER:PASSWORD, -uUSER:PASSWORD, --user=USER:PASSWORD",
+            # Before curl's -u may be letters that take nothing. 1000:1000 are a user and a group.
+            r"(?:(?<!\S)(?:-u|--user|--proxy-user)[=\s]\s{0,4}"
+            rf"|\bcurl{_BEFORE}-(?-i:[aBfgGiIjJklLMnNOpqRsSvVZ#0-46]{{0,8}}[uU])\s{{0,4}})"
+            r"(?!\d{1,10}:\d{1,10}(?!\S))[^\s:=]{1,128}:(?P<secret>[^\s:]\S*)",
             "-u",
+            "curl",
         ),
         _pattern(
             "url-password",
@@ -103,6 +130,16 @@ KNOWN: Final = {
             r"\b(?:bearer|basic)\s{1,4}(?P<secret>[A-Za-z0-9._~+/=-]{8,})",
             "bearer",
             "basic",
+        ),
+        _pattern(
+            "authorization-header",
+            "-H 'Authorization: …': whatever it is",
+            # A word that only says how it is meant stays; without quotes the rest is one word.
+            r"""(?P<quote>["'])?\b(?:proxy-)?authorization:\s{0,4}"""
+            r"(?:(?:bearer|basic|token|api-?key|digest|negotiate|ntlm|oauth|splunk)\s{1,4})?"
+            r"(?!(?:none|off|on|no|yes|required|optional)\b)"
+            r"""(?P<secret>(?(quote)[^"'\n]+|[^\s"']+))""",
+            "authorization:",
         ),
         _pattern(
             "aws-key",
