@@ -9,7 +9,7 @@ and ends ``timespan`` later, at a deadline.
 from __future__ import annotations
 
 import operator
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
@@ -160,6 +160,8 @@ class _Group:
 
     number: int
     events: deque[_Seen]
+    alike: Counter[Hashable]
+    """How many of them there are of each value, or of each step: none is counted anew."""
     size: int = 0
     """Bytes of them."""
     last_row: object = None
@@ -232,14 +234,19 @@ class _Counting:
         span_ns = self._plan.what.timespan_ns
         if group is None:
             self._begun += 1
-            group = _Group(self._begun, deque())
+            group = _Group(self._begun, deque(), Counter())
             if not self._slides:
                 context.at(seen.time_ns + span_ns, (group.number, key))
         group.events.append(seen)
+        group.alike[self._kind(seen)] += 1
         group.size += seen.size
         old = self._slides and seen.time_ns - group.events[0].time_ns > span_ns
         while old or len(group.events) > EVENTS_MAX:
-            group.size -= group.events.popleft().size
+            gone = group.events.popleft()
+            group.size -= gone.size
+            group.alike[self._kind(gone)] -= 1
+            if not group.alike[self._kind(gone)]:
+                del group.alike[self._kind(gone)]
             if not old:
                 context.dropped()
             old = self._slides and seen.time_ns - group.events[0].time_ns > span_ns
@@ -260,11 +267,14 @@ class _Counting:
         what = self._plan.what
         if what.type == EVENT_COUNT:
             return len(group.events)
-        if what.type == VALUE_COUNT:
-            return len({seen.value for seen in group.events})
-        if what.type == TEMPORAL:
-            return len({seen.step for seen in group.events})
-        return _ordered(group.events)
+        # There can't be more in order than there are at all.
+        if what.type == TEMPORAL_ORDERED and self._holds(len(group.alike), self._plan.count):
+            return _ordered(group.events)
+        return len(group.alike)
+
+    def _kind(self, seen: _Seen) -> Hashable:
+        """What is counted once."""
+        return seen.value if self._plan.what.type == VALUE_COUNT else seen.step
 
     def _alert(self, context: Context, key: Key, group: _Group) -> None:
         what, text = self._plan.what, self._plan.text
