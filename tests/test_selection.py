@@ -28,6 +28,7 @@ from kcap.readers.live.selection import STATE, Environment, Selection, select
 from kcap.readers.live.subjects import Subjects, descendants, look
 from kcap.readers.live.tracking import Selected
 from kcap.replay.stages import Matching
+from kcap.replay.survivors import Selecting
 
 Row = dict[str, Any]
 NAMED = choosing.arguments()
@@ -290,6 +291,42 @@ def kept(wanted: Selection, rows: list[Row]) -> list[int]:
     for stage in Selected.around(wanted, inner):
         events = stage.process(events)
     return events.numpy("retval", -1).tolist()
+
+
+class Other:
+    """A stage that does not give events as it got them."""
+
+    def process(self, events: Batch) -> Batch:
+        """Let all be of one user."""
+        uids = column(TypeClass.I64, [7] * events.rows)
+        assert uids is not None
+        return events.adding({"uid": uids}).slice(0, events.rows - 1)
+
+
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_events_that_are_kept_need_not_be_copied_again(seed: int, states: bool) -> None:
+    """Stages that give events as they get them have kept what would be taken once more."""
+    rng = random.Random(seed)
+    rows = [{n: rng.choice(found) for n, (_, found) in VALUES.items()} for _ in range(50)]
+    events = events_of(rows)
+    kinds = column(TypeClass.STR, [rng.choice(["event", "state"]) for _ in rows])
+    events = events.adding({"kind": kinds} if states and kinds is not None else {})
+
+    def kept_by(stage: Matching | Other, *, unchanged: bool) -> tuple[Any, ...]:
+        selecting = Selecting([stage], limit=None, state=True, unchanged=unchanged)
+        left = selecting.process(events)
+        return left.rows, left.to_pylist(), left.before, sorted(left.names), selecting.dropped
+
+    ours = [
+        kept_by(Matching(Filter.of("pid = 5 or uid = 0"), storing=True), unchanged=unchanged)
+        for unchanged in (False, True)
+    ]
+    assert ours[0] == ours[1]
+    assert 0 < ours[0][0] < len(rows)
+    if not states:
+        others = [kept_by(Other(), unchanged=unchanged) for unchanged in (False, True)]
+        assert others[0] != others[1]
 
 
 def passes(setup: Any, row: Row) -> bool:

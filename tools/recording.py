@@ -61,7 +61,8 @@ class Wanted:
         self._wanted = selection.asked
         where = selection.where
         found = Selected.around(selection, [Matching(where, storing=True)] if where else [])
-        self._selecting = Selecting(found, limit=None, state=True) if found else None
+        selecting = Selecting(found, limit=None, state=True, unchanged=True) if found else None
+        self._selecting = selecting
         self._told: Counter[str | None] = Counter()
         self.stages: list[Stage] = [] if self._selecting is None else [self._selecting]
         """The stages, for a pipeline."""

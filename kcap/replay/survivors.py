@@ -28,10 +28,20 @@ class Selecting:
         stages: The stages.
         limit: How many events to keep; None for all.
         state: Keep all records that only describe what was there; else none.
+        unchanged: The stages give events as they get them: so what they keep of a batch is not
+            copied once more.
     """
 
-    def __init__(self, stages: Sequence[Stage], *, limit: int | None, state: bool) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        limit: int | None,
+        state: bool,
+        unchanged: bool = False,
+    ) -> None:
         self._stages = stages
+        self._unchanged = unchanged
         self._room = limit
         self._state = state
         self.dropped: Counter[str | None] = Counter()
@@ -61,7 +71,11 @@ class Selecting:
             kept[events.numpy(ROW, 0)] = False
             kept[rows] = True
             rows = np.flatnonzero(kept)
-        return batch if len(rows) == batch.rows else batch.take(rows.astype(np.int32))
+        if len(rows) == batch.rows:
+            return batch
+        if self._unchanged and len(rows) == chosen.rows:
+            return chosen.select(batch.names).with_before(batch.before)
+        return batch.take(rows.astype(np.int32))
 
 
 def _by_source(batch: Batch) -> dict[str | None, int]:
