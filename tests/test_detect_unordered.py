@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from detect_support import Event, about, event, run
+from detect_support import Event, about, batch, event, raised, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcap.detect import sequence
+from kcap.detect.engine import Detections
 from kcap.detect.rule import Rule
 from kcap.detect.sequence import Options, Step
 from kcap.readers.rules.fibratus import FibratusRules
@@ -122,6 +123,17 @@ def test_what_is_remembered_is_bounded() -> None:
 
     assert causes(rule(2), [*early, firsts[0]]) == []
     assert causes(rule(2), [*early, firsts[1]]) == [["s1", "s2"]]
+
+
+@pytest.mark.parametrize(("others", "found"), [(2047, 1), (2048, 0)])
+def test_what_a_rule_remembers_is_bounded(others: int, found: int) -> None:
+    """Of all keys the newest 2,048; that older ones are forgotten is no loss."""
+    early = [event("s2", 100, 7, f="x"), *(event("s2", 100, 8 + n, f="x") for n in range(others))]
+    events = [*early, event("s1", 50, 7, f="x")]
+    detections = Detections([rule(2)])
+
+    assert len(raised(detections, [batch(events)])) == found
+    assert not detections.losses
 
 
 RULE = """\

@@ -21,6 +21,10 @@ from kcap.filter.syntax import Expr, FieldRef, children, text_of
 _MOST: Final = 64
 """Events of one key that are remembered for one step; the oldest go first."""
 
+_IN_ALL: Final = 2048
+"""Events of one rule that are remembered. Like the time for which they are, that bounds how much
+out of order a recording may be, and is no loss: else a flood in good order would be told as one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -112,6 +116,8 @@ class Early:
         self._kept.put(context, self._number, kept, size)
         if len(numbers) > _MOST:
             self._remove(context, numbers[0])
+        if len(self._kept) > _IN_ALL and (oldest := self._kept.oldest()) is not None:
+            self._remove(context, oldest[0])
 
     def take(
         self,
