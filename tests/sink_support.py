@@ -202,9 +202,16 @@ def peer(answer: Callable[[Request], Response] | None = None, **options: Any) ->
 
 
 class OwnProcess:
-    """An HTTP server as a process of its own, which can be killed; it notes ids in a file."""
+    """A server as a process of its own, which can be killed; it notes ids in a file.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where the file is.
+        program: The script of Python that it is, with its arguments; it gets port and file behind
+            them, and says ``ready``. Else one over HTTP that takes JSON lines.
+    """
+
+    def __init__(self, folder: Path, *program: str) -> None:
+        self._program = program or (__file__,)
         self.port = free_port()
         self._file = folder / "taken"
         self._file.touch()
@@ -217,7 +224,7 @@ class OwnProcess:
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        command = [sys.executable, __file__, str(self.port), str(self._file)]
+        command = [sys.executable, *self._program, str(self.port), str(self._file)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"

@@ -41,6 +41,7 @@ class Peer:
         answer: Any = None,
         trusting: bool = False,
         mutual: bool = False,
+        port: int = 0,
     ) -> None:
         self.events: list[tuple[str, int, dict[str, Any]]] = []
         self.chunks: list[str] = []
@@ -56,7 +57,7 @@ class Peer:
                 self._tls.verify_mode = ssl.CERT_REQUIRED
                 self._tls.load_verify_locations(tls.ca)
         if path is None:
-            self._listening = socket.create_server(("127.0.0.1", 0))
+            self._listening = socket.create_server(("127.0.0.1", port))
             self.port = self._listening.getsockname()[1]
         else:
             self._listening = socket.socket(socket.AF_UNIX)
