@@ -217,6 +217,22 @@ def test_good_rules_are_no_problem(tmp_path: Path) -> None:
     assert not found.problems
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("id: K\nconditon: pid = 1\n", True),
+        ("transformations:\n- id: prefix\n  type: field_name_prefix\n", False),
+        ("version: 2\nservices: {}\n", False),
+    ],
+)
+def test_what_is_no_rule_is_passed_over(text: str, told: bool, tmp_path: Path) -> None:
+    """Files of a folder that hold no rules are no bad ones; one with an id alone is."""
+    found = load([written(tmp_path, {"other.yml": text})])
+
+    assert len(found.rules) == len(GOOD)
+    assert bool(found.problems) == told
+
+
 # the verbs
 
 

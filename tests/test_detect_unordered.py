@@ -50,7 +50,7 @@ def causes(made: Rule, events: list[Event]) -> list[list[str]]:
     return [[events[n]["event"] for _, n in one["causes"]] for _, one in run([made], events)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(COUNTS, st.randoms(use_true_random=False))
 def test_any_order_of_recording_is_found_once(count: int, rng: random.Random) -> None:
     """One alert, with the events in the order of the steps, behind the one recorded last."""
@@ -64,7 +64,7 @@ def test_any_order_of_recording_is_found_once(count: int, rng: random.Random) ->
     assert one["text"] == "7 x"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(COUNTS, st.randoms(use_true_random=False), st.sampled_from(["step", "key", "file", "time"]))
 def test_what_is_no_sequence_is_none_in_any_order(
     count: int, rng: random.Random, lacking: str

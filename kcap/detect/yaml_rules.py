@@ -56,7 +56,7 @@ _FOREIGN: Final = re.compile(
     r"^(title|min-engine-version|logsource|detection|kevt)\s*:", re.MULTILINE
 )
 _OURS: Final = re.compile(
-    r"^(?:- )?(?:id|\s*(?:rules|macros|lists|condition|sequence|correlation|absence))\s*:",
+    r"^(?:id|(?:- )?\s*(?:rules|macros|lists|condition|sequence|correlation|absence))\s*:",
     re.MULTILINE,
 )
 """A file with an id is of rules, too: one whose condition is spelled wrong is to be told."""
