@@ -219,6 +219,9 @@ def test_what_goes_wrong_is_raised() -> None:
         feed(Fails, [event("openat", 1)])
     with pytest.raises(BadInputError, match="no name"):
         feed(Opens, [{"event": 5}])
+    for wrong in ({"arguments": [1]}, {"ts": "2026-01-01T00:00:00Z"}, {"ts": 1.5}):
+        with pytest.raises(BadInputError, match=f"event 1: its {next(iter(wrong))}.* by name"):
+            feed(Opens, [event("openat", 1), {"event": "openat", **wrong}])
     with pytest.raises(BadInputError, match="JSON"):
         feed(Opens, [{"eventName": {1}}])
     assert feed(Opens, []) == []

@@ -137,6 +137,13 @@ def _own(events: Sequence[Mapping[str, Any]]) -> Batch:
                 expected="'event' in each, or 'eventName' in each as Tracee has it",
             )
         arguments = event.get(_ARGUMENTS, {})
+        ts_ns = event.get("ts", 0)
+        if not isinstance(arguments, Mapping) or not isinstance(ts_ns, int):
+            raise BadInputError(
+                f"event {number}: its {'ts' if isinstance(arguments, Mapping) else _ARGUMENTS}",
+                file=_NAME,
+                expected="arguments by name, and a ts that is a whole number: ns since 1970",
+            )
         given = {
             "kind": "event",
             "origin": _SOURCE.origin,
