@@ -82,7 +82,7 @@ def test_files_have_what_was_said(form: str) -> None:
         assert arguments == {"pathname": EVIL, f"path{EVIL}": EVIL}
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.recursive(st.text() | st.integers(), lambda v: st.dictionaries(st.text(), v)))
 def test_safe_json_says_the_same(value: object) -> None:
     """Escapes change nothing for who reads JSON."""
@@ -92,13 +92,12 @@ def test_safe_json_says_the_same(value: object) -> None:
     assert not re.search(UNSAFE, found)
 
 
-@pytest.mark.parametrize("form", ["csv", "tracee-json"])
-def test_the_verbs_know_a_terminal(tmp_path: Path, form: str) -> None:
+def test_the_verbs_know_a_terminal(tmp_path: Path) -> None:
     """A real one, as `kcap replay` finds it."""
     path = tmp_path / "evil.kcap"
     path.write_bytes(capture([batch()]))
 
-    code, shown = on_a_terminal("replay", "--format", form, path, folder=tmp_path)
+    code, shown = on_a_terminal("replay", "--format", "csv", path, folder=tmp_path)
 
     assert code == 0, shown
     assert re.findall(UNSAFE, re.sub(r"\r+\n", "", shown.decode())) == []
