@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ALERTS_MAX: Final = 10_000
 """Alerts of a rule at one event or deadline: more are a loop."""
 
+_NOTHING: Final = (None,) * 5
+
 _FAILURES: Final = (Exception, SystemExit)
 """However a rule ends, the others go on; only the user's own interrupt is none of its business."""
 
@@ -197,7 +199,8 @@ class Run:
     ) -> None:
         """See `kcap.detect.rule.Context`."""
         event, about = self._engine.event, self.rule.about
-        if not title is text is severity is data is who is None:
+        given = title, text, severity, data, who
+        if given != _NOTHING:
             _check(title=title, text=text, severity=severity, data=data, who=who)
         self._raised_count += 1
         if self._raised_count > ALERTS_MAX:
