@@ -291,3 +291,20 @@ def test_an_example_of_the_document_finds_what_it_says() -> None:
 
     assert one["text"] == "openat dropped /tmp/x, execve runs it"
     assert run(rules, [there, *rest]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- {id: P, condition: pid = 1}\n", True),
+        ("{id: P, condition: pid = 1}\n", True),
+        ('{"rules": [{"id": "P", "condition": "pid = 1"}]}\n', True),
+        ('[{"id": "P", "condition": "pid = 1"}]\n', True),
+        ("run: a.yml\ncases:\n  - {name: x, events: [], expect: [{id: P}]}\n", False),
+        ("cases:\n- expect:\n  - {id: P}\n", False),
+        ("- {name: x, id: P}\n", False),
+    ],
+)
+def test_rules_may_be_in_braces(text: str, expected: bool) -> None:
+    """They are rules like others, and tests of rules are none."""
+    assert YamlRules.sniff(text, "a.yml") is expected

@@ -56,10 +56,12 @@ _FOREIGN: Final = re.compile(
     r"^(title|min-engine-version|logsource|detection|kevt)\s*:", re.MULTILINE
 )
 _OURS: Final = re.compile(
-    r"^(?:id|(?:- )?\s*(?:rules|macros|lists|condition|sequence|correlation|absence))\s*:",
+    r"^(?:id|(?:- )?\s*(?:rules|macros|lists|condition|sequence|correlation|absence))\s*:"
+    r"|^(?:-\s*)?\[?\{\s*[\"']?(?:id|rules|macros|lists)[\"']?\s*:",
     re.MULTILINE,
 )
-"""A file with an id is of rules, too: one whose condition is spelled wrong is to be told."""
+"""A file with an id is of rules, too: one whose condition is spelled wrong is to be told. Rules may
+be in braces; what is in braces further in is not at the beginning of a rule."""
 _DURATION: Final = re.compile(r"(\d{1,12})\s*([a-z]+)")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
