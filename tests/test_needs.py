@@ -14,7 +14,7 @@ from kcap.readers.live import choosing
 from kcap.readers.live.bpf import hooks, values
 from kcap.readers.live.scopes import Choice
 from kcap.readers.live.selection import Environment, Selection, select
-from kcap.tools import needs, ruleset
+from kcap.tools import live, needs, ruleset
 from kcap.tools.live_select import SelectOptions
 
 EXECUTED = "evt.name = 'sched_process_exec'"
@@ -179,6 +179,21 @@ def test_events_of_nobody_are_mistakes() -> None:
     with pytest.raises(KcapError, match="no event is left"):
         choosing.choose([Choice("ptrace"), Choice("ptrace", drop=True)])
     assert choosing.choose([Choice("hooked_proc_fops", drop=True)]).unseen == ()
+
+
+def test_what_was_asked_for_beside_the_default() -> None:
+    """Of the default a source tells what it can; what is named, it must tell, or be refused."""
+    assert choosing.choose([]).asked == frozenset()
+    assert choosing.choose([Choice("connect", drop=True)]).asked == frozenset()
+    both = choosing.choose([Choice("default"), Choice("openat"), Choice("ptrace")])
+    assert both.asked == {"openat", "ptrace"}
+    assert choosing.choose(
+        [Choice("ptrace"), Choice("ptrace", drop=True), Choice("dup")]
+    ).asked == {"dup"}
+    with_default = options(wanted=("default", "sched_process_exec"))
+    live._check_told("perf", selection(with_default))
+    with pytest.raises(KcapError, match="perf does not tell of openat"):
+        live._check_told("perf", selection(options(wanted=("default", "openat"))))
 
 
 def test_patterns_of_variables() -> None:

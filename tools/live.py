@@ -125,10 +125,10 @@ def _check_told(name: str, selection: Selection) -> None:
         KcapError: Events, or call stacks, are wanted that the source never tells.
     """
     from kcap.readers.live import choice
-    from kcap.readers.live.choosing import DEFAULT
 
     told = choice.told(name)
-    asked = set() if selection.chosen.text == DEFAULT else set(selection.events)
+    # Of the default set every source tells what it can.
+    asked = selection.chosen.asked & selection.events
     untold = [] if told is None else sorted(asked - told)
     if selection.stack:
         untold.append("call stacks")
@@ -142,12 +142,14 @@ def _check_told(name: str, selection: Selection) -> None:
 
 def _told(name: str, selection: Selection | None, details: Mapping[str, Any]) -> dict[str, Any]:
     """What a source is told of the recording, and one that chooses by itself of what is wanted."""
+    from kcap.readers.live import choice
     from kcap.readers.live.choosing import DEFAULT
 
     if selection is None:
         return {"details": details}
     if name in TOLD_EVENTS:
-        wanted = None if selection.chosen.text == DEFAULT else selection.events
+        told = choice.told(name) or selection.events
+        wanted = None if selection.chosen.text == DEFAULT else selection.events & told
         return {"events": wanted, "details": details}
     if name != CHOOSING:
         return {"details": details}

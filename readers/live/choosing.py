@@ -59,6 +59,8 @@ class Chosen:
     """Opening of files was asked for, not only what is recorded of it by default."""
     text: str = DEFAULT
     """As it was asked for."""
+    asked: frozenset[str] = frozenset()
+    """Those of the events that were asked for otherwise than as the default."""
     unseen: tuple[str, ...] = ()
     """Events that were asked for, too, and that no recorder sees: they are others' only."""
 
@@ -142,7 +144,7 @@ def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = (
     if all(choice.drop for choice in choices):
         choices = (Choice(DEFAULT), *choices)
     ways: dict[Way, None] = {}
-    opens = False
+    asked = set()
     unseen = dict.fromkeys(c.name for c in choices if _is_unseen(c))
     for choice in choices:
         if choice.name in unseen:
@@ -154,8 +156,7 @@ def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = (
         for name in sorted(names):
             for base in (*([name] if name in catalogue.events() else ()), *derived().get(name, ())):
                 ways[Way(name, base)] = None
-                handler = catalogue.events()[base].handler
-                opens |= handler == _OPENS and choice.name != DEFAULT
+                asked.update([base] * (choice.name != DEFAULT))
     if unseen and not ways:
         raise ChoiceError(f"no recorder sees {', '.join(unseen)}", hint=_LISTED)
     if not ways:
@@ -163,7 +164,9 @@ def choose(choices: Iterable[Choice], conditions: Sequence[tuple[str, Expr]] = (
     events = frozenset(way.event for way in ways)
     text = ",".join(f"{'-' if c.drop else ''}{c.name}" for c in choices if c.name not in unseen)
     told = tuple(c for c in unseen if Choice(c) in choices)
-    return Chosen(events, tuple(_conditions(ways, conditions)), opens, text, told)
+    opens = any(catalogue.events()[name].handler == _OPENS for name in asked)
+    conditioned = tuple(_conditions(ways, conditions))
+    return Chosen(events, conditioned, opens, text, events & asked, told)
 
 
 def _is_unseen(choice: Choice) -> bool:
