@@ -51,6 +51,16 @@ def test_names_stay_in_their_lines(rules: Path) -> None:
     assert not any("\x1b" in run("rules", verb, rules).stdout for verb in ("coverage", "show"))
 
 
+def test_very_many_rules_are_not_all_named(rules: Path) -> None:
+    """A hundred are named, of more the first: the line stays one that can be read."""
+    each = [f"- id: R{number:03}\n  condition: pid = 1\n" for number in range(101)]
+    for count, end in ((100, " R099]"), (101, " R099 … 1 more]")):
+        rules.write_text("".join(each[:count]))
+        words = run("detect", "--rules", rules, "--list").stderr.splitlines()
+        assert words[0].startswith(f"Loaded {count} signature(s): [R000 R001 ")
+        assert words[0].endswith(end)
+
+
 def test_validate(rules: Path) -> None:
     """What is wrong with a rule is said with file, line and rule, and makes the exit code 3."""
     result = run("rules", "validate", rules)

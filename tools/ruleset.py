@@ -31,6 +31,7 @@ _EVERY: Final = "all"
 _SUFFIXES: Final = (".yaml", ".yml", ".py", ".rego")
 _NANOSECONDS: Final = 10**9
 _NEAR: Final = 3
+_TOLD: Final = 100
 
 
 class RuleOptions(TypedDict):
@@ -125,10 +126,10 @@ class Chosen:
         )
 
     def loaded(self) -> str:
-        """Which rules there are, as tracee-rules says it."""
-        return (
-            f"Loaded {len(self.rules)} signature(s): [{' '.join(r.about.id for r in self.rules)}]"
-        )
+        """Which rules there are, as tracee-rules says it; of very many, the first."""
+        ids = [rule.about.id for rule in self.rules]
+        more = f" … {len(ids) - _TOLD:,} more" if len(ids) > _TOLD else ""
+        return f"Loaded {len(ids)} signature(s): [{' '.join(ids[:_TOLD])}{more}]"
 
     def parts(self) -> list[dict[str, str]]:
         """What the alerts depend on beside options: the content of files.
