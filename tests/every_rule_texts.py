@@ -51,17 +51,19 @@ class Writers(Signature):
         self.writes = {}
 
     def on_match(self, ctx, selector, event):
-        pid = event.field("ps.pid")
+        pid = f"{event.column('host')} {event.field('ps.pid')}"
         if selector == "write":
             self.writes[pid] = self.writes.get(pid, 0) + 1
             if self.writes[pid] == 3:
-                ctx.at(event.ts_ns + 1_000_000, pid)
+                ctx.at(event.ts_ns + 1_000_000, (pid, event.identity))
         elif pid in self.writes:
             ctx.alert(data={"pid": pid, "writes": self.writes.pop(pid)})
 
     def on_deadline(self, ctx, key):
-        if key in self.writes:
-            ctx.alert(title="It still writes", data={"pid": key, "writes": self.writes[key]})
+        pid, third = key
+        if pid in self.writes:
+            data = {"pid": pid, "writes": self.writes[pid]}
+            ctx.alert(title="It still writes", causes=[third], data=data)
 
     def on_end(self, ctx):
         ctx.alert(title="They are left", data={"pids": sorted(self.writes)})
