@@ -112,6 +112,9 @@ def test_a_number_is_found_as_a_number_and_as_its_digits() -> None:
     found = one({"s": {"EventID": 4625}, "condition": "s"}).selectors[0].filter
 
     assert found.rows(batch_of_rows(rows)).tolist() == [0, 1]
+    rows = [{"Channel": "Security", "Share": value} for value in (0.5, "0.5", 5, "0.55")]
+    found = one({"s": {"Share": 0.5}, "condition": "s"}).selectors[0].filter
+    assert found.rows(batch_of_rows(rows)).tolist() == [0, 1]
 
 
 # conditions: any of them, beside SQLite

@@ -170,8 +170,11 @@ def _comparison(ref: FieldRef, value: Any) -> Expr:  # noqa: ANN401 - any of Sig
             "a part of a time in text is asked for", expected="evt.time.h and the like"
         )
     if isinstance(value, types.SigmaNumber):
-        # As text too: what one source has as a number another has as its digits.
-        return Binary(Op.IIN, ref, _list(Literal(_number(value))))
+        # As text too: what one source has as a number another has as its digits. Of whole numbers
+        # a list finds both.
+        number = _number(value)
+        digits = [] if isinstance(number, int) else [Literal(str(number))]
+        return Binary(Op.IIN, ref, _list(Literal(number), *digits))
     if isinstance(value, types.SigmaBool):
         word = "true" if value else "false"
         return Binary(Op.IIN, ref, _list(Literal(bool(value)), Literal(word)))
