@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cli_support import run
-from rules_support import OWN_RULES, T0_NS, events, lines, written
+from rules_support import OWN_RULES, T0_NS, event, events, lines, written
 
 
 @pytest.fixture
@@ -119,6 +119,19 @@ def test_explain(tmp_path: Path) -> None:
     assert f"alert {alert['arg_alert_id'][:16]} at 2022-07-09T21:42:45" in result.stdout
     assert run("rules", "explain", "TRC-3", path, "--event", "99").exit_code == 1
     assert run("rules", "explain", "TRC-3", path, "--event", "x").exit_code == 1
+
+
+def test_what_is_explained_stays_in_its_lines(rules: Path) -> None:
+    """A process can't add lines by what it is called or started with."""
+    name = "cat\nalert 0123456789abcdef at noon: X"
+    path = rules.with_name("named.json")
+    path.write_bytes(lines([event(1, "openat", name, pathname="/x")]))
+    rules.write_text("- id: X\n  condition: evt.name = 'openat'\n  output: '%ps.name'\n")
+    (alert,) = run("detect", "--rules", rules, "--format", "jsonl", path).stdout.splitlines()
+    words = ["explain", rules, path, "--event", json.loads(alert)["arg_causes"][0]]
+    found = run("rules", *words).stdout
+    assert r"cat\x0aalert 0123456789abcdef" in found
+    assert [line[:6] for line in found.splitlines() if line.startswith("alert")] == ["alert "]
 
 
 def test_profile(rules: Path) -> None:

@@ -208,6 +208,8 @@ def explain(
 
     'kcap cat --format jsonl' shows each event's ord; an alert names its events in arg_causes.
     """
+    from kcap.model.text import printable
+
     found = ruleset.selected((name,), signatures, rules_dir)
     wanted = rule_looks.Wanted.of(event)
     taps = [rule_looks.Explaining(rule, wanted) for rule in found.rules]
@@ -220,7 +222,7 @@ def explain(
             file=capture,
             hint="kcap cat --format jsonl shows each event's ord",
         )
-    click.echo(_printable("\n\n".join("\n".join(tap.lines()) for tap in taps)))
+    click.echo("\n\n".join("\n".join(map(printable, tap.lines())) for tap in taps))
     common.report_losses(summary.losses, capture)
     _leave(ctx, found, code=summary.exit_code)
 
