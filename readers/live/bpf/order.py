@@ -7,7 +7,6 @@ until nothing older can follow.
 
 from __future__ import annotations
 
-import mmap
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,10 +17,6 @@ TIME: Final = np.dtype("<u8")
 
 ALIGNED: Final = 8
 """Records begin at multiples of it."""
-
-
-_FIRST_BYTES: Final = 32 << 20
-"""Memory to begin with: what is not used of it is none."""
 
 
 class Records(NamedTuple):
@@ -78,7 +73,7 @@ class Ordering:
         start, size = self._used, len(records.data)
         self._used += size + -size % ALIGNED
         if self._used > len(self._data):
-            grown = _memory(max(self._used, 2 * len(self._data), _FIRST_BYTES))
+            grown = np.empty(max(self._used, 2 * len(self._data)), np.uint8)
             grown[:start] = self._data[:start]
             self._data = grown
         self._data[start : start + size] = records.data
@@ -122,12 +117,3 @@ class Ordering:
         self._given = True
         order = np.argsort(np.concatenate(times), kind="stable")
         return Records(data, np.concatenate(ready)[order])
-
-
-def _memory(size: int) -> npt.NDArray[np.uint8]:
-    """Memory in small pages, which are taken as they are used.
-
-    For what is as large as this numpy asks for huge ones, and the kernel may have to move others'
-    pages to get these together: 14 MiB took 4 to 36 ms of CPU, in small pages always 8.
-    """
-    return np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
