@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from kcap.filter.cells import Cells, Reader, View
 from kcap.filter.engine import Engine, leaf_nodes
-from kcap.filter.entries import Lists, Numbers, Values
+from kcap.filter.entries import Lists, Numbers
 from kcap.filter.leaf import Leaf
 from kcap.filter.syntax import And, Expr, FieldRef, Or
 from kcap.filter.tables import BITS, Part, Table, Words
@@ -261,7 +261,8 @@ def _coded(cells: Cells) -> Cells | None:
         values, at = entries.distinct
         if len(values) * _OFTEN > len(at):
             return None
-        return Cells(cells.rows, at if codes is None else at[codes], Values(values))
+        distinct = np.array(values, entries.array.dtype)
+        return Cells(cells.rows, at if codes is None else at[codes], Numbers(distinct))
     return None if isinstance(entries, Lists) else cells
 
 
