@@ -176,6 +176,8 @@ def test_alerts_of_a_correlation_have_the_fields_of_its_group(
         return [name for name, _ in raised([FAILED, LOGON, many, then], events)]
 
     assert names(*failures, logon(9, 4624, user, address)) == ["many", "in"]
+    found = raised([FAILED, LOGON, many, then], [*failures, logon(9, 4624, user, address)])
+    assert found[-1] == ("in", [0, 1, 2, 3])
     assert names(*failures, logon(9, 4624, "c", "c")) == ["many"]
     assert names(*failures[1:], logon(9, 4624, user, address)) == []
     assert names(logon(-9, 4624, user, address), *failures) == ["many"]
