@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import every_rule
+import filter_rows
 import pytest
 from cli_support import run
 from detect_support import batch, cut, raised, stateful, stream
@@ -26,6 +28,7 @@ from hypothesis import strategies as st
 from replay_support import Cut
 
 from kcap.detect.engine import Detections
+from kcap.filter.many import Filters
 from kcap.model.alert import Alert
 from kcap.model.batch import Batch
 from kcap.model.stream import StreamInfo
@@ -255,6 +258,33 @@ def test_rules_in_another_order_give_the_same() -> None:
         random.Random(seed).shuffle(rules)
 
         assert raised(Detections(rules), [whole]) == expected
+
+
+def test_selectors_of_every_kind_find_what_the_interpreter_finds(rules: str) -> None:
+    """Columns asked for all rules at once give the rows that each rule's filter is true of."""
+    source = open_source(INTRUSION, resolve=False)
+    batches = list(source.batches())
+    source.close()
+    every = ruleset.selected([rules], "all").rules
+    selectors = [(rule.about.kind, one.filter) for rule in every for one in rule.selectors]
+    asked = [(kind, one) for kind, one in selectors if not one.needs_state]
+    together = Filters([one for _, one in asked])
+    hits = Counter[str]()
+
+    others = []
+    for whole in batches:
+        together.note(whole.before)
+        found = [rows.tolist() for rows in together.rows(whole)]
+        for (kind, one), rows in zip(asked, found, strict=True):
+            assert rows == filter_rows.rows(one, whole), one.text
+            hits[kind] += len(rows)
+        # The control: those of another rule are others.
+        others += [filter_rows.rows(asked[at][1], whole) == found[-1 - at] for at in range(5)]
+
+    assert not all(others)
+    assert set(hits) == set(every_rule.KINDS)
+    assert all(hits.values()), hits
+    assert len(asked) > len(selectors) * 0.9
 
 
 WORLD = ("time", "time_ns", "localtime", "gmtime")
