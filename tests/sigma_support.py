@@ -330,14 +330,19 @@ class Sqlite:
 
     def rows(self, rule: SigmaRule, shape: str) -> list[int]:
         """The rows for which a rule is true, by number."""
+        return self.found(self.queries(rule, shape))
+
+    def queries(self, rule: SigmaRule, shape: str) -> list[str]:
+        """A rule as questions to the table."""
         backend = sqliteBackend(pipeline(shape))
-        found: set[int] = set()
-        for query in backend.convert_rule(rule):
-            for name in sorted(backend.required_fields(rule)):
-                self._know(name)
-            sql = query.replace("SELECT *", "SELECT rowid", 1)
-            found.update(number - 1 for (number,) in self._db.execute(sql))
-        return sorted(found)
+        queries = backend.convert_rule(rule)
+        for name in sorted(backend.required_fields(rule)):
+            self._know(name)
+        return [query.replace("SELECT *", "SELECT rowid", 1) for query in queries]
+
+    def found(self, queries: Sequence[str]) -> list[int]:
+        """The rows that some questions find, by number."""
+        return sorted({n - 1 for query in queries for (n,) in self._db.execute(query)})
 
     def _know(self, name: str) -> None:
         """A column that no row has a value in."""
