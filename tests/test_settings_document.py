@@ -124,7 +124,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("x: 1\na:\n  " + "{a: " * 20 + "1" + "}" * 20, "line 3: this is nested too deep"),
         ("#" * (1 + (256 << 10)), "too large for settings: expected at most 262,144 bytes"),
         ("\n".join(f"a{i}: 1" for i in range(20_001)), "too many values"),
-        ("record:\n  keep: 1\n  keep: 2", "line 3: 'keep' stands here again: expected it once, as at line 2"),
+        (
+            "record:\n  keep: 1\n  keep: 2",
+            "line 3: 'keep' stands here again: expected it once, as at line 2",
+        ),
         ("a: 1\n\na: 2", "line 3: 'a' stands here again: expected it once, as at line 1"),
         ("a: !!python/object/apply:os.system [id]", "line 1: !!python/object/apply:os.system is"),
         ("\na: !!set {b}", "line 2: !!set is not known here"),

@@ -5,7 +5,8 @@ docs/benchmarks.md. Needs root. The recorders take turns, forwards and then back
 is the median of its turns. What a recorder costs is counted as CPU, not by the clock: its own (user
 and system, its children's included) while the work lasts and until it has caught up, its own from
 start to end, and what it adds to the work's, because programs in the kernel run on the time of
-whoever calls it: "both" is what recording costs the host, its own and what it adds. tracefs is mounted in a mount namespace that ends with this program.
+whoever calls it: "both" is what recording costs the host, its own and what it adds. tracefs is
+mounted in a mount namespace that ends with this program.
 """
 
 from __future__ import annotations
