@@ -816,7 +816,8 @@ int on_state(struct bpf_raw_tracepoint_args *context)
         r->flags = KCAP_ELSEWHERE;
     fill_socket(&change->ends, sk);
     r->piece[3] = sizeof(change->ends);
-    s64 full = bpf_ringbuf_output(&rare, change, sizeof(*change), wake(&rare, wake_rare));
+    s64 full = bpf_ringbuf_output(&rare, change, sizeof(*change),
+                                  wake(&rare, wake_rare, sizeof(*change)));
     struct kcap_count *count = count_of(event_state);
     if (full)
         count_loss(r);

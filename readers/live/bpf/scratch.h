@@ -410,15 +410,16 @@ INLINE void count_loss(struct kcap_record *r)
         __sync_fetch_and_add(known, 1);
 }
 
-#define WAKE_BYTES 32768
+#define WAKE_SLACK 1024
 
-/* Whether to wake user space: where another `part` of the ring, a power of two, has just been
- * filled. To do so with each record while it is busy would take several times what the record does. */
-INLINE u64 wake(void *ring, u32 part)
+/* Whether a record of so many bytes wakes user space: where it fills another `part` of the ring, a
+ * power of two. To do so with each record while it is busy would take several times what the record
+ * does. Other processors add records meanwhile: so do those that come just behind. */
+INLINE u64 wake(void *ring, u32 part, u32 bytes)
 {
-    u64 filled = bpf_ringbuf_query(ring, 0);
-    return filled >= part && (filled & (part - 1)) < WAKE_BYTES ? 2 /* FORCE_WAKEUP */
-                                                                : 1 /* NO_WAKEUP */;
+    u64 filled = bpf_ringbuf_query(ring, 0) + bytes;
+    return filled >= part && (filled & (part - 1)) < bytes + WAKE_SLACK ? 2 /* FORCE_WAKEUP */
+                                                                        : 1 /* NO_WAKEUP */;
 }
 
 INLINE struct kcap_count *count_of(u32 event)
@@ -453,8 +454,8 @@ INLINE void emit(void *context, struct scratch *s, u32 to_hot)
         bytes = DATA_BYTES;
     bytes += sizeof(s->record);
     s->record.bytes = bytes;
-    s64 full = to_hot ? bpf_ringbuf_output(&hot, &s->record, bytes, wake(&hot, wake_hot))
-                      : bpf_ringbuf_output(&rare, &s->record, bytes, wake(&rare, wake_rare));
+    s64 full = to_hot ? bpf_ringbuf_output(&hot, &s->record, bytes, wake(&hot, wake_hot, bytes))
+                      : bpf_ringbuf_output(&rare, &s->record, bytes, wake(&rare, wake_rare, bytes));
     struct kcap_count *count = count_of(s->record.event);
     if (full)
         count_loss(&s->record);
