@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kcap.tools.status import Output
 
 
-_TRIM_S: Final = 20.0
+_TRIM_S: Final = 5.0
 """Seconds for which memory that was freed is kept for what comes next."""
 
 

@@ -454,8 +454,10 @@ INLINE void emit(void *context, struct scratch *s, u32 to_hot)
         bytes = DATA_BYTES;
     bytes += sizeof(s->record);
     s->record.bytes = bytes;
-    s64 full = to_hot ? bpf_ringbuf_output(&hot, &s->record, bytes, wake(&hot, wake_hot, bytes))
-                      : bpf_ringbuf_output(&rare, &s->record, bytes, wake(&rare, wake_rare, bytes));
+    /* Read anew: of a copy in another register the verifier of 6.12 does not know the bounds. */
+    u32 size = *(volatile u32 *)&s->record.bytes;
+    s64 full = to_hot ? bpf_ringbuf_output(&hot, &s->record, bytes, wake(&hot, wake_hot, size))
+                      : bpf_ringbuf_output(&rare, &s->record, bytes, wake(&rare, wake_rare, size));
     struct kcap_count *count = count_of(s->record.event);
     if (full)
         count_loss(&s->record);
