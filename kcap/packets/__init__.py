@@ -1,0 +1,1 @@
+"""Packets: one frame batch for live and imported ones, what its headers say, and whose they are."""
