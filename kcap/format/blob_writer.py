@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from kcap import limits
-from kcap.errors import LimitError, OutputError
+from kcap.errors import FullError, LimitError, OutputError
 from kcap.format import blobs, body
 from kcap.format.blobs import Block, Gap, Manifest
 from kcap.format.record import Kind
+from kcap.model.artifact import Artifact
 
 _REASON_CHARS: Final = 800
 _DESCRIPTION_BYTES: Final = 512 << 10
@@ -99,14 +100,42 @@ class BlobStore:
                 as it can have.
         """
         with self.begin(path=path, origin=origin, ord=ord, details=details) as blob:
-            for part in parts:
-                if blob.full:
-                    break
-                if isinstance(part, Gap):
-                    blob.gap(*part)
-                else:
-                    blob.write(part)
+            self._take(blob, parts)
         return blob.close()
+
+    def artifact(self, side: Artifact) -> str | None:
+        """Write an artifact that came with events.
+
+        Args:
+            side: The artifact.
+
+        Returns:
+            Why it is not in the capture, or not whole; None where all that there is of it is.
+
+        Raises:
+            OutputError: Nothing can be written any more.
+        """
+        name = side.path or "of no path"
+        try:
+            with self.begin(
+                path=side.path, origin=side.origin, ord=side.ord, details=side.described
+            ) as blob:
+                self._take(blob, side.content.parts())
+                blob.close(truncated=side.truncated)
+        except (LimitError, FullError, OSError) as e:
+            # What happened is worth more than that one file is whole: events go on.
+            return f"{name}: {e}"
+        return None
+
+    @staticmethod
+    def _take(blob: BlobWriter, parts: Iterable[bytes | Gap]) -> None:
+        for part in parts:
+            if blob.full:
+                break
+            if isinstance(part, Gap):
+                blob.gap(*part)
+            else:
+                blob.write(part)
 
     def block(self, data: bytes) -> bytes | None:
         """Put a block into the capture, unless it is there already.

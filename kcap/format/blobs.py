@@ -15,7 +15,10 @@ from kcap import limits
 from kcap.errors import DamagedError, LimitError
 from kcap.format import body, zstd
 from kcap.format.record import MAGIC
+from kcap.model.artifact import Gap
 from kcap.model.classes import I64_MAX, I64_MIN
+
+__all__ = ["Block", "Extent", "Gap", "Manifest"]
 
 HASH_BYTES: Final = 32
 
@@ -172,14 +175,6 @@ def masked(raw: bytes | memoryview, mask: int) -> bytes:
         return bytes(raw)
     word = np.frombuffer(mask.to_bytes(4, "little"), np.uint8)
     return (np.frombuffer(raw, np.uint8) ^ np.resize(word, len(raw))).tobytes()
-
-
-class Gap(NamedTuple):
-    """A range of a blob that has no bytes."""
-
-    length: int
-    reason: str | None = None
-    """Why its bytes are missing; None for a hole: the artifact is sparse, and zeros are there."""
 
 
 class Extent(NamedTuple):

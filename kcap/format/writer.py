@@ -14,7 +14,7 @@ from kcap.errors import FullError, LimitError, OutputError
 from kcap.format import bloom, body, chunk, heartbeat, payloads, record, schema, tail
 from kcap.format.appender import Appender
 from kcap.format.blob_writer import BlobStore
-from kcap.format.blobs import Gap, Manifest
+from kcap.format.blobs import Manifest
 from kcap.format.bloom import Bloom
 from kcap.format.cadence import LastCheckpoint, StateCadence, WrittenTails
 from kcap.format.chunk_index import Indexer
@@ -24,6 +24,7 @@ from kcap.format.pending import Pending
 from kcap.format.record import Kind
 from kcap.format.room import REPEATED, End, Room
 from kcap.format.totals import Running, brief
+from kcap.model.artifact import Artifact, Gap
 from kcap.model.batch import Batch, without_state
 from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 
@@ -294,7 +295,9 @@ class CaptureWriter:
         """Count events for which there is no room, and remember what was lost before them."""
         self._refused += without_state(batch).rows
         for side in batch.before:
-            if isinstance(side, Loss) and len(self._losses) < _LOSSES_A_RECORD:
+            if isinstance(side, Artifact):
+                self._artifact(side)
+            elif isinstance(side, Loss) and len(self._losses) < _LOSSES_A_RECORD:
                 self._losses.append(side)
 
     def _begin(self, file_id: bytes) -> None:
@@ -444,10 +447,18 @@ class CaptureWriter:
             # At once, and not behind its events: it is to outlive a recorder that is killed.
             self._settle()
             self._try(Kind.HEARTBEAT, heartbeat.pack(side))
+        elif isinstance(side, Artifact):
+            self._artifact(side)
         else:
             self.flush()
             self._state(side)
             self._appender.flush()
+
+    def _artifact(self, side: Artifact) -> None:
+        """Write an artifact as a blob."""
+        why = self.blobs.artifact(side)
+        if why is not None:
+            self._leave_out(Loss("lost", None, f"an artifact ({side.kind}): {why}"))
 
     def _state(self, snapshot: Snapshot) -> None:
         """Write a STATE record."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from kcap.errors import DamagedError
 from kcap.model.arrow import CLASS_KEY, from_arrow
+from kcap.model.artifact import Artifact
 from kcap.model.batch import Batch
 from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 
@@ -31,8 +32,9 @@ def pack(sides: Iterable[Side]) -> bytes:
     Returns:
         The text; a snapshot's tables are in it as base64 of an Arrow IPC stream each.
     """
-    # Heartbeats are of a recording alone: what a gap between them means, a loss says.
-    kept = [side for side in sides if not isinstance(side, Heartbeat)]
+    # Heartbeats are of a recording alone: what a gap between them means, a loss says. Artifacts
+    # are for captures: a table has no place for files.
+    kept = [side for side in sides if not isinstance(side, Heartbeat | Artifact)]
     return json.dumps([_packed(side) for side in kept], sort_keys=True).encode("ascii")
 
 

@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from kcap.errors import DamagedError
+from kcap.model.artifact import Artifact
 from kcap.model.classes import I64_MAX, I64_MIN
 
 if TYPE_CHECKING:
@@ -228,5 +229,5 @@ class Heartbeat:
     """Counters of what was received and lost, programs that are attached, clocks."""
 
 
-Side = SourceInfo | Loss | Snapshot | Heartbeat
+Side = SourceInfo | Loss | Snapshot | Heartbeat | Artifact
 """What a batch may carry in `Batch.before`."""

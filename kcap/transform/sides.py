@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from kcap.model.artifact import Artifact
 from kcap.model.batch import Batch, Column, Rows, concat
 from kcap.model.classes import TypeClass
 from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
@@ -105,7 +106,8 @@ class Sides:
         Returns:
             As many.
         """
-        return tuple(self._side(side) for side in sides)
+        # What is in a file nobody has looked through: it does not go where secrets may not.
+        return tuple(self._side(side) for side in sides if not isinstance(side, Artifact))
 
     def events(self, batch: Batch) -> Batch:
         """Let events refer to their sources by the new ids.
@@ -135,7 +137,7 @@ class Sides:
         at = np.flatnonzero(chosen[column.codes()]).astype(np.int32)
         return at if column.rows is None else column.rows[at]
 
-    def _side(self, side: Side) -> Side:
+    def _side(self, side: SourceInfo | Snapshot | Loss | Heartbeat) -> Side:
         if isinstance(side, SourceInfo):
             return self._source(side)
         if isinstance(side, Snapshot):

@@ -1,0 +1,149 @@
+"""A live source with others that listen beside it: to packets, to what becomes artifacts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from kcap.errors import KcapError
+
+if TYPE_CHECKING:
+    from kcap.model.batch import Batch
+    from kcap.model.stream import LiveSource, StreamInfo
+    from kcap.readers.live.bpf.asked import Ask
+
+
+class Companion(Protocol):
+    """Listens beside a live source, and adds to what it tells.
+
+    What needs rights happens when it is made, in `prepare`, `serve` and `close`; the rest is called
+    in the process that works on the events (see `kcap.model.stream.LiveSource`).
+    """
+
+    name: str
+    """What its questions begin with."""
+    rights: Collection[str]
+    """The capabilities that `serve` and `close` take."""
+    pids: Collection[int]
+    """Processes of its own: what they do is left out."""
+
+    def prepare(self) -> None:
+        """Do what must be done with rights before the first batch."""
+
+    def part(self, ask: Ask) -> None:
+        """Go on in a process without rights, which was forked.
+
+        Args:
+            ask: Calls `serve` in the one that has them.
+        """
+
+    def serve(self, name: str, argument: bytes) -> bytes:
+        """Answer what is asked of whoever has the rights; see `LiveSource.serve`."""
+
+    def own(self, pids: Sequence[int]) -> None:
+        """Say which processes are the recorder's."""
+
+    def begin(self) -> None:
+        """Begin to listen: the source is about to give its first batch."""
+
+    def follow(self, batch: Batch) -> Iterator[Batch]:
+        """Take a batch of the source, an empty one too: at least one comes in each interval.
+
+        Args:
+            batch: Events, with their place in the recording.
+
+        Yields:
+            The batch with what is known beside it, and batches of its own before or behind it.
+        """
+
+    def end(self) -> Iterator[Batch]:
+        """The source has ended.
+
+        Yields:
+            What is left.
+        """
+
+    def close(self) -> None:
+        """Let go of everything; may be called twice."""
+
+
+class Accompanied:
+    """A `kcap.model.stream.LiveSource` that is one with companions.
+
+    Args:
+        source: The source.
+        companions: Those who listen beside it; each gets what the one before it gives.
+    """
+
+    def __init__(self, source: LiveSource, companions: Sequence[Companion]) -> None:
+        self._source = source
+        self._companions = tuple(companions)
+        self.rights = frozenset(source.rights).union(*(c.rights for c in companions))
+
+    @property
+    def info(self) -> StreamInfo:
+        """See `LiveSource`."""
+        return self._source.info
+
+    def part(self, ask: Ask) -> None:
+        """See `LiveSource`."""
+        self._source.part(ask)
+        for companion in self._companions:
+            companion.part(_asking(ask, companion.name))
+
+    def prepare(self) -> None:
+        """See `LiveSource`."""
+        # What companions hear from the beginning is more than the source tells, never less.
+        for companion in self._companions:
+            companion.prepare()
+        self._source.prepare()
+
+    def serve(self, name: str, argument: bytes) -> bytes:
+        """See `LiveSource`."""
+        whose, slash, rest = name.partition("/")
+        if not slash:
+            return self._source.serve(name, argument)
+        for companion in self._companions:
+            if companion.name == whose:
+                return companion.serve(rest, argument)
+        raise KcapError(f"there is no answer to {name!r}")
+
+    def own(self, pids: Sequence[int]) -> None:
+        """See `LiveSource`."""
+        everybody = [*pids, *(pid for c in self._companions for pid in c.pids)]
+        self._source.own(everybody)
+        for companion in self._companions:
+            companion.own(everybody)
+
+    def stop(self) -> None:
+        """See `LiveSource`."""
+        self._source.stop()
+
+    def batches(self) -> Iterator[Batch]:
+        """See `LiveSource`."""
+        for companion in self._companions:
+            companion.begin()
+        for batch in self._source.batches():
+            yield from self._followed(batch, 0)
+        for place, companion in enumerate(self._companions):
+            for batch in companion.end():
+                yield from self._followed(batch, place + 1)
+
+    def _followed(self, batch: Batch, place: int) -> Iterator[Batch]:
+        if place == len(self._companions):
+            yield batch
+            return
+        for made in self._companions[place].follow(batch):
+            yield from self._followed(made, place + 1)
+
+    def close(self) -> None:
+        """See `LiveSource`."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._source.close)
+            for companion in self._companions:
+                stack.callback(companion.close)
+
+
+def _asking(ask: Ask, whose: str) -> Ask:
+    return lambda name, argument: ask(f"{whose}/{name}", argument)
