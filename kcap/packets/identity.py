@@ -1,0 +1,205 @@
+"""``packet_id``: which sightings are of one packet.
+
+A packet over loopback, or between two containers, is seen as it leaves and as it arrives, by
+observers that know nothing of each other. What they saw is equal byte for byte, so sightings of
+equal content pair: the n-th that goes out with the n-th that comes in. The id comes from the
+content and the time of the first of them, and from nothing else; so the same frames get the same
+ids whatever file or recorder they come from, and however they are cut into batches.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.packets.frames import I64, Direction, Frames, Mask
+from kcap.packets.headers import Headers
+
+U64 = npt.NDArray[np.uint64]
+
+SEGMENT: Final = 1 << 14
+"""Sightings that are looked at together."""
+
+WAITING: Final = 4
+"""For how many segments a sighting waits for its twin; loopback's comes within a few frames."""
+
+WINDOW: Final = SEGMENT * WAITING
+"""How many sightings back the next of equal content and time is told from."""
+
+_POSITIVE: Final = np.uint64((1 << 63) - 1)
+_WORD: Final = 8
+_MULTIPLIER: Final = 0x9E3779B97F4A7C15
+_MIX: Final = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+
+
+class _Waiting(NamedTuple):
+    """Sightings without a twin so far, oldest first."""
+
+    content: U64
+    direction: npt.NDArray[np.uint8]
+    ids: I64
+    segment: I64
+
+    def kept(self, which: Mask) -> _Waiting:
+        """Some of them."""
+        content, direction, ids, segment = self
+        return _Waiting(content[which], direction[which], ids[which], segment[which])
+
+
+class PacketIds:
+    """Gives sightings their packet's id, batch after batch of one stream.
+
+    Example:
+        >>> from kcap.packets.headers import parse
+        >>> frame = bytes.fromhex("450000140000000040010000") + bytes(8)
+        >>> seen = Frames.of([frame, frame], [7, 9], 101, direction=np.array([2, 1], np.uint8))
+        >>> ids = PacketIds().give(seen, parse(seen))
+        >>> bool(ids[0] == ids[1])
+        True
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        """Sightings so far."""
+        none = np.zeros(0, np.int64)
+        self._waiting = _Waiting(none.astype(np.uint64), none.astype(np.uint8), none, none)
+        self._keys = none.astype(np.uint64)
+        """Content and time of the last `WINDOW` sightings."""
+        self._repeats = none
+        """How many of the same came before each of them."""
+
+    def give(self, frames: Frames, headers: Headers) -> I64:
+        """The ids of the next frames of the stream.
+
+        Args:
+            frames: The frames.
+            headers: Their headers.
+
+        Returns:
+            A positive number each; that of the source where it gave one.
+        """
+        content = contents(frames, headers)
+        keys = _mixed(content ^ _mixed(frames.ts_ns.astype(np.uint64)))
+        repeats = self._repeated(keys)
+        ids = (_mixed(keys + repeats.astype(np.uint64)) & _POSITIVE).astype(np.int64)
+        given = frames.packet_id
+        own = np.ones(len(frames), np.bool_) if given is None else given < 0
+        if given is not None:
+            ids = np.where(own, ids, given)
+        if frames.direction is not None:
+            directed = own & (frames.direction != Direction.UNKNOWN)
+            self._pair(content, frames.direction, ids, directed)
+        self._count += len(frames)
+        return ids
+
+    def _repeated(self, keys: U64) -> I64:
+        """How many sightings of equal content and time came before each, one after another."""
+        before = len(self._keys)
+        every = np.concatenate([self._keys, keys])
+        repeats = np.concatenate([self._repeats, np.zeros(len(keys), np.int64)])
+        ordered = np.sort(every)
+        if (ordered[1:] == ordered[:-1]).any():
+            order = np.argsort(every, kind="stable")
+            same = every[order[1:]] == every[order[:-1]]
+            # Few are equal, and each counts from the one before it.
+            for at in np.flatnonzero(same).tolist():
+                last, this = int(order[at]), int(order[at + 1])
+                if this >= before and this - last <= WINDOW:
+                    repeats[this] = repeats[last] + 1
+        self._keys, self._repeats = every[-WINDOW:], repeats[-WINDOW:]
+        return repeats[before:]
+
+    def _pair(
+        self, content: U64, direction: npt.NDArray[np.uint8], ids: I64, directed: Mask
+    ) -> None:
+        """Give the second sighting of each pair the id of the first."""
+        at = 0
+        while at < len(ids):
+            # Segments begin where they would in any other cut of the stream.
+            segment = (self._count + at) // SEGMENT
+            stop = min(len(ids), (segment + 1) * SEGMENT - self._count)
+            rows = at + np.flatnonzero(directed[at:stop])
+            waiting = self._waiting
+            old = waiting.kept(waiting.segment + WAITING > segment)
+            joined = _Waiting(
+                np.concatenate([old.content, content[rows]]),
+                np.concatenate([old.direction, direction[rows]]),
+                np.concatenate([old.ids, ids[rows]]),
+                np.concatenate([old.segment, np.full(len(rows), segment)]),
+            )
+            first, second = _pairs(joined.content, joined.direction)
+            found = joined.ids
+            found[second] = found[first]
+            ids[rows] = found[len(found) - len(rows) :]
+            left = np.ones(len(found), np.bool_)
+            left[first] = left[second] = False
+            self._waiting = joined.kept(left)
+            at = stop
+
+
+def _pairs(content: U64, direction: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
+    """The n-th that goes out and the n-th that comes in of equal content: earlier and later."""
+    order = np.argsort(content, kind="stable")
+    sides = []
+    for way in (Direction.OUT, Direction.IN):
+        rows = order[direction[order] == way]
+        of = content[rows]
+        begins = np.ones(len(rows), np.bool_)
+        begins[1:] = of[1:] != of[:-1]
+        starts = np.flatnonzero(begins)
+        rank = np.arange(len(rows)) - np.repeat(starts, np.diff([*starts, len(rows)]))
+        sides.append((rows, _mixed(of + rank.astype(np.uint64) * np.uint64(_MULTIPLIER))))
+    (out_rows, out), (in_rows, arrived) = sides
+    _, i, j = np.intersect1d(out, arrived, return_indices=True)
+    pairs = np.stack([out_rows[i], in_rows[j]]).astype(np.int64)
+    return pairs.min(axis=0), pairs.max(axis=0)
+
+
+def contents(frames: Frames, headers: Headers) -> U64:
+    """A hash of what each frame holds from layer 3 on, without what pads it.
+
+    Args:
+        frames: The frames.
+        headers: Their headers.
+
+    Returns:
+        Numbers of 64 bits; how long the packet was counts too.
+    """
+    start = headers.start
+    sizes = np.maximum(headers.stop - start, 0)
+    words = -(-sizes // _WORD)
+    buffer = np.concatenate([frames.data, np.zeros(_WORD, np.uint8)])
+    every = np.lib.stride_tricks.as_strided(
+        buffer[:_WORD].view("<u8"), (len(buffer) - _WORD + 1,), (1,), writeable=False
+    )
+    ends = np.cumsum(words)
+    total = int(ends[-1]) if len(ends) else 0
+    begins = ends - words
+    number = np.arange(total) - np.repeat(begins, words)
+    values = every[np.repeat(start, words) + (number << 3)].astype(np.uint64)
+    last = ends[words > 0] - 1
+    over = (words * _WORD - sizes)[words > 0].astype(np.uint64) * np.uint64(8)
+    values[last] &= np.uint64(0xFFFFFFFFFFFFFFFF) >> over
+    # Each word is multiplied with an odd number that belongs to its place.
+    place = _places(int(words.max()) if total else 0)[number]
+    sums = np.zeros(len(frames), np.uint64)
+    there = words > 0
+    if total:
+        sums[there] = np.add.reduceat(_mixed(values + place) * place, begins[there])
+    size = headers.total.astype(np.uint64) << np.uint64(20) ^ sizes.astype(np.uint64)
+    return _mixed(sums ^ _mixed(size))
+
+
+def _places(count: int) -> U64:
+    """An odd number for each place of a word."""
+    numbers = np.arange(1, count + 1, dtype=np.uint64)
+    return _mixed(numbers * np.uint64(_MULTIPLIER)) | np.uint64(1)
+
+
+def _mixed(values: U64) -> U64:
+    """Numbers in which every bit depends on every bit of what it comes from."""
+    for shift, factor in _MIX:
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values
