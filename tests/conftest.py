@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import every_rule
 import pytest
 from hypothesis import HealthCheck, settings
 from support import capture
@@ -94,6 +95,18 @@ def root() -> Path:
 def fixtures() -> Path:
     """The folder of captures that kcap made."""
     return ROOT / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def intrusion(fixtures: Path) -> Path:
+    """The recording of the little intrusion."""
+    return fixtures / "intrusion.kcap"
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """What makes a verb run rules of every kind."""
+    return every_rule.words(every_rule.written(tmp_path_factory.mktemp("rules")))
 
 
 @pytest.fixture(scope="session")

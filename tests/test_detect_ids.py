@@ -6,27 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import every_rule
 import pytest
 import rules_support
 from cli_support import run, shell
 from determinism_child import cut_anew
-from every_rule import Alert, alerts_in, ids, printed, written
+from every_rule import Alert, alerts_in, ids, printed
 
 PIDS = (15921, 15922, 15923, 15926, 15927, 15937)
 """Some of the processes of the intrusion."""
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """What makes a verb run rules of every kind."""
-    return every_rule.words(written(tmp_path_factory.mktemp("rules")))
-
-
-@pytest.fixture(scope="module")
-def intrusion(fixtures: Path) -> Path:
-    """The capture."""
-    return fixtures / "intrusion.kcap"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import every_rule
 import pytest
 from cli_support import run
 from determinism_child import cut_anew
-from every_rule import Alert, alerts_in, ids, printed, rules_of, written
+from every_rule import Alert, alerts_in, ids, printed, rules_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resume import killed, place
@@ -38,18 +38,6 @@ def on_next_event(event):
 def on_stop():
     emit_alert("last", str(len(seen)))
 '''
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """What makes a verb run rules of every kind."""
-    return every_rule.words(written(tmp_path_factory.mktemp("rules")))
-
-
-@pytest.fixture(scope="module")
-def intrusion(fixtures: Path) -> Path:
-    """The capture."""
-    return fixtures / "intrusion.kcap"
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 from cli_support import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifest_support import COUNTER, made
 from support import FILE_ID, batch_of, capture, make_events
 
 from kcap.errors import BadInputError, KcapError, VersionError
@@ -22,26 +23,6 @@ from kcap.replay.manifest import Digested, differences
 from kcap.writers.sinks import spec
 from kcap.writers.sinks.dry import Dry
 
-COUNTER = '''"""Counts events by name."""
-
-counts = {}
-
-
-def on_init():
-    columns(["Event", "Count"])
-    sort_by("Count")
-
-
-def on_next_event(event):
-    counts[event["name"]] = counts.get(event["name"], 0) + 1
-
-
-def on_stop():
-    for name, count in counts.items():
-        add_row([name, count])
-    render_table()
-'''
-
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixtures: Path) -> Path:
@@ -49,14 +30,6 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixtures: Path) -> Pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "host.kcap").write_bytes((fixtures / "first.kcap").read_bytes())
     return tmp_path
-
-
-def made(*words: str) -> dict[str, Any]:
-    """The manifest of a run of host.kcap, in run.json."""
-    result = run("replay", "host.kcap", *words, "--manifest", "run.json", "--force")
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(Path("run.json").read_bytes())
-    return found
 
 
 def verified(path: str = "run.json") -> tuple[int, str]:

@@ -5,36 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from cli_support import run
+from manifest_support import COUNTER, made
 
 from kcap.model.batch import Batch, constant
 from kcap.model.classes import TypeClass
 from kcap.transform import tokens
 from kcap.transform.basic import Tags
 
-COUNTER = '''"""Counts events by name."""
-
-counts = {}
-
-
-def on_init():
-    columns(["Event", "Count"])
-    sort_by("Count")
-
-
-def on_next_event(event):
-    counts[event["name"]] = counts.get(event["name"], 0) + 1
-
-
-def on_stop():
-    for name, count in counts.items():
-        add_row([name, count])
-    render_table()
-'''
 RUNS: dict[str, tuple[str, ...]] = {
     "filament": ("-f", "./counter.py"),
     "transform": ("--transform", "tags=site:lab", "--format", "jsonl"),
@@ -49,14 +30,6 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixtures: Path) -> Pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "host.kcap").write_bytes((fixtures / "first.kcap").read_bytes())
     return tmp_path
-
-
-def made(*words: str) -> dict[str, Any]:
-    """The manifest of a run of host.kcap, in run.json."""
-    result = run("replay", "host.kcap", *words, "--manifest", "run.json", "--force")
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(Path("run.json").read_bytes())
-    return found
 
 
 def verified() -> tuple[int, str]:
