@@ -35,7 +35,23 @@ class _Begin(NamedTuple):
     stop: int
 
 
-class Seeking:
+class _Of:
+    """A source that is another one, or a part of it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def info(self) -> StreamInfo:
+        """See `Source.info`."""
+        return self._source.info
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._source.close()
+
+
+class Seeking(_Of):
     """The wanted events of a source, with what was known before them.
 
     Where rows were passed over, a snapshot of the state stands before the rows that follow, so
@@ -56,7 +72,7 @@ class Seeking:
     """
 
     def __init__(self, source: Source, span: Span, state: State, *, host: bool = False) -> None:
-        self._source = source
+        super().__init__(source)
         self._span = span
         self._state = state
         self._host = host
@@ -64,15 +80,6 @@ class Seeking:
         self._run = (0, span.behind)
         """Of the rows given last: how many were before them, and the number of the first."""
         self._passed = Passed(state, all_sides=span.start is None and not span.behind)
-
-    @property
-    def info(self) -> StreamInfo:
-        """See `Source.info`."""
-        return self._source.info
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._source.close()
 
     def row_behind(self, delivered: int) -> int:
         """How far the input was dealt with.
@@ -148,7 +155,7 @@ class Seeking:
             yield rest
 
 
-class Whole:
+class Whole(_Of):
     """All of a source, for who must see what comes before the part that is wanted.
 
     Args:
@@ -157,17 +164,8 @@ class Whole:
     """
 
     def __init__(self, source: Source, span: Span) -> None:
-        self._source = source
+        super().__init__(source)
         self._within = Within(span)
-
-    @property
-    def info(self) -> StreamInfo:
-        """See `Source.info`."""
-        return self._source.info
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._source.close()
 
     def row_behind(self, delivered: int) -> int:
         """How far the input was dealt with.
