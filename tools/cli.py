@@ -59,6 +59,9 @@ _VERBS: Final = {
     "list": _Verb("list_", "Look", "Fields, events and columns that kcap knows."),
     "hunt": _Verb("hunt", "Look", "Look for indicators of compromise: hashes, addresses, names."),
     "diff": _Verb("diff", "Look", "Events that only one of two captures has."),
+    "artifacts": _Verb(
+        "artifacts", "Look", "Files, memory, programs beside the events; take them out."
+    ),
     "query": _Verb("query", "Look", "Run SQL over captures."),
     "export": _Verb("export", "Look", "Write events for other programs: Parquet, Arrow, CSV."),
     "replay": _Verb("replay", "Replay", "Run a capture through the pipeline again."),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kcap.format.blobs import Manifest
-from kcap.model.tracee_names import kernel_device
+from kcap.model.tracee_names import INDEXES, PCAP, PROFILE, kernel_device
 
 ID_CHARS: Final = 12
 """Characters of an artifact's short name."""
@@ -17,6 +17,7 @@ ID_CHARS: Final = 12
 INCOMPLETE: Final = ".incomplete"
 """How the name of a file ends that lacks a part."""
 
+_TAKEN: Final = {*INDEXES, PCAP, PROFILE}
 _NAME_BYTES: Final = 120
 _FOLDER_BYTES: Final = 80
 _KEPT: Final = frozenset("._-+@=,~ ")
@@ -122,7 +123,8 @@ def flat(manifest: Manifest) -> tuple[str, ...]:
 
 def container(manifest: Manifest) -> str:
     """The folder of a container in Tracee's layout: its id, ``host`` for none."""
-    return safe(text(manifest.details, "container_id") or "host", _FOLDER_BYTES)
+    name = safe(text(manifest.details, "container_id") or "host", _FOLDER_BYTES)
+    return f"_{name}" if name.casefold() in _TAKEN else name
 
 
 def tracee(manifest: Manifest) -> tuple[str, ...]:

@@ -1,17 +1,22 @@
-"""Blobs on their way from captures into another one: those whose event goes there, too."""
+"""Artifacts on their way into a capture: those whose event goes there, too.
+
+Those of captures are its blobs. A foreign source that has artifacts beside its events has a list
+of them, ``artifacts``; it gives them between its events, too, where nothing chooses among those.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from kcap.errors import KcapError
-from kcap.format.blobs import Manifest
+from kcap.format.blobs import Gap, Manifest
 from kcap.format.reader import CaptureReader
+from kcap.model.artifact import Artifact
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss
 
@@ -20,14 +25,14 @@ if TYPE_CHECKING:
     from kcap.model.batch import Batch
     from kcap.model.stream import Source
 
-_Content = tuple[str | None, int | None, str | None, str | None, bytes]
+_Content = tuple[str | None, int | None, str | None, str | None, bytes, str]
 
 
 class Artifacts:
     """The blobs of some captures, and which of them go along.
 
     Args:
-        sources: The captures. Others have no blobs; those of a pipe, which stand among its
+        sources: The captures, and foreign sources. The blobs of a pipe, which stand among its
             events, are counted.
         unnamed: Take the blobs too that belong to no event.
     """
@@ -35,7 +40,10 @@ class Artifacts:
     def __init__(self, sources: Iterable[Source], *, unnamed: bool) -> None:
         self.losses: list[Loss] = []
         """What is damaged or gone of the blobs that went along."""
+        sources = list(sources)
         captures = [s for s in sources if isinstance(s, CaptureReader)]
+        foreign = [s for s in sources if not isinstance(s, CaptureReader)]
+        self._listed: list[Artifact] = [a for s in foreign for a in listed(s)]
         self._readers = [s for s in captures if s.window.seekable]
         self._pipes = [s for s in captures if not s.window.seekable]
         self._wanted: dict[str, npt.NDArray[np.int64]] = {}
@@ -45,6 +53,9 @@ class Artifacts:
             for manifest in reader.manifests():
                 if manifest.origin is not None and manifest.ord is not None:
                     found.setdefault(manifest.origin, set()).add(manifest.ord)
+        for artifact in self._listed:
+            if artifact.origin is not None and artifact.ord is not None:
+                found.setdefault(artifact.origin, set()).add(artifact.ord)
         for origin, ords in found.items():
             self._wanted[origin] = np.array(sorted(ords), np.int64)
         self._unnamed = unnamed
@@ -60,8 +71,32 @@ class Artifacts:
         """
         made = Artifacts((), unnamed=unnamed)
         made._readers, made._pipes = self._readers, self._pipes
-        made._wanted = self._wanted
+        made._wanted, made._listed = self._wanted, self._listed
         return made
+
+    def without(self, batch: Batch) -> Batch:
+        """Leave to `carry` the artifacts that come between the events.
+
+        Args:
+            batch: Events and side records.
+
+        Returns:
+            The batch without those that a source has listed.
+        """
+        if not self._listed or not batch.before:
+            return batch
+        return batch.with_before([s for s in batch.before if not isinstance(s, Artifact)])
+
+    def includes(self, manifest: Manifest) -> bool:
+        """Whether an artifact goes along, by the events so far.
+
+        Args:
+            manifest: The artifact.
+
+        Returns:
+            True where its event does.
+        """
+        return self._goes_along(manifest)
 
     def follow(self, batch: Batch) -> None:
         """Take note of the events that go along.
@@ -98,32 +133,85 @@ class Artifacts:
             for manifest in reader.manifests():
                 if self._goes_along(manifest) and (same := _content(manifest)) not in written:
                     written.add(same)
-                    self._copy(reader, manifest, writer)
+                    self._copy(manifest, self._parts(reader, manifest), writer)
             self.losses += reader.blobs.losses
+        for artifact in self._listed:
+            manifest = described(artifact)
+            if self._goes_along(manifest) and (same := _content(manifest)) not in written:
+                written.add(same)
+                self._copy(manifest, artifact.content.parts(), writer)
 
     def _goes_along(self, manifest: Manifest) -> bool:
         if manifest.origin is None or manifest.ord is None:
             return self._unnamed
         return (manifest.origin, manifest.ord) in self._chosen
 
-    def _copy(self, reader: CaptureReader, manifest: Manifest, writer: CaptureWriter) -> None:
-        """Write a blob; it is read a block at a time."""
+    def _copy(
+        self, manifest: Manifest, parts: Iterable[bytes | Gap], writer: CaptureWriter
+    ) -> None:
+        """Write a blob as its parts come."""
         blob = writer.blobs.begin(
             path=manifest.path, origin=manifest.origin, ord=manifest.ord, details=manifest.details
         )
+        truncated = manifest.truncated
+        try:
+            for part in parts:
+                if isinstance(part, Gap):
+                    blob.gap(*part)
+                else:
+                    blob.write(part)
+        except OSError as e:
+            truncated = f"reading it failed: {e.strerror or e}"
+            self.losses.append(Loss("damaged", None, f"{manifest.title}: {truncated}"))
+        blob.close(truncated=truncated)
+
+    def _parts(self, reader: CaptureReader, manifest: Manifest) -> Iterator[bytes | Gap]:
+        """The parts of a capture's blob, a block at a time; what is damaged is missing."""
         for extent in manifest.extents():
             if extent.sha256 is None:
-                blob.gap(extent.length, extent.reason)
+                yield Gap(extent.length, extent.reason)
                 continue
             try:
                 data = reader.blobs.block(extent)
             except KcapError as e:
                 why = f"{e.what}{f' at {e.place}' if e.place else ''}"
                 self.losses.append(Loss("damaged", 0, f"{manifest.title}: {why}"))
-                blob.gap(extent.length, "damaged in the capture that this one is made from")
+                yield Gap(extent.length, "damaged in the capture that this one is made from")
             else:
-                blob.write(data)
-        blob.close(truncated=manifest.truncated)
+                yield data
+
+
+def listed(source: Source) -> Sequence[Artifact]:
+    """The artifacts that a foreign source has beside its events.
+
+    Args:
+        source: The source.
+
+    Returns:
+        Them, in an order of their own; none where it has no list.
+    """
+    found: Sequence[Artifact] = getattr(source, "artifacts", ())
+    return found
+
+
+def described(artifact: Artifact) -> Manifest:
+    """What is known of an artifact before it is read.
+
+    Args:
+        artifact: The artifact.
+
+    Returns:
+        A manifest without hash and ranges.
+    """
+    return Manifest(
+        None,
+        0,
+        path=artifact.path,
+        origin=artifact.origin,
+        ord=artifact.ord,
+        truncated=artifact.truncated,
+        details=artifact.described,
+    )
 
 
 class Carrying:
@@ -143,6 +231,7 @@ class Carrying:
 
     def write(self, batch: Batch) -> None:
         """See `kcap.model.stream.Sink.write`."""
+        batch = self._artifacts.without(batch)
         self._artifacts.follow(batch)
         self._writer.write(batch)
 
@@ -165,4 +254,5 @@ class Carrying:
 def _content(manifest: Manifest) -> _Content:
     """What two captures may both have."""
     table = hashlib.sha256(manifest.table).digest()
-    return manifest.origin, manifest.ord, manifest.path, manifest.sha256, table
+    where = str(manifest.details.get("file"))
+    return manifest.origin, manifest.ord, manifest.path, manifest.sha256, table, where

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
+from kcap.model.artifact import Artifact
 from kcap.model.batch import Batch
 from kcap.model.stream import Source, StreamInfo
+from kcap.replay.artifacts import listed
 from kcap.state import State
 
 OWN: Final = frozenset({"arrow", "kcap"})
@@ -28,6 +30,11 @@ class Resolved:
     def info(self) -> StreamInfo:
         """See `Source.info`."""
         return self._source.info
+
+    @property
+    def artifacts(self) -> Sequence[Artifact]:
+        """See `kcap.replay.artifacts.listed`."""
+        return listed(self._source)
 
     def batches(self) -> Iterator[Batch]:
         """See `Source.batches`."""

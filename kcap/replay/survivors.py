@@ -125,7 +125,7 @@ class Survivors(Carrying):
 
     def write(self, batch: Batch) -> None:
         """See `kcap.model.stream.Sink.write`."""
-        batch = canonical(batch)
+        batch = self._artifacts.without(canonical(batch))
         self._artifacts.follow(batch)
         before = [*self._passing(batch.before), *self._referred(batch)]
         # The end of one part is where a snapshot has its place.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from kcap.format.blobs import Manifest
-from kcap.format.reader import CaptureReader
+from kcap import limits
+from kcap.format.blobs import Gap, Manifest, holes_hashed
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.side import Heartbeat, Loss
 from kcap.replay.artifacts import Artifacts, Carrying
@@ -23,6 +24,7 @@ DIGEST: Final = "redacted_sha256"
 """Detail of a blob with the token of the hash of what is not there."""
 
 _REASON: Final = "left out of this redacted copy"
+_ZEROS: Final = bytes(limits.BLOB_BLOCK_BYTES)
 
 
 class Blobs(StrEnum):
@@ -53,7 +55,7 @@ class RedactedArtifacts(Artifacts):
     @property
     def number(self) -> int:
         """How many blobs the captures have."""
-        return sum(1 for reader in self._readers for _ in reader.manifests())
+        return len(self._listed) + sum(1 for r in self._readers for _ in r.manifests())
 
     def carry(self, writer: CaptureWriter) -> None:
         """See `kcap.replay.artifacts.Artifacts.carry`."""
@@ -63,7 +65,9 @@ class RedactedArtifacts(Artifacts):
     def _goes_along(self, manifest: Manifest) -> bool:
         return True
 
-    def _copy(self, reader: CaptureReader, manifest: Manifest, writer: CaptureWriter) -> None:
+    def _copy(
+        self, manifest: Manifest, parts: Iterable[bytes | Gap], writer: CaptureWriter
+    ) -> None:
         hider = self._hider
         texts = [manifest.path or "", manifest.truncated or "", *manifest.reasons]
         path, truncated, *reasons = hider.texts(texts)
@@ -75,16 +79,45 @@ class RedactedArtifacts(Artifacts):
             details=hider.details(manifest.details),
         )
         if self._blobs is Blobs.KEEP:
-            super()._copy(reader, bare, writer)
+            hidden = dict(zip(manifest.reasons, reasons, strict=True))
+            super()._copy(bare, _renamed(parts, hidden), writer)
             return
+        size, digest = manifest.size, manifest.sha256
+        if not manifest.table:
+            size, digest = _measured(parts)
         details = dict(bare.details)
-        if manifest.sha256 is not None:
-            details[DIGEST] = hider.key.token(manifest.sha256)
+        if digest is not None:
+            details[DIGEST] = hider.key.token(digest)
         blob = writer.blobs.begin(
             path=bare.path, origin=manifest.origin, ord=manifest.ord, details=details
         )
-        blob.gap(manifest.size, _REASON)
+        blob.gap(size, _REASON)
         blob.close(truncated=bare.truncated)
+
+
+def _renamed(parts: Iterable[bytes | Gap], reasons: Mapping[str, str]) -> Iterator[bytes | Gap]:
+    """The parts of a blob, why some are missing in other words."""
+    for part in parts:
+        if isinstance(part, Gap) and part.reason is not None:
+            yield Gap(part.length, reasons.get(part.reason, part.reason))
+        else:
+            yield part
+
+
+def _measured(parts: Iterable[bytes | Gap]) -> tuple[int, str | None]:
+    """Size and hash of what is not in a capture yet; no hash where a part of it is missing."""
+    size, holes, digest, whole = 0, 0, hashlib.sha256(), True
+    for part in parts:
+        if not isinstance(part, Gap):
+            digest.update(part)
+            size += len(part)
+            continue
+        holes += part.length
+        size += part.length
+        whole = whole and part.reason is None and holes_hashed(holes)
+        for start in range(0, part.length if whole else 0, len(_ZEROS)):
+            digest.update(_ZEROS[: part.length - start])
+    return size, digest.hexdigest() if whole else None
 
 
 class Copy(Carrying):
