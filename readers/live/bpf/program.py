@@ -59,7 +59,7 @@ _NEEDS_ENTER: Final = "close"
 COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8")])
 """What `KernelProgram.counts` has for each event."""
 
-OWN: Final = 8
+OWN: Final = 16
 """``KCAP_OWN``: so many processes may be the recorder's."""
 
 _PROBED: Final = 140

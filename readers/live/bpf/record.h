@@ -11,7 +11,7 @@
 #define KCAP_STACK 8 /* the piece with the addresses of the call stack, where asked for */
 #define KCAP_STRING 4096 /* longest string or block of bytes that is copied */
 #define KCAP_EVENTS 256 /* event numbers are below */
-#define KCAP_OWN 8      /* processes of the recorder at most */
+#define KCAP_OWN 16     /* processes of the recorder at most */
 #define KCAP_CALLS 512  /* system call numbers of one instruction set are below */
 
 enum kcap_flag {
