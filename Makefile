@@ -43,11 +43,11 @@ bench: $(VENV)/.dev ## measure size and speed beside other formats
 	@$(PIP) --group bench
 	@$(RUN) tests/bench/run.py
 
-bpf: ## build the recorder's kernel program anew (clang 14; the object is committed beside its source)
-	@cd readers/live/bpf && \
-	clang -O2 -g -target bpf -mcpu=v3 -Wall -Werror -fdebug-compilation-dir=. -c recorder.bpf.c -o recorder.bpf.o && \
-	llvm-strip -g recorder.bpf.o && \
-	llvm-objcopy -R .BTF.ext -R .rel.BTF.ext -R .rel.BTF --strip-unneeded recorder.bpf.o
+bpf: ## build the kernel programs anew (clang 14; the objects are committed beside their sources)
+	@cd readers/live/bpf && for source in *.bpf.c; do object=$${source%.c}.o; \
+	clang -O2 -g -target bpf -mcpu=v3 -Wall -Werror -fdebug-compilation-dir=. -c $$source -o $$object && \
+	llvm-strip -g $$object && \
+	llvm-objcopy -R .BTF.ext -R .rel.BTF.ext -R .rel.BTF --strip-unneeded $$object || exit 1; done
 
 lint: $(VENV)/.dev ## check style and types
 	@$(RUN) -m ruff check --quiet .

@@ -255,9 +255,21 @@ class Loaded:
         self.close()
 
     def _load(
-        self, constants: Mapping[str, int], sizes: Mapping[str, int], programs: Collection[str]
+        self,
+        constants: Mapping[str, int],
+        sizes: Mapping[str, int],
+        programs: Collection[str],
+        shared: Mapping[str, Map],
     ) -> None:
+        used = {
+            name for each in self.object.programs.values() for _, _, name, _ in each.relocations
+        }
         for definition in self.object.maps.values():
+            if definition.name not in used:
+                continue  # a header's, of which this object needs something else
+            if definition.name in shared:
+                self._share(definition, shared[definition.name])
+                continue
             sized = replace(
                 definition, max_entries=sizes.get(definition.name, definition.max_entries)
             )
@@ -293,6 +305,17 @@ class Loaded:
                 raise
             self.refused[program.name] = str(error)
 
+    def _share(self, definition: MapDefinition, held: Map) -> None:
+        """Use a map that another object made, as long as either holds it."""
+        theirs = held.definition
+        sizes = (definition.type, definition.key_size, definition.value_size)
+        if sizes != (theirs.type, theirs.key_size, theirs.value_size):
+            raise KcapError(
+                f"BPF map {definition.name} is another one than that of the same name",
+                expected=f"type, sizes of key and value {sizes}",
+            )
+        self.maps[definition.name] = Map(os.dup(held.fd), theirs)
+
     def _relocated(self, program: Program) -> bytes:
         """The program with the descriptors of its maps in it."""
         code = bytearray(program.code)
@@ -315,6 +338,7 @@ def load(
     sizes: Mapping[str, int] | None = None,
     programs: Collection[str] | None = None,
     optional: Collection[str] = (),
+    shared: Mapping[str, Map] | None = None,
     file: str = "BPF object",
 ) -> Loaded:
     """Give an object to the kernel; nothing runs before it is attached.
@@ -326,6 +350,7 @@ def load(
         sizes: Other numbers of entries for maps, by name.
         programs: Those to load; all if None.
         optional: Programs that may be refused; see `Loaded.refused`.
+        shared: Maps of another object, by name: those that this one has too are the same ones then.
         file: The object's name, for errors.
 
     Returns:
@@ -345,7 +370,7 @@ def load(
     loaded.unavailable = found.unavailable
     loaded._optional = frozenset(optional)  # noqa: SLF001
     try:
-        loaded._load({**found.constants, **(constants or {})}, sizes or {}, wanted)  # noqa: SLF001
+        loaded._load({**found.constants, **(constants or {})}, sizes or {}, wanted, shared or {})  # noqa: SLF001
     except BaseException:
         loaded.close()
         raise
