@@ -11,10 +11,12 @@ import numpy as np
 from kcap.tools import common, logs, ruleset
 
 if TYPE_CHECKING:
+    from kcap.filter import Filter
     from kcap.model.batch import Batch
     from kcap.model.side import Loss
-    from kcap.model.stream import Sink
+    from kcap.model.stream import Sink, Source
     from kcap.replay.span import Span
+    from kcap.tools.outlets import Outlets
 
 
 ANY: Final = "any"
@@ -48,6 +50,14 @@ class Rules:
         )
         self._last = self._within is None
         self._count = 0
+
+    def bind(self, sources: Sequence[Source]) -> None:
+        """Take notice of the artifacts of captures.
+
+        Args:
+            sources: The sources of the run, as they were opened.
+        """
+        self._detections.bind(sources)
 
     @property
     def losses(self) -> list[Loss]:
@@ -110,6 +120,20 @@ class Rules:
             found = [(row, TimeRange(*self._times).process(one)) for row, one in found]
         self._count += sum(one.rows for _, one in found)
         return [(row, one) for row, one in found if one.rows]
+
+
+def bind(also: Outlets, where: Filter | None, sources: Sequence[Source]) -> None:
+    """Let the rules and the filter of a run know the captures that have artifacts.
+
+    Args:
+        also: What takes part in the run.
+        where: The filter.
+        sources: The sources, as they were opened.
+    """
+    for tap in also.taps:
+        getattr(tap, "bind", lambda _: None)(sources)
+    if where is not None and where.inspector is not None:
+        where.inspector.bind(sources)
 
 
 class OnAlert:

@@ -139,6 +139,14 @@ class Verb(click.Command):
         except click.BadParameter as error:
             raise defaults.blamed(error) from None
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; a flag may be spelled with ``=true``."""
+        end = args.index("--") if "--" in args else len(args)
+        for param in self.params:
+            if (plain := getattr(param, "plain", None)) is not None:
+                args = [plain(word) if at < end else word for at, word in enumerate(args)]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run the verb, with the log that the settings name."""
         if isinstance(ctx.default_map, settings.Defaults) and not isinstance(self, click.Group):

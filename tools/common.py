@@ -24,6 +24,7 @@ _TIME: Final = re.compile(r"(.*?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.DOTALL
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _SHOWN: Final = 5
 _ERA: Final = "kcap.era"
+_BINARIES: Final = "kcap.binaries"
 
 TEXT_FORMATS: Final = forms.TEXT_FORMATS
 FORMATS: Final = forms.FORMATS
@@ -91,6 +92,24 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
+class Switch(click.Option):
+    """A flag that may be spelled ``--NAME=true`` and ``--NAME=false``, as Fibratus's are."""
+
+    def plain(self, word: str) -> str:
+        """A word of the command line as click understands it.
+
+        Args:
+            word: Any word.
+
+        Returns:
+            The flag, or the one that says no; any other word as it is.
+        """
+        name, _, value = word.partition("=")
+        if name not in self.opts or value.lower() not in ("true", "false"):
+            return word
+        return name if value.lower() == "true" else self.secondary_opts[0]
+
+
 class FilterText(click.ParamType["Filter"]):
     """A filter expression, checked as soon as it is read."""
 
@@ -107,15 +126,18 @@ class FilterText(click.ParamType["Filter"]):
 
         if isinstance(value, Filter):
             return value
-        return filter_of(value, None if ctx is None else era_of(ctx))
+        if ctx is None:
+            return filter_of(value)
+        return filter_of(value, era_of(ctx), binaries=looks_into_binaries(ctx))
 
 
-def filter_of(text: str, era: int | None = None) -> Filter:
+def filter_of(text: str, era: int | None = None, *, binaries: bool = False) -> Filter:
     """Parse a filter; say which of its fields no capture has.
 
     Args:
         text: The filter.
         era: 1 or 3, None for what its names tell.
+        binaries: Answer ``pe.*`` and ``elf.*`` from artifacts.
 
     Returns:
         The filter.
@@ -126,6 +148,7 @@ def filter_of(text: str, era: int | None = None) -> Filter:
     from kcap.filter import Filter
 
     found = Filter.of(text, era)
+    found.inspect(binaries=binaries)
     if found.sourceless:
         names = ", ".join(found.sourceless)
         logs.tell(f"kcap: the filter: no capture has a value for {names} yet")
@@ -133,8 +156,17 @@ def filter_of(text: str, era: int | None = None) -> Filter:
 
 
 def where_option(function: _F) -> _F:
-    """``-w/--where``, ``--era``."""
+    """``-w/--where``, ``--era``, ``--pe.enabled``."""
     for option in (
+        click.option(
+            "--pe.enabled/--no-pe.enabled",
+            "pe_enabled",
+            cls=Switch,
+            is_eager=True,
+            expose_value=False,
+            callback=_note_binaries,
+            help="Answer pe.* and elf.* fields of filters and rules from the capture's artifacts.",
+        ),
         click.option(
             "-w",
             "--where",
@@ -175,7 +207,7 @@ def filter_given(ctx: click.Context, where: Filter | None, words: Sequence[str])
         return where
     if where is not None:
         raise click.UsageError("give the filter once: behind -w, or as words")
-    return filter_of(text, era_of(ctx))
+    return filter_of(text, era_of(ctx), binaries=looks_into_binaries(ctx))
 
 
 def era_of(ctx: click.Context) -> int | None:
@@ -189,6 +221,22 @@ def era_of(ctx: click.Context) -> int | None:
     """
     era: int | None = ctx.meta.get(_ERA)
     return era
+
+
+def looks_into_binaries(ctx: click.Context) -> bool:
+    """Whether ``--pe.enabled`` is given.
+
+    Args:
+        ctx: The verb's context.
+
+    Returns:
+        True where filters and rules are answered from artifacts.
+    """
+    return bool(ctx.meta.get(_BINARIES))
+
+
+def _note_binaries(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    ctx.meta[_BINARIES] = value
 
 
 def _note_era(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:

@@ -149,6 +149,7 @@ class _Run:
         from kcap.replay.stages import Matching
 
         where = options["where"]
+        self._where = None if where is None else where.inspector
         self._detections: Detections = rules.detections(
             start_ns=options["start"], where=None if where is None else Matching(where)
         )
@@ -170,6 +171,9 @@ class _Run:
         """
         from kcap.replay.pipeline import Pipeline
 
+        self._detections.bind(inputs.sources)
+        if self._where is not None:
+            self._where.bind(inputs.sources)
         source, state = _one_source(inputs)
         return Pipeline(
             source,

@@ -24,6 +24,8 @@ _PREFIXES: Final = {
     "kevt": "the event, as 1.x has it",
     "ps": "the process",
     "pe": "its executable, as 1.x has it",
+    "elf": "its executable, where that is an ELF file",
+    "artifact": "the capture's artifacts",
     "file": "the file",
     "module": "the library or driver",
     "dll": "the library",

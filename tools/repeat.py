@@ -101,6 +101,8 @@ def options_of(
         found["where"] = where.text
     if era := common.era_of(ctx):
         found["era"] = str(era)
+    if common.looks_into_binaries(ctx):
+        found["pe.enabled"] = True
     return dict(sorted(found.items()))
 
 

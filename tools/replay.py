@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 import click
 
-from kcap.tools import common, forms, logs, outlets, output, repeat, ruleset, views
+from kcap.tools import alerting, common, forms, logs, outlets, output, repeat, ruleset, views
 from kcap.tools.cli import Verb
 from kcap.tools.play import Options, Output, opened_output, opened_source, playing
 
@@ -320,6 +320,7 @@ class _Run:
 
         state = State()
         options = self.options
+        alerting.bind(also, options["where"], [opened])
         span = self._span(behind)
         source, stages = self._spanned(opened, span, state)
         progress = None if begin is None else begin(source)

@@ -28,7 +28,8 @@ SETS: Final = ("seed", "v0.15", "v0.24", "all")
 
 _DEFAULT: Final = "seed"
 _EVERY: Final = "all"
-_SUFFIXES: Final = (".yaml", ".yml", ".py", ".rego")
+_SUFFIXES: Final = (".yaml", ".yml", ".py", ".rego", ".yar", ".yara")
+_YARA: Final = "yara"
 _NANOSECONDS: Final = 10**9
 _NEAR: Final = 3
 _TOLD: Final = 100
@@ -40,13 +41,20 @@ class RuleOptions(TypedDict):
     rules: tuple[str, ...]
     signatures: str | None
     rules_dir: tuple[str, ...]
+    yara: tuple[str, ...]
     tuning: tuple[str, ...]
     throttle: float | None
 
 
 def rule_options(function: _F) -> _F:
-    """``--rules``, ``--signatures``, ``--rules-dir``, ``--tuning``, ``--throttle``."""
+    """``--rules``, ``--signatures``, ``--rules-dir``, ``--yara``, ``--tuning``, ``--throttle``."""
     for option in (
+        click.option(
+            "--yara",
+            multiple=True,
+            metavar="PATH",
+            help="A file or folder of YARA rules, which look at artifacts; may be repeated.",
+        ),
         click.option(
             "--throttle",
             type=common.Duration(),
@@ -102,6 +110,8 @@ class Chosen:
     throttle_ns: int | None = None
     files: list[str] = field(default_factory=list)
     """Files that rules and exceptions are from."""
+    binaries: bool = False
+    """They are answered from artifacts what they ask of ``pe.*`` and ``elf.*``."""
 
     def detections(
         self, *, start_ns: int | None = None, where: Matching | None = None
@@ -123,6 +133,7 @@ class Chosen:
             throttle_ns=self.throttle_ns,
             start_ns=start_ns,
             where=where,
+            binaries=self.binaries,
         )
 
     def loaded(self) -> str:
@@ -179,7 +190,8 @@ def given(options: RuleOptions) -> bool:
     Raises:
         click.UsageError: It is said how, but not which.
     """
-    found = bool(options["rules"] or options["signatures"] or options["rules_dir"])
+    named = options["rules"], options["signatures"], options["rules_dir"], options["yara"]
+    found = any(named)
     if not found and (options["tuning"] or options["throttle"] is not None):
         raise click.UsageError("--tuning and --throttle belong to --rules or --signatures")
     return found
@@ -218,7 +230,9 @@ def chosen(options: RuleOptions) -> Chosen:
     Raises:
         KcapError: A file can't be read, or no rule has an ID that is named.
     """
-    found = selected(options["rules"], options["signatures"], options["rules_dir"])
+    found = selected(options["rules"], options["signatures"], options["rules_dir"], options["yara"])
+    context = click.get_current_context(silent=True)
+    found.binaries = context is not None and common.looks_into_binaries(context)
     throttle_s = options["throttle"]
     if throttle_s is not None:
         found.throttle_ns = round(throttle_s * _NANOSECONDS)
@@ -233,7 +247,10 @@ def chosen(options: RuleOptions) -> Chosen:
 
 
 def selected(
-    names: Sequence[str], signatures: str | None = None, folders: Sequence[str] = ()
+    names: Sequence[str],
+    signatures: str | None = None,
+    folders: Sequence[str] = (),
+    yara: Sequence[str] = (),
 ) -> Chosen:
     """Read rules.
 
@@ -241,6 +258,7 @@ def selected(
         names: Files and folders of rules, all of which run, and IDs of rules.
         signatures: One of `SETS`; None for the seed's where nothing else is named.
         folders: Folders of rules: those that IDs name, or all.
+        yara: Files and folders of YARA rules, all of which run.
 
     Returns:
         The rules.
@@ -257,16 +275,19 @@ def selected(
     paths = [Path(word) for word in words if word not in ids]
     named = loading.load(paths) if paths else loading.Ruleset()
     below = loading.load([Path(folder) for folder in folders]) if folders else loading.Ruleset()
+    looking = loading.load([Path(one) for one in yara], _YARA) if yara else loading.Ruleset()
     rules: list[Rule] = []
     if ids:
         rules += _by_id(ids, below, named, signatures, every)
     else:
-        if signatures is not None or not (paths or folders):
+        if signatures is not None or not (paths or folders or yara):
             rules += every.of(signatures or _DEFAULT)
         rules += below.rules
     problems = [p for p in below.problems if not ids or p.id is None or p.id in ids]
-    kept, doubled = unique([*rules, *(r for r in named.rules if r not in rules)])
+    rules += [r for r in named.rules if r not in rules]
+    kept, doubled = unique([*rules, *looking.rules])
     files = {rule.about.file for rule in kept if rule.about.file and rule.about.kind != "tracee"}
+    problems += looking.problems
     return Chosen(kept, [*named.problems, *problems, *doubled], files=sorted(files))
 
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kcap.detect.contents import Found
 from kcap.detect.event import Looked, Row, field
 from kcap.detect.rule import Identity, Rule
 from kcap.filter import Filter
@@ -36,6 +37,8 @@ class Candidate(NamedTuple):
     rule: int
     selector: int
     event: Row
+    found: Found | None = None
+    """What a rule that looks at artifacts has found in one of the event's; the selector is none."""
 
 
 class Candidates:
@@ -87,6 +90,11 @@ class Candidates:
         return bool(len(self._of_alerts))
 
     @property
+    def columns(self) -> frozenset[str]:
+        """The columns that selectors may depend on."""
+        return frozenset[str]().union(*(one.columns for one in self._chosen))
+
+    @property
     def needs_state(self) -> bool:
         """Whether all events must be followed."""
         return self._kin is not None
@@ -136,6 +144,19 @@ class Candidates:
             found = [np.concatenate(pair) for pair in zip(found, more, strict=True)]
             order = self._order(found[0], found[1] * (1 + found[2]), found[3])
         return self._candidates(looked, [column[order] for column in found])
+
+    def finding(self, batch: Batch, found: Sequence[tuple[int, Found]]) -> list[Candidate]:
+        """What was found in artifacts of events, as candidates.
+
+        Args:
+            batch: The events.
+            found: What was found, each with the row.
+
+        Returns:
+            One each.
+        """
+        looked = Looked(batch, self._families, self._memo)
+        return [Candidate(row, one.rule, 0, Row(looked, row), one) for row, one in found]
 
     def of_raised(self, batch: Batch, causes: Sequence[tuple[Identity, ...]]) -> list[Candidate]:
         """The candidates among alerts that were just raised.

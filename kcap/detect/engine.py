@@ -17,7 +17,10 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kcap.binaries import inspector
+from kcap.binaries.inspector import Inspector
 from kcap.detect.candidates import Candidate, Candidates
+from kcap.detect.contents import Found, Scans
 from kcap.detect.event import Looked, Row
 from kcap.detect.room import Bounds, Room
 from kcap.detect.rule import Exempt, Identity, Problem, Rule
@@ -28,6 +31,7 @@ from kcap.model.alert import Alert
 from kcap.model.batch import Batch, Rows, state_rows
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss
+from kcap.model.stream import Source
 
 Int64s = npt.NDArray[np.int64]
 
@@ -72,6 +76,7 @@ class Detections:
         start_ns: Alerts from before this time are not raised; rules see what happened before it.
         where: What of the events rules look at, however much all of them tell; None for all.
         bounds: How much rules may remember.
+        binaries: Answer ``pe.*`` and ``elf.*`` from artifacts, see `bind`.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Detections:
         start_ns: int | None = None,
         where: Choice | None = None,
         bounds: Bounds | None = None,
+        binaries: bool = False,
     ) -> None:
         chosen, self.problems = unique(rules)
         """Why rules do not run, or do not run any more."""
@@ -107,6 +113,9 @@ class Detections:
         self._runs = [Run(self, number, rule) for number, rule in enumerate(self.rules)]
         asked = [*(run.fields for run in self._runs), self._asked()]
         self._candidates = Candidates(self.rules, frozenset[str]().union(*asked))
+        wanted = inspector.COLUMNS if binaries else self._candidates.columns & {inspector.DUMPS}
+        self._inspector = Inspector(wanted)
+        self._scans = Scans(self.rules, self._inspector.library)
         self._asked_for = 0
         self._count = 0
         """Events so far, those of the batch that is looked at left out."""
@@ -123,6 +132,15 @@ class Detections:
         refs = [ref for one in self._exceptions for ref in one.filter.checked.fields]
         return frozenset(ref.name for ref in refs if ref.argument is None and not ref.segment)
 
+    def bind(self, sources: Iterable[Source]) -> None:
+        """Take notice of the artifacts of captures, where rules ask for any.
+
+        Args:
+            sources: The sources of the run, as they were opened.
+        """
+        if self._scans.wanted or self._inspector.wanted:
+            self._inspector.bind(sources)
+
     @property
     def needs_state(self) -> bool:
         """Whether rules ask for what only following all events tells."""
@@ -132,6 +150,7 @@ class Detections:
     def losses(self) -> list[Loss]:
         """What was not looked at, or was forgotten: then the run is not what it should be."""
         found = [Loss("blind", None, str(problem.error)) for problem in self.problems]
+        found += [*self._inspector.losses, *self._scans.losses]
         for run in self._runs:
             if run.dropped_count:
                 name = run.rule.about.id
@@ -190,11 +209,16 @@ class Detections:
             Alerts, each with the number of rows that it comes behind, in order.
         """
         times = self._times(batch)
+        batch = self._inspector.update(batch)
+        scanned = self._scans.of(batch) if self._scans.wanted else []
         candidates = self._candidates.of(batch)
+        if present := [one for one in scanned if one[0] >= 0]:
+            more = self._candidates.finding(batch, present)
+            candidates = [*heapq.merge(candidates, more, key=lambda one: one[:2])]
         if self._where is not None:
             wanted = set(self._where.rows(batch).tolist())
             candidates = [one for one in candidates if one.row in wanted]
-        found: list[tuple[int, Alert]] = []
+        found = [*self._late(scanned)]
         at = done = 0
         while at < len(candidates):
             row = candidates[at].row
@@ -222,6 +246,9 @@ class Detections:
             found += self._passed()
         for run in self._runs:
             run.end()
+            found += self._settled()
+        for one in self._scans.left() if self._scans.wanted else ():
+            self._runs[one.rule].found(one)
             found += self._settled()
         return found
 
@@ -266,9 +293,22 @@ class Detections:
         """The alerts of one event."""
         for candidate in candidates:
             self.event = candidate.event
-            self._runs[candidate.rule].match(candidate.selector, candidate.event)
+            run = self._runs[candidate.rule]
+            if candidate.found is not None:
+                run.found(candidate.found)
+            else:
+                run.match(candidate.selector, candidate.event)
         self.event = None
         return self._settled()
+
+    def _late(self, scanned: Sequence[tuple[int, Found]]) -> list[tuple[int, Alert]]:
+        """The alerts on artifacts of events that went by before."""
+        found: list[tuple[int, Alert]] = []
+        for row, one in scanned:
+            if row < 0:
+                self._runs[one.rule].found(one)
+                found += [(0, raised) for raised in self._settled()]
+        return found
 
     def _settled(self) -> list[Alert]:
         """What was raised, and what rules say of that in turn."""

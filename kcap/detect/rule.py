@@ -38,7 +38,8 @@ class About:
     """MITRE ATT&CK, as ``T1055.001``; or what the source says of it."""
     references: tuple[str, ...] = ()
     kind: str = "kcap"
-    """What it was written in: ``kcap``, ``python``, ``tracee``, ``fibratus``, ``sigma``."""
+    """What it was written in: ``kcap``, ``python``, ``tracee``, ``fibratus``, ``sigma``,
+    ``yara``."""
     file: str = ""
     line: int | None = None
     text: str | None = None
@@ -171,6 +172,33 @@ class Exempt(NamedTuple):
     """From this event time on they are wanted again."""
 
 
+class Scanner(Protocol):
+    """Looks at the contents of artifacts, for several rules at once."""
+
+    def scan(self, content: bytes) -> Mapping[str, Mapping[str, Any]]:
+        """Look at a content.
+
+        Args:
+            content: Its bytes.
+
+        Returns:
+            By the names of rules (`Contents.name`) what each of those has found that match: plain
+            JSON values.
+
+        Raises:
+            KcapError: It takes too long, or can't be done.
+        """
+
+
+class Contents(NamedTuple):
+    """What a rule is about that looks at artifacts rather than at events."""
+
+    scanner: Scanner
+    """Shared with the other rules of its kind."""
+    name: str
+    """What the scanner calls the rule."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A rule that can run."""
@@ -186,6 +214,8 @@ class Rule:
     machine tells (``ps.parent.exe``) has a value only where some rule said so before."""
     exceptions: tuple[Exempt, ...] = ()
     """Of this rule's alerts."""
+    contents: Contents | None = None
+    """Where it looks at artifacts: it alerts on the event of each one that it matches."""
 
 
 @dataclass(frozen=True, slots=True)

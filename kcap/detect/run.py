@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from kcap.detect.contents import Found
 from kcap.detect.event import Row, field
 from kcap.detect.rule import Identity, Machine, Problem, Rule
 from kcap.detect.text import Place, Text
@@ -108,6 +109,20 @@ class Run:
         assert self._machine is not None
         try:
             self._machine.match(self, selector, event)
+        except _FAILURES as error:
+            self._caught(error)
+
+    def found(self, found: Found) -> None:
+        """Alert on an artifact that it has matched.
+
+        Args:
+            found: What was found.
+        """
+        if self.ended:
+            return
+        self._raised_count = 0
+        try:
+            self.alert(causes=() if found.cause is None else (found.cause,), data=found.data)
         except _FAILURES as error:
             self._caught(error)
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from kcap.filter import fields
 from kcap.filter.errors import FilterError
 from kcap.filter.fields import Field, Source
-from kcap.filter.functions import FUNCTIONS, ITEMS, REFUSED, network
+from kcap.filter.functions import ARTIFACTS, FUNCTIONS, ITEMS, REFUSED, network
 from kcap.filter.lexer import SHELL
 from kcap.filter.syntax import (
     ORDERED,
@@ -222,6 +222,9 @@ class _Checker:
             raise self._error(what, node, expected=known.usage)
         if node.name == "foreach":
             return self._foreach(node), known.result
+        if node.name in ARTIFACTS and len(node.arguments) < known.most:
+            answers = FieldRef(ARTIFACTS[node.name], start=node.start, end=node.end)
+            node = replace(node, arguments=(*node.arguments, answers))
         made = [self.operand(part) for part in node.arguments]
         if node.name == "regex":
             self._patterns(node)

@@ -21,6 +21,7 @@ from kcap.model.batch import Batch, Rows
 from kcap.model.side import Side, SourceInfo
 
 if TYPE_CHECKING:
+    from kcap.binaries.inspector import Inspector
     from kcap.where import Values
 
 
@@ -41,6 +42,8 @@ class Filter:
         self._macros = macros
         self.checked = checked
         self.engine = Engine(checked)
+        self.inspector: Inspector | None = None
+        """What adds to events the columns of artifacts that it asks for; None where nobody does."""
         self._families: dict[str, str] = {}
         self._memo: dict[str, Memo] = {}
 
@@ -79,6 +82,17 @@ class Filter:
     def state_columns(self) -> frozenset[str]:
         """The columns that it needs of the state (`kcap.state.kin`)."""
         return frozenset(name for name in self._needed if name.startswith(STATE))
+
+    def inspect(self, *, binaries: bool) -> None:
+        """Let it be answered from artifacts, where it asks for them.
+
+        Args:
+            binaries: ``pe.*`` and ``elf.*``, too: those are dear, and may be recorded.
+        """
+        from kcap.binaries import inspector
+
+        wanted = self.columns & (inspector.COLUMNS if binaries else {inspector.DUMPS})
+        self.inspector = inspector.Inspector(wanted) if wanted else None
 
     @cached_property
     def _needed(self) -> set[str]:

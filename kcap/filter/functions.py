@@ -279,6 +279,17 @@ def _count(value: Any, pattern: Any, ignoring_case: Any = False) -> int | None: 
     return sum(item.count(wanted) for item in found) if wanted else 0
 
 
+def _is_minidump(path: Any, dumps: Any = None) -> bool | None:  # noqa: ANN401 - any values
+    """Whether an artifact that was taken at a path is a memory dump of Windows.
+
+    Args:
+        path: The path.
+        dumps: The paths of all such artifacts (`check` puts them here).
+    """
+    found = text(path)
+    return None if found is None else dumps is not None and found in texts(dumps)
+
+
 def _exists(value: Any) -> bool:  # noqa: ANN401 - any value
     return value is not None
 
@@ -312,6 +323,9 @@ FUNCTIONS: Final[Mapping[str, Function]] = {
         _indexof, 2, 3, "number", "indexof(s, part[, 'last'])", "place of a part, -1 for none"
     ),
     "is_abs": Function(_is_abs, 1, 1, "bool", "is_abs(path)", "the path is absolute"),
+    "is_minidump": Function(
+        _is_minidump, 1, 2, "bool", "is_minidump(path)", "the artifact is a memory dump of Windows"
+    ),
     "length": Function(
         _length, 1, 1, "number", "length(x)", "characters of a text, items of a list"
     ),
@@ -333,6 +347,9 @@ FUNCTIONS: Final[Mapping[str, Function]] = {
     "volume": Function(_volume, 1, 1, "text", "volume(path)", "drive or share of a path"),
 }
 """Every function there is, by name."""
+
+ARTIFACTS: Final[Mapping[str, str]] = {"is_minidump": "artifact.minidumps"}
+"""Functions that ask for artifacts, and the field that has the answers: their last argument."""
 
 ITEMS: Final = "[]"
 """Stands in checked expressions for the items of a list of structures; no one can write it."""
@@ -357,7 +374,6 @@ _MACHINE: Final = "it would look at the machine that replays, not at the one tha
 REFUSED: Final[Mapping[str, str]] = {
     "glob": _MACHINE,
     "symlink": _MACHINE,
-    "is_minidump": _MACHINE,
     "get_reg_value": _MACHINE,
     "yara": _MACHINE,
 }

@@ -147,9 +147,9 @@ class Pipeline:
             raise
         finally:
             self._close()
-        ends: Sequence[Tap | Sink] = (*self._taps, *self._sinks)
-        for end in ends:
-            self.summary.losses += getattr(end, "losses", ())
+        parts: Sequence[Tap | Stage | Sink] = (*self._taps, *self._stages, *self._sinks)
+        for part in parts:
+            self.summary.losses += getattr(part, "losses", ())
         return self.summary
 
     def _mark_incomplete(self, error: BaseException) -> None:

@@ -61,6 +61,11 @@ class Matching:
         self._storing = storing
         self._kin = Kin(chosen.state_columns) if chosen.needs_state else None
 
+    @property
+    def losses(self) -> Sequence[Loss]:
+        """Artifacts that the filter asks for and that could not be looked at."""
+        return () if self._filter.inspector is None else self._filter.inspector.losses
+
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
         if self._derived is not None and not self._storing:
@@ -90,6 +95,8 @@ class Matching:
     def _known(self, batch: Batch) -> Batch:
         """The events with all that the filter may ask for."""
         self._filter.note(batch.before)
+        if self._filter.inspector is not None:
+            batch = self._filter.inspector.update(batch)
         return batch if self._kin is None else self._kin.update(batch)
 
     def _matching(self, batch: Batch) -> Rows:

@@ -48,6 +48,11 @@ class Selecting:
         """Events that were left out, by source."""
 
     @property
+    def losses(self) -> list[Loss]:
+        """What the stages could not look at."""
+        return [loss for stage in self._stages for loss in getattr(stage, "losses", ())]
+
+    @property
     def done(self) -> bool:
         """No more events will be kept."""
         return self._room is not None and self._room <= 0

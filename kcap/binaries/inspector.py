@@ -1,0 +1,330 @@
+"""What events have of artifacts, as columns: for filters and rules alone, nobody stores them.
+
+An event has what its own artifact says; else that of the file its ``exe_sha256`` names; else that
+of what was taken last, up to this event, at the path that its process runs from. What was recorded
+with the event (as Fibratus does) counts before all of that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from kcap.binaries import elf, parts, pe
+from kcap.binaries.library import Entry, Library
+from kcap.errors import KcapError
+from kcap.model import naming
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import I64_MAX, I64_MIN, TypeClass
+from kcap.model.side import Loss
+
+if TYPE_CHECKING:
+    from kcap.model.stream import Source
+
+_PE: Final[Mapping[str, TypeClass]] = {
+    "address.base": TypeClass.I64,
+    "address.entrypoint": TypeClass.I64,
+    "anomalies": TypeClass.LIST,
+    "cert.after": TypeClass.I64,
+    "cert.before": TypeClass.I64,
+    "cert.issuer": TypeClass.STR,
+    "cert.serial": TypeClass.STR,
+    "cert.subject": TypeClass.STR,
+    "imphash": TypeClass.STR,
+    "imports": TypeClass.LIST,
+    "is_dll": TypeClass.BOOL,
+    "is_dotnet": TypeClass.BOOL,
+    "is_driver": TypeClass.BOOL,
+    "is_exec": TypeClass.BOOL,
+    "is_signed": TypeClass.BOOL,
+    "link_time": TypeClass.I64,
+    "nsections": TypeClass.I64,
+    "nsymbols": TypeClass.I64,
+    "resources": TypeClass.JSON,
+    "sections": TypeClass.JSON,
+    "symbols": TypeClass.LIST,
+}
+_ELF: Final[Mapping[str, TypeClass]] = {
+    "bits": TypeClass.I64,
+    "build_id": TypeClass.STR,
+    "entrypoint": TypeClass.I64,
+    "interpreter": TypeClass.STR,
+    "is_static": TypeClass.BOOL,
+    "is_stripped": TypeClass.BOOL,
+    "machine": TypeClass.STR,
+    "needed": TypeClass.LIST,
+    "nsections": TypeClass.I64,
+    "nsymbols": TypeClass.I64,
+    "sections": TypeClass.JSON,
+    "soname": TypeClass.STR,
+    "type": TypeClass.STR,
+}
+_CONTENTS: Final = 1024
+"""Different contents of which it is remembered what they say."""
+
+Codes = npt.NDArray[np.int32]
+
+
+def _column(form: str, fact: str, cls: TypeClass) -> str:
+    return naming.column_name(naming.extension(f"{form}.{fact}"), cls, None)
+
+
+_FACTS: Final = {
+    _column(form, fact, cls): (form, fact, cls)
+    for form, facts in (("pe", _PE), ("elf", _ELF))
+    for fact, cls in facts.items()
+}
+DUMPS: Final = _column("artifact", "minidumps", TypeClass.LIST)
+"""The paths of artifacts that are memory dumps of Windows: what ``is_minidump()`` looks in."""
+
+COLUMNS: Final = frozenset(_FACTS) | {DUMPS}
+"""Every column that artifacts give."""
+
+_EXE_SHA256: Final = naming.argument("exe_sha256")
+_MINIDUMP: Final = b"MDMP"
+_READERS: Final = {"pe": (pe.sniff, pe.facts), "elf": (elf.sniff, elf.facts)}
+
+
+class Inspector:
+    """Adds to batches what artifacts say of their events.
+
+    Args:
+        wanted: The columns that somebody asks for; those of `COLUMNS` are given.
+        library: The artifacts.
+
+    Example:
+        >>> Inspector({"pid"}, Library()).update(Batch(0, {})).rows
+        0
+    """
+
+    def __init__(self, wanted: Collection[str], library: Library | None = None) -> None:
+        self.library = Library() if library is None else library
+        self._wanted = sorted(COLUMNS & set(wanted))
+        self._forms = sorted({_FACTS[name][0] for name in self._wanted if name in _FACTS})
+        self._known: OrderedDict[object, dict[str, dict[str, Any]]] = OrderedDict()
+        self._dumps: dict[object, bool] = {}
+        self._unreadable: dict[str, None] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it adds any column."""
+        return bool(self._wanted)
+
+    @property
+    def losses(self) -> list[Loss]:
+        """Artifacts that could not be looked at."""
+        unread = [Loss("damaged", 0, reason) for reason in self._unreadable]
+        return [*self.library.all_losses, *unread]
+
+    def bind(self, sources: Iterable[Source]) -> None:
+        """Take notice of captures; see `Library.bind`."""
+        self.library.bind(sources)
+
+    def update(self, batch: Batch) -> Batch:
+        """Add the columns.
+
+        Args:
+            batch: The next events of the stream.
+
+        Returns:
+            It, with those of the columns that are wanted and not there already.
+        """
+        self.library.note(batch.before)
+        if not self._wanted or not batch.rows:
+            return batch
+        found: dict[str, Column] = {}
+        for form in self._forms:
+            facts, codes = self._told(batch, form)
+            if facts:
+                found |= self._made(form, facts, codes)
+        if DUMPS in self._wanted:
+            found |= self._dump_paths(batch)
+        return batch.adding({n: c for n, c in found.items() if n not in batch.columns})
+
+    # which artifact a row has
+
+    def _told(self, batch: Batch, form: str) -> tuple[list[dict[str, Any]], Codes]:
+        """What artifacts of a format say, and which of them each row has, -1 for none."""
+        codes = np.full(batch.rows, -1, np.int32)
+        facts: list[dict[str, Any]] = []
+        numbers: dict[object, int] = {}
+
+        def number(entry: Entry | None) -> int:
+            if entry is None:
+                return -1
+            if entry.key not in numbers:
+                said = self._facts(entry, form)
+                numbers[entry.key] = len(facts) if said else -1
+                facts.extend([said] if said else [])
+            return numbers[entry.key]
+
+        places = list(_origins(batch))
+        ords = batch.numpy("ord", I64_MIN)
+        for origin, rows in places:
+            own = self.library.events(origin)
+            if not own:
+                continue
+            known = np.fromiter(own, np.int64, len(own))
+            for row in rows[np.isin(ords[rows], known)].tolist():
+                each = [number(entry) for entry in own[int(ords[row])]]
+                codes[row] = next((code for code in each if code >= 0), -1)
+        self._by_hash(batch, codes, number)
+        for origin, rows in places:
+            self._by_path(batch, origin, rows, ords, codes, number)
+        return facts, codes
+
+    def _by_hash(self, batch: Batch, codes: Codes, number: Any) -> None:  # noqa: ANN401
+        column = batch.get(_EXE_SHA256)
+        if column is None or column.cls is not TypeClass.STR or not self.library.by_sha256:
+            return
+        entries = column.values.dictionary.to_pylist()
+        each = [number(self.library.by_sha256.get(sha256)) for sha256 in entries]
+        found = np.array([*each, -1], np.int32)[column.codes()]
+        rows = np.arange(batch.rows) if column.rows is None else column.rows
+        free = codes[rows] < 0
+        codes[rows[free]] = found[free]
+
+    def _by_path(
+        self,
+        batch: Batch,
+        origin: str,
+        rows: npt.NDArray[np.int64],
+        ords: npt.NDArray[np.int64],
+        codes: Codes,
+        number: Any,  # noqa: ANN401
+    ) -> None:
+        column = batch.get("exe")
+        if column is None or column.cls is not TypeClass.STR:
+            return
+        texts = column.values.dictionary.to_pylist()
+        taken = {code: self.library.at(origin, text) for code, text in enumerate(texts)}
+        path_of = np.full(batch.rows, -1, np.int32)
+        path_of[slice(None) if column.rows is None else column.rows] = column.codes()
+        for code, entries in taken.items():
+            mine = rows[(path_of[rows] == code) & (codes[rows] < 0)] if entries else rows[:0]
+            if not len(mine):
+                continue
+            since = np.array([ord_ for ord_, _ in entries], np.int64)
+            at = np.searchsorted(since, ords[mine], "right") - 1
+            for which in np.unique(at[at >= 0]).tolist():
+                codes[mine[at == which]] = number(entries[which][1])
+
+    # what an artifact says
+
+    def _facts(self, entry: Entry, form: str) -> dict[str, Any]:
+        """What an artifact of a format says; nothing of one of another format."""
+        known = self._known.get(entry.key)
+        if known is None:
+            known = self._known[entry.key] = self._looked(entry)
+            if len(self._known) > _CONTENTS:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(entry.key)
+        return known.get(form, {})
+
+    def _looked(self, entry: Entry) -> dict[str, dict[str, Any]]:
+        try:
+            head = next(iter(entry.parts()), b"")
+            # A header of PE may stand anywhere behind its first two bytes.
+            if head[:2] != b"MZ" and not elf.sniff(head):
+                return {}
+            content = entry.content()
+        except KcapError as e:
+            self._unreadable[f"an artifact was not looked at: {e}"] = None
+            return {}
+        found = {}
+        for form in self._forms:
+            sniff, facts = _READERS[form]
+            if sniff(content):
+                try:
+                    found[form] = facts(content)
+                except parts.MalformedError:
+                    continue  # it is no such file, so it says nothing
+        return found
+
+    # columns
+
+    def _made(
+        self, form: str, facts: Sequence[Mapping[str, Any]], codes: Codes
+    ) -> dict[str, Column]:
+        found = {}
+        for name in self._wanted:
+            of, fact, cls = _FACTS.get(name, ("", "", TypeClass.STR))
+            if of != form:
+                continue
+            values = [_fitted(said.get(fact), cls) for said in facts]
+            present = np.array([value is not None for value in values] + [False])
+            rows = np.flatnonzero(present[codes]).astype(np.int32)
+            if len(rows):
+                array = _spread(values, codes[rows], cls)
+                found[name] = Column(cls, array, None if len(rows) == len(codes) else rows)
+        return found
+
+    def _dump_paths(self, batch: Batch) -> dict[str, Column]:
+        """Of each row the paths of all memory dumps of its recording."""
+        codes = np.full(batch.rows, -1, np.int32)
+        values: list[list[str]] = []
+        for origin, rows in _origins(batch):
+            dumps = sorted(
+                path for path in self.library.paths(origin) if self._dumped(origin, path)
+            )
+            if dumps:
+                codes[rows] = len(values)
+                values.append(dumps)
+        at = np.flatnonzero(codes >= 0).astype(np.int32)
+        if not len(at):
+            return {}
+        array = _spread(values, codes[at], TypeClass.LIST)
+        return {DUMPS: Column(TypeClass.LIST, array, None if len(at) == batch.rows else at)}
+
+    def _dumped(self, origin: str, path: str) -> bool:
+        return any(self._is_dump(entry) for _, entry in self.library.at(origin, path))
+
+    def _is_dump(self, entry: Entry) -> bool:
+        if entry.key not in self._dumps:
+            try:
+                head = next(iter(entry.parts()), b"")
+            except KcapError as e:
+                self._unreadable[f"an artifact was not looked at: {e}"] = None
+                head = b""
+            self._dumps[entry.key] = head[:4] == _MINIDUMP
+        return self._dumps[entry.key]
+
+
+def _origins(batch: Batch) -> Iterable[tuple[str, npt.NDArray[np.int64]]]:
+    """The recordings that rows are of, and their rows."""
+    column = batch.get("origin")
+    if column is None or column.cls is not TypeClass.STR:
+        return
+    codes = np.full(batch.rows, -1, np.int32)
+    codes[slice(None) if column.rows is None else column.rows] = column.codes()
+    for code, origin in enumerate(column.values.dictionary.to_pylist()):
+        yield origin, np.flatnonzero(codes == code)
+
+
+def _fitted(value: Any, cls: TypeClass) -> Any:  # noqa: ANN401 - any value
+    """A value as its column has it; None for one that does not fit."""
+    if value is None:
+        return None
+    if cls is TypeClass.JSON:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if cls is TypeClass.I64:
+        return value if I64_MIN <= value <= I64_MAX else None
+    return value
+
+
+def _spread(values: Sequence[Any], codes: Codes, cls: TypeClass) -> pa.Array:
+    """Values by number as the values of a column."""
+    if pa.types.is_dictionary(cls.arrow):
+        texts = sorted({value for value in values if value is not None})
+        place = {text: at for at, text in enumerate(texts)}
+        which = np.array([place.get(value, -1) for value in values], np.int32)
+        entries = pa.array(texts, cls.arrow.value_type)
+        return pa.DictionaryArray.from_arrays(pa.array(which[codes]), entries)
+    return pa.array(values, cls.arrow).take(pa.array(codes))
