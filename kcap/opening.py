@@ -38,17 +38,19 @@ def open_source(
     raw_pairs: bool = False,
     opened: Callable[[BinaryIO], object] | None = None,
     stream: BinaryIO | None = None,
+    events: str | None = None,
 ) -> Source:
     """Open a capture or a foreign file.
 
     Args:
-        path: Its path; ``-`` for standard input.
+        path: Its path; ``-`` for standard input; the directory of one that is several files.
         lenient: Go on past bad input; what was passed over comes as `Loss`.
         resolve: Find out who caused the events of a foreign format; False where the caller's own
             `State` does.
         raw_pairs: Keep the enter and the exit of a call as two events, where the reader joins them.
         opened: Is given the stream that is read, whose ``tell`` says how far.
         stream: Its bytes from the start, where they are at hand; closed with the source.
+        events: The file with the events of a directory; None where they are in it.
 
     Returns:
         The source. Close it.
@@ -60,6 +62,10 @@ def open_source(
         KcapError: The input can't be opened.
     """
     name = os.fspath(path)
+    if name != "-" and stream is None and Path(name).is_dir():
+        return _folder(name, lenient=lenient, resolve=resolve, events=events)
+    if events is not None:
+        raise BadInputError("events are named, but this is no directory", file=name)
     stream = open_stream(name) if stream is None else stream
     try:
         head, stream = _peek(stream)
@@ -81,6 +87,25 @@ def open_source(
     from kcap.replay.resolved import OWN, Resolved
 
     return source if entry in OWN else Resolved(source)
+
+
+def _folder(name: str, *, lenient: bool, resolve: bool, events: str | None) -> Source:
+    """Open a directory that is a capture."""
+    known = plugins.found(plugins.FOLDERS)
+    for entry in known:
+        reader = plugins.load(plugins.FOLDERS, entry)
+        if reader.sniff(name):
+            source = cast("Source", reader(name, lenient=lenient, events=events))
+            break
+    else:
+        raise NotACaptureError(
+            "this is a directory", file=name, expected=f"a capture, or one of {', '.join(known)}"
+        )
+    if not resolve:
+        return source
+    from kcap.replay.resolved import Resolved
+
+    return Resolved(source)
 
 
 def _joins(reader: Any, entry: str, name: str) -> bool:  # noqa: ANN401

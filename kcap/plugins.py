@@ -18,6 +18,8 @@ from kcap import trust
 from kcap.errors import KcapError
 
 READERS: Final = "kcap.readers"
+FOLDERS: Final = "kcap.folders"
+"""Readers of directories: ``sniff(path)``, and made of ``path, lenient=, events=``."""
 LIVE: Final = "kcap.live"
 WRITERS: Final = "kcap.writers"
 SINKS: Final = "kcap.sinks"
@@ -31,7 +33,7 @@ def found(group: str) -> dict[str, EntryPoint]:
     """The entry points of a group.
 
     Args:
-        group: `READERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
+        group: `READERS`, `FOLDERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
 
     Returns:
         Name to entry point, by name; our own win over others of the same name.
@@ -50,7 +52,7 @@ def hidden(group: str) -> dict[str, EntryPoint]:
     """The entry points of other distributions that are not loaded as root.
 
     Args:
-        group: `READERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
+        group: `READERS`, `FOLDERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
 
     Returns:
         Name to entry point, by name.
@@ -94,7 +96,7 @@ def load(group: str, name: str) -> Any:  # noqa: ANN401
     """Import what an entry point names.
 
     Args:
-        group: `READERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
+        group: `READERS`, `FOLDERS`, `LIVE`, `WRITERS`, `SINKS` or `RULES`.
         name: Its name, one of `found`.
 
     Returns:

@@ -39,6 +39,7 @@ def combine(
     lenient: bool,
     raw_pairs: bool,
     stages: Sequence[Stage] = (),
+    events: str | None = None,
 ) -> None:
     """Write inputs as one capture, say so, and leave with the run's exit code.
 
@@ -51,13 +52,14 @@ def combine(
         lenient: Go on past bad input.
         raw_pairs: Keep the enter and the exit of a call as two events.
         stages: What chooses among the events.
+        events: The file with the events of an input that is a directory.
     """
     from kcap.model.text import printable
 
     check_once(captures)
     path = output.capture_path(target)
     with contextlib.ExitStack() as stack:
-        inputs = Inputs(captures, stack, lenient=lenient, raw_pairs=raw_pairs)
+        inputs = Inputs(captures, stack, lenient=lenient, raw_pairs=raw_pairs, events=events)
         _warn_of_copies(inputs.sources)
         with output.opened(path, force=force) as stream:
             summary, sink = _write(inputs, stream, path, writing, stages)

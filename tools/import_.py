@@ -20,6 +20,7 @@ from kcap.tools.combine import Writing, combine
         "kcap import events.jsonl.gz -o events.kcap",
         "kcap import host-*.jsonl other.kcap -o all.kcap",
         "tracee --output json | kcap import - -o tracee.kcap",
+        "kcap import /tmp/tracee --events events.jsonl -o tracee.kcap",
         "kcap import --list",
     ),
 )
@@ -29,6 +30,9 @@ from kcap.tools.combine import Writing, combine
 @common.capture_options
 @common.lenient_option
 @common.raw_pairs_option
+@click.option(
+    "--events", metavar="FILE", help="Tracee's events, where CAPTURES is its output directory."
+)
 @click.option("--list", "listing", is_flag=True, help="Say what each reader reads and needs.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: as JSON.")
 @click.pass_context
@@ -42,6 +46,7 @@ def command(
     canonical: bool,
     lenient: bool,
     raw_pairs: bool,
+    events: str | None,
     listing: bool,
     as_json: bool,
 ) -> None:
@@ -51,6 +56,9 @@ def command(
     import with exit code 1, naming line and byte, and what came before it is in the output; with
     --lenient it is skipped and counted, exit code 3. An input that only ends early is read to its
     end, exit code 3.
+
+    A Tracee output directory is a capture: its artifacts come along with the events that lie in
+    it, or in the file that --events names.
 
     Several captures, kcap's own among them, are merged by time, in whatever order they are named.
     Each keeps its own order: an event that is earlier than the one before it stays behind that
@@ -65,7 +73,18 @@ def command(
     if not captures or target is None:
         raise click.UsageError("give a capture to read, and -o FILE to write")
     writing: Writing = {"chunk_events": chunk_events, "level": level, "canonical": canonical}
-    combine(ctx, captures, target, writing, force=force, lenient=lenient, raw_pairs=raw_pairs)
+    if events is not None and len(captures) > 1:
+        raise click.UsageError("--events is for one directory")
+    combine(
+        ctx,
+        captures,
+        target,
+        writing,
+        force=force,
+        lenient=lenient,
+        raw_pairs=raw_pairs,
+        events=events,
+    )
 
 
 def _list_readers(*, as_json: bool) -> None:
@@ -84,16 +103,20 @@ def _list_readers(*, as_json: bool) -> None:
 def _readers() -> Iterator[dict[str, Any]]:
     from kcap import plugins
 
-    for name, entry in sorted(
-        (plugins.found(plugins.READERS) | plugins.hidden(plugins.READERS)).items()
-    ):
+    groups = plugins.READERS, plugins.FOLDERS
+    everything = [
+        (name, entry, group)
+        for group in groups
+        for name, entry in (plugins.found(group) | plugins.hidden(group)).items()
+    ]
+    for name, entry, group in sorted(everything):
         found: dict[str, Any] = {"name": name, "reads": "?", "needs": [], "why": None}
-        if name not in plugins.found(plugins.READERS):
+        if name not in plugins.found(group):
             found["why"] = f"root loads nothing but kcap's own: {plugins.whence(entry)}"
             yield found
             continue
         try:
-            reader = plugins.load(plugins.READERS, name)
+            reader = plugins.load(group, name)
         except ImportError as error:
             found["why"] = f"{entry.value} can't be imported: {error}"
             yield found

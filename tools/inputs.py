@@ -24,6 +24,7 @@ class Inputs:
         stack: Closes them.
         lenient: Pass over an input that can't be read, if there are others.
         raw_pairs: Keep the enter and the exit of a call as two events.
+        events: The file with the events of an input that is a directory.
 
     Raises:
         KcapError: An input can't be read, and is not to be passed over; or none can.
@@ -36,10 +37,12 @@ class Inputs:
         *,
         lenient: bool,
         raw_pairs: bool,
+        events: str | None = None,
     ) -> None:
         self.sources: list[Source] = []
         self.losses: list[Loss] = []
         """One for each input that was passed over."""
+        self._events = events
         self._streams: list[BinaryIO] = []
         failure: KcapError | None = None
         many = len(names) > 1
@@ -93,6 +96,7 @@ class Inputs:
             resolve=False,
             raw_pairs=raw_pairs,
             opened=self._streams.append,
+            events=self._events,
         )
         stack.callback(source.close)
         _ = source.info  # what makes an input none shows here

@@ -1,0 +1,325 @@
+"""The files of a Tracee output directory: none is trusted to be one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+from kcap import limits
+from kcap.errors import KcapError, LimitError
+from kcap.model import tracee_names
+from kcap.model.artifact import Gap
+from kcap.model.text import clean, printable
+from kcap.model.tracee_names import Named
+
+FILES_MAX: Final = limits.BLOBS
+"""Files of a directory."""
+
+DATA_MAX: Final = 64 << 30
+"""Bytes that are read of one file, holes not counted."""
+
+INDEX_BYTES: Final = 256 << 20
+"""Bytes that are read of an index file."""
+
+PATHS_MAX: Final = 16
+"""Paths of one file that are kept: of one inode that was several files."""
+
+_STEP: Final = limits.BLOB_BLOCK_BYTES
+_ZEROS: Final = bytes(_STEP)
+_BY_FOLDER: Final = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
+_FOLDER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+# Whoever puts a pipe where a file was does not make the reader wait.
+_FILE: Final = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_SEEK_DATA: Final = getattr(os, "SEEK_DATA", None)
+
+
+class Found(NamedTuple):
+    """An artifact's file."""
+
+    parts: tuple[str, ...]
+    """Its path below the directory."""
+    container: str
+    """The name of its folder."""
+    named: Named
+
+    @property
+    def shown(self) -> str:
+        """Its path as text."""
+        return clean(os.fsencode("/".join(self.parts)))[0]
+
+
+@dataclass
+class Listing:
+    """What a directory holds."""
+
+    artifacts: list[Found]
+    others: list[tuple[str, ...]]
+    """Other files, which may hold events."""
+    packets: list[tuple[str, ...]]
+    """Files below ``pcap``."""
+    refused: list[str]
+    """Links, devices, pipes, and what has a name of no file of Tracee's."""
+
+
+def below(root: str) -> tuple[str, ...] | None:
+    """Where in a directory Tracee's ``out`` is.
+
+    Args:
+        root: A directory.
+
+    Returns:
+        The way to it; None where the directory does not look like Tracee's.
+    """
+    for parts in ((tracee_names.OUT,), ()):
+        with contextlib.suppress(OSError, KcapError):
+            for name, kind in _entries(root, parts):
+                if kind == stat.S_IFDIR and tracee_names.is_container(name):
+                    inner = _entries(root, (*parts, name))
+                    if any(tracee_names.named(n) and k == stat.S_IFREG for n, k in inner):
+                        return parts
+                if kind == stat.S_IFREG and name in tracee_names.INDEXES:
+                    return parts
+                if kind == stat.S_IFDIR and name == tracee_names.PCAP:
+                    return parts
+    return None
+
+
+def listing(root: str, out: tuple[str, ...]) -> Listing:
+    """List a directory.
+
+    Args:
+        root: The directory.
+        out: What `below` says of it.
+
+    Returns:
+        What it holds, in order of the names.
+
+    Raises:
+        LimitError: It holds more files than a capture may.
+        KcapError: It can't be read.
+    """
+    made = Listing([], [], [], [])
+    with reading(root):
+        for name, kind in _entries(root, ()) if out else ():
+            if kind == stat.S_IFREG:
+                made.others.append((name,))
+            elif (name, kind) != (tracee_names.OUT, stat.S_IFDIR):
+                made.refused.append(name)
+        for name, kind in _entries(root, out):
+            parts = (*out, name)
+            if kind == stat.S_IFDIR and name == tracee_names.PCAP:
+                made.packets += _tree(root, parts, made.refused)
+            elif kind == stat.S_IFDIR and tracee_names.is_container(name):
+                _add_container(root, parts, made)
+            elif kind == stat.S_IFREG:
+                made.others.append(parts)
+            else:
+                made.refused.append("/".join(parts))
+            if len(made.artifacts) + len(made.packets) > FILES_MAX:
+                raise LimitError(f"more than {FILES_MAX:,} files", file=root)
+    return made
+
+
+def _add_container(root: str, parts: tuple[str, ...], made: Listing) -> None:
+    for name, kind in _entries(root, parts):
+        found = tracee_names.named(name)
+        if kind == stat.S_IFREG and found is not None:
+            made.artifacts.append(Found((*parts, name), parts[-1], found))
+        else:
+            made.refused.append("/".join((*parts, name)))
+
+
+def _tree(root: str, parts: tuple[str, ...], refused: list[str]) -> Iterator[tuple[str, ...]]:
+    """The files below a folder: Tracee makes two levels of folders."""
+    for name, kind in _entries(root, parts):
+        inner = (*parts, name)
+        if kind == stat.S_IFREG:
+            yield inner
+        elif kind == stat.S_IFDIR and len(parts) < 5:  # noqa: PLR2004
+            yield from _tree(root, inner, refused)
+        else:
+            refused.append("/".join(inner))
+
+
+def _entries(root: str, parts: Sequence[str]) -> list[tuple[str, int]]:
+    """Names and kinds of what a folder holds, in order of the names; no link is followed."""
+    if not _BY_FOLDER:
+        with os.scandir(_checked(root, parts)) as found:
+            return sorted(
+                (e.name, stat.S_IFMT(e.stat(follow_symlinks=False).st_mode)) for e in found
+            )
+    fd = _folder(root, parts)
+    try:
+        with os.scandir(fd) as found:
+            names = []
+            for entry in found:
+                names.append((entry.name, stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)))
+                if len(names) > FILES_MAX:
+                    raise LimitError(f"more than {FILES_MAX:,} files", file=root)
+            return sorted(names)
+    finally:
+        os.close(fd)
+
+
+def _folder(root: str, parts: Sequence[str]) -> int:
+    """Open a folder, one step after the other."""
+    fd = os.open(root, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    for part in parts:
+        try:
+            inner = os.open(part, _FOLDER, dir_fd=fd)
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd
+
+
+def _checked(root: str, parts: Sequence[str]) -> str:
+    """The path of what no link leads to, where files can't be opened relative to a folder."""
+    path = Path(root)
+    for part in parts:
+        path /= part
+        if path.is_symlink():
+            raise OSError(0, "it is a link")
+    return str(path)
+
+
+def opened(root: str, parts: Sequence[str]) -> BinaryIO:
+    """Open a file of the directory.
+
+    Args:
+        root: The directory.
+        parts: The way to the file.
+
+    Returns:
+        It.
+
+    Raises:
+        OSError: It can't be opened, is a link or no file.
+    """
+    if _BY_FOLDER:
+        folder = _folder(root, parts[:-1])
+        try:
+            fd = os.open(parts[-1], _FILE, dir_fd=folder)
+        finally:
+            os.close(folder)
+    else:
+        fd = os.open(_checked(root, parts), _FILE)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "it is no file")
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """The content of a file that is read when it is wanted; see `kcap.model.artifact.Content`.
+
+    What it gives is a function of the bytes alone, however the file is kept: a block of zeros is
+    a hole.
+    """
+
+    root: str
+    names: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing is held."""
+        return 0
+
+    def parts(self) -> Iterator[bytes | Gap]:
+        """See `kcap.model.artifact.Content`."""
+        with opened(self.root, self.names) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            end = min(size, limits.BLOB_BYTES)
+            at, read = 0, 0
+            while at < end:
+                data_at = min(_data_from(stream, at, end) // _STEP * _STEP, end)
+                if data_at > at:
+                    yield Gap(data_at - at)
+                    at = data_at
+                    continue
+                if read >= DATA_MAX:
+                    yield Gap(end - at, f"of a file {DATA_MAX:,} bytes are read")
+                    break
+                stream.seek(at)
+                data = _exactly(stream, min(_STEP, end - at))
+                if not data:
+                    yield Gap(end - at, "the file became shorter while it was read")
+                    break
+                yield Gap(len(data)) if data == _ZEROS[: len(data)] else data
+                at += len(data)
+                read += len(data)
+
+
+def _data_from(stream: BinaryIO, at: int, end: int) -> int:
+    """Where the next bytes are that a file stores."""
+    if _SEEK_DATA is None:
+        return at
+    try:
+        return os.lseek(stream.fileno(), at, _SEEK_DATA)
+    except OSError as e:
+        return end if e.errno == 6 else at  # noqa: PLR2004  (ENXIO: only a hole follows)
+
+
+def _exactly(stream: BinaryIO, count: int) -> bytes:
+    """So many bytes, less at the end."""
+    made = bytearray()
+    while len(made) < count and (part := stream.read(count - len(made))):
+        made += part
+    return bytes(made)
+
+
+def indexed(root: str, out: tuple[str, ...], name: str) -> dict[str, list[str]]:
+    """Read an index file: which paths an artifact's file had.
+
+    Args:
+        root: The directory.
+        out: The way to ``out``.
+        name: The index file.
+
+    Returns:
+        Folder and name of an artifact to its paths, the last one last. The lines are not quoted:
+        what is no line of its own belongs to the path before, which had a line feed.
+
+    Raises:
+        OSError: There is none, or it can't be read.
+    """
+    with opened(root, (*out, name)) as stream:
+        content = _exactly(stream, INDEX_BYTES)
+    lines: list[tuple[str, bytes]] = []
+    for line in content.removesuffix(b"\n").split(b"\n"):
+        key, space, path = line.partition(b" ")
+        folder, _, file = os.fsdecode(key).partition("/")
+        if space and tracee_names.is_container(folder) and tracee_names.named(file):
+            lines.append((os.fsdecode(key), path))
+        elif lines:
+            lines[-1] = lines[-1][0], lines[-1][1] + b"\n" + line
+    found: dict[str, list[str]] = {}
+    for where, raw in lines:
+        paths = found.setdefault(where, [])
+        text = clean(raw)[0]
+        if text in paths:
+            paths.remove(text)
+        paths.append(text)
+        del paths[:-PATHS_MAX]
+    return found
+
+
+@contextlib.contextmanager
+def reading(root: str) -> Iterator[None]:
+    """Make kcap's errors of those of the system."""
+    try:
+        yield
+    except OSError as e:
+        why = e.strerror or str(e)
+        raise KcapError(f"can't be read: {printable(why)}", file=root) from e
