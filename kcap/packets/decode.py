@@ -22,7 +22,7 @@ from kcap.model.batch import Column, coded, constant, dictionary
 from kcap.model.builder import Field, RawText, columns_of
 from kcap.model.classes import TypeClass
 from kcap.packets import applications
-from kcap.packets.frames import I64, NONE, Direction, Frames, LinkType, Mask, Owner
+from kcap.packets.frames import I64, NONE, Bytes, Direction, Frames, LinkType, Mask, Owner
 from kcap.packets.headers import Headers, View, parse
 from kcap.packets.identity import PacketIds
 
@@ -118,12 +118,12 @@ def _frame(found: dict[str, Column], frames: Frames, headers: Headers) -> None:
     _put(found, naming.argument("link_type"), link)
     kept = np.minimum(captured, limits.VALUE_BYTES)
     data = naming.column_name(naming.argument("data"), TypeClass.BIN, TypeClass.I64)
-    found[data] = Column(TypeClass.BIN, dictionary(pieces(frames, headers.start, kept)))
+    found[data] = Column(TypeClass.BIN, dictionary(pieces(frames.data, headers.start, kept)))
     _put(found, f"{data}__{naming.SIZE}", captured, captured > kept)
     before = is_ip & (skipped > 0) & ~np.isin(frames.link_type, _NO_HEADER)
     if before.any():
         rows = np.flatnonzero(before).astype(np.int32)
-        held = dictionary(pieces(frames, frames.offsets[rows], skipped[rows]))
+        held = dictionary(pieces(frames.data, frames.offsets[rows], skipped[rows]))
         whole = len(rows) == len(frames)
         found[naming.argument("link_header")] = Column(TypeClass.BIN, held, None if whole else rows)
 
@@ -159,11 +159,11 @@ def _numbers(found: dict[str, Column], headers: Headers) -> None:
         found[name] = Column(TypeClass.BOOL, more, None if whole else rows)
 
 
-def pieces(frames: Frames, starts: I64, sizes: I64) -> pa.Array:
+def pieces(data: Bytes, starts: I64, sizes: I64) -> pa.Array:
     """Parts of a buffer as binary values.
 
     Args:
-        frames: Whose buffer.
+        data: The buffer.
         starts: Where each part begins.
         sizes: How long each is.
 
@@ -171,15 +171,14 @@ def pieces(frames: Frames, starts: I64, sizes: I64) -> pa.Array:
         A binary array.
     """
     stops = starts + sizes
-    if len(frames.data) > _INT32 or (len(starts) and (starts[1:] < stops[:-1]).any()):
+    if len(data) > _INT32 or (len(starts) and (starts[1:] < stops[:-1]).any()):
         # Parts that overlap, or in another order.
-        view = frames.data
         places = zip(starts.tolist(), stops.tolist(), strict=True)
-        return pa.array([view[a:b].tobytes() for a, b in places], pa.binary())
+        return pa.array([data[a:b].tobytes() for a, b in places], pa.binary())
     edges = np.empty(2 * len(starts), np.int32)
     edges[::2], edges[1::2] = starts, stops
     # Every other value is what lies between two parts.
-    buffers = [None, pa.py_buffer(edges), pa.py_buffer(frames.data)]
+    buffers = [None, pa.py_buffer(edges), pa.py_buffer(data)]
     every = pa.Array.from_buffers(pa.binary(), max(len(edges) - 1, 0), buffers)
     return every.take(pa.array(np.arange(0, len(edges), 2)))
 

@@ -1,0 +1,131 @@
+"""Whose packet it is, as comments beside packets say it.
+
+ptcpdump puts a line for each fact (``PID: 42``, ``Cmd: /usr/bin/curl``) into one or several
+comments of a packet. `kcap.writers.pcapng` writes the same lines and a few more, with backslashes
+before what would end a line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from kcap.model.classes import I64_MAX
+from kcap.packets.frames import Owner
+
+TEXTS: Final[Mapping[str, str]] = {
+    "Name": "name",
+    "Cmd": "exe",
+    "Args": "cmdline",
+    "ParentName": "parent_name",
+    "User": "user",
+    "ContainerId": "container_id",
+    "ContainerName": "container_name",
+    "ProcessKey": "process_key",
+    "Provenance": "provenance",
+}
+"""Lines with text, and what they are of an `Owner`."""
+
+NUMBERS: Final[Mapping[str, str]] = {
+    "PID": "pid",
+    "TID": "tid",
+    "ParentPID": "ppid",
+    "UserId": "uid",
+    "GroupId": "gid",
+    "StartTime": "start_ns",
+    "ThreadStartTime": "thread_start_ns",
+    "CgroupId": "cgroup_id",
+}
+"""Lines with a number."""
+
+_KNOWN: Final = frozenset({"ParentCmd", "ParentArgs", "ContainerImage", "ContainerLabels"})
+"""Lines of ptcpdump that an owner has no place for."""
+
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_SPECIAL: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\0": "\\0"})
+_MEANING: Final = {"n": "\n", "r": "\r", "0": "\0"}
+_POD: Final = "Pod"
+_NAME_BYTES: Final = 16
+
+
+def escape(text: str) -> str:
+    """Text as it stands in a line.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Text of one line.
+    """
+    return text.translate(_SPECIAL)
+
+
+def owner(comments: Sequence[str], *, escaped: bool) -> tuple[Owner | None, str]:
+    """Read whose packet it is.
+
+    Args:
+        comments: The comments of a packet.
+        escaped: Whether `escape` made the values.
+
+    Returns:
+        The owner, None where nobody is named; and what the comments say beside that.
+    """
+    telling = [c for c in comments if all(map(_is_known, c.split("\n")))]
+    found = _owner("\n".join(telling), escaped=escaped)
+    if found is None:
+        return None, "\n".join(comments)
+    return found, "\n".join(c for c in comments if c not in telling)
+
+
+def _is_known(line: str) -> bool:
+    key = _key(line)[0]
+    return not line or key in NUMBERS or key in TEXTS or key in _KNOWN or key.startswith(_POD)
+
+
+def _key(line: str) -> tuple[str, str]:
+    key, colon, value = line.partition(": ")
+    return (key, value) if colon else (line.removesuffix(":"), "")
+
+
+def _owner(comment: str, *, escaped: bool) -> Owner | None:
+    texts: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    for line in comment.split("\n"):
+        key, value = _key(line)
+        if key in NUMBERS and value.isascii() and value.isdigit() and int(value) <= I64_MAX:
+            numbers[NUMBERS[key]] = int(value)
+        elif key in TEXTS:
+            texts[TEXTS[key]] = _unescape(value) if escaped else value
+    if not {"pid", "container_id", "cgroup_id"} & (numbers.keys() | texts.keys()):
+        return None
+    if "name" not in texts and "exe" in texts:
+        # comm is what execve(2) left of the file's name, unless the process renamed itself.
+        cut = texts["exe"].rpartition("/")[2].encode()[: _NAME_BYTES - 1]
+        texts["name"] = cut.decode("utf-8", "ignore")
+    return Owner(**numbers, **texts)  # type: ignore[arg-type]
+
+
+def _unescape(value: str) -> str:
+    return _ESCAPED.sub(lambda m: _MEANING.get(m[1], m[1]), value)
+
+
+def comment(entry: Owner) -> str:
+    """What `owner` reads.
+
+    Args:
+        entry: An owner.
+
+    Returns:
+        Lines, of what is known; empty for an owner of whom nothing is.
+    """
+    lines = []
+    for names in (NUMBERS, TEXTS):
+        for key, name in names.items():
+            value = getattr(entry, name)
+            if value is not None and value != "":
+                spelled = (
+                    value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+                )
+                lines.append(f"{key}: {escape(spelled) if isinstance(spelled, str) else spelled}")
+    return "\n".join(lines)
