@@ -61,6 +61,8 @@ static long (*const bpf_probe_read_kernel)(void *to, u32 size, const void *from)
 static long (*const bpf_probe_read_user_str)(void *to, u32 size, const void *from) = (void *)114;
 static long (*const bpf_probe_read_kernel_str)(void *to, u32 size, const void *from) = (void *)115;
 static u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
+static u64 (*const bpf_get_current_task_btf)(void) = (void *)158;
+static u64 (*const bpf_task_pt_regs)(u64 task) = (void *)175;
 static long (*const bpf_ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
 static u64 (*const bpf_ringbuf_query)(void *ring, u64 flags) = (void *)134;
 
@@ -94,6 +96,7 @@ AT(o_upid__ns);
 AT(o_pid_namespace__ns__inum);
 AT(o_nsproxy__mnt_ns);
 AT(o_mnt_namespace__ns__inum);
+AT(o_css_set__dfl_cgrp);
 AT(o_css_set__subsys);
 AT(o_cgroup_subsys_state__cgroup);
 AT(o_cgroup__kn);
@@ -134,8 +137,11 @@ AT(o_inode__i_mode);
 AT(o_inode__i_nlink);
 AT(o_inode__i_sb);
 AT(o_super_block__s_dev);
+AT(o_dentry__d_iname);
+AT(o_dentry__d_name__len);
 AT(o_dentry__d_name__name);
 AT(o_dentry__d_parent);
+AT(o_dentry__d_shortname);
 AT(o_vfsmount__mnt_root);
 AT(o_mount__mnt);
 AT(o_mount__mnt_mountpoint);
@@ -182,5 +188,48 @@ INLINE u16 quarter(u64 base, u32 offset)
     if (offset != NOWHERE)
         bpf_probe_read_kernel(&value, 2, (void *)(base + offset));
     return value;
+}
+
+/* ---- what is reached from the thread that runs, whose types the verifier knows ---- */
+
+/* This kernel gives the thread that runs with its type (Linux 5.15): fields of it, and of what its
+ * pointers lead to, are read by an instruction instead of a call. */
+const volatile u32 typed = 0;
+
+INLINE u64 current_task(void)
+{
+    return typed ? bpf_get_current_task_btf() : bpf_get_current_task();
+}
+
+/* The barrier: a place must not be computed of what may be no pointer. */
+#define KNOWN(type, read, base, offset)                                                            \
+    ({                                                                                             \
+        u64 from = (base);                                                                         \
+        type value = 0;                                                                            \
+        if (!typed) {                                                                              \
+            value = read(from, (offset));                                                          \
+        } else if (from && (offset) != NOWHERE) {                                                  \
+            asm volatile("" : "+r"(from));                                                         \
+            value = *(volatile type *)(from + (offset));                                           \
+        }                                                                                          \
+        value;                                                                                     \
+    })
+
+INLINE u64 known_word(u64 base, u32 offset)
+{
+    return KNOWN(u64, word, base, offset);
+}
+
+INLINE u32 known_half(u64 base, u32 offset)
+{
+    return KNOWN(u32, half, base, offset);
+}
+
+/* Of the thread that runs: its process, and behind that itself. */
+INLINE u64 pid_tgid(u64 task)
+{
+    if (!typed)
+        return bpf_get_current_pid_tgid();
+    return (u64)known_half(task, o_task_struct__tgid) << 32 | known_half(task, o_task_struct__pid);
 }
 #endif

@@ -21,8 +21,10 @@ NOWHERE: Final = 0xFFFF_FFFF
 _SPELLINGS: Final = (
     ("inode.i_ctime.tv_sec", "inode.__i_ctime.tv_sec", "inode.i_ctime_sec"),
     ("inode.i_ctime.tv_nsec", "inode.__i_ctime.tv_nsec", "inode.i_ctime_nsec"),
+    ("dentry.d_iname", "dentry.d_shortname"),
 )
-"""What kernels came to call the same field, the oldest first: before 6.6, before 6.11, since."""
+"""What kernels came to call the same field, the oldest first: of times before 6.6, before 6.11,
+since; of names before 6.14, since."""
 
 
 class Offsets(NamedTuple):

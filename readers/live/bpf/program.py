@@ -30,6 +30,9 @@ HOT_BYTES: Final = 32 << 20
 _WAKE_PART: Final = 8
 """A ring wakes us when so many parts of it are full of what it takes."""
 
+_TYPED: Final = "BPF_FUNC_task_pt_regs"
+"""The later of two helpers that give what the kernel program reads without calls (Linux 5.15)."""
+
 _CONTROLLERS: Final = ("memory", "pids", "cpu", "cpuacct", "devices")
 """Hierarchies of cgroups v1 that container runtimes use, the likeliest first."""
 
@@ -103,6 +106,7 @@ class KernelProgram:
             "wake_rare": rare_bytes // _WAKE_PART,
             "wake_hot": hot_bytes // _WAKE_PART,
             "cgroup_controller": number,
+            "typed": int(_TYPED in types.enum("bpf_func_id")),
             "renames": int("task_rename" in setup.events),
             "states": int("inet_sock_set_state" in setup.events),
             **setup.constants,

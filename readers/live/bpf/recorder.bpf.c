@@ -88,7 +88,7 @@ const volatile u32 event_exec = 1, event_fork = 2, event_exit = 3, event_rename 
 INLINE u8 is_compat(u64 task)
 {
     return o_task_struct__thread_info__status != NOWHERE &&
-           (half(task, o_task_struct__thread_info__status) & TS_COMPAT);
+           (known_half(task, o_task_struct__thread_info__status) & TS_COMPAT);
 }
 
 /* socketcall(2): which call of the native table it stands for. */
@@ -131,10 +131,10 @@ INLINE void put_words(struct scratch *s, u64 from)
 SEC("raw_tp/sys_exit")
 int on_sys_exit(struct bpf_raw_tracepoint_args *context)
 {
-    u64 regs_at = context->args[0];
     s64 retval = context->args[1];
-    u64 task = bpf_get_current_task();
-    u64 nr = word(regs_at, __builtin_offsetof(struct registers, orig_ax));
+    u64 task = current_task();
+    u64 regs_at = typed ? bpf_task_pt_regs(task) : context->args[0];
+    u64 nr = known_word(regs_at, __builtin_offsetof(struct registers, orig_ax));
     u8 compat = is_compat(task), multiplexed = 0;
     u32 key = nr;
     struct arguments regs;
@@ -142,7 +142,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
         /* An address in the upper half is no error. */
         retval = (u32)retval > (u32)-4096 ? (s64)(s32)retval : (s64)(u32)retval;
         if (nr == 102) { /* socketcall */
-            key = socket_call((u32)word(regs_at, __builtin_offsetof(struct registers, bx)));
+            key = socket_call((u32)known_word(regs_at, __builtin_offsetof(struct registers, bx)));
             multiplexed = 1;
         } else {
             key = (nr == 90 ? 192 : (u32)nr) + KCAP_CALLS; /* the old mmap has a block of words */
@@ -160,7 +160,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
         return 0;
     if (retval < 0 ? call->flags & KCAP_ONLY_OK : call->flags & KCAP_ONLY_FAILED)
         return 0;
-    if (is_own(bpf_get_current_pid_tgid() >> 32)) {
+    if (is_own(pid_tgid(task) >> 32)) {
         u32 zero = 0;
         u64 *left_out = bpf_map_lookup_elem(&alive, &zero);
         if (left_out)
@@ -173,7 +173,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
     if (!s)
         return 0;
     s->call = *call;
-    begin(s, call->event);
+    begin(s, task, call->event);
     s->record.nr = nr;
     s->record.retval = retval;
     s->record.error = retval < 0 && retval >= -ERRORS ? -retval : 0;
@@ -185,8 +185,14 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
             count->filtered++;
         return 0;
     }
-    if (bpf_probe_read_kernel(&regs, sizeof(regs), (void *)(regs_at + ARGUMENTS_AT)))
+    if (typed) {
+        u64 *each = (u64 *)&regs;
+#pragma clang loop unroll(full)
+        for (u32 i = 0; i < sizeof(regs) / 8; i++)
+            each[i] = known_word(regs_at, ARGUMENTS_AT + 8 * i);
+    } else if (bpf_probe_read_kernel(&regs, sizeof(regs), (void *)(regs_at + ARGUMENTS_AT))) {
         return 0;
+    }
     if (!multiplexed) {
         put_registers(s, &regs, compat);
     } else {
@@ -255,7 +261,7 @@ int call_open(struct bpf_raw_tracepoint_args *context)
         r->number[3] = how[1];
         r->number[4] = how[2];
     }
-    u64 file = r->retval >= 0 ? file_of(files_of(s), r->retval) : 0;
+    u64 file = r->retval >= 0 ? file_of(files_now(), r->retval) : 0;
     if (writes_only && s->call.length) {
         u32 writes = file ? half(file, o_file__f_mode) & FMODE_WRITE : (flags & 3) != 0;
         if (!writes) {
@@ -307,7 +313,7 @@ int call_file(struct bpf_raw_tracepoint_args *context)
     struct scratch *s = the_scratch();
     if (!s)
         return 0;
-    u64 file = file_of(files_of(s), argument(s, s->call.fd));
+    u64 file = file_of(files_now(), argument(s, s->call.fd));
     put_user_string(s, 0, argument(s, s->call.string[0]));
     if (file) {
         put_file(s, 2, file);
@@ -326,17 +332,17 @@ int call_file(struct bpf_raw_tracepoint_args *context)
 SEC("raw_tp/sys_enter")
 int on_sys_enter(struct bpf_raw_tracepoint_args *context)
 {
-    u64 task = bpf_get_current_task();
+    u64 task = current_task();
     u64 nr = context->args[1];
     u8 compat = is_compat(task);
     if (nr != (compat ? 6 : 3) && nr != (3 | X32_BIT))
         return 0;
-    u64 ids = bpf_get_current_pid_tgid();
+    u64 ids = pid_tgid(task);
     if (is_own(ids >> 32))
         return 0;
     u64 fd = word(context->args[0], compat ? __builtin_offsetof(struct registers, bx)
                                            : __builtin_offsetof(struct registers, di));
-    u64 file = file_of(word(task, o_task_struct__files), fd);
+    u64 file = file_of(known_word(task, o_task_struct__files), fd);
     if (!file)
         return 0;
     struct closing what = {};
@@ -381,9 +387,9 @@ int call_socket(struct bpf_raw_tracepoint_args *context)
     struct kcap_record *r = &s->record;
     u64 sk = 0;
     if (s->call.fd == 255)
-        sk = r->retval >= 0 ? sock_of(file_of(files_of(s), r->retval)) : 0;
+        sk = r->retval >= 0 ? sock_of(file_of(files_now(), r->retval)) : 0;
     else
-        sk = sock_of(file_of(files_of(s), argument(s, s->call.fd)));
+        sk = sock_of(file_of(files_now(), argument(s, s->call.fd)));
     u16 family = 0;
     if (sk)
         family = put_ends(s, sk);
@@ -441,7 +447,7 @@ int call_memory(struct bpf_raw_tracepoint_args *context)
     if (!(prot & PROT_EXEC))
         return 0;
     if (mapped && !(r->number[3] & MAP_ANONYMOUS)) {
-        u64 file = file_of(files_of(s), r->number[4]);
+        u64 file = file_of(files_now(), r->number[4]);
         if (file)
             put_file(s, 2, file);
     }
@@ -608,7 +614,7 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     u64 task = context->args[0], bprm = context->args[2];
     if (!s)
         return 0;
-    begin(s, event_exec);
+    begin(s, current_task(), event_exec);
     struct kcap_record *r = &s->record;
     if (is_own(r->pid))
         return 0;
@@ -680,7 +686,7 @@ int call_executed(struct bpf_raw_tracepoint_args *context)
 SEC("raw_tp/task_rename")
 int on_rename(struct bpf_raw_tracepoint_args *context)
 {
-    u64 task = context->args[0], now = bpf_get_current_task();
+    u64 task = context->args[0], now = current_task();
     struct name name = {};
     if (o_task_struct__comm != NOWHERE)
         bpf_probe_read_kernel(&name, sizeof(name), (void *)(task + o_task_struct__comm));
@@ -696,7 +702,7 @@ int on_rename(struct bpf_raw_tracepoint_args *context)
     struct scratch *s = the_scratch();
     if (!renames || !s)
         return 0;
-    begin(s, event_rename);
+    begin(s, now, event_rename);
     s->record.number[0] = half(task, o_task_struct__pid);
     s->record.number[1] = half(task, o_task_struct__tgid);
     put_kernel_string(s, 0, context->args[1]);
@@ -714,7 +720,7 @@ int on_fork(struct bpf_raw_tracepoint_args *context)
     u64 child = context->args[1];
     if (!s)
         return 0;
-    begin(s, event_fork);
+    begin(s, current_task(), event_fork);
     struct kcap_record *r = &s->record;
     u64 leader = word(child, o_task_struct__group_leader);
     r->number[0] = half(child, o_task_struct__pid);
@@ -746,7 +752,7 @@ int on_exit(struct bpf_raw_tracepoint_args *context)
     u64 task = context->args[0];
     if (!s)
         return 0;
-    begin(s, event_exit);
+    begin(s, current_task(), event_exit);
     struct kcap_record *r = &s->record;
     u64 signal = word(task, o_task_struct__signal);
     u32 status = half(task, o_task_struct__exit_code);
@@ -793,7 +799,7 @@ SEC("raw_tp/inet_sock_set_state")
 int on_state(struct bpf_raw_tracepoint_args *context)
 {
     u32 zero = 0;
-    u64 sk = context->args[0], ids = bpf_get_current_pid_tgid(), task = bpf_get_current_task();
+    u64 sk = context->args[0], task = current_task(), ids = pid_tgid(task), unasked = UNASKED;
     struct change *change = bpf_map_lookup_elem(&changes, &zero);
     if (!states || !change)
         return 0;
@@ -806,7 +812,7 @@ int on_state(struct bpf_raw_tracepoint_args *context)
     r->cpu = bpf_get_smp_processor_id();
     r->pid = ids >> 32;
     r->tid = ids;
-    r->cgroup_id = cgroup_of(task);
+    r->cgroup_id = cgroup_now(task);
     r->start_ns = word(word(task, o_task_struct__group_leader), o_task_struct__start_boottime);
     bpf_get_current_comm(r->comm, sizeof(r->comm));
     r->number[0] = (u32)context->args[1];
@@ -817,7 +823,7 @@ int on_state(struct bpf_raw_tracepoint_args *context)
     fill_socket(&change->ends, sk);
     r->piece[3] = sizeof(change->ends);
     s64 full = bpf_ringbuf_output(&rare, change, sizeof(*change),
-                                  wake(&rare, wake_rare, sizeof(*change)));
+                                  wake(&rare, wake_rare, sizeof(*change), &unasked));
     struct kcap_count *count = count_of(event_state);
     if (full)
         count_loss(r);

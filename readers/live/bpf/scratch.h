@@ -11,6 +11,11 @@
 #define NAME_BYTES 256
 #define SPAN 136
 
+/* A directory, as numbers: out of memory the verifier gives a pointer no type. */
+struct place {
+    u64 dentry, vfsmount;
+};
+
 /* What a program and those that it calls know of the event in hand; one a processor. Only
  * programs that run in a process's own context use it, so none can interrupt another there. */
 struct scratch {
@@ -20,7 +25,9 @@ struct scratch {
     u64 variable; /* of the environment: the next to be looked at */
     u64 inside; /* it is the rest of a long one, whatever it looks like */
     u64 parent; /* the task that started it, as the record has it */
-    u8 thread[SPAN]; /* of its task_struct, from `cred` on */
+    struct place place; /* where a path begins */
+    u64 comm[2]; /* its name, as the kernel has it */
+    u64 unasked_hot, unasked_rare; /* bytes since it was asked how full that ring is */
     u8 span[SPAN]; /* of the structure that is looked at */
     struct kcap_record record;
     u8 data[DATA_BYTES];
@@ -172,11 +179,38 @@ INLINE void put_user_bytes(struct scratch *s, u32 piece, u64 from, u64 bytes)
 }
 
 #define MOUNT_BYTES 24
-#define DENTRY_BYTES 24
+#define DENTRY_BYTES 72 /* parent, name, inode, and the name itself where it is short */
+#define SHORT_NAME (o_dentry__d_shortname != NOWHERE ? o_dentry__d_shortname : o_dentry__d_iname)
+#define SHORT_BYTES 32 /* on any kernel, with the NUL */
 #define OF_MOUNT(field)                                                                            \
     OUT_OF(u64, word, s->span, MOUNT_BYTES, mount, o_mount__mnt_parent, (field))
-#define OF_DENTRY(field)                                                                           \
-    OUT_OF(u64, word, s->span, DENTRY_BYTES, dentry, o_dentry__d_parent, (field))
+#define OF_DENTRY(type, read, field)                                                               \
+    OUT_OF(type, read, s->span, DENTRY_BYTES, dentry, o_dentry__d_parent, (field))
+
+/* The name of a dentry whose span was read. */
+INLINE void put_name(struct scratch *s, u64 dentry, u64 at)
+{
+    u64 name = OF_DENTRY(u64, word, o_dentry__d_name__name);
+    u32 place = SHORT_NAME - o_dentry__d_parent;
+    /* A number of its own: two that are compared the verifier of 6.18 keeps apart in all states. */
+    u64 apart = name - dentry;
+    u32 length = OF_DENTRY(u32, half, o_dentry__d_name__len);
+    if (length - 1 >= SHORT_BYTES - 1)
+        apart = 0;
+    asm volatile("" : "+r"(apart));
+    if (place <= DENTRY_BYTES - SHORT_BYTES && apart == SHORT_NAME) {
+        u64 *to = (u64 *)&s->data[at & OFFSET_MASK], *from = (u64 *)&s->span[place];
+#pragma clang loop unroll(full)
+        for (u32 i = 0; i < SHORT_BYTES / 8; i++)
+            to[i] = from[i];
+        s->data[(at & OFFSET_MASK) + (length & (SHORT_BYTES - 1))] = 0;
+        s->used = at + length + 1;
+        return;
+    }
+    s64 got = bpf_probe_read_kernel_str(&s->data[at & OFFSET_MASK], NAME_BYTES, (void *)name);
+    if (got > 1)
+        s->used = at + got;
+}
 
 /* Components of a path, the last one first, each with a NUL; an empty one stands for the root.
  * Where that is missing, the path hangs on nothing, as that of a memfd does, or is too deep. */
@@ -217,11 +251,8 @@ INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
             continue;
         }
         read_span(s->span, dentry + o_dentry__d_parent, DENTRY_BYTES);
-        u64 up = OF_DENTRY(o_dentry__d_parent);
-        s64 got = bpf_probe_read_kernel_str(&s->data[at & OFFSET_MASK], NAME_BYTES,
-                                            (void *)OF_DENTRY(o_dentry__d_name__name));
-        if (got > 1)
-            s->used = at + got;
+        u64 up = OF_DENTRY(u64, word, o_dentry__d_parent);
+        put_name(s, dentry, at);
         if (dentry == up || !up)
             break;
         dentry = up;
@@ -233,19 +264,13 @@ INLINE void put_path(struct scratch *s, u32 piece, u64 dentry, u64 vfsmount)
 
 /* ---- files ---- */
 
+/* An open file of the thread that runs. */
 INLINE u64 file_of(u64 files, u32 fd)
 {
-    u64 table[2] = {}; /* max_fds, fd: the first fields on every kernel */
-    u64 at = word(files, o_files_struct__fdt);
-    if (!at)
+    u64 table = known_word(files, o_files_struct__fdt);
+    if (!table || fd >= known_half(table, o_fdtable__max_fds))
         return 0;
-    if (o_fdtable__max_fds == 0 && o_fdtable__fd == 8) {
-        bpf_probe_read_kernel(table, sizeof(table), (void *)at);
-    } else {
-        table[0] = half(at, o_fdtable__max_fds);
-        table[1] = word(at, o_fdtable__fd);
-    }
-    return fd < (u32)table[0] ? word(table[1] + 8 * (u64)fd, 0) : 0;
+    return word(known_word(table, o_fdtable__fd) + 8 * (u64)fd, 0);
 }
 
 #define INODE_BYTES 136
@@ -291,19 +316,27 @@ INLINE void put_file(struct scratch *s, u32 piece, u64 file)
 
 /* ---- the thread that runs ---- */
 
-#define THREAD_SPAN 128
-#define OF_THREAD(field)                                                                           \
-    OUT_OF(u64, word, s->thread, THREAD_SPAN, s->task, o_task_struct__cred, (field))
-
-INLINE u64 files_of(struct scratch *s)
+INLINE u64 files_now(void)
 {
-    return OF_THREAD(o_task_struct__files);
+    return known_word(current_task(), o_task_struct__files);
+}
+
+INLINE void find_directory(struct place *to)
+{
+    u64 fs = known_word(current_task(), o_task_struct__fs);
+    to->dentry = known_word(fs, o_fs_struct__pwd__dentry);
+    to->vfsmount = known_word(fs, o_fs_struct__pwd__mnt);
+}
+
+INLINE void put_place(struct scratch *s, u32 piece, volatile struct place *from)
+{
+    put_path(s, piece, from->dentry, from->vfsmount);
 }
 
 INLINE void put_directory(struct scratch *s, u32 piece)
 {
-    u64 fs = OF_THREAD(o_task_struct__fs);
-    put_path(s, piece, word(fs, o_fs_struct__pwd__dentry), word(fs, o_fs_struct__pwd__mnt));
+    find_directory(&s->place);
+    put_place(s, piece, &s->place);
 }
 
 /* Where a relative path begins. */
@@ -315,12 +348,15 @@ INLINE void put_base(struct scratch *s, u32 piece, u8 at, u64 text, u32 text_byt
     if (at != 255)
         fd = s->record.number[(at - 1) & 7];
     if (fd == (u32)-100) {
-        put_directory(s, piece);
+        find_directory(&s->place);
     } else {
-        u64 file = file_of(files_of(s), fd);
-        if (file)
-            put_path(s, piece, word(file, o_file__f_path__dentry), word(file, o_file__f_path__mnt));
+        u64 file = file_of(files_now(), fd);
+        if (!file)
+            return;
+        s->place.dentry = word(file, o_file__f_path__dentry);
+        s->place.vfsmount = word(file, o_file__f_path__mnt);
     }
+    put_place(s, piece, &s->place);
 }
 
 /* ---- whose event it is ---- */
@@ -331,24 +367,53 @@ INLINE u32 ns_number(u64 pid)
     return half(pid + o_pid__numbers + 16 * (u64)level, 0);
 }
 
-INLINE u64 cgroup_of(u64 task)
+INLINE u64 cgroup_now(u64 task)
 {
-    if (cgroup_controller == NOWHERE)
+    if (cgroup_controller == NOWHERE && !(typed && o_css_set__dfl_cgrp != NOWHERE))
         return bpf_get_current_cgroup_id();
-    u64 subsys = word(task, o_task_struct__cgroups) + o_css_set__subsys + 8 * (u64)cgroup_controller;
-    u64 cgroup = word(word(subsys, 0), o_cgroup_subsys_state__cgroup);
-    return word(word(cgroup, o_cgroup__kn), o_kernfs_node__id);
+    u64 set = known_word(task, o_task_struct__cgroups), cgroup;
+    if (cgroup_controller == NOWHERE)
+        cgroup = known_word(set, o_css_set__dfl_cgrp);
+    else
+        cgroup = known_word(known_word(set, o_css_set__subsys + 8 * cgroup_controller),
+                            o_cgroup_subsys_state__cgroup);
+    return known_word(known_word(cgroup, o_cgroup__kn), o_kernfs_node__id);
+}
+
+/* Who it is by the initial namespace, and what it is called. */
+INLINE void put_user(struct scratch *s, u64 task)
+{
+    struct kcap_record *r = &s->record;
+    if (!typed || o_task_struct__comm == NOWHERE) {
+        u64 users = bpf_get_current_uid_gid();
+        r->uid = users;
+        r->gid = users >> 32;
+        bpf_get_current_comm(r->comm, sizeof(r->comm));
+        return;
+    }
+    u64 cred = known_word(task, o_task_struct__cred);
+    r->uid = known_half(cred, o_cred__uid);
+    r->gid = known_half(cred, o_cred__gid);
+    u64 first = known_word(task, o_task_struct__comm);
+    u64 second = known_word(task, o_task_struct__comm + 8);
+    if (s->comm[0] != first || s->comm[1] != second) {
+        s->comm[0] = first;
+        s->comm[1] = second;
+        bpf_get_current_comm(r->comm, sizeof(r->comm)); /* without what stands behind its end */
+    }
 }
 
 /* The identity of the thread that runs. What no call changes stays from its last event here. */
-INLINE void put_identity(struct scratch *s)
+INLINE void put_identity(struct scratch *s, u64 task)
 {
     struct kcap_record *r = &s->record;
-    u64 task = bpf_get_current_task();
-    u64 started_ns = word(task, o_task_struct__start_boottime);
-    u64 ids = bpf_get_current_pid_tgid(), users = bpf_get_current_uid_gid();
-    u64 parent = word(task, o_task_struct__real_parent);
-    u8 same = s->task == task && r->thread_start_ns == started_ns && r->tid == (u32)ids &&
+    u64 ids = pid_tgid(task);
+    u64 started_ns = known_word(task, o_task_struct__start_boottime);
+    u64 parent = known_word(task, o_task_struct__real_parent);
+    /* Compared as numbers: what equals a pointer would be taken for it, and has no type. */
+    u64 task_at = task, parent_at = parent;
+    asm volatile("" : "+r"(task_at), "+r"(parent_at));
+    u8 same = s->task == task_at && r->thread_start_ns == started_ns && r->tid == (u32)ids &&
               r->pid == ids >> 32;
     if (!same) {
         u64 leader = word(task, o_task_struct__group_leader);
@@ -361,28 +426,25 @@ INLINE void put_identity(struct scratch *s)
         r->start_ns = word(leader, o_task_struct__start_boottime);
     }
     /* While it is the parent of a task that lives, no other task can have its place in memory. */
-    if (!same || s->parent != parent) {
+    if (!same || s->parent != parent_at) {
         r->ppid = half(parent, o_task_struct__tgid);
         r->ns_ppid =
             ns_number(word(word(parent, o_task_struct__group_leader), o_task_struct__thread_pid));
     }
-    s->task = task;
-    s->parent = parent;
-    read_span(s->thread, task + o_task_struct__cred, THREAD_SPAN);
-    u64 mounts = word(OF_THREAD(o_task_struct__nsproxy), o_nsproxy__mnt_ns);
-    r->mount_ns = half(mounts, o_mnt_namespace__ns__inum);
+    s->task = task_at;
+    s->parent = parent_at;
+    u64 mounts = known_word(known_word(task, o_task_struct__nsproxy), o_nsproxy__mnt_ns);
+    r->mount_ns = known_half(mounts, o_mnt_namespace__ns__inum);
     r->thread_start_ns = started_ns;
     r->pid = ids >> 32;
     r->tid = ids;
-    r->uid = users;
-    r->gid = users >> 32;
-    r->cgroup_id = cgroup_of(task);
+    r->cgroup_id = cgroup_now(task);
     r->cpu = bpf_get_smp_processor_id();
-    bpf_get_current_comm(r->comm, sizeof(r->comm));
+    put_user(s, task);
 }
 
-/* Begin an event of this thread. */
-INLINE void begin(struct scratch *s, u16 event)
+/* Begin an event of this thread, `task`. */
+INLINE void begin(struct scratch *s, u64 task, u16 event)
 {
     struct kcap_record *r = &s->record;
     r->ts_ns = bpf_ktime_get_boot_ns();
@@ -394,7 +456,7 @@ INLINE void begin(struct scratch *s, u16 event)
     __builtin_memset(r->number, 0, sizeof(r->number));
     __builtin_memset(r->piece, 0, sizeof(r->piece));
     s->used = 0;
-    put_identity(s);
+    put_identity(s, task);
 }
 
 /* ---- out ---- */
@@ -410,13 +472,19 @@ INLINE void count_loss(struct kcap_record *r)
         __sync_fetch_and_add(known, 1);
 }
 
-#define WAKE_SLACK 1024
+#define WAKE_SLACK 8192
+#define UNASKED 4096
 
 /* Whether a record of so many bytes wakes user space: where it fills another `part` of the ring, a
  * power of two. To do so with each record while it is busy would take several times what the record
- * does. Other processors add records meanwhile: so do those that come just behind. */
-INLINE u64 wake(void *ring, u32 part, u32 bytes)
+ * does. Nor is it asked with each how full the ring is, and other processors add records meanwhile:
+ * so those that come just behind do, too. */
+INLINE u64 wake(void *ring, u32 part, u32 bytes, u64 *unasked)
 {
+    *unasked += bytes;
+    if (*unasked < UNASKED)
+        return 1;
+    *unasked = 0;
     u64 filled = bpf_ringbuf_query(ring, 0) + bytes;
     return filled >= part && (filled & (part - 1)) < bytes + WAKE_SLACK ? 2 /* FORCE_WAKEUP */
                                                                         : 1 /* NO_WAKEUP */;
@@ -456,8 +524,8 @@ INLINE void emit(void *context, struct scratch *s, u32 to_hot)
     s->record.bytes = bytes;
     /* Read anew: of a copy in another register the verifier of 6.12 does not know the bounds. */
     u32 size = *(volatile u32 *)&s->record.bytes;
-    s64 full = to_hot ? bpf_ringbuf_output(&hot, &s->record, bytes, wake(&hot, wake_hot, size))
-                      : bpf_ringbuf_output(&rare, &s->record, bytes, wake(&rare, wake_rare, size));
+    s64 full = to_hot ? bpf_ringbuf_output(&hot, &s->record, bytes, wake(&hot, wake_hot, size, &s->unasked_hot))
+                      : bpf_ringbuf_output(&rare, &s->record, bytes, wake(&rare, wake_rare, size, &s->unasked_rare));
     struct kcap_count *count = count_of(s->record.event);
     if (full)
         count_loss(&s->record);
