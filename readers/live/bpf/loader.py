@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from kcap.errors import KcapError, PrivilegeError
-from kcap.readers.live.bpf import offsets, system
+from kcap.readers.live.bpf import cgroup, mounts, offsets, system
 from kcap.readers.live.bpf.btf import Btf
 from kcap.readers.live.bpf.elf import ElfObject, MapDefinition, Program
 
@@ -35,6 +35,7 @@ TRACEFS: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _LOAD_IMMEDIATE: Final = 0x18
 _PSEUDO_MAP, _PSEUDO_MAP_VALUE = 1, 2
 _BATCH: Final = 1024
+_ID_BYTES: Final = 32
 
 
 class Map:
@@ -155,6 +156,8 @@ class Loaded:
         """Fields that this kernel does not have, like ``inode.i_ctime``."""
         self.refused: dict[str, str] = {}
         """Optional programs that the kernel did not take, and why."""
+        self.group: int | None = None
+        """Descriptor of the control group whose sockets programs on such are for."""
         self._optional: Collection[str] = ()
         self._frozen: dict[int, int] = {}
         self._closed = False
@@ -179,7 +182,9 @@ class Loaded:
             return self.links[program]
         section = self.object.programs[program].section
         try:
-            if section.startswith(RAW):
+            if section in cgroup.KINDS:
+                link = self._attach_group(program, section)
+            elif section.startswith(RAW):
                 link = system.open_raw_tracepoint(section.removeprefix(RAW), self.programs[program])
             else:
                 number = tracepoint_id(section.removeprefix(TRACEPOINT))
@@ -191,6 +196,12 @@ class Loaded:
             return None
         self.links[program] = link
         return link
+
+    def _attach_group(self, program: str, section: str) -> int:
+        if self.group is None:
+            raise KcapError(f"no control group is given for BPF program {program}")
+        kind = cgroup.KINDS[section]
+        return cgroup.link(self.programs[program], self.group, kind.attach, section)
 
     def attach_all(self) -> None:
         """Attach every loaded program that is not one which others jump to.
@@ -289,16 +300,14 @@ class Loaded:
             self._load_program(self.object.programs[name])
 
     def _load_program(self, program: Program) -> None:
-        raw = program.section.startswith(RAW)
-        if not raw and not program.section.startswith(TRACEPOINT):
-            raise KcapError(
-                f"BPF program {program.name} is for {program.section}",
-                expected=f"a section {RAW}… or {TRACEPOINT}…",
-            )
-        kind = system.RAW_TRACEPOINT if raw else system.TRACEPOINT
+        kind = _kind(program)
         try:
             self.programs[program.name] = system.load_program(
-                program.name, kind, self._relocated(program), self.object.license
+                program.name,
+                kind.program,
+                self._relocated(program),
+                self.object.license,
+                attach=kind.attach,
             )
         except KcapError as error:
             if program.name not in self._optional:
@@ -404,9 +413,38 @@ def tracepoint_id(name: str) -> int:
             ) from error
         except (OSError, ValueError) as error:
             raise KcapError(f"no number of tracepoint {name}: {error}", file=str(path)) from error
+    return _unmounted_id(name)
+
+
+def _unmounted_id(name: str) -> int:
+    """The same where tracefs is mounted nowhere, as in many a container host."""
+    try:
+        folder = mounts.detached("tracefs")
+        try:
+            path = f"events/{name}/id"
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+        finally:
+            os.close(folder)
+        with os.fdopen(file, "rb") as opened:
+            return int(opened.read(_ID_BYTES))
+    except (KcapError, OSError, ValueError) as error:
+        raise KcapError(
+            f"no tracepoint {name} in tracefs",
+            expected=f"tracefs mounted at {TRACEFS[0]}, and a kernel with this tracepoint",
+        ) from error
+
+
+def _kind(program: Program) -> cgroup.Kind:
+    """What a program is, by the name of its section."""
+    if program.section in cgroup.KINDS:
+        return cgroup.KINDS[program.section]
+    if program.section.startswith(RAW):
+        return cgroup.Kind(system.RAW_TRACEPOINT, 0)
+    if program.section.startswith(TRACEPOINT):
+        return cgroup.Kind(system.TRACEPOINT, 0)
     raise KcapError(
-        f"no tracepoint {name} in tracefs",
-        expected=f"tracefs mounted at {TRACEFS[0]}, and a kernel with this tracepoint",
+        f"BPF program {program.name} is for {program.section}",
+        expected=f"a section {RAW}…, {TRACEPOINT}… or one of {', '.join(cgroup.KINDS)}",
     )
 
 

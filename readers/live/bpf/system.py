@@ -211,8 +211,15 @@ def freeze(fd: int) -> None:
         raise failure(-done, "freezing a BPF map")
 
 
-def load_program(name: str, kind: int, code: bytes, license_: str) -> int:
+def load_program(name: str, kind: int, code: bytes, license_: str, *, attach: int = 0) -> int:
     """Give a program to the kernel.
+
+    Args:
+        name: What it is called.
+        kind: Its type.
+        code: Its instructions.
+        license_: What it is licensed under.
+        attach: Where it will be attached, for kinds that have several such places.
 
     Returns:
         Its descriptor.
@@ -221,11 +228,11 @@ def load_program(name: str, kind: int, code: bytes, license_: str) -> int:
         PrivilegeError: This user may not load it.
         KcapError: The verifier refused it; the error has the end of what it said.
     """
-    done = _load(name, kind, code, license_, None)
+    done = _load(name, (kind, attach), code, license_, None)
     if done >= 0:
         return done
     log = ctypes.create_string_buffer(LOG_BYTES)
-    again = _load(name, kind, code, license_, log)
+    again = _load(name, (kind, attach), code, license_, log)
     if again >= 0:
         return again
     said = log.value.decode("utf-8", "replace").strip().splitlines()[-LOG_LINES:]
@@ -234,15 +241,19 @@ def load_program(name: str, kind: int, code: bytes, license_: str) -> int:
 
 
 def _load(
-    name: str, kind: int, code: bytes, license_: str, log: ctypes.Array[ctypes.c_char] | None
+    name: str,
+    kind: tuple[int, int],
+    code: bytes,
+    license_: str,
+    log: ctypes.Array[ctypes.c_char] | None,
 ) -> int:
     held = ctypes.create_string_buffer(code, len(code))
     terms = ctypes.create_string_buffer(license_.encode("ascii"))
     attributes = bytearray(72)
     logging = (0, 0, 0) if log is None else (1, len(log), address(log))
     struct.pack_into(
-        "<IIQQIIQII16s", attributes, 0, kind, len(code) // 8, address(held), address(terms),
-        *logging, 0, 0, name.encode("ascii", "replace")[:NAME_BYTES],
+        "<IIQQIIQII16sII", attributes, 0, kind[0], len(code) // 8, address(held), address(terms),
+        *logging, 0, 0, name.encode("ascii", "replace")[:NAME_BYTES], 0, kind[1],
     )  # fmt: skip
     return bpf(_PROG_LOAD, attributes)
 

@@ -1,0 +1,49 @@
+/* The records of packets: whose they are, and their bytes. See record.h for the rules. */
+#ifndef KCAP_PACKETS_H
+#define KCAP_PACKETS_H
+
+#define KCAP_PACKET_BYTES 65536 /* what is copied of one packet at most */
+
+enum kcap_direction { KCAP_IN = 1, KCAP_OUT = 2 }; /* the numbers of pcapng */
+
+/* How it is known whose a socket is. */
+enum kcap_mark {
+    KCAP_UNOWNED = 0,   /* no process has it */
+    KCAP_SEEN = 1,      /* seen as the process made, connected, accepted or used it */
+    KCAP_INHERITED = 2, /* that of the socket which listened; nobody has accepted it yet */
+    KCAP_LISTED = 3,    /* open before: user space found it in /proc */
+};
+
+/* The process of a socket. */
+struct kcap_owner {
+    u64 start_ns, thread_start_ns; /* CLOCK_BOOTTIME; of the process and of the thread */
+    u64 cgroup_id;
+    u32 pid, tid, ppid, ns_pid;
+    u32 ns_tid, ns_ppid, uid, gid;
+    u32 mount_ns, pid_ns;
+    u32 mark;    /* enum kcap_mark */
+    u32 outside; /* of what is recorded */
+    char comm[16];
+};
+
+/* One sighting of a packet; its bytes follow, from layer 3 on. */
+struct kcap_packet {
+    u64 ts_ns;  /* CLOCK_BOOTTIME */
+    u64 cookie; /* of the socket; 0 where there is none */
+    u32 length, captured;
+    u32 interface; /* its number in its network namespace */
+    u32 direction; /* enum kcap_direction */
+    char name[16]; /* of the interface */
+    struct kcap_owner owner;
+};
+
+/* What was done with the packets of one direction, on one processor. */
+struct kcap_packets {
+    u64 kept, lost, filtered, unowned;
+};
+
+/* Where connections come in. */
+struct kcap_listener {
+    u32 net_ns, port;
+};
+#endif
