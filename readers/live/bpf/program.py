@@ -100,7 +100,7 @@ class KernelProgram:
     ) -> None:
         self._setup = setup
         types = Btf.of_kernel()
-        self.controller, number = _controller(types)
+        self.controller, number = controller_of(types)
         """The hierarchy that cgroup ids are of: a controller of version 1, None for version 2."""
         constants = {
             "wake_rare": rare_bytes // _WAKE_PART,
@@ -141,6 +141,11 @@ class KernelProgram:
     def types(self) -> Btf:
         """The structures of its records."""
         return self._loaded.object.btf
+
+    @property
+    def maps(self) -> Mapping[str, loader.Map]:
+        """Its maps, by name; another object may share them."""
+        return self._loaded.maps
 
     @property
     def unavailable(self) -> tuple[str, ...]:
@@ -308,10 +313,16 @@ class KernelProgram:
         self._loaded.close()
 
 
-def _controller(types: Btf) -> tuple[str | None, int]:
+def controller_of(types: Btf) -> tuple[str | None, int]:
     """Which v1 hierarchy tells containers apart; none where version 2 is what is used.
 
     The id of a version 2 cgroup is of no use where all processes are in the root of that hierarchy.
+
+    Args:
+        types: The kernel's.
+
+    Returns:
+        Its controller, and the number of that for the kernel.
     """
     lines = _own_cgroups()
     if any(line.startswith("0::/") and line != "0::/" for line in lines):
