@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from kcap.model.batch import Column, coded
+from kcap.model.classes import TypeClass
 from kcap.readers.live.cache import Cache
 from kcap.readers.live.probe.hierarchies import Mounted, hierarchies
 from kcap.readers.live.procfs import CGROUP, ProcFS
@@ -312,6 +315,25 @@ class Containers:
             return _NO_ROW
         facts = self._runtimes.facts(one.container_id) if one.container_id else NOTHING
         return (one.container_id, *facts._replace(pod_uid=facts.pod_uid or one.pod_uid))
+
+
+def column_of(
+    values: Sequence[str | bool | None], codes: npt.NDArray[np.integer[Any]]
+) -> Column | None:
+    """A column of what `Containers.columns` says of a few processes, for many events.
+
+    Args:
+        values: Those of one name.
+        codes: Which of them each event has.
+
+    Returns:
+        The column, None where no event has a value.
+    """
+    if any(isinstance(value, bool) for value in values):
+        flags = np.array([bool(value) for value in values])[codes]
+        rows = np.flatnonzero(np.array([value is not None for value in values])[codes])
+        return Column(TypeClass.BOOL, pa.array(flags[rows]), rows.astype(np.int32))
+    return coded([None if value is None else str(value) for value in values], codes)
 
 
 _NO_ROW: Final[tuple[str | bool | None, ...]] = (None,) * len(COLUMNS)

@@ -40,6 +40,9 @@ AT(o_sk_buff__dev);
 AT(o_sock_common__skc_cookie__counter);
 AT(o_sock_common__skc_net__net);
 
+/* Here for its type alone: user space learns from it how records look. */
+const volatile struct kcap_sighting shape = {};
+
 const volatile u32 payload_bytes = 96; /* what is copied behind the header of layer 4 */
 const volatile u32 only_scoped = 0;    /* only packets of processes that are recorded */
 
@@ -300,24 +303,25 @@ INLINE u32 header_bytes(struct __sk_buff *skb)
  * verifier knows: of each the smallest of a few sizes, a power of two. */
 #define PUT(size)                                                                                  \
     if (bytes <= (size)) {                                                                         \
-        struct kcap_packet *p = bpf_ringbuf_reserve(&packets, sizeof(*p) + (size), 0);             \
-        if (!p)                                                                                    \
+        struct kcap_sighting *s = bpf_ringbuf_reserve(&packets, sizeof(*s) + (size), 0);           \
+        if (!s)                                                                                    \
             goto full;                                                                             \
-        put_facts(p, skb, owner, direction);                                                       \
-        p->ts_ns = ts_ns;                                                                          \
-        p->cookie = cookie;                                                                        \
+        put_facts(s, skb, owner, direction);                                                       \
+        s->packet.ts_ns = ts_ns;                                                                   \
+        s->packet.cookie = cookie;                                                                 \
         u64 n = bytes;                                                                             \
         n -= 1;                                                                                    \
         asm volatile("%0 &= %1" : "+r"(n) : "i"((size) - 1));                                      \
         n += 1;                                                                                    \
-        p->captured = bpf_skb_load_bytes(skb, 0, p + 1, n) ? 0 : n;                                \
-        bpf_ringbuf_submit(p, NO_WAKEUP);                                                          \
+        s->packet.captured = bpf_skb_load_bytes(skb, 0, s + 1, n) ? 0 : n;                         \
+        bpf_ringbuf_submit(s, NO_WAKEUP);                                                          \
         goto kept;                                                                                 \
     }
 
-INLINE void put_facts(struct kcap_packet *p, struct __sk_buff *skb, struct kcap_owner *owner,
+INLINE void put_facts(struct kcap_sighting *s, struct __sk_buff *skb, struct kcap_owner *owner,
                       u32 direction)
 {
+    struct kcap_packet *p = &s->packet;
     u64 device = word(address(skb), o_sk_buff__dev);
     p->length = skb->len;
     p->interface = skb->ifindex;
@@ -326,9 +330,9 @@ INLINE void put_facts(struct kcap_packet *p, struct __sk_buff *skb, struct kcap_
     if (device)
         bpf_probe_read_kernel_str(p->name, sizeof(p->name), (void *)(device + o_net_device__name));
     if (owner)
-        p->owner = *owner;
+        s->owner = *owner;
     else
-        __builtin_memset(&p->owner, 0, sizeof(p->owner));
+        __builtin_memset(&s->owner, 0, sizeof(s->owner));
 }
 
 INLINE int see(struct __sk_buff *skb, u32 direction)

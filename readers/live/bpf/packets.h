@@ -26,7 +26,7 @@ struct kcap_owner {
     char comm[16];
 };
 
-/* One sighting of a packet; its bytes follow, from layer 3 on. */
+/* One sighting of a packet, from layer 3 on. */
 struct kcap_packet {
     u64 ts_ns;  /* CLOCK_BOOTTIME */
     u64 cookie; /* of the socket; 0 where there is none */
@@ -34,6 +34,11 @@ struct kcap_packet {
     u32 interface; /* its number in its network namespace */
     u32 direction; /* enum kcap_direction */
     char name[16]; /* of the interface */
+};
+
+/* As it stands in the ring, its bytes behind it. */
+struct kcap_sighting {
+    struct kcap_packet packet;
     struct kcap_owner owner;
 };
 

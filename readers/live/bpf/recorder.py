@@ -19,10 +19,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from kcap.model.batch import Batch, Column, coded, constant
+from kcap.model.batch import Batch, Column, constant
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
 from kcap.model.side import Loss, Side
@@ -39,7 +38,7 @@ from kcap.readers.live.bpf.order import Ordering, Records
 from kcap.readers.live.bpf.program import HOT_BYTES, RARE_BYTES, KernelProgram, Setup
 from kcap.readers.live.bpf.ring import Ring
 from kcap.readers.live.cache import Cache
-from kcap.readers.live.cgroups import Containers
+from kcap.readers.live.cgroups import Containers, column_of
 from kcap.readers.live.guard.channel import GoneError
 from kcap.readers.live.probe import Prober
 from kcap.readers.live.procfs import ProcFS
@@ -323,7 +322,7 @@ class BpfRecorder:
             ppids=fields["ppid"][first],
         )
         for name, values in found.items():
-            column = _coded(values, codes)
+            column = column_of(values, codes)
             if column is not None:
                 columns[name] = column
 
@@ -402,12 +401,3 @@ class BpfRecorder:
 
 def _rows_of(column: Column, count: int) -> list[int]:
     return list(range(count)) if column.rows is None else column.rows.tolist()
-
-
-def _coded(values: Sequence[str | bool | None], codes: npt.NDArray[np.intp]) -> Column | None:
-    """A column of what the groups have, for each event."""
-    if any(isinstance(value, bool) for value in values):
-        flags = np.array([bool(value) for value in values])[codes]
-        rows = np.flatnonzero(np.array([value is not None for value in values])[codes])
-        return Column(TypeClass.BOOL, pa.array(flags[rows]), rows.astype(np.int32))
-    return coded([None if value is None else str(value) for value in values], codes)
