@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from kcap.replay.pipeline import Stage, Summary
     from kcap.writers.about import About
 
-FORMATS: Final = ("parquet", "arrow", "csv", "jsonl", "tracee-json")
+FORMATS: Final = ("parquet", "arrow", "csv", "jsonl", "tracee-json", "pcapng", "pcap")
 TABLES: Final = ("parquet", "arrow", "csv")
-_SUFFIXES: Final = {f".{form}": form for form in ("parquet", "arrow", "csv", "jsonl")}
+PACKETS: Final = ("pcapng", "pcap")
+_SUFFIXES: Final = {f".{form}": form for form in FORMATS if form != "tracee-json"}
 _HASH_STEP: Final = 1 << 20
 
 
@@ -39,6 +40,7 @@ class Options(Chosen):
     schema: str | None
     profile: str | None
     partition_by: str | None
+    split: str | None
     guard: bool | None
 
 
@@ -48,6 +50,7 @@ class Options(Chosen):
     examples=(
         "kcap export host.kcap -o host.parquet",
         "kcap export host.kcap -o lake --format parquet --partition-by date,host,category",
+        "kcap export host.kcap -o packets --format pcapng --split single,process",
         "kcap export --format csv --fields ts,event,process_name,cmdline host.kcap | head",
     ),
 )
@@ -65,6 +68,10 @@ class Options(Chosen):
     help="portable (default of parquet): types that every reader has; full (of arrow): ns, uint64.",
 )
 @click.option("--partition-by", help="parquet: a folder with a branch a value: date,host,category.")
+@click.option(
+    "--split",
+    help="pcapng, pcap: a folder with a file each: single,process,container,command.",
+)
 @click.option(
     "--guard/--no-guard",
     default=None,
@@ -110,6 +117,7 @@ def _check(form: str, options: Options) -> None:
         "profile": ("parquet", "arrow"),
         "partition_by": ("parquet",),
         "guard": ("csv",),
+        "split": PACKETS,
     }
     for name, forms in uses.items():
         if options[name] is not None and form not in forms:  # type: ignore[literal-required]
@@ -118,6 +126,10 @@ def _check(form: str, options: Options) -> None:
         raise click.UsageError("CSV has no maps: --schema wide or narrow")
     if options["partition_by"] is not None and options["output"] == "-":
         raise click.UsageError("--partition-by needs a folder: -o NAME")
+    if options["split"] is not None and options["output"] == "-":
+        raise click.UsageError("--split needs a folder: -o NAME")
+    if form in PACKETS and options["fields"]:
+        raise click.UsageError("--fields is not for packets: they are whole")
 
 
 def _export(source: Source, form: str, capture: str, options: Options) -> Summary:
@@ -125,6 +137,10 @@ def _export(source: Source, form: str, capture: str, options: Options) -> Summar
     target = options["output"]
     if form in TABLES:
         summary = _export_table(source, form, capture, options)
+    elif form in PACKETS:
+        from kcap.tools import packets
+
+        summary = packets.export(source, form, options)
     else:
         with naming(target), _opened(options, binary=False) as stream:
             sink = common.sink_for(form, stream, file=target, state=options["state"])
@@ -132,15 +148,15 @@ def _export(source: Source, form: str, capture: str, options: Options) -> Summar
             summary = _run(read, sink, chosen, options["limit"])
             stream.flush()
     if target != "-":
-        _report(target, summary)
+        _report(target, form, summary)
     return summary
 
 
-def _report(target: str, summary: Summary) -> None:
+def _report(target: str, form: str, summary: Summary) -> None:
     from kcap.model.text import printable
 
     path = Path(target)
-    files = list(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = list(path.rglob(f"*.{form}")) if path.is_dir() else [path]
     size = common.size_text(sum(p.stat().st_size for p in files))
     where = (
         f"{printable(target)}, {common.counted(len(files), 'file')}"

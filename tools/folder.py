@@ -15,6 +15,9 @@ _PRIVATE: Final = 0o700
 _FLAGS: Final = (
     os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 )
+_APPEND: Final = (
+    os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)
 
 
 class Folder:
@@ -26,6 +29,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._made: set[str] = set()
 
     def create(self, name: str) -> BinaryIO:
         """Make a file, and the folders above it.
@@ -48,7 +52,29 @@ class Folder:
             for above in reversed(target.relative_to(self._path).parents[:-1]):
                 with contextlib.suppress(FileExistsError):
                     (self._path / above).mkdir(_PRIVATE)
-            return os.fdopen(os.open(target, _FLAGS, 0o600), "wb")
+            made = os.fdopen(os.open(target, _FLAGS, 0o600), "wb")
+        except OSError as e:
+            raise OutputError(f"can't be written: {e.strerror}", file=str(target)) from e
+        self._made.add(name)
+        return made
+
+    def append(self, name: str) -> BinaryIO:
+        """Open a file that `create` made, to write on at its end.
+
+        Args:
+            name: Its path in this folder, with slashes.
+
+        Returns:
+            A stream to write it; whoever asked closes it.
+
+        Raises:
+            OutputError: It can't be opened, or is none of ours any more.
+        """
+        target = self._path.joinpath(*name.split("/"))
+        if name not in self._made:
+            raise OutputError("a file that was not made here", file=name)
+        try:
+            return os.fdopen(os.open(target, _APPEND), "ab")
         except OSError as e:
             raise OutputError(f"can't be written: {e.strerror}", file=str(target)) from e
 

@@ -1,0 +1,226 @@
+"""Packets as pcapng: link type RAW, times of ns, and whose each packet is.
+
+The owner is told twice: as option 8 (process and thread id, which Wireshark reads) and as a
+comment in lines that people and ptcpdump's readers understand.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO, Final
+
+import numpy as np
+import pyarrow as pa
+
+import kcap
+from kcap.model.side import Loss
+from kcap.packets.comments import comment
+from kcap.packets.decode import pieces
+from kcap.packets.frames import NONE, Direction, Frames, Owner
+from kcap.writers.pcap import fixed, joined
+from kcap.writers.pcap_sink import PacketSink
+
+_SECTION: Final = 0x0A0D0D0A
+_MAGIC: Final = 0x1A2B3C4D
+_INTERFACE: Final = 1
+_ENHANCED: Final = 6
+_HEADER_WORDS: Final = 7
+_NS: Final = 9
+_COMMENT: Final = 1
+_FLAGS: Final = 2
+_PACKET_ID: Final = 5
+_THREAD: Final = 8
+_OPTION_BYTES: Final = (1 << 16) - 4
+_ID_MAX: Final = (1 << 32) - 1
+_NAME: Final = "kcap"
+"""Of the interface of packets that name none."""
+
+
+def option(code: int, value: bytes) -> bytes:
+    """An option of a block.
+
+    Args:
+        code: Its number.
+        value: Its value; one that is too long is cut where a character ends.
+
+    Returns:
+        Its bytes.
+    """
+    if len(value) > _OPTION_BYTES:
+        value = value[:_OPTION_BYTES].decode("utf-8", "ignore").encode()
+    return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
+
+
+def block(kind: int, body: bytes) -> bytes:
+    """A block.
+
+    Args:
+        kind: Its type.
+        body: What is between its lengths.
+
+    Returns:
+        Its bytes.
+    """
+    size = len(body) + 12
+    return struct.pack("<II", kind, size) + body + struct.pack("<I", size)
+
+
+class PcapngBytes:
+    """Makes the bytes of one capture."""
+
+    def __init__(self) -> None:
+        self._interfaces: dict[tuple[str, int], int] = {}
+
+    def head(self) -> bytes:
+        """What stands before the first packet."""
+        application = option(4, f"kcap {kcap.__version__}".encode()) + option(0, b"")
+        return block(_SECTION, struct.pack("<IHHq", _MAGIC, 1, 0, -1) + application)
+
+    def body(self, frames: Frames) -> bytes:
+        """Packets, and before them the interfaces that are new.
+
+        Args:
+            frames: The next ones.
+
+        Returns:
+            Their blocks.
+        """
+        count = len(frames)
+        number, described = self._numbers(frames)
+        ts = frames.ts_ns if frames.timed is None else np.where(frames.timed, frames.ts_ns, 0)
+        ts = np.maximum(ts, 0)
+        options = self._options(frames)
+        last = np.zeros(count, np.int64)
+        pads = -frames.captured.astype(np.int64) % 4
+        behind = np.array([len(o.as_py()) for o in options.dictionary] or [0], np.int64)
+        if count:
+            last = behind[np.asarray(options.indices)]
+        ids = self._ids(frames)
+        size = 32 + frames.captured + pads + ids.shape[1] * 4 + last
+        header = np.empty((count, _HEADER_WORDS), "<u4")
+        header[:, 0], header[:, 1], header[:, 2] = _ENHANCED, size, number
+        header[:, 3], header[:, 4] = ts >> 32, ts & 0xFFFFFFFF
+        header[:, 5], header[:, 6] = frames.captured, frames.length
+        # What differs from packet to packet stands before what many have in common.
+        blocks = joined(
+            [
+                fixed(header),
+                pieces(frames.data, frames.offsets, frames.captured.astype(np.int64)),
+                pa.array([bytes(n) for n in range(4)], pa.binary()).take(pa.array(pads)),
+                fixed(ids),
+                options.dictionary.take(options.indices),
+                fixed(size.astype("<u4").reshape(-1, 1)),
+            ]
+        )
+        return described + blocks
+
+    def _numbers(self, frames: Frames) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], bytes]:
+        """The interface of each frame, and the blocks of new ones."""
+        which = (
+            np.full(len(frames), NONE, np.int64) if frames.interface is None else frames.interface
+        )
+        pairs, codes = np.unique(
+            np.stack([which, frames.link_type.astype(np.int64)]), axis=1, return_inverse=True
+        )
+        described, numbers = b"", []
+        for place, link_type in pairs.T.tolist():
+            name = frames.interfaces[place] if place >= 0 else _NAME
+            key = (name, link_type)
+            if key not in self._interfaces:
+                self._interfaces[key] = len(self._interfaces)
+                said = option(2, name.encode()) + option(9, bytes([_NS])) + option(0, b"")
+                described += block(_INTERFACE, struct.pack("<HHI", link_type, 0, 0) + said)
+            numbers.append(self._interfaces[key])
+        return np.array(numbers, np.int64)[codes.reshape(-1)], described
+
+    def _ids(self, frames: Frames) -> np.ndarray[tuple[int, int], np.dtype[np.generic]]:
+        """The options with the direction and the packet's id: words, a row a frame."""
+        words = np.zeros((len(frames), 5), "<u4")
+        direction = frames.direction
+        words[:, 0] = _FLAGS | 4 << 16
+        words[:, 1] = Direction.UNKNOWN if direction is None else direction
+        if frames.packet_id is None or (frames.packet_id < 0).any():
+            return words[:, :2]
+        words[:, 2] = _PACKET_ID | 8 << 16
+        words[:, 3] = frames.packet_id & 0xFFFFFFFF
+        words[:, 4] = frames.packet_id >> 32
+        return words
+
+    def _options(self, frames: Frames) -> pa.DictionaryArray:
+        """The options that tell whose packets they are, each different one once."""
+        none = np.full(len(frames), NONE, np.int64)
+        owner = none if frames.owner is None else frames.owner
+        words = none if frames.comment is None else frames.comment
+        pairs, codes = np.unique(np.stack([owner, words]), axis=1, return_inverse=True)
+        told = []
+        for of, text in pairs.T.tolist():
+            told.append(
+                _told(
+                    frames.owners[of] if of >= 0 else None,
+                    frames.comments[text] if text >= 0 else "",
+                )
+            )
+        entries = pa.array(told, pa.binary())
+        indices = pa.array(codes.reshape(-1).astype(np.int32))
+        return pa.DictionaryArray.from_arrays(indices, entries, safe=False)
+
+
+def _told(owner: Owner | None, text: str) -> bytes:
+    """The last options of a packet."""
+    found = b""
+    if owner is not None:
+        pid, tid = owner.pid, owner.tid
+        if pid is not None and 0 <= pid <= _ID_MAX:
+            thread = tid if tid is not None and 0 < tid <= _ID_MAX else 0
+            found += option(_THREAD, struct.pack("<II", pid, thread))
+        found += option(_COMMENT, comment(owner).encode())
+    if text:
+        found += option(_COMMENT, text.encode())
+    return found + option(0, b"")
+
+
+class Pcapng(PacketSink):
+    """A sink that writes packets into one capture, an interface for each link type.
+
+    Args:
+        stream: Takes the bytes.
+
+    Example:
+        >>> sink = Pcapng(stream)
+        >>> sink.write(batch)
+        >>> sink.close()
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._file = PcapngBytes()
+        stream.write(self._file.head())
+        self._untimed = 0
+
+    def take(self, frames: Frames) -> None:
+        """See `PacketSink.take`."""
+        self._untimed += untimed(frames)
+        self._stream.write(self._file.body(frames))
+
+    def close(self) -> None:
+        """See `kcap.model.stream.Sink`."""
+        count, self._untimed = self._untimed, 0
+        if count:
+            self.losses.append(Loss("cut", count, UNTIMED))
+
+
+UNTIMED: Final = "packets without a time, or of one before 1970, have that of 1970"
+
+
+def untimed(frames: Frames) -> int:
+    """How many frames have no time that pcapng can hold.
+
+    Args:
+        frames: The frames.
+
+    Returns:
+        The number.
+    """
+    sound = frames.ts_ns >= 0
+    return int((~(sound if frames.timed is None else sound & frames.timed)).sum())
