@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kcap.binaries.inspector import COLUMNS
 from kcap.filter import derive, fields
 from kcap.filter.fields import ERAS, TYPES, Field, Source, When, all_fields, lookup, near
 from kcap.model import catalogue, naming
@@ -107,6 +108,9 @@ def known_column(column: str) -> bool:
         )
         parent, _, last = name.rpartition(".")
         in_a_group = f'f"{parent}.{{name}}"' in text and f'"{last}"' in text
+        of_artifacts = {naming.source_name(naming.parts(column)[0]) for column in COLUMNS}
+        if name in of_artifacts:
+            return True
         return f'"{name}"' in text or in_a_group
     if kind == "state":
         who, _, fact = name.partition(".")
