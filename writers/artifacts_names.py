@@ -89,12 +89,13 @@ def safe(name: str, most: int = _NAME_BYTES) -> str:
 
     Returns:
         Letters and digits of any script and ``._-+@=,~`` and inner spaces, ``_`` for all else; no
-        name of a Windows device, none that is empty or begins or ends with a dot or space.
+        name of a Windows device, none that is empty,
+        begins with a dot, dash or space, or ends with a dot or space.
     """
     plain = unicodedata.normalize("NFC", name[: 4 * most])
     kept = "".join(c if c.isalnum() or c in _KEPT else "_" for c in plain)
     cut = kept.encode()[:most].decode("utf-8", "ignore").strip(" ")
-    if cut.startswith("."):
+    if cut.startswith((".", "-")):
         cut = f"_{cut[1:]}"
     if cut.endswith("."):
         cut = f"{cut[:-1]}_"
@@ -141,7 +142,7 @@ def tracee(manifest: Manifest) -> tuple[str, ...]:
     end = "" if manifest.complete else INCOMPLETE
     digest = f".{manifest.sha256}" if manifest.sha256 else ""
     if kind == "exec":
-        name = f"exec.{time or 0}.{basename(manifest.path)}{end}"
+        name = f"exec.{time or 0}.{basename(manifest.path or text(details, 'name'))}{end}"
     elif kind == "mem":
         name = f"bin{_part('pid', pid)}.ts-{time or 0}{end}"
     elif kind == "module":
