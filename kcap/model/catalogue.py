@@ -111,7 +111,9 @@ def events(family: str) -> dict[str, EventInfo]:
     return found
 
 
-_LIKE: Final = dict.fromkeys(("kcap-perf", "kcap-tracefs", "pcap", "pcapng"), "kcap-bpf")
+_LIKE: Final = dict.fromkeys(
+    ("kcap-packets", "kcap-perf", "kcap-tracefs", "pcap", "pcapng"), "kcap-bpf"
+)
 """Collectors whose events have the names and arguments of another one's."""
 
 

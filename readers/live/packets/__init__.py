@@ -1,0 +1,1 @@
+"""Packets of this host, beside what a recorder tells of it."""
