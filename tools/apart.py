@@ -249,7 +249,13 @@ class PartedOutputs:
         self._outputs = outputs
         self._allowed = allowed
         self._removable = {*former}
+        self._made: list[str] = []
         self._channel: Channel | None = None
+
+    @property
+    def made(self) -> list[str]:
+        """The files that were created, in order, and not removed again; not in the worker."""
+        return [name for name in self._made if name in self._removable]
 
     def through(self, channel: Channel) -> None:
         """Ask for it from now on: in the worker.
@@ -263,7 +269,7 @@ class PartedOutputs:
         """See `kcap.tools.outputs.Outputs.create`."""
         if self._channel is None:
             stream = self._outputs.create(name)
-            self._removable.add(name)
+            self._note(name)
             return stream
         fd = self._channel.descriptor(_CREATE, os.fsencode(name))
         return cast("BinaryIO", os.fdopen(fd, "r+b", buffering=0))
@@ -272,6 +278,7 @@ class PartedOutputs:
         """See `kcap.tools.outputs.Outputs.remove`."""
         if self._channel is None:
             self._outputs.remove(name)
+            self._removable.discard(name)
         else:
             self._channel.ask(_REMOVE, os.fsencode(name))
 
@@ -284,7 +291,7 @@ class PartedOutputs:
 
         name = self._checked(argument)
         with contextlib.closing(self._outputs.create(name)) as stream:
-            self._removable.add(name)
+            self._note(name)
             return Answer(descriptor=os.dup(stream.fileno()))
 
     def _remove(self, argument: bytes) -> Answer:
@@ -296,6 +303,10 @@ class PartedOutputs:
         self._outputs.remove(name)
         self._removable.discard(name)
         return Answer()
+
+    def _note(self, name: str) -> None:
+        self._removable.add(name)
+        self._made.append(name)
 
     def _checked(self, argument: bytes) -> str:
         """A name that the worker may have something done to."""

@@ -100,9 +100,9 @@ def chosen(options: SelectOptions, where: Filter | None) -> Selection:
     from kcap.readers.live.selection import Environment, select
     from kcap.readers.live.subjects import look
 
-    choices, expressions = _choices(options)
+    given, expressions = choices(options)
     selection = select(
-        choices=choices,
+        choices=given,
         scopes=[*options["scope"], *expressions],
         opens=options["opens"],
         environment=None if options["env"] is None else Environment.of(options["env"]),
@@ -115,25 +115,33 @@ def chosen(options: SelectOptions, where: Filter | None) -> Selection:
     return selection.at(look(selection.scope))
 
 
-def _choices(options: SelectOptions) -> tuple[list[Choice], list[str]]:
-    """The events that options name, and the conditions among them."""
+def choices(options: SelectOptions) -> tuple[list[Choice], list[str]]:
+    """The events that options name, and the conditions among them.
+
+    Args:
+        options: The verb's options.
+
+    Returns:
+        Both.
+
+    Raises:
+        click.UsageError: A name is missing.
+    """
     from kcap.readers.live.scopes import Choice, is_expression
 
-    choices: list[Choice] = []
+    found: list[Choice] = []
     expressions = []
     for text in options["wanted"]:
         if is_expression(text):
             expressions.append(text)
             continue
         names = _names(text, "--events")
-        choices += [Choice(n.removeprefix("-"), drop=n.startswith("-")) for n in names]
-    choices += [
-        Choice(n, sets_only=True) for text in options["sets"] for n in _names(text, "--set")
-    ]
-    choices += [
+        found += [Choice(n.removeprefix("-"), drop=n.startswith("-")) for n in names]
+    found += [Choice(n, sets_only=True) for text in options["sets"] for n in _names(text, "--set")]
+    found += [
         Choice(n, drop=True) for text in options["exclude"] for n in _names(text, "--exclude")
     ]
-    return choices, expressions
+    return found, expressions
 
 
 def _names(text: str, option: str) -> Iterable[str]:

@@ -15,7 +15,10 @@ import click
 from kcap.tools import (
     alerting,
     apart,
+    artifact_folder,
+    artifact_options,
     common,
+    companions,
     durability,
     live,
     live_select,
@@ -39,6 +42,7 @@ NOTE_CHARS: Final = 4096
 class _RecordOptions(
     live.LiveOptions,
     live_select.SelectOptions,
+    artifact_options.ArtifactOptions,
     rotation.RotationOptions,
     outlets.SinkOptions,
     ruleset.RuleOptions,
@@ -69,13 +73,22 @@ def _brief(_: click.Context, __: click.Parameter, value: str | None) -> str | No
         "kcap record -o incident --ring 60s --rules TRC-3 --on-alert any",
         "kcap record --events process,net --scope comm=nginx --scope follow -o web",
         "kcap record -o host.kcap --case C-12 --operator ann --note 'before the reboot'",
+        "kcap record --artifacts exec,write='/tmp/*',mem -o incident",
+        "kcap record --artifacts network,pcap:process,dir:/srv/out --scope comm=sh",
         "ssh host kcap record -o - | tee host.kcap | kcap cat -",
     ),
 )
-@click.option("-o", "--output", "target", help="The capture; default HOST-TIME.kcap; - is stdout.")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    help="The capture; default HOST-TIME.kcap; - is stdout; none: artifacts alone, no events.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @live.live_options
 @live_select.select_options
+@artifact_options.artifact_options
 @click.option("--max-size", type=common.Size(), help="Stop when the file is about this large.")
 @click.option(
     "--durability",
@@ -102,7 +115,7 @@ def command(
     ctx: click.Context,
     words: tuple[str, ...],
     where: Filter | None,
-    target: str | None,
+    outputs: tuple[str, ...],
     force: bool,
     max_size: int | None,
     durable: durability.Durability,
@@ -136,6 +149,10 @@ def command(
     --stack and --opens as they need them: both is said on standard error, and what of it can't be
     had. Alerts go to each --sink; with --ring and --on-alert one writes what is held.
 
+    With --artifacts the files, streams, memory and programs behind the events are kept, too, in the
+    capture: 'kcap artifacts' lists them and takes them out. Packets are events of their own. Needs
+    root. What is over a limit, or came too fast, is counted; its hash stays where it is known.
+
     Where the disk is full the recording ends, exit code 3: the file is closed, and says how much is
     missing. With --keep the oldest files go instead. A --sink that fails ends nothing.
     """
@@ -143,7 +160,10 @@ def command(
 
     where = common.filter_given(ctx, where, words)
     asked, on_alert = _alerting(ctx, options)
-    selection = _selection(options, asked.rules, where)
+    target, alone = artifact_options.target(outputs)
+    artifacts = artifact_options.read(options, options, target or "", alone=alone)
+    companions.check(options["source"], artifacts)
+    selection = _selection(options, asked.rules, where, artifacts)
     place = Place(
         output.capture_path(target) if target else _default_name(),
         force,
@@ -151,22 +171,24 @@ def command(
         rotation.chosen(options, target, force=force),
         {"chunk_rows": chunk_events, "level": level},
     )
-    told = _told(options, where)
+    told = _told(options, where, artifacts)
     if not (asked.sinks or on_alert):
         asked = replace(asked, rules=None)  # nobody would get their alerts
+    artifact_folder.prepare(artifacts)
     with live.undoing(), contextlib.ExitStack() as stack:
         # Before anything is recorded: how they begin is nobody's business.
         also = stack.enter_context(
             outlets.opened(asked, sys.stdout.buffer, live=True, user=options["user"])
         )
         source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
+        source = companions.accompanied(source, artifacts, place.target)
         stack.callback(source.close)
         limits = Limits(options["duration"], options["count"], max_size)
-        recording = Recording(source, selection, place, stack, limits, also, on_alert)
+        recording = Recording(source, selection, place, stack, limits, also, on_alert, artifacts)
         code = apart.run(ctx, source, recording.work, user=options["user"], **recording.asked())
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name
-    ctx.exit(code)
+    ctx.exit(max(code, artifact_folder.lay_out(artifacts, recording.files)))
 
 
 def _alerting(
@@ -187,18 +209,25 @@ def _alerting(
 
 
 def _selection(
-    options: _RecordOptions, rules: ruleset.Chosen | None, where: Filter | None
+    options: _RecordOptions,
+    rules: ruleset.Chosen | None,
+    where: Filter | None,
+    artifacts: artifact_options.Asked | None,
 ) -> Selection:
-    """What is recorded, with what rules need; what they will lack is told."""
+    """What is recorded, with what rules and artifacts need; what rules will lack is told."""
     needed = needs.turn_on(options, rules)
+    artifact_options.turn_on(options, artifacts)
     selection = live_select.chosen(options, where)
     needs.tell_lacking(needed, selection)
     return selection
 
 
-def _told(options: _RecordOptions, where: Filter | None) -> dict[str, str]:
+def _told(
+    options: _RecordOptions, where: Filter | None, artifacts: artifact_options.Asked | None
+) -> dict[str, str]:
     """What the capture says of its recording, beside what its source knows."""
     told = {
+        "artifacts": None if artifacts is None else artifacts.text,
         "case": options["case"],
         "filter": None if where is None else where.text,
         "note": options["note"],

@@ -212,6 +212,7 @@ class Rotated(OpenParts):
         writing: More options for the writer of a part.
         ending: What a part says at its end.
         told: Is told that a part is complete.
+        again: Asks for artifacts that were given before, when they come again: each part has them.
     """
 
     def __init__(
@@ -225,6 +226,7 @@ class Rotated(OpenParts):
         writing: Mapping[str, Any],
         ending: Ending = tuple,
         told: Told | None = None,
+        again: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__()
         self._series = series
@@ -234,6 +236,7 @@ class Rotated(OpenParts):
         self._writing = writing
         self._ending = ending
         self._told = told
+        self._again = again
         self._size = EveryBytes(rotation.size, lambda: self.writer) if rotation.size else None
         self._host = HostTables()
         self._complete_bytes = self._refused = 0
@@ -286,6 +289,7 @@ class Rotated(OpenParts):
             self._begun_s = now_s
             try:
                 self._begin(self._host.start(self._state))
+                self._again()
             except FullError:
                 # A part that is open has the room for its end: it goes on while there is more.
                 self._asked = True

@@ -33,6 +33,7 @@ from kcap.tools import (
     rotation,
 )
 from kcap.tools.apart import PartedOutputs
+from kcap.tools.artifact_stage import WithArtifacts
 from kcap.tools.outputs import LocalOutputs
 from kcap.tools.progress import Progress
 from kcap.tools.recorded import OneFile, Rotated, room_of
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from kcap.readers.live.guard.channel import Channel, Serve
     from kcap.readers.live.selection import Selection
     from kcap.replay.pipeline import Stage, Summary
+    from kcap.tools.artifact_options import Asked as Artifacts
     from kcap.tools.control import Control
     from kcap.tools.recorded import Recorded, Rotation
 
@@ -55,9 +57,10 @@ class Wanted:
 
     Args:
         selection: What is wanted.
+        artifacts: What is kept beside events, None for nothing.
     """
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, artifacts: Artifacts | None = None) -> None:
         self._wanted = selection.asked
         where = selection.where
         found = Selected.around(selection, [Matching(where, storing=True)] if where else [])
@@ -66,15 +69,30 @@ class Wanted:
         self._told: Counter[str | None] = Counter()
         self.stages: list[Stage] = [] if self._selecting is None else [self._selecting]
         """The stages, for a pipeline."""
+        self.beside: WithArtifacts | None = None
+        """What keeps artifacts, where any are wanted."""
+        if artifacts is not None:
+            self.beside = WithArtifacts(self.stages, _of_packets(artifacts), alone=artifacts.alone)
+            self.stages = [self.beside]
 
     def left_out(self) -> list[Loss]:
         """How many events were left out since this was asked last."""
+        found = [] if self.beside is None else self.beside.left_out()
         if self._selecting is None:
-            return []
+            return found
         dropped = Counter(self._selecting.dropped)
         fresh, self._told = dropped - self._told, dropped
         why = f"left out while recording, not: {self._wanted}"
-        return [replace(loss, reason=why) for loss in left_out(fresh, whole=True)]
+        return [*found, *(replace(loss, reason=why) for loss in left_out(fresh, whole=True))]
+
+
+def _of_packets(artifacts: Artifacts) -> list[Stage] | None:
+    """What packets must pass beside what events must; None where all are kept."""
+    network = artifacts.wanted.network
+    if network is None or not network.filtered:
+        return None
+    chosen = artifacts.packets
+    return [] if chosen is None else [Matching(chosen, storing=True)]
 
 
 class Place(NamedTuple):
@@ -98,7 +116,13 @@ class Opened(NamedTuple):
     """Who makes further files; None where there are none."""
 
 
-def opened(place: Place, stack: contextlib.ExitStack, state: State, wanted: Wanted) -> Opened:
+def opened(
+    place: Place,
+    stack: contextlib.ExitStack,
+    state: State,
+    wanted: Wanted,
+    again: Callable[[], object] = lambda: None,
+) -> Opened:
     """Open where a recording goes.
 
     Args:
@@ -106,6 +130,7 @@ def opened(place: Place, stack: contextlib.ExitStack, state: State, wanted: Want
         stack: Completes the files, or leaves them as they have to be left.
         state: The pipeline's state.
         wanted: Says at the end of each file what was left out.
+        again: Asks for artifacts that were given before, when they come again.
 
     Returns:
         The sink.
@@ -114,7 +139,7 @@ def opened(place: Place, stack: contextlib.ExitStack, state: State, wanted: Want
         KcapError: It can't be written there.
     """
     if place.rotation is not None:
-        return _in_series(place, place.rotation, stack, state, wanted)
+        return _in_series(place, place.rotation, stack, state, wanted, again)
     path, durable = place.target, place.durable
     stream = stack.enter_context(output.opened(path, force=place.force, buffered=False))
     writer = CaptureWriter(
@@ -135,6 +160,7 @@ def _in_series(
     stack: contextlib.ExitStack,
     state: State,
     wanted: Wanted,
+    again: Callable[[], object],
 ) -> Opened:
     """A recording in several files."""
     template, existing = rotation.parts_of(place.target)
@@ -152,6 +178,7 @@ def _in_series(
             writing=place.writing,
             ending=wanted.left_out,
             told=_tell,
+            again=again,
         )
         return Opened(ring, outputs)
     sink = Rotated(
@@ -163,6 +190,7 @@ def _in_series(
         writing=place.writing,
         ending=wanted.left_out,
         told=_tell,
+        again=again,
     )
     return Opened(stack.enter_context(sink), outputs)
 
@@ -201,6 +229,7 @@ class Recording:
         limits: When it ends by itself.
         also: Who else gets the events: sinks, and what becomes of events before these get them.
         on_alert: Rules whose alerts make a ring write.
+        artifacts: What is kept beside events, None for nothing.
 
     Raises:
         KcapError: It can't be written there.
@@ -215,14 +244,19 @@ class Recording:
         limits: Limits,
         also: outlets.Outlets,
         on_alert: Sequence[str] = (),
+        artifacts: Artifacts | None = None,
     ) -> None:
-        state, wanted = State(), Wanted(selection)
+        state, wanted = State(), Wanted(selection, artifacts)
+        self._beside = wanted.beside
+        self._lays_out = artifacts is not None and artifacts.folder is not None
         self._source = source
         self._max_size = limits.max_bytes
         self._keep = None if place.rotation is None else place.rotation.keep
         self._manager = stack.enter_context(notify.Notifier())
         asked = stack.enter_context(control.opened())
-        self._sink, self._outputs = opened(place, stack, state, wanted)
+        self._sink, self._outputs = opened(
+            place, stack, state, wanted, getattr(source, "again", lambda: None)
+        )
         stack.enter_context(live.stopping(source, acts=self._acts(asked)))
         self._deadline = live.Deadline(source, limits.duration_s)
         self._signs = notify.Signs(self._manager, self._sign)
@@ -249,10 +283,15 @@ class Recording:
     def asked(self) -> Asking:
         """What the process with the rights answers while another one does `work`, and by which."""
         answers = self._manager.answers()
-        if self._outputs is None:
-            return {"answers": answers, "keep": (), "helpers": self._also.pids}
-        answers = {**answers, **self._outputs.answers()}
-        return {"answers": answers, "keep": tuple(FILES), "helpers": self._also.pids}
+        if self._outputs is not None:
+            answers = {**answers, **self._outputs.answers()}
+        keep = tuple(FILES) if self._outputs is not None or self._lays_out else ()
+        return {"answers": answers, "keep": keep, "helpers": self._also.pids}
+
+    @property
+    def files(self) -> list[str]:
+        """The files that there are: those that it made, and that were not removed since."""
+        return [self._sink.place] if self._outputs is None else self._outputs.made
 
     def work(self, channel: Channel | None) -> int:
         """Record until the source ends.
@@ -270,7 +309,7 @@ class Recording:
         with self._progress, contextlib.closing(self._attendant.begin()):
             summary = self._pipeline.run()
         self._manager.stopping(f"ended with exit code {summary.exit_code}")
-        report(summary, self._sink, self._keep)
+        report(summary, self._sink, self._keep, self._beside)
         self._also.report()
         common.report_losses(summary.losses, self._source.info.file)
         return summary.exit_code
@@ -299,7 +338,7 @@ class Recording:
 
     def _check(self, summary: Summary) -> bool:
         """After each batch: attend to it, commit in time, stop the source at a limit."""
-        self._attendant.check(summary, status_of(self._sink))
+        self._attendant.check(summary, status_of(self._sink, self._beside))
         if not self._begun:
             self._begun = True
             path = printable(self._sink.place)
@@ -320,11 +359,12 @@ def _done(act: Callable[[], object], sink: Recorded) -> dict[str, str]:
     return {"after": sink.names[-1] if sink.names else ""}
 
 
-def status_of(sink: Recorded) -> Output:
+def status_of(sink: Recorded, beside: WithArtifacts | None = None) -> Output:
     """Where a recording stands.
 
     Args:
         sink: Where it goes.
+        beside: What keeps artifacts, where any are wanted.
 
     Returns:
         What the attendant watches, and the control socket tells.
@@ -340,24 +380,29 @@ def status_of(sink: Recorded) -> Output:
         fd,
         len(sink.names),
         0 if writer is None else writer.waiting_rows,
+        *((0, 0) if beside is None else (beside.artifacts, beside.artifact_bytes)),
     )
 
 
-def report(summary: Summary, sink: Recorded, keep: int | None) -> None:
+def report(
+    summary: Summary, sink: Recorded, keep: int | None, beside: WithArtifacts | None = None
+) -> None:
     """Say what was recorded.
 
     Args:
         summary: What the run did.
         sink: Where it went.
         keep: Files of it that are still there at most; None for all.
+        beside: What kept artifacts, where any were wanted.
     """
     size = common.size_text(sink.expected_bytes)
     names: Sequence[str] = sink.names[-(keep or 0) :] or ["no file"]
     place = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names):,} files)"
     if isinstance(sink, OneFile):
         logs.tell(f"kcap: sha256 {sink.writer.file_hash}")
+    kept = "" if beside is None else f", {common.counted(beside.artifacts, 'artifact')}"
     logs.tell(
-        f"kcap: {common.counted(summary.events_out, 'event')}, {size},"
+        f"kcap: {common.counted(summary.events_out, 'event')}{kept}, {size},"
         f" {sum(summary.lost().values()):,} lost, exit code {summary.exit_code}:"
         f" {printable(place)}"
     )

@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from kcap.errors import FullError
 from kcap.format.reader import CaptureReader
 from kcap.format.writer import CaptureWriter
+from kcap.model.artifact import Artifact, Parts
 from kcap.model.batch import EMPTY, Batch, without_state
+from kcap.model.naming import argument
 from kcap.model.side import Loss, Side, Snapshot, SourceInfo
+from kcap.replay.artifacts import Artifacts
 from kcap.replay.pipeline import FILTERED, Pipeline
 from kcap.tools import durability, logs
 from kcap.tools.recorded import Ending, Told, closing, finish, room_of
 from kcap.tools.series import HostTables, Series
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kcap.format.blobs import Manifest
     from kcap.state import State
     from kcap.tools.durability import Durability
 
@@ -35,6 +41,9 @@ _AFTER_S: Final = 1.0
 
 _ROWS: Final = 8192
 """Events that wait in memory as they came; what is behind them is packed."""
+
+_EXECUTED: Final = argument("exe_sha256")
+"""The column that says which file was executed."""
 
 _LEVEL: Final = 1
 _REASONS: Final = 20
@@ -57,6 +66,24 @@ class _Segment(NamedTuple):
     data: bytes
     events: int
     ended_s: float
+    artifacts: int = 0
+    """Those that are in it."""
+
+
+class _Held(Artifacts):
+    """The artifacts of a piece, whatever they belong to.
+
+    Args:
+        reader: The piece.
+        executed: Only executed files of these hashes; None for all artifacts.
+    """
+
+    def __init__(self, reader: CaptureReader, executed: set[str] | None = None) -> None:
+        super().__init__([reader], unnamed=True)
+        self._executed = executed
+
+    def _goes_along(self, manifest: Manifest) -> bool:
+        return self._executed is None or manifest.sha256 in self._executed
 
 
 class _Dump:
@@ -74,9 +101,31 @@ class _Dump:
         self.window: dict[str, Any] = {}
         self.losses: list[Loss] = []
         """What a segment can't say of what was before it."""
+        self.late: tuple[_Segment, ...] = ()
+        """Segments before those, of which only artifacts count."""
+        self._executed: set[str] = set()
+
+    def take(self, segment: _Segment) -> None:
+        """Write a segment, with its artifacts."""
+        reader = CaptureReader(io.BytesIO(segment.data), self.name)
+        Pipeline(reader, [self]).run()
+        if segment.artifacts:
+            _Held(reader).carry(self.writer)
+            self._executed -= {each.sha256 or "" for each in reader.manifests()}
+
+    def take_late(self) -> None:
+        """Write the executed files that are known from before, and were executed again."""
+        for segment in reversed(self.late):
+            reader = CaptureReader(io.BytesIO(segment.data), self.name)
+            found = {each.sha256 for each in reader.manifests()} & self._executed
+            _Held(reader, {each for each in found if each}).carry(self.writer)
+            self._executed -= found
 
     def write(self, batch: Batch) -> None:
         """See `kcap.model.stream.Sink.write`: one segment after another comes in."""
+        column = batch.get(_EXECUTED)
+        if column is not None:
+            self._executed |= set(column.values.unique().to_pylist())
         sides = [self._told(side) for side in batch.before if self._wanted(side)]
         if batch.rows or sides:
             self.writer.write(batch.with_before(sides))
@@ -116,6 +165,7 @@ class Ring:
         writing: More options for the writer of a file.
         ending: What a piece says at its end.
         told: Is told that a file is complete.
+        again: Asks for artifacts that were given before, when they come again.
     """
 
     def __init__(
@@ -129,6 +179,7 @@ class Ring:
         writing: Mapping[str, Any],
         ending: Ending = tuple,
         told: Told | None = None,
+        again: Callable[[], object] = lambda: None,
     ) -> None:
         self.losses: list[Loss] = []
         """What could not be written."""
@@ -143,6 +194,8 @@ class Ring:
         self._writing = writing
         self._ending = ending
         self._told = told
+        self._again = again
+        self._again_s = now_s
         self._host = HostTables()
         self._sources: dict[str, SourceInfo] = {}
         self._reasons: list[str] = []
@@ -150,6 +203,8 @@ class Ring:
         self._bytes = 0
         self._evicted: deque[_Segment] = deque()
         """Of those that were too much, within the time that is held: without their bytes."""
+        self._late: deque[_Segment] = deque()
+        """Those that are too old, with artifacts that may have come again since."""
         self._events = self._written_bytes = 0
         self._dump: _Dump | None = None
         self._closed = False
@@ -195,6 +250,8 @@ class Ring:
         """See `kcap.model.stream.Sink.write`."""
         self._sources |= {s.id: s for s in batch.before if isinstance(s, SourceInfo)}
         self._host.take(batch)
+        batch = self._bounded(batch)
+        self._artifacts += sum(isinstance(side, Artifact) for side in batch.before)
         self._current.write(batch)
         self._current_events += without_state(batch).rows
 
@@ -206,6 +263,9 @@ class Ring:
         large = self._current.expected_bytes * SEGMENTS > self._asked.size
         if self._reasons or large or now_s - self._begun_s >= length_s:
             self._cut(now_s)
+        if now_s - self._again_s >= self._asked.before_s / 2:
+            self._again_s = now_s
+            self._again()
         self._answer(now_s)
         if self._dump is not None:
             self._go_on(self._dump, now_s)
@@ -228,7 +288,7 @@ class Ring:
     def _open(self, now_s: float, start: Batch) -> None:
         """Begin a piece."""
         self._begun_s = now_s
-        self._current_events = 0
+        self._current_events = self._artifacts = 0
         self._buffer = io.BytesIO()
         self._current = CaptureWriter(self._buffer, file="(memory)", chunk_rows=_ROWS, level=_LEVEL)
         self._current.write(start)
@@ -237,7 +297,8 @@ class Ring:
         """Complete a piece, and begin the next one with the state of now."""
         finish(self._current, self._ending)
         self.losses += self._current.losses
-        segment = _Segment(self._buffer.getvalue(), self._current_events, now_s)
+        data = self._buffer.getvalue()
+        segment = _Segment(data, self._current_events, now_s, self._artifacts)
         self._segments.append(segment)
         self._bytes += len(segment.data)
         self._events += segment.events
@@ -252,7 +313,17 @@ class Ring:
         """Let go of what is too old, or too much."""
         oldest_s = now_s - self._asked.before_s
         while self._segments and self._segments[0].ended_s < oldest_s:
-            self._bytes -= len(self._segments.popleft().data)
+            segment = self._segments.popleft()
+            if segment.artifacts:
+                self._late.append(segment)
+            else:
+                self._bytes -= len(segment.data)
+        # What was executed within the time was given at most half of the time before it.
+        while self._late and not (
+            self._late[0].ended_s >= oldest_s - self._asked.before_s / 2
+            and self.held_bytes <= self._asked.size
+        ):
+            self._bytes -= len(self._late.popleft().data)
         while self._evicted and self._evicted[0].ended_s < oldest_s:
             self._evicted.popleft()
         while len(self._segments) > 1 and self.held_bytes > self._asked.size:
@@ -299,6 +370,7 @@ class Ring:
         dump = self._dump = _Dump(number, name, writer, until_s)
         dump.stack = stack
         dump.waiting.extend(self._segments)
+        dump.late = tuple(self._late)
         dump.window |= {
             "after_s": self._asked.after_s,
             "asked_by": reasons,
@@ -327,17 +399,28 @@ class Ring:
             self._cut(now_s)
             dump.ending = True
         if dump.waiting:
-            segment = dump.waiting.popleft()
-            Pipeline(CaptureReader(io.BytesIO(segment.data), dump.name), [dump]).run()
+            dump.take(dump.waiting.popleft())
             dump.writer.flush()
         if dump.ending and not dump.waiting:
             self._dump = None
+            dump.take_late()
             dump.writer.close()
             dump.stack.close()
             self.losses += dump.writer.losses
             self._written_bytes += dump.writer.bytes_written
             if self._told is not None:
                 self._told(dump.name, dump.writer)
+
+    def _bounded(self, batch: Batch) -> Batch:
+        """A batch without the content of what is larger than all that may be held."""
+        sides: list[Side] = []
+        for side in batch.before:
+            if isinstance(side, Artifact) and side.content.nbytes > self._asked.size // 2:
+                why = f"more than half of the {self._asked.size:,} bytes that are held"
+                sides.append(Loss("lost", None, f"an artifact of {side.content.nbytes:,}: {why}"))
+                side = replace(side, content=Parts(()), truncated=why)  # noqa: PLW2901
+            sides.append(side)
+        return batch.with_before(sides) if len(sides) > len(batch.before) else batch
 
     def _lose(self, loss: Loss) -> None:
         logs.tell(f"kcap: warning: {loss.reason}", level="warning")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from kcap.replay.pipeline import Summary
 
 FIELDS: Final = {
+    "artifact_bytes": "what artifacts have that were kept, holes and what is missing left out",
+    "artifacts": "artifacts that were kept so far: files, streams, memory, programs",
     "blind": "findings that something could not be seen, or was done to the recorder",
     "bytes_per_s": "bytes written a second, of late",
     "bytes_written": "bytes of all parts so far",
@@ -98,6 +100,8 @@ class Output(NamedTuple):
     """The file that is being written, None for what is none."""
     part: int = 1
     waiting_events: int = 0
+    artifacts: int = 0
+    artifact_bytes: int = 0
 
 
 class _Sample(NamedTuple):
@@ -184,6 +188,8 @@ class Status:
 
         return {
             **found,
+            "artifact_bytes": self._output.artifact_bytes,
+            "artifacts": self._output.artifacts,
             "bytes_per_s": rate("bytes_written"),
             "bytes_written": self._output.bytes_written,
             "cpu_percent": round(100 * rate("cpu_s"), 1),

@@ -79,7 +79,7 @@ class Accompanied:
     def __init__(self, source: LiveSource, companions: Sequence[Companion]) -> None:
         self._source = source
         self._companions = tuple(companions)
-        self.rights = frozenset(source.rights).union(*(c.rights for c in companions))
+        self.rights: Collection[str] = {*source.rights, *(r for c in companions for r in c.rights)}
 
     @property
     def info(self) -> StreamInfo:
@@ -119,6 +119,13 @@ class Accompanied:
     def stop(self) -> None:
         """See `LiveSource`."""
         self._source.stop()
+
+    def again(self) -> None:
+        """What was given before is to be given again, where it comes again: files go on anew."""
+        for companion in self._companions:
+            forget = getattr(companion, "forget", None)
+            if forget is not None:
+                forget()
 
     def batches(self) -> Iterator[Batch]:
         """See `LiveSource`."""

@@ -1,0 +1,106 @@
+"""``--artifacts dir:DIR``: what was recorded, laid out in a folder as Tracee does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+from kcap.tools import common, logs
+
+if TYPE_CHECKING:
+    from kcap.format.blobs import Extent, Manifest
+    from kcap.format.reader import CaptureReader
+    from kcap.model.side import Loss
+    from kcap.tools.artifact_options import Asked
+
+
+class _Joined:
+    """The artifacts of the files of a recording, as if they were one.
+
+    Args:
+        readers: The files, in order.
+    """
+
+    def __init__(self, readers: Sequence[CaptureReader]) -> None:
+        self._readers = readers
+        self._current = readers[0]
+
+    @property
+    def blobs(self) -> _Joined:
+        """As `CaptureReader.blobs`: of the file whose artifact was given last."""
+        return self
+
+    @property
+    def losses(self) -> list[Loss]:
+        """As `BlobReader.losses`."""
+        return [loss for reader in self._readers for loss in reader.blobs.losses]
+
+    def manifests(self) -> Iterator[Manifest]:
+        """As `CaptureReader.manifests`."""
+        for reader in self._readers:
+            self._current = reader
+            yield from reader.manifests()
+
+    def block(self, extent: Extent) -> bytes:
+        """As `BlobReader.block`."""
+        return self._current.blobs.block(extent)
+
+
+def prepare(asked: Asked | None) -> None:
+    """Make the folder, or clear it: before anything is recorded.
+
+    Args:
+        asked: What is asked for, None for no artifacts.
+
+    Raises:
+        OutputError: It can't be written, or must not be cleared.
+    """
+    if asked is None or asked.folder is None:
+        return
+    from kcap.writers.artifacts import clear_output
+    from kcap.writers.artifacts_folder import SafeFolder
+
+    if asked.clear and clear_output(asked.folder):
+        logs.tell(f"kcap: cleared: {_shown(asked.folder)}/out")
+    SafeFolder(asked.folder, force=True).close()
+
+
+def lay_out(asked: Asked | None, files: Sequence[str]) -> int:
+    """Write what was recorded into the folder.
+
+    Args:
+        asked: What was asked for, None for no artifacts.
+        files: The files of the recording; closed.
+
+    Returns:
+        The exit code: 3 where something is not there.
+
+    Raises:
+        KcapError: The folder can't be written, or a file not be read.
+    """
+    if asked is None or asked.folder is None or not files:
+        return 0
+    from kcap.format.reader import CaptureReader
+    from kcap.writers.artifacts import extract
+
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for name in files:
+            stream = stack.enter_context(open(name, "rb"))  # noqa: PTH123
+            readers.append(CaptureReader(stream, name))
+            stack.callback(readers[-1].close)
+        joined = cast("CaptureReader", _Joined(readers))
+        report = extract(joined, asked.folder, layout="tracee", incomplete=True, force=True)
+    logs.tell(
+        f"kcap: {common.counted(report.artifacts, 'artifact')} in"
+        f" {common.counted(report.files, 'file')}: {_shown(asked.folder)}/out"
+    )
+    common.report_losses(report.losses, asked.folder)
+    return 3 if report.losses else 0
+
+
+def _shown(folder: str) -> str:
+    from kcap.model.text import printable
+
+    return printable(folder.rstrip("/") or "/")

@@ -1,0 +1,200 @@
+"""Artifacts and packets among the events that a recording chooses."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.model.artifact import Artifact
+from kcap.model.batch import Batch
+from kcap.model.classes import I64_MIN
+from kcap.model.side import Loss
+from kcap.replay.needed import ROW, numbered
+from kcap.replay.pipeline import FILTERED
+
+if TYPE_CHECKING:
+    from kcap.model.side import Side
+    from kcap.replay.pipeline import Stage
+
+PACKET: Final = "net_packet"
+_PROCESSES: Final = 65_536
+"""Processes of which it is remembered that they had an event that is kept."""
+
+_OF_FILES: Final = frozenset({"exec", "write", "read"})
+_LEAST_BYTES: Final = 4096
+
+
+class WithArtifacts:
+    """A stage around those that choose events: for what they don't know.
+
+    An artifact belongs to an event, and stays where that does; one of a file whose event is not
+    known stays where its process had an event that does. What the kernel took by the scope itself,
+    as streams, stays. Packets are all kept, or chosen as events are.
+
+    Args:
+        stages: Choose events; none for all.
+        packets: What packets must pass, too; None where none are left out.
+        alone: Keep no events, but artifacts and packets.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], packets: Sequence[Stage] | None, *, alone: bool
+    ) -> None:
+        self._stages = stages
+        self._packet_stages = packets
+        self._alone = alone
+        self._belonging = Belonging() if stages else None
+        self.artifacts = 0
+        """Artifacts that were kept so far."""
+        self.artifact_bytes = 0
+        """Their bytes, holes and what is missing not counted."""
+        self._dropped = self._rows = 0
+
+    def process(self, batch: Batch) -> Batch:
+        """See `kcap.replay.pipeline.Stage`."""
+        packets = packets_in(batch)
+        if not packets.any():
+            chosen = self._events(batch)
+        elif packets.all():
+            chosen = self._packets(batch)
+        else:
+            marked = numbered(batch)
+            parts = (
+                self._events(marked.take(_rows(~packets))),
+                self._packets(marked.take(_rows(packets)).with_before(())),
+            )
+            kept = np.sort(np.concatenate([part.numpy(ROW, 0) for part in parts]))
+            chosen = batch.take(kept.astype(np.int32)) if len(kept) else batch.slice(0, 0)
+        if not batch.before:
+            return chosen.with_before(())
+        return chosen.with_before([each for each in map(self._side, batch.before) if each])
+
+    def left_out(self) -> list[Loss]:
+        """What was left out since this was asked last, beside what the stages left out."""
+        found = []
+        if self._rows:
+            found.append(Loss(FILTERED, self._rows, "events: only artifacts are recorded"))
+        if self._dropped:
+            why = f"{self._dropped:,} artifacts of what is not recorded were left out"
+            found.append(Loss(FILTERED, None, why))
+        self._dropped = self._rows = 0
+        return found
+
+    def _events(self, batch: Batch) -> Batch:
+        chosen = batch
+        for stage in self._stages:
+            chosen = stage.process(chosen)
+        if self._belonging is not None:
+            self._belonging.note(chosen)
+        if self._alone:
+            self._rows += chosen.rows
+            return chosen.slice(0, 0)
+        return chosen
+
+    def _packets(self, batch: Batch) -> Batch:
+        if self._packet_stages is None:
+            return batch
+        chosen = batch
+        for stage in (*self._stages, *self._packet_stages):
+            chosen = stage.process(chosen)
+        return chosen
+
+    def _side(self, side: Side) -> Side | None:
+        if not isinstance(side, Artifact):
+            return side
+        if self._belonging is not None and not self._belonging.has(side):
+            self._dropped += 1
+            return None
+        self.artifacts += 1
+        self.artifact_bytes += side.content.nbytes
+        # No event of the capture is its event then; what is known of it stays.
+        return replace(side, origin=None, ord=None) if self._alone else side
+
+
+class Belonging:
+    """Which events were kept: a bit for each, so that what comes later finds its event."""
+
+    def __init__(self) -> None:
+        self._bits: dict[str, npt.NDArray[np.uint8]] = {}
+        self._processes: OrderedDict[int, None] = OrderedDict()
+
+    def note(self, batch: Batch) -> None:
+        """Take note of events that are kept.
+
+        Args:
+            batch: The events.
+        """
+        column = batch.get("origin")
+        if column is None:
+            return
+        ords = batch.numpy("ord", I64_MIN)
+        codes = np.full(batch.rows, -1, np.int64)
+        codes[slice(None) if column.rows is None else column.rows] = column.codes()
+        for code, origin in enumerate(column.values.dictionary.to_pylist()):
+            mine = ords[(codes == code) & (ords >= 0)]
+            if len(mine):
+                self._set(origin, mine)
+        for pid in np.unique(batch.numpy("pid", -1)).tolist():
+            self._processes[pid] = None
+            self._processes.move_to_end(pid)
+        while len(self._processes) > _PROCESSES:
+            self._processes.popitem(last=False)
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether an artifact belongs to what is kept.
+
+        Args:
+            artifact: The artifact; its event, if it has one, was noted before.
+
+        Returns:
+            True where it does.
+        """
+        if artifact.origin is not None and artifact.ord is not None:
+            bits = self._bits.get(artifact.origin)
+            place = artifact.ord >> 3
+            return bits is not None and place < len(bits) and bool(_bit(bits, artifact.ord))
+        if artifact.kind in _OF_FILES and artifact.details.get("fd") is None:
+            return artifact.details.get("pid") in self._processes
+        return True
+
+    def _set(self, origin: str, ords: npt.NDArray[np.int64]) -> None:
+        bits = self._bits.get(origin, np.zeros(0, np.uint8))
+        needed = (int(ords.max()) >> 3) + 1
+        if needed > len(bits):
+            grown = np.zeros(max(needed, 2 * len(bits), _LEAST_BYTES), np.uint8)
+            grown[: len(bits)] = bits
+            bits = self._bits[origin] = grown
+        np.bitwise_or.at(bits, ords >> 3, (1 << (ords & 7)).astype(np.uint8))
+
+
+def packets_in(batch: Batch) -> npt.NDArray[np.bool_]:
+    """Which rows are packets.
+
+    Args:
+        batch: Events.
+
+    Returns:
+        One a row.
+    """
+    found = np.zeros(batch.rows, np.bool_)
+    column = batch.get("event")
+    if column is None or not batch.rows:
+        return found
+    names = column.values.dictionary.to_pylist()
+    if PACKET in names:
+        mine = column.codes() == names.index(PACKET)
+        found[slice(None) if column.rows is None else column.rows] = mine
+    return found
+
+
+def _rows(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    return np.flatnonzero(mask).astype(np.int32)
+
+
+def _bit(bits: npt.NDArray[np.uint8], place: int) -> int:
+    return int(bits[place >> 3]) >> (place & 7) & 1
