@@ -44,7 +44,6 @@ SHARED: Final = (
 """Maps that are the recorder's, where it records with BPF too."""
 
 STREAM_KEY: Final = "kcap_stream_key"
-STREAM: Final = "kcap_stream"
 
 _WAKE_PART: Final = 8
 _EXIT: Final = "on_sys_exit"
@@ -246,11 +245,14 @@ class ArtifactKernel:
         """
         return b"".join(key + value for key, value in self._loaded.maps["streams"].items())
 
-    def forget(self, keys: bytes) -> None:
+    def forget(self, keys: bytes) -> bytes:
         """Make room for other streams.
 
         Args:
             keys: Of streams that have ended, one behind the other.
+
+        Returns:
+            As `totals`, what went through them by then: the last of it may have been lost.
 
         Raises:
             KcapError: They are no keys, or the kernel refused.
@@ -258,8 +260,14 @@ class ArtifactKernel:
         size = layout(self.types, STREAM_KEY).itemsize
         if len(keys) % size:
             raise KcapError(f"{len(keys)} bytes are no keys of streams")
+        table, found = self._loaded.maps["streams"], b""
         for at in range(0, len(keys), size):
-            self._loaded.maps["streams"].delete(keys[at : at + size])
+            key = keys[at : at + size]
+            value = table.get(key)
+            if value is not None:
+                found += key + value
+                table.delete(key)
+        return found
 
     def broken(self) -> list[str]:
         """Parts that should run, and that somebody else has detached.

@@ -386,8 +386,13 @@ int call_opening(struct bpf_raw_tracepoint_args *context)
         f->piece.offset = f->next;
         f->piece.length = 0;
         f->piece.bytes = path;
-        u64 size = sizeof(f->piece) + path;
-        if (!bpf_ringbuf_output(&bytes, &f->piece, size, waking(size)))
+        u64 wake = waking(sizeof(f->piece) + path);
+        /* Read anew: of a copy in another register the verifier of 6.12 does not know the bounds. */
+        u64 size = *(volatile u32 *)&f->piece.bytes;
+        asm volatile("" : "+r"(size));
+        if (size > PATH_BYTES)
+            size = PATH_BYTES;
+        if (!bpf_ringbuf_output(&bytes, &f->piece, sizeof(f->piece) + size, wake))
             held->opened = 1;
     }
     bpf_tail_call(context, &steps, KCAP_COPYING);
