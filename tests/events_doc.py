@@ -147,8 +147,8 @@ def derived() -> str:
 
 
 def _viewed(entry: Derived) -> str:
-    base = events.events()[entry.base]
-    known = {a.name: exactness(base, a) for a in base.arguments}
+    base = events.events().get(entry.base)  # none of a packet
+    known = {a.name: exactness(base, a) for a in base.arguments} if base else {}
     shown = []
     for name, _, place in entry.arguments:
         if place == "-":

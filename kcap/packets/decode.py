@@ -29,6 +29,15 @@ from kcap.packets.identity import PacketIds
 EVENT: Final = "net_packet"
 """The name of the event."""
 
+ARGUMENTS: Final = (
+    *("data", "captured", "length", "link_type", "link_header", "direction", "interface"),
+    *("packet_id", "vlan", "ip_version", "src", "dst", "protocol", "ttl", "ip_id"),
+    *("fragment_offset", "more_fragments", "src_port", "dst_port", "payload_offset"),
+    *("tcp_flags", "tcp_seq", "tcp_ack", "tcp_window", "icmp_type", "icmp_code"),
+    *("proto_dns", "proto_http", "proto_tls", "comment"),
+)
+"""The arguments that an event may have."""
+
 IDENTITY: Final[dict[str, str]] = {
     "pid": "pid",
     "tid": "tid",

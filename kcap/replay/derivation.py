@@ -17,6 +17,9 @@ of such places. A *condition* is one of these, or several with ``and`` between t
                         ``O_LARGEFILE`` unless C says that the call was a 32-bit one
 ``socket_type(T)``      without ``SOCK_CLOEXEC`` and ``SOCK_NONBLOCK``
 ``base64(BYTES)``       as text
+``packet_metadata(D)``  which way a packet went, as Tracee says it
+``packet_PROTO(B, …)``  the header of a protocol in a packet's bytes, as JSON; it needs
+                        ``$event`` and ``link_type`` beside them
 ======================= ==================================================================
 """
 
@@ -35,6 +38,7 @@ import pyarrow as pa
 from kcap.model import catalogue, naming, shape
 from kcap.model.batch import Batch, Column, coded, constant
 from kcap.model.classes import TypeClass
+from kcap.packets.views import FUNCTIONS as PACKET_FUNCTIONS
 
 Mask = npt.NDArray[np.bool_]
 Found = dict[tuple[TypeClass, str], Column]
@@ -227,7 +231,8 @@ def _results(place: str, known: Collection[str]) -> list[tuple[TypeClass, str]]:
     if call is None or not there:
         return there
     numeric = call[1] in {"file_flags", "socket_type"}
-    return [(TypeClass.I64 if numeric else TypeClass.STR, "")]
+    made = TypeClass.JSON if call[1] in PACKET_FUNCTIONS else TypeClass.STR
+    return [(TypeClass.I64 if numeric else made, "")]
 
 
 def _verdicts(batch: Batch, term: re.Match[str]) -> Mask:
@@ -315,4 +320,5 @@ _FUNCTIONS: Final[Mapping[str, Callable[[Batch, Sequence[str]], Found]]] = {
     "file_flags": _file_flags,
     "socket_type": _socket_type,
     "base64": _base64,
+    **PACKET_FUNCTIONS,
 }
