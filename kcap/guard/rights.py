@@ -60,6 +60,13 @@ PROBER: Final = {
 }
 """What those keep who read /proc for the others."""
 
+ARTIFACTS: Final = {
+    "CAP_DAC_READ_SEARCH": "read the files that processes execute, write or read",
+    "CAP_SYS_ADMIN": "watch the files of a file system that comes up, and no longer at the end",
+    "CAP_SYS_PTRACE": "read memory that became code, find what other namespaces have mounted",
+}
+"""What those keep who read artifacts for the others."""
+
 USERS: Final = ("kcap", "nobody")
 """Who a worker becomes, where nobody says: the first of these that the host has."""
 

@@ -1,0 +1,335 @@
+"""Beside a recorder: artifacts, each with the event that it belongs to.
+
+The object is made in the process that has rights: marks, the kernel's programs, the readers and
+their supervisor. Then the worker, which has none, takes finished artifacts out of a socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from kcap.errors import KcapError
+from kcap.model.batch import Batch
+from kcap.model.side import Side, SourceInfo
+from kcap.model.tracee_names import user_device
+from kcap.readers.live.artifacts import marks, protocol, supervisor
+from kcap.readers.live.artifacts.agent import Task, mask_of
+from kcap.readers.live.artifacts.companion_hashes import COLUMN, Executions, Hashes
+from kcap.readers.live.artifacts.companion_rows import Rows
+from kcap.readers.live.artifacts.companion_sides import Pending, Sides
+from kcap.readers.live.artifacts.protocol import Shared
+from kcap.readers.live.artifacts.spool import Spooled, received
+from kcap.readers.live.artifacts.wanted import Wanted
+from kcap.readers.live.bpf.asked import Ask
+
+if TYPE_CHECKING:
+    from kcap.readers.live.artifacts.kernel import ArtifactKernel
+    from kcap.readers.live.bpf.loader import Map
+    from kcap.readers.live.bpf.program import Setup
+
+WAIT_S: Final = 0.5
+"""For the hashes of a batch."""
+
+READY_S: Final = 5.0
+"""For the marks of what is mounted, at the beginning."""
+
+FINISH_S: Final = 10.0
+"""For what was seen by the end."""
+
+_END_S: Final = 3.0
+_SIDES_MAX: Final = 128
+_TAKE_BYTES: Final = 64 << 20
+_MARK, _MARKS_MAX = "mark", 4096
+
+
+class ArtifactsCompanion:
+    """A `kcap.readers.live.accompanied.Companion` that keeps artifacts.
+
+    To be made before any thread, as it forks.
+
+    Args:
+        wanted: What is to be kept.
+        setup: The scope of the recorder, where there is one.
+        shared: The maps of its program, where it records with BPF.
+        left_out: Paths of files and folders of the recorder's: what it writes is no artifact.
+
+    Raises:
+        PrivilegeError: This user may not watch files, or load programs.
+        KcapError: This kernel can't.
+    """
+
+    name = "artifacts"
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        *,
+        setup: Setup | None = None,
+        shared: Mapping[str, Map] | None = None,
+        left_out: Sequence[str] = (),
+    ) -> None:
+        self._wanted = wanted
+        self._owner = os.getpid()
+        self._kernel: ArtifactKernel | None = None
+        self._shared = Shared()
+        with contextlib.ExitStack() as stack:
+            if wanted.kernel:
+                self._kernel = _kernel(wanted, setup, shared)
+                stack.callback(self._kernel.close)
+            readers_only = stack.enter_context(contextlib.ExitStack())
+            self._task = self._made(stack, readers_only, left_out)
+            self._door, door = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.callback(self._door.close)
+            self._shared.tell_own([self._owner])
+            self._supervisor = os.fork()
+            if not self._supervisor:
+                supervisor.run(door, self._task)
+            door.close()
+            # A group that nobody else holds ends with its readers.
+            readers_only.close()
+            self._held = stack.pop_all()
+        self.rights: Collection[str] = ("CAP_BPF", "CAP_PERFMON") if self._kernel else ()
+        self._ask: Ask = self.serve
+        self._changes = self._shared.changes
+        self._rows = Rows(reads=wanted.read is not None)
+        self._hashes = Hashes()
+        self._sides = Sides(wanted, self._shared, self._rows)
+        self._marked: set[int] = set()
+        self._unmarked: list[int] = []
+        self._done: set[int] = set()
+        self._closed = False
+
+    def _made(
+        self,
+        stack: contextlib.ExitStack,
+        readers_only: contextlib.ExitStack,
+        left_out: Sequence[str],
+    ) -> Task:
+        """What readers work with."""
+        groups = [marks.group() for _ in range(2 if mask_of(self._wanted) else 0)]
+        mounted = (os.eventfd(0, _EVENT_FLAGS), os.eventfd(0, _EVENT_FLAGS))
+        finished, self._finish = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        for descriptor in (*groups, *mounted, finished):
+            readers_only.callback(os.close, descriptor)
+        stack.callback(os.close, self._finish)
+        self._end, theirs = protocol.pair()
+        stack.callback(self._end.close)
+        told, heard = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for each in (theirs, told, heard):
+            readers_only.callback(each.close)
+            each.setblocking(False)
+        ring, types = (None, None) if self._kernel is None else _told(self._kernel)
+        return Task(
+            wanted=self._wanted,
+            shared=self._shared,
+            end=theirs,
+            groups=tuple(groups),
+            finish=finished,
+            mounted=mounted,
+            regions=(told, heard),
+            ring=ring,
+            types=types,
+            left_out=tuple(os.path.realpath(path) for path in left_out),
+        )
+
+    @property
+    def pids(self) -> Collection[int]:
+        """The supervisor and the readers."""
+        return self._shared.pids | {self._supervisor}
+
+    def prepare(self) -> None:
+        """Wait until what is mounted is marked; begin to look in the kernel."""
+        if self._kernel is not None:
+            self._kernel.attach()
+        roles = [protocol.LOCAL] if mask_of(self._wanted) else []
+        until_s = time.monotonic() + READY_S
+        while not all(self._shared.progress(role).ready for role in roles):
+            if time.monotonic() > until_s:
+                self._sides.lost("not all file systems were watched at the beginning", kind="blind")
+                break
+            time.sleep(0.002)
+        self._changes = self._shared.changes
+
+    def part(self, ask: Ask) -> None:
+        """See `Companion`."""
+        self._ask = ask
+        if self._kernel is not None:
+            self._kernel.let_go()
+
+    def serve(self, name: str, argument: bytes) -> bytes:
+        """See `Companion`.
+
+        Raises:
+            KcapError: There is no such question, or the kernel refused.
+        """
+        if name != _MARK or self._kernel is None:
+            raise KcapError(f"there is no answer to {name!r} about artifacts")
+        devices = np.frombuffer(argument[: len(argument) // 8 * 8], np.int64)[:_MARKS_MAX]
+        self._kernel.mark(devices.tolist())
+        return b""
+
+    def own(self, pids: Sequence[int]) -> None:
+        """See `Companion`."""
+        self._shared.tell_own(sorted({*pids, *self.pids}))
+        if self._kernel is not None:
+            self._kernel.own(sorted({*pids, *self.pids}))
+
+    def begin(self) -> None:
+        """See `Companion`."""
+        self._drain()
+        self._mark()
+
+    def follow(self, batch: Batch) -> Iterator[Batch]:
+        """See `Companion`."""
+        for side in batch.before:
+            if isinstance(side, SourceInfo):
+                self._sides.source = side.id
+        batch = self._without_readers(batch)
+        executions = self._rows.add(batch)
+        self._drain()
+        self._mark()
+        if self._wanted.exec and len(executions):
+            found = Executions(batch, executions)
+            self._await(found)
+            column = found.column()
+            if column is not None:
+                batch = batch.adding({COLUMN: column})
+        yield batch
+        yield from self._given(last=False)
+
+    def end(self) -> Iterator[Batch]:
+        """See `Companion`."""
+        os.write(self._finish, b"\0")
+        until_s = time.monotonic() + FINISH_S
+        needed = self._needed()
+        while not needed <= self._done and time.monotonic() < until_s:
+            select.select((self._end,), (), (), 0.05)
+            self._drain()
+            yield from self._given(last=False)
+        for role in sorted(needed - self._done):
+            self._sides.lost(f"{protocol.ROLES[role]} files: nobody said that all were read")
+        self._drain()
+        yield from self._given(last=True)
+
+    def close(self) -> None:
+        """See `Companion`."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._supervisor and os.getpid() == self._owner:
+            with contextlib.suppress(OSError):
+                self._door.shutdown(socket.SHUT_RDWR)
+            _ended(self._supervisor)
+        self._held.close()
+
+    def _needed(self) -> set[int]:
+        """The readers that say when they are done."""
+        needed = {protocol.LOCAL, protocol.REMOTE} if mask_of(self._wanted) else set()
+        if self._kernel is not None:
+            needed |= {protocol.MOMENTS, *([protocol.MEMORY] if self._wanted.mem else [])}
+        return needed
+
+    def _without_readers(self, batch: Batch) -> Batch:
+        """The batch without what readers did that were started since the kernel was told."""
+        if self._shared.changes == self._changes or not batch.rows:
+            return batch
+        others = ~np.isin(batch.numpy("pid", 0), sorted(self.pids))
+        if others.all():
+            return batch
+        return batch.take(np.flatnonzero(others).astype(np.int32))
+
+    def _drain(self) -> None:
+        """Take what readers have sent."""
+        taken = 0
+        for message, memory in received(self._end):
+            kind = message[:1]
+            if kind == protocol.HASHES:
+                self._hashes.add(protocol.unpack_hashes(message))
+            elif kind == protocol.ARTIFACT:
+                about = protocol.unpack(message)
+                content = Spooled(memory, about.pop("ranges"), about.pop("reasons"), self._shared)
+                taken += content.nbytes
+                self._sides.add(Pending(about, content))
+                if taken > _TAKE_BYTES:
+                    return
+            elif kind == protocol.MARKED:
+                self._unmarked.append(int(protocol.unpack(message)["dev"]))
+            elif kind == protocol.LOST:
+                told = protocol.unpack(message)
+                self._sides.lost(
+                    str(told["reason"]), int(told["count"]), str(told["kind"]), told["time_ns"]
+                )
+            elif kind == protocol.DONE:
+                self._done.add(int(protocol.unpack(message)["role"]))
+
+    def _mark(self) -> None:
+        """Tell the kernel's program what is watched now."""
+        if not self._unmarked:
+            return
+        devices, self._unmarked = self._unmarked, []
+        self._marked.update(devices)
+        if self._kernel is not None:
+            told = np.array([user_device(dev) for dev in devices[:_MARKS_MAX]], np.int64)
+            self._ask(_MARK, told.tobytes())
+
+    def _await(self, found: Executions) -> None:
+        """Wait for hashes that should come."""
+        until_s = time.monotonic() + WAIT_S
+        while found.look(self._hashes):
+            left_s = until_s - time.monotonic()
+            expected = self._kernel is not None or not self._marked.isdisjoint(found.devices)
+            if left_s <= 0 or not expected:
+                break
+            select.select((self._end,), (), (), left_s)
+            self._drain()
+        if found.without:
+            self._sides.lost("executed files whose hash is not known", found.without)
+
+    def _given(self, *, last: bool) -> Iterator[Batch]:
+        """Artifacts whose event is known, or does not come any more; and what was lost."""
+        sides: list[Side] = []
+        for side in self._sides.ready(last=last):
+            sides.append(side)
+            if len(sides) >= _SIDES_MAX:
+                yield Batch(0, {}, tuple(sides))
+                sides = []
+        if sides:
+            yield Batch(0, {}, tuple(sides))
+
+
+_EVENT_FLAGS: Final = getattr(os, "EFD_CLOEXEC", 0) | getattr(os, "EFD_NONBLOCK", 0)
+
+
+def _kernel(
+    wanted: Wanted, setup: Setup | None, shared: Mapping[str, Map] | None
+) -> ArtifactKernel:
+    from kcap.readers.live.artifacts.kernel import ArtifactKernel
+
+    return ArtifactKernel(wanted, setup=setup, shared=shared)
+
+
+def _told(kernel: ArtifactKernel) -> tuple[Any, Any]:
+    return kernel.triggers, kernel.types
+
+
+def _ended(pid: int) -> None:
+    """Wait for the supervisor; it ends when its door is closed."""
+    until_s = time.monotonic() + _END_S
+    while time.monotonic() < until_s:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                time.sleep(0.005)
+                continue
+        return
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)

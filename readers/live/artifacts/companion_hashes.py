@@ -1,0 +1,121 @@
+"""The hashes of executed files, by what an execution's event says of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import TypeClass
+from kcap.model.naming import argument
+from kcap.readers.live.artifacts.companion_rows import CTIME, DEV, INODE
+from kcap.readers.live.artifacts.protocol import HashNote
+from kcap.readers.live.cache import Cache
+
+COLUMN: Final = argument("exe_sha256")
+_ENTRIES_MAX: Final = 1 << 16
+
+
+class Hashes:
+    """What readers told."""
+
+    def __init__(self) -> None:
+        self._exact: Cache[tuple[int, ...], str | None] = Cache(_ENTRIES_MAX)
+        """By process, device, inode and time of the last change."""
+        self._process: Cache[tuple[int, ...], str | None] = Cache(_ENTRIES_MAX)
+        """By process, device and inode: a dropper that unlinks itself changes its file's time."""
+        self._file: Cache[tuple[int, ...], str | None] = Cache(_ENTRIES_MAX)
+        """By device, inode and time of the last change."""
+
+    def add(self, notes: Sequence[HashNote]) -> None:
+        """Take what was told.
+
+        Args:
+            notes: The hashes.
+        """
+        for note in notes:
+            told = note.sha256.hex() if note.known else None
+            file = (note.dev, note.inode, note.ctime_ns)
+            if told is None and file in self._file:
+                continue
+            self._exact.put((note.pid, *file), told)
+            self._process.put((note.pid, note.dev, note.inode), told)
+            if told is not None:
+                self._file.put(file, told)
+
+    def find(self, pid: int, dev: int, inode: int, ctime_ns: int) -> tuple[bool, str | None]:
+        """The hash of a file that was executed.
+
+        Args:
+            pid: The process.
+            dev: The device, as the kernel has it.
+            inode: The inode.
+            ctime_ns: When that was changed last.
+
+        Returns:
+            Whether it was told of; its hash, None where it can't be had.
+        """
+        for table, key in (
+            (self._exact, (pid, dev, inode, ctime_ns)),
+            (self._process, (pid, dev, inode)),
+            (self._file, (dev, inode, ctime_ns)),
+        ):
+            if key in table:
+                return True, table.get(key)
+        return False, None
+
+
+class Executions:
+    """The executions of a batch, and what is known of their files.
+
+    Args:
+        batch: Events.
+        rows: Which are executions.
+    """
+
+    def __init__(self, batch: Batch, rows: npt.NDArray[np.intp]) -> None:
+        fields = ("pid", DEV, INODE, CTIME)
+        columns = [batch.numpy(name, -1)[rows].tolist() for name in fields]
+        self._keys = list(zip(*columns, strict=True))
+        self._rows = rows
+        self._found: list[tuple[bool, str | None]] = [(False, None)] * len(self._keys)
+
+    def look(self, hashes: Hashes) -> int:
+        """Look for what is not known yet.
+
+        Args:
+            hashes: What readers told.
+
+        Returns:
+            How many are still open.
+        """
+        for at, (known, _) in enumerate(self._found):
+            if not known:
+                self._found[at] = hashes.find(*self._keys[at])
+        return sum(not known for known, _ in self._found)
+
+    @property
+    def devices(self) -> set[int]:
+        """Devices of files that are not known yet, as the kernel has them."""
+        return {
+            key[1] for key, (known, _) in zip(self._keys, self._found, strict=True) if not known
+        }
+
+    @property
+    def without(self) -> int:
+        """How many have no hash."""
+        return sum(told is None for _, told in self._found)
+
+    def column(self) -> Column | None:
+        """The hashes as a column; None where there are none."""
+        found = [(int(row), told) for row, (_, told) in zip(self._rows, self._found, strict=True)]
+        rows = np.array([row for row, told in found if told is not None], np.int32)
+        if not len(rows):
+            return None
+        texts = pa.array([told for _, told in found if told is not None], pa.utf8())
+        values = texts.dictionary_encode()
+        return Column(TypeClass.STR, values, rows)

@@ -1,0 +1,200 @@
+"""The events that artifacts belong to: looked up by process and file, or by thread and time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kcap.model.batch import Batch
+from kcap.model.naming import argument
+
+ROWS_MAX: Final = 1 << 18
+"""Events of a kind that are remembered; the oldest are forgotten first."""
+
+EXECUTIONS: Final = frozenset({"sched_process_exec"})
+OPENS: Final = frozenset({"open", "openat", "openat2", "creat", "open_by_handle_at"})
+REGIONS: Final = frozenset({"mprotect", "pkey_mprotect", "mmap"})
+MODULES: Final = frozenset({"init_module", "finit_module"})
+PROGRAMS: Final = frozenset({"bpf"})
+CALLS: Final = REGIONS | MODULES | PROGRAMS
+
+DEV: Final = argument("dev")
+INODE: Final = argument("inode")
+CTIME: Final = argument("ctime")
+_FLAGS: Final = argument("flags")
+_ACCESS: Final = 3
+_FIELDS: Final = (
+    "origin", "ord", "ts", "pid", "tid", "uid", "process_name", "process_key", "exe",
+    "container_id", "cgroup_id", argument("pathname"),
+)  # fmt: skip
+_ODD: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+
+Keys = npt.NDArray[np.uint64]
+
+
+def rows_of(batch: Batch, events: Collection[str]) -> npt.NDArray[np.intp]:
+    """The rows of some events.
+
+    Args:
+        batch: Events.
+        events: Their names.
+
+    Returns:
+        Row numbers, ascending.
+    """
+    column = batch.get("event")
+    if column is None:
+        return np.zeros(0, np.intp)
+    entries = column.values.dictionary.to_pylist()
+    wanted = np.array([entry in events for entry in entries] or [False])
+    found = np.flatnonzero(wanted[column.codes()])
+    return found if column.rows is None else column.rows[found].astype(np.intp)
+
+
+def _mixed(*numbers: npt.NDArray[np.int64]) -> Keys:
+    """One number out of several; different ones may meet, so who finds one compares."""
+    out = np.zeros(len(numbers[0]), np.uint64)
+    for number, odd in zip(numbers, _ODD, strict=False):
+        out = (out ^ number.view(np.uint64)) * np.uint64(odd)
+        out ^= out >> np.uint64(29)
+    return out
+
+
+class _Part:
+    """Events of one batch."""
+
+    def __init__(self, batch: Batch, rows: npt.NDArray[np.intp], names: tuple[str, ...]) -> None:
+        taken = batch.take(rows.astype(np.int32))
+        self.numbers = tuple(taken.numpy(name, -1) for name in names)
+        keys = _mixed(*self.numbers)
+        self.order = np.argsort(keys, kind="stable")
+        self.keys = keys[self.order]
+        self.times = taken.numpy("ts", 0)
+        self.batch = taken.select(_FIELDS).compact()
+
+    def find(self, key: np.uint64, numbers: tuple[int, ...]) -> Iterator[int]:
+        first, last = np.searchsorted(self.keys, [key, key + np.uint64(1)])
+        for place in range(int(last) - 1, int(first) - 1, -1):
+            row = int(self.order[place])
+            if all(int(own[row]) == n for own, n in zip(self.numbers, numbers, strict=True)):
+                yield row
+
+
+class Table:
+    """Events by some of their numbers.
+
+    Args:
+        names: The columns of these.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self._parts: deque[_Part] = deque()
+        self._rows = 0
+
+    def add(self, batch: Batch, rows: npt.NDArray[np.intp]) -> None:
+        """Remember events.
+
+        Args:
+            batch: Where they are.
+            rows: Which.
+        """
+        if not len(rows):
+            return
+        self._parts.append(_Part(batch, rows, self._names))
+        self._rows += len(rows)
+        while self._rows > ROWS_MAX and len(self._parts) > 1:
+            self._rows -= self._parts.popleft().batch.rows
+
+    def last(self, *numbers: int) -> dict[str, Any] | None:
+        """The latest event with these numbers.
+
+        Args:
+            numbers: One for each column.
+
+        Returns:
+            What is known of it by column; None where there is none.
+        """
+        for part, row in self._found(numbers):
+            return part.batch.slice(row, row + 1).to_pylist()[0]
+        return None
+
+    def nearest(self, time_ns: int, *numbers: int) -> tuple[int, dict[str, Any]] | None:
+        """The event with these numbers that is nearest to a time.
+
+        Args:
+            time_ns: The time.
+            numbers: One for each column.
+
+        Returns:
+            How far it is, in ns, and what is known of it; None where there is none.
+        """
+        found = [
+            (abs(int(part.times[row]) - time_ns), -at, part, row)
+            for at, (part, row) in enumerate(self._found(numbers))
+        ]
+        if not found:
+            return None
+        far_ns, _, part, row = min(found, key=lambda each: each[:2])
+        return far_ns, part.batch.slice(row, row + 1).to_pylist()[0]
+
+    def _found(self, numbers: tuple[int, ...]) -> Iterator[tuple[_Part, int]]:
+        arrays = [np.array([number & (1 << 63) - 1], np.int64) for number in numbers]
+        key = _mixed(*arrays)[0]
+        for part in reversed(self._parts):
+            for row in part.find(key, numbers):
+                yield part, row
+
+
+class Rows:
+    """What is remembered of the events.
+
+    Args:
+        reads: Files that were read are kept, too.
+    """
+
+    def __init__(self, *, reads: bool) -> None:
+        self._reads = reads
+        self.executions = Table("pid", DEV, INODE)
+        self.processes = Table("pid")
+        """Executions, by process alone."""
+        self.opens = Table("pid", DEV, INODE)
+        self.any_opens = Table(DEV, INODE)
+        self.calls = Table("tid")
+        self.latest_ns = 0
+        """The time of the latest event of all."""
+
+    def add(self, batch: Batch) -> npt.NDArray[np.intp]:
+        """Remember what artifacts may belong to.
+
+        Args:
+            batch: Events, with their place in the recording.
+
+        Returns:
+            The rows of executions.
+        """
+        if not batch.rows:
+            return np.zeros(0, np.intp)
+        self.latest_ns = max(self.latest_ns, int(batch.numpy("ts", 0).max()))
+        executions = rows_of(batch, EXECUTIONS)
+        self.executions.add(batch, executions)
+        self.processes.add(batch, executions)
+        opens = self._opens(batch)
+        self.opens.add(batch, opens)
+        self.any_opens.add(batch, opens)
+        self.calls.add(batch, rows_of(batch, CALLS))
+        return executions
+
+    def _opens(self, batch: Batch) -> npt.NDArray[np.intp]:
+        rows = rows_of(batch, OPENS)
+        if not len(rows):
+            return rows
+        rows = rows[batch.numpy(INODE, -1)[rows] >= 0]
+        if not self._reads:
+            # creat(2) has no flags, and writes.
+            rows = rows[batch.numpy(_FLAGS, 1)[rows] & _ACCESS != 0]
+        return rows

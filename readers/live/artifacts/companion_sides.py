@@ -1,0 +1,214 @@
+"""Artifacts that wait for their event, and what was lost of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from kcap.model import text
+from kcap.model.artifact import Artifact, Parts
+from kcap.model.naming import argument
+from kcap.model.side import Loss, Side
+from kcap.model.tracee_names import kernel_device
+from kcap.readers.live.artifacts import files
+from kcap.readers.live.artifacts.companion_rows import Rows
+from kcap.readers.live.artifacts.protocol import Shared
+from kcap.readers.live.artifacts.spool import Spooled
+from kcap.readers.live.artifacts.wanted import Wanted
+from kcap.readers.live.host import Clocks
+
+NEAR_NS: Final = 100_000_000
+"""An execution that is so near to when its file was read is the one."""
+
+CALL_NS: Final = 5_000_000
+"""How far a system call is from what the kernel's program told of it."""
+
+WAITING_S: Final = 1.0
+WAITING_CALLS: Final = 3
+"""What an event has to come in: the longer of some seconds and some batches."""
+
+_TIMEOUT: Final = "timeout"
+_OF_ROW: Final = ("tid", "uid", "process_name", "process_key", "exe", "container_id", "cgroup_id")
+_OF_MESSAGE: Final = (
+    "pid", "tid", "process_name", "cgroup_id", "dev", "inode", "mode", "mtime_ns", "ctime_ns",
+    "address", "length", "protection", "former", "name", "md5", "sha1", "sha256", "fd",
+)  # fmt: skip
+_MARKS: Final = ("deleted", "changed", "was_executable", "former_unknown", "map")
+_CALLS: Final = frozenset({"mem", "module", "bpf"})
+
+
+class Pending:
+    """An artifact whose event is looked for.
+
+    Args:
+        about: What a reader said of it.
+        content: Its bytes.
+    """
+
+    def __init__(self, about: dict[str, Any], content: Spooled) -> None:
+        self.about = about
+        self.content = content
+        self.since_s = time.monotonic()
+        self.calls = 0
+
+
+class Sides:
+    """What goes beside the events.
+
+    Args:
+        wanted: What is to be kept.
+        shared: Where it is said that no more content is taken.
+        rows: The events.
+    """
+
+    def __init__(self, wanted: Wanted, shared: Shared, rows: Rows) -> None:
+        self.source: str | None = None
+        """Id of the source, once that has said it."""
+        self._caps = wanted.caps
+        self._shared = shared
+        self._rows = rows
+        self._pending: list[Pending] = []
+        self._losses: dict[Loss, Loss] = {}
+        self._groups: dict[int, int] = {}
+        self._kept_bytes = 0
+        self._seen: dict[tuple[Any, ...], None] = {}
+        self._clocks = Clocks.measure()
+
+    def add(self, pending: Pending) -> None:
+        """Take an artifact."""
+        about = pending.about
+        if "ts_boot_ns" in about:
+            clocks = self._clocks
+            boot_ns = about["ts_boot_ns"] - clocks.boottime_ns
+            about["time_ns"] = boot_ns + clocks.realtime_ns
+        if about["kind"] == "exec" and about.get("sha256"):
+            # Two readers may have seen one file.
+            key = (about["dev"], about["inode"], about["sha256"])
+            if key in self._seen:
+                return
+            self._seen[key] = None
+            if len(self._seen) > 1 << 16:
+                del self._seen[next(iter(self._seen))]
+        self._pending.append(pending)
+
+    def lost(
+        self, reason: str, count: int = 1, kind: str = "lost", time_ns: int | None = None
+    ) -> None:
+        """Count something that is not there."""
+        at_ns = time.time_ns() if time_ns is None else time_ns
+        loss = Loss(kind, count, reason, self.source, start_ns=at_ns, end_ns=at_ns)
+        like = loss.like
+        self._losses[like] = self._losses[like].plus(loss) if like in self._losses else loss
+
+    def ready(self, *, last: bool) -> Iterator[Side]:
+        """Artifacts whose event is known, or does not come any more; and losses.
+
+        Args:
+            last: No more events come.
+
+        Yields:
+            Each once.
+        """
+        waiting = []
+        pending, self._pending = self._pending, []
+        for at, each in enumerate(pending):
+            each.calls += 1
+            row, sure, role = self._event(each.about)
+            late = each.calls >= WAITING_CALLS and time.monotonic() - each.since_s > WAITING_S
+            if sure or late or last:
+                yield self._made(each, row, role)
+                pending[at] = _TAKEN  # its bytes are free when whoever took it is done
+            else:
+                waiting.append(each)
+        self._pending = waiting + self._pending
+        losses, self._losses = self._losses, {}
+        yield from losses.values()
+
+    def _event(self, about: dict[str, Any]) -> tuple[dict[str, Any] | None, bool, str | None]:
+        """The event of an artifact, whether no better one can come, and the role of the file."""
+        kind, pid, time_ns = about["kind"], about.get("pid", 0), about.get("time_ns", 0)
+        if kind in _CALLS:
+            near = self._rows.calls.nearest(time_ns, about.get("tid", 0))
+            if near is not None and near[0] < CALL_NS:
+                return near[1], True, None
+            return None, False, None
+        if "inode" not in about:
+            return None, True, None
+        file = (kernel_device(about["dev"]), about["inode"])
+        if kind == "exec":
+            row = self._rows.executions.last(pid, *file)
+            if row is not None:
+                return row, True, "executable"
+            near = self._rows.processes.nearest(time_ns, pid)
+            role = "script" if about.get("script") else "interpreter"
+            if near is None:
+                return None, False, role
+            return near[1], near[0] < NEAR_NS, role
+        row = self._rows.opens.last(pid, *file)
+        if row is not None:
+            return row, True, None
+        # Another process opened it, and this one closed it last.
+        return self._rows.any_opens.last(*file), False, None
+
+    def _made(self, each: Pending, row: dict[str, Any] | None, role: str | None) -> Artifact:
+        about = each.about
+        row = row or {}
+        details: dict[str, Any] = {"time_ns": about.get("time_ns")}
+        details |= {name: about[name] for name in _OF_MESSAGE if about.get(name) is not None}
+        details |= {name: True for name in _MARKS if about.get(name)}
+        details |= {name: row[name] for name in _OF_ROW if row.get(name) is not None}
+        if "mode" in about:
+            details["file_type"] = files.file_type(about["mode"])
+        if role is not None:
+            details["role"] = role
+        path = self._path(about, row, details)
+        content, truncated = self._bounded(each, details)
+        return Artifact(
+            kind=about["kind"],
+            content=content,
+            path=path,
+            origin=row.get("origin"),
+            ord=row.get("ord"),
+            truncated=truncated,
+            details=details,
+        )
+
+    @staticmethod
+    def _path(about: dict[str, Any], row: dict[str, Any], details: dict[str, Any]) -> str | None:
+        told = about.get("path")
+        if told is None:
+            return row.get(argument("pathname")) if about["kind"] not in _CALLS else None
+        path, raw = text.clean(str(told).encode("latin-1"))
+        if raw is not None:
+            details["path_raw"] = raw.hex()
+        return path
+
+    def _bounded(
+        self, each: Pending, details: dict[str, Any]
+    ) -> tuple[Spooled | Parts, str | None]:
+        """The content, as far as it may be kept."""
+        truncated = each.about.get("truncated")
+        if truncated and truncated != _TIMEOUT:
+            self.lost(f"artifacts: {truncated}", kind="cut")
+        for reason in each.content.reasons:
+            if reason != _TIMEOUT:
+                self.lost(f"artifacts: {reason}", kind="cut")
+        group, size = details.get("cgroup_id") or 0, each.content.nbytes
+        if self._kept_bytes + size > self._caps.capture_bytes:
+            self._shared.hash_only = True
+            why = f"over {self._caps.capture_bytes} bytes of the capture"
+        elif self._groups.get(group, 0) + size > self._caps.cgroup_bytes:
+            why = f"over {self._caps.cgroup_bytes} bytes of its control group"
+        else:
+            self._kept_bytes += size
+            self._groups[group] = self._groups.get(group, 0) + size
+            return each.content, truncated
+        if not size:
+            return each.content, truncated
+        self.lost(f"artifacts: {why}", kind="cut")
+        details["size"] = each.content.size
+        return Parts(()), why
+
+
+_TAKEN: Final[Any] = None

@@ -1,0 +1,277 @@
+"""What the processes that read artifacts say to each other, and to the worker.
+
+Finished artifacts go over a socket that keeps messages apart: a header of JSON, and with it the
+descriptor of a sealed memory file that has the bytes. Every length has a limit. What a reader is
+at stands in a page that its supervisor can look into without touching a file.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from kcap.errors import KcapError
+
+MESSAGE_BYTES: Final = 1 << 17
+PATH_BYTES: Final = 4096
+RANGES_MAX: Final = 1024
+"""Ranges of one artifact; beyond, holes are read like data."""
+
+SPOOL_BYTES: Final = 256 << 20
+"""Content that waits for the worker at most; beyond, only hashes go over."""
+
+ARTIFACT, HASHES, LOST, MARKED, DONE = b"A", b"H", b"L", b"M", b"D"
+"""The first byte of a message."""
+
+LOCAL, REMOTE, MOMENTS, MEMORY = range(4)
+ROLES: Final = ("local", "remote", "moments", "memory")
+"""The readers: of this host's file systems, of those that a server may stall, of what the kernel's
+program tells, of memory."""
+
+DATA, HOLE, MISSING = 0, 1, 2
+"""Forms of a range."""
+
+HASH: Final = struct.Struct("=IIQQq32s")
+"""A file that was executed: process, whether the hash is known, device, inode, ctime, SHA-256."""
+HASHES_MAX: Final = 512
+
+IDLE, FETCHING, WORKING = range(3)
+"""What a reader does: wait, take an event (which opens its file), read."""
+
+_PAGE_BYTES: Final = 1 << 17
+_PIDS: Final = struct.Struct("=III")
+_PIDS_MAX: Final = 64
+_OWN_AT: Final = 512
+_FLAGS_AT: Final = 1024
+_TAKEN_AT: Final = 1032
+_ROLE_AT: Final = 4096
+_ROLE_BYTES: Final = 1 << 14
+_ROLE: Final = struct.Struct("=QQQQIII")
+_WORK_AT: Final = 64
+_WORK_BYTES: Final = _ROLE_BYTES - _WORK_AT
+
+
+class HashNote(NamedTuple):
+    """The hash of a file that was executed."""
+
+    pid: int
+    known: int
+    """0 where its bytes could not be had."""
+    dev: int
+    """As the kernel has it: the major number times 2^20, and the minor one."""
+    inode: int
+    ctime_ns: int
+    sha256: bytes
+
+
+def pack(kind: bytes, content: Mapping[str, Any]) -> bytes:
+    """A message of JSON.
+
+    Args:
+        kind: Its first byte.
+        content: Plain JSON values.
+
+    Returns:
+        The message.
+    """
+    return kind + json.dumps(content, separators=(",", ":")).encode()
+
+
+def unpack(message: bytes) -> dict[str, Any]:
+    """Read what `pack` wrote.
+
+    Args:
+        message: The message.
+
+    Returns:
+        Its content.
+
+    Raises:
+        KcapError: It is no such message.
+    """
+    try:
+        content = json.loads(message[1:])
+    except ValueError as e:
+        raise KcapError("a reader of artifacts said what is no JSON") from e
+    if not isinstance(content, dict):
+        raise KcapError("a reader of artifacts said what is no JSON object")
+    return content
+
+
+def pack_hashes(notes: Iterable[HashNote]) -> bytes:
+    """A message of hashes.
+
+    Args:
+        notes: At most `HASHES_MAX`.
+
+    Returns:
+        The message.
+    """
+    return HASHES + b"".join(HASH.pack(*note) for note in notes)
+
+
+def unpack_hashes(message: bytes) -> list[HashNote]:
+    """Read what `pack_hashes` wrote.
+
+    Args:
+        message: The message.
+
+    Returns:
+        The hashes; an incomplete one at the end is left out.
+    """
+    end = (len(message) - 1) // HASH.size * HASH.size + 1
+    return [HashNote._make(each) for each in HASH.iter_unpack(message[1:end])]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection that keeps messages apart, with room for thousands."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    forced = 32  # SO_SNDBUFFORCE, which Python does not name
+    try:
+        writing.setsockopt(socket.SOL_SOCKET, forced, _ROOM_BYTES)
+    except OSError:
+        writing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM_BYTES)
+    writing.setblocking(False)
+    reading.setblocking(False)
+    return reading, writing
+
+
+_ROOM_BYTES: Final = 4 << 20
+
+
+class Progress(NamedTuple):
+    """What a reader is at."""
+
+    steps: int
+    sent_bytes: int
+    """Content that it has sent to the worker, ever."""
+    events: int
+    kept: int
+    doing: int
+    ready: int
+    """It has marked what there was when it began."""
+    work_bytes: int
+
+
+class Shared:
+    """The page that all of them see. Each part of it has one writer."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, _PAGE_BYTES)
+        self._role = [_ROLE_AT + role * _ROLE_BYTES for role in range(len(ROLES))]
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._page.close()
+
+    # The supervisor writes.
+    @property
+    def changes(self) -> int:
+        """How often the readers have changed."""
+        return int(_PIDS.unpack_from(self._page)[0])
+
+    @property
+    def stuck(self) -> int:
+        """Readers that were killed and have not ended."""
+        return int(_PIDS.unpack_from(self._page)[1])
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The readers, stuck ones included."""
+        count = min(_PIDS.unpack_from(self._page)[2], _PIDS_MAX)
+        return frozenset(struct.unpack_from(f"={count}I", self._page, _PIDS.size))
+
+    def tell(self, pids: list[int], stuck: int) -> None:
+        """Say what readers there are."""
+        pids = pids[:_PIDS_MAX]
+        struct.pack_into(f"={len(pids)}I", self._page, _PIDS.size, *pids)
+        _PIDS.pack_into(self._page, 0, self.changes + 1 & 0xFFFFFFFF, stuck, len(pids))
+
+    # The process with rights writes.
+    @property
+    def own(self) -> frozenset[int]:
+        """The recorder's processes."""
+        (count,) = struct.unpack_from("=I", self._page, _OWN_AT)
+        count = min(count, _PIDS_MAX)
+        return frozenset(struct.unpack_from(f"={count}I", self._page, _OWN_AT + 4))
+
+    def tell_own(self, pids: list[int]) -> None:
+        """Say what the recorder's processes are."""
+        pids = pids[:_PIDS_MAX]
+        struct.pack_into(f"={len(pids)}I", self._page, _OWN_AT + 4, *pids)
+        struct.pack_into("=I", self._page, _OWN_AT, len(pids))
+
+    # The worker writes.
+    @property
+    def hash_only(self) -> bool:
+        """Nobody takes content any more."""
+        return bool(self._page[_FLAGS_AT])
+
+    @hash_only.setter
+    def hash_only(self, value: bool) -> None:
+        self._page[_FLAGS_AT] = int(value)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Content that the worker is done with, ever."""
+        return int(struct.unpack_from("=Q", self._page, _TAKEN_AT)[0])
+
+    def take(self, count: int) -> None:
+        """Say that the worker is done with so many bytes more."""
+        struct.pack_into("=Q", self._page, _TAKEN_AT, self.taken_bytes + count)
+
+    # A reader writes.
+    def progress(self, role: int) -> Progress:
+        """What a reader is at."""
+        return Progress._make(_ROLE.unpack_from(self._page, self._role[role]))
+
+    def work(self, role: int) -> dict[str, Any]:
+        """What a reader said of what it is at."""
+        at = self._role[role]
+        length = min(self.progress(role).work_bytes, _WORK_BYTES)
+        try:
+            found = json.loads(self._page[at + _WORK_AT : at + _WORK_AT + length] or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Content that waits for the worker."""
+        sent = sum(self.progress(role).sent_bytes for role in range(len(ROLES)))
+        return sent - self.taken_bytes
+
+    def at(self, role: int, doing: int, work: Mapping[str, Any] | None = None) -> None:
+        """Say what a reader is at now."""
+        was, at = self.progress(role), self._role[role]
+        said = b""
+        if work is not None:
+            said = json.dumps(work).encode()
+            if len(said) > _WORK_BYTES:
+                said = b"{}"
+            self._page[at + _WORK_AT : at + _WORK_AT + len(said)] = said
+        now = was._replace(steps=was.steps + 1, doing=doing, work_bytes=len(said))
+        _ROLE.pack_into(self._page, at, *now)
+
+    def step(self, role: int) -> None:
+        """Say that a reader goes on."""
+        at = self._role[role]
+        (steps,) = struct.unpack_from("=Q", self._page, at)
+        struct.pack_into("=Q", self._page, at, steps + 1)
+
+    def count(
+        self, role: int, *, sent_bytes: int = 0, events: int = 0, kept: int = 0, ready: int = 0
+    ) -> None:
+        """Add to what a reader counts."""
+        was = self.progress(role)
+        now = was._replace(
+            sent_bytes=was.sent_bytes + sent_bytes,
+            events=was.events + events,
+            kept=was.kept + kept,
+            ready=was.ready | ready,
+        )
+        _ROLE.pack_into(self._page, self._role[role], *now)
