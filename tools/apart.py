@@ -75,6 +75,7 @@ def run(
     answers: Mapping[str, Serve] | None = None,
     keep: Collection[str] = (),
     helpers: Collection[int] = (),
+    packages: Collection[str] = (),
 ) -> int:
     """Do what is to be done with a source's events in a process without rights.
 
@@ -89,6 +90,7 @@ def run(
         answers: What the channel can be asked for.
         keep: Capabilities that they take.
         helpers: Other processes that work for it: filaments, the couriers of sinks.
+        packages: What the worker needs beside what every recording does.
 
     Returns:
         The exit code, of what has not failed.
@@ -105,7 +107,7 @@ def run(
         return work(None)
     as_user = rights.chosen(user) if rights.may_become() else None
     source.prepare()
-    load()
+    load(packages)
     failure = _Failure()
     ended = collector.part(
         source,
@@ -123,15 +125,18 @@ def run(
     return code
 
 
-def load() -> None:
+def load(packages: Collection[str] = ()) -> None:
     """Load all of kcap that a recording may need.
 
     Afterwards that is too late: a user without rights may not be allowed to read Python's folders.
+
+    Args:
+        packages: More packages that this one needs.
     """
     import importlib
     import pkgutil
 
-    for package in _LOADED:
+    for package in (*_LOADED, *packages):
         module = importlib.import_module(package)
         for found in pkgutil.iter_modules(module.__path__, f"{package}."):
             try:

@@ -185,7 +185,14 @@ def command(
         stack.callback(source.close)
         limits = Limits(options["duration"], options["count"], max_size)
         recording = Recording(source, selection, place, stack, limits, also, on_alert, artifacts)
-        code = apart.run(ctx, source, recording.work, user=options["user"], **recording.asked())
+        code = apart.run(
+            ctx,
+            source,
+            recording.work,
+            user=options["user"],
+            packages=companions.PACKAGES if artifacts else (),
+            **recording.asked(),
+        )
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name
     ctx.exit(max(code, artifact_folder.lay_out(artifacts, recording.files)))

@@ -21,12 +21,17 @@ class Companion(Protocol):
     in the process that works on the events (see `kcap.model.stream.LiveSource`).
     """
 
-    name: str
-    """What its questions begin with."""
-    rights: Collection[str]
-    """The capabilities that `serve` and `close` take."""
-    pids: Collection[int]
-    """Processes of its own: what they do is left out."""
+    @property
+    def name(self) -> str:
+        """What its questions begin with."""
+
+    @property
+    def rights(self) -> Collection[str]:
+        """The capabilities that `serve` and `close` take."""
+
+    @property
+    def pids(self) -> Collection[int]:
+        """Processes of its own: what they do is left out."""
 
     def prepare(self) -> None:
         """Do what must be done with rights before the first batch."""

@@ -75,6 +75,8 @@ def derived() -> dict[str, dict[str, dict[str, str]]]:
     """
     found: dict[str, dict[str, dict[str, str]]] = {}
     for entry in model.derived(FAMILY):
+        if entry.base not in catalogue.events():
+            continue  # packets come from who listens beside a recorder
         known = found.setdefault(entry.event, {}).setdefault(entry.base, {})
         known |= {name: source for name, _, source in entry.arguments if source.isidentifier()}
     return found

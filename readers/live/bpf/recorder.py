@@ -148,6 +148,16 @@ class BpfRecorder:
         with contextlib.suppress(OSError):  # closed, or full of earlier calls: both will do
             os.write(self._stop_write, b"\0")
 
+    @property
+    def program(self) -> KernelProgram:
+        """The program in the kernel: who listens beside it shares its scope."""
+        return self._program
+
+    @property
+    def setup(self) -> Setup:
+        """What it was told."""
+        return self._setup
+
     def close(self) -> None:
         """Take the program out of the kernel."""
         self._held.close()
