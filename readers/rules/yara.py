@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from kcap import trust
+from kcap.detect.loading import FILE_BYTES
 from kcap.detect.rule import About, Contents, Problem, Rule
 from kcap.errors import KcapError, MissingExtraError
 from kcap.model.alert import SEVERITIES
@@ -23,7 +24,7 @@ PATTERNS: Final = 64
 
 _INCLUDED: Final = 1000
 _CLOCK: Final = "time"
-_RULE: Final = re.compile(r"^[ \t]*((?:(?:private|global)\s+)*)rule\s+(\w+)", re.MULTILINE)
+_RULE: Final = re.compile(r'(?:^|["}])[ \t]*((?:(?:private|global)\s+)*)rule\s+(\w+)', re.MULTILINE)
 _INCLUDE: Final = re.compile(r'\binclude\b[^"]{0,1000}"([^"\n]*)"')
 _PREFIX: Final = "yara:"
 _TEXT_CHARS: Final = 1024
@@ -183,6 +184,9 @@ def _included(text: str, path: str) -> tuple[Path | None, Problem | None]:
                 return None, Problem(KcapError(f"more than {_INCLUDED:,} includes", file=path))
             if target.is_file():
                 trust.check(target)
+                if target.stat().st_size > FILE_BYTES:
+                    what = f"the include of {match[1]!r} is refused: it is too long"
+                    return None, Problem(KcapError(what, file=path))
                 todo.append(target.read_text("utf-8", "replace"))
     return (folder if seen else None), None
 
@@ -195,7 +199,7 @@ def _problems(compiler: Any, text: str, path: str) -> Iterator[Problem]:  # noqa
         file = labels[0].get("code_origin") or path
         line = error.get("line")
         name = None
-        if file == path and line is not None:
+        if file == path and line is not None and "Include" not in str(error.get("type")):
             end = _end_of_line(text, line)
             name = next((n for start, n in reversed(starts) if start < end), None)
         said = f"{error.get('title')}: {labels[0].get('text')}"[:_TEXT_CHARS]
