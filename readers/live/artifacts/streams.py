@@ -45,11 +45,12 @@ ENDED_MAX: Final = 1 << 16
 """Streams whose end is remembered, should they go on."""
 
 NO_ROOM: Final = "no room in memory"
-_REASONS: Final = {
+REASONS: Final = {
     pieces.UNREADABLE: "the memory of the process could not be read",
     pieces.BEYOND: "more than is copied of one call",
     pieces.UNSEEN: "passed outside of the memory of processes",
 }
+"""Why bytes are missing, by ``enum kcap_what``."""
 _MAGIC: Final = b"\x7fELF"
 _SMALL: Final = 128
 """What a piece takes beside its bytes, about."""
@@ -232,8 +233,8 @@ class Streams:
         """Add pieces that follow each other and are alike."""
         what, offset = int(heads["what"][0]), int(heads["offset"][0])
         length = int(heads["length"].sum(dtype=np.int64))
-        if what in _REASONS:
-            stream.miss(offset, length, _REASONS[what])
+        if what in REASONS:
+            stream.miss(offset, length, REASONS[what])
         elif what == pieces.DATA:
             cost = length + _SMALL
             if stream.ignored:
