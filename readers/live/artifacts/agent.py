@@ -293,6 +293,7 @@ class Keeper:
         self._role = role
         self._sender = sender
         self._known: OrderedDict[tuple[object, ...], Known] = OrderedDict()
+        self._era = task.shared.era
 
     def executed(
         self, file: int, about: os.stat_result, pid: int, more: Mapping[str, Any] | None = None
@@ -352,6 +353,9 @@ class Keeper:
         """Copy a file, unless it is as it was; its hash."""
         times = (about.st_ctime_ns, about.st_mtime_ns)
         key = (kind, about.st_dev, about.st_ino, *times, about.st_size)
+        if self._era != self._shared.era:
+            self._era = self._shared.era
+            self._known.clear()
         known = self._known.get(key)
         if known is not None and known.settled:
             self._known.move_to_end(key)

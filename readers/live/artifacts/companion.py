@@ -206,6 +206,11 @@ class ArtifactsCompanion:
         yield batch
         yield from self._given(last=False)
 
+    def forget(self) -> None:
+        """Give again what was given before, where it comes again: another file begins."""
+        self._shared.begin_era()
+        self._sides.forget()
+
     def end(self) -> Iterator[Batch]:
         """See `Companion`."""
         os.write(self._finish, b"\0")

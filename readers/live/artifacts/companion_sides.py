@@ -92,6 +92,10 @@ class Sides:
                 del self._seen[next(iter(self._seen))]
         self._pending.append(pending)
 
+    def forget(self) -> None:
+        """Take again what was taken before."""
+        self._seen.clear()
+
     def lost(
         self, reason: str, count: int = 1, kind: str = "lost", time_ns: int | None = None
     ) -> None:

@@ -48,6 +48,7 @@ _PIDS_MAX: Final = 64
 _OWN_AT: Final = 512
 _FLAGS_AT: Final = 1024
 _TAKEN_AT: Final = 1032
+_ERA_AT: Final = 1040
 _ROLE_AT: Final = 4096
 _ROLE_BYTES: Final = 1 << 14
 _ROLE: Final = struct.Struct("=QQQQIII")
@@ -223,6 +224,15 @@ class Shared:
     def take(self, count: int) -> None:
         """Say that the worker is done with so many bytes more."""
         struct.pack_into("=Q", self._page, _TAKEN_AT, self.taken_bytes + count)
+
+    @property
+    def era(self) -> int:
+        """How often what was read before was to be read again."""
+        return int(struct.unpack_from("=Q", self._page, _ERA_AT)[0])
+
+    def begin_era(self) -> None:
+        """Have what was read before read again, where it comes again."""
+        struct.pack_into("=Q", self._page, _ERA_AT, self.era + 1)
 
     # A reader writes.
     def progress(self, role: int) -> Progress:
