@@ -300,7 +300,7 @@ INLINE u32 header_bytes(struct __sk_buff *skb)
 }
 
 /* Copies of a packet are put straight into the ring, which gives out memory of a size that the
- * verifier knows: of each the smallest of a few sizes, a power of two. */
+ * verifier knows: the smallest of a few sizes that is enough. */
 #define PUT(size)                                                                                  \
     if (bytes <= (size)) {                                                                         \
         struct kcap_sighting *s = bpf_ringbuf_reserve(&packets, sizeof(*s) + (size), 0);           \
@@ -310,9 +310,11 @@ INLINE u32 header_bytes(struct __sk_buff *skb)
         s->packet.ts_ns = ts_ns;                                                                   \
         s->packet.cookie = cookie;                                                                 \
         u64 n = bytes;                                                                             \
-        n -= 1;                                                                                    \
-        asm volatile("%0 &= %1" : "+r"(n) : "i"((size) - 1));                                      \
-        n += 1;                                                                                    \
+        asm volatile("" : "+r"(n)); /* the verifier wants to see both checks, clang neither */     \
+        if (n < 1)                                                                                 \
+            n = 1;                                                                                 \
+        if (n > (size))                                                                            \
+            n = (size);                                                                            \
         s->packet.captured = bpf_skb_load_bytes(skb, 0, s + 1, n) ? 0 : n;                         \
         bpf_ringbuf_submit(s, NO_WAKEUP);                                                          \
         goto kept;                                                                                 \
@@ -360,7 +362,7 @@ INLINE int see(struct __sk_buff *skb, u32 direction)
     PUT(1024)
     PUT(4096)
     PUT(16384)
-    PUT(65536)
+    PUT(KCAP_PACKET_BYTES)
 full:
     __sync_fetch_and_add(&count->lost, 1);
     return 1;

@@ -2,7 +2,7 @@
 #ifndef KCAP_PACKETS_H
 #define KCAP_PACKETS_H
 
-#define KCAP_PACKET_BYTES 65536 /* what is copied of one packet at most */
+#define KCAP_PACKET_BYTES 66048 /* what is copied of one packet at most: 65,535 behind its headers */
 
 enum kcap_direction { KCAP_IN = 1, KCAP_OUT = 2 }; /* the numbers of pcapng */
 
