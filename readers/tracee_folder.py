@@ -24,8 +24,11 @@ from kcap.readers import tracee_folder_files as files
 from kcap.readers.tracee import TraceeReader
 from kcap.readers.tracee_folder_files import FileContent, Found
 from kcap.readers.tracee_folder_join import Join, Match
+from kcap.readers.tracee_folder_packets import Packets
 from kcap.readers.tracee_gob import TraceeGobReader
+from kcap.replay.merge import Merged
 from kcap.replay.pipeline import Pipeline
+from kcap.state import State
 
 _EVENTS: Final = (TraceeReader, TraceeGobReader)
 _QUIET: Final = {*tracee_names.INDEXES, tracee_names.PROFILE, "MANIFEST.jsonl", "tracee.pid"}
@@ -61,6 +64,9 @@ class TraceeFolder:
         self._given = events
         self._open: list[Source] = []
         self._losses: list[Loss] = []
+        self._packets = (
+            Packets(path, self._listing.packets, lenient=lenient) if self._listing.packets else None
+        )
         self._refuse()
 
     @staticmethod
@@ -130,6 +136,8 @@ class TraceeFolder:
         for one in self._sources():
             with contextlib.closing(one):
                 sources += one.info.sources
+        if self._packets is not None:
+            sources += self._packets.info.sources
         if not sources:
             names = "\n".join(one.shown for one in self._listing.artifacts)
             origin = hashlib.sha256(f"{self.name}{names}".encode()).digest()[:16].hex()
@@ -147,8 +155,7 @@ class TraceeFolder:
                 Pipeline(source, [join]).run()
         paths = self._paths()
         return [
-            self._artifact(one, join.matches.get(index), paths)
-            for index, one in enumerate(found)
+            self._artifact(one, join.matches.get(index), paths) for index, one in enumerate(found)
         ]
 
     def _artifact(
@@ -227,7 +234,7 @@ class TraceeFolder:
                 rest.append(one)
             else:
                 waiting.setdefault(one.origin, {}).setdefault(one.ord, []).append(one)
-        for source in self._sources():
+        for source in self._streams():
             mine = [a for s in source.info.sources for a in (waiting.pop(s.origin or "", {}),) if a]
             for batch in source.batches():
                 sides: list[Side] = list(batch.before)
@@ -237,9 +244,20 @@ class TraceeFolder:
                         sides += known.pop(place, ())
                 yield batch.with_before(sides)
         rest += [a for by_ord in waiting.values() for found in by_ord.values() for a in found]
-        announced: Sequence[Side] = () if self._events else self.info.sources
+        announced: Sequence[Side] = () if self._events or self._packets else self.info.sources
+        if self._packets is not None and self._packets.unread:
+            self._lose(f"not read: {_some(self._packets.unread)}")
         if rest or self._losses or announced:
             yield EMPTY.with_before([*announced, *rest, *self._losses])
+
+    def _streams(self) -> Iterator[Source]:
+        """What is read one after the other: packets stand among the events by their time."""
+        if self._packets is None:
+            yield from self._sources()
+        elif not self._events:
+            yield self._packets
+        else:
+            yield Merged([*self._sources(), self._packets], State())
 
     def close(self) -> None:
         """See `Source.close`."""

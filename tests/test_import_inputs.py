@@ -48,7 +48,7 @@ def with_readers(monkeypatch: pytest.MonkeyPatch, *more: EntryPoint) -> None:
 
 def test_the_list_says_what_each_reader_reads() -> None:
     """A line a reader, all of them can be used, and the same as JSON."""
-    names = list(plugins.found(plugins.READERS))
+    names = sorted([*plugins.found(plugins.READERS), *plugins.found(plugins.FOLDERS)])
 
     lines = run("import", "--list").stdout.splitlines()
     listed = json.loads(run("import", "--list", "--json").stdout)
@@ -99,7 +99,8 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_root_loads_nobody_elses_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are listed with the reason."""
     other = EntryPoint("other", "some_distribution:Reader", plugins.READERS)
-    monkeypatch.setattr(plugins, "hidden", lambda _: {"other": other})
+    hidden = {plugins.READERS: {"other": other}}
+    monkeypatch.setattr(plugins, "hidden", lambda group: hidden.get(group, {}))
 
     (line,) = [x for x in run("import", "--list").stdout.splitlines() if x.startswith("other")]
 
