@@ -49,10 +49,16 @@ def rebuilt(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_object_is_its_source(rebuilt: Path) -> None:
-    """Built anew in another folder it is the same, byte for byte."""
+def test_each_object_is_its_source(rebuilt: Path) -> None:
+    """Built anew in another folder they are the same, byte for byte."""
     subprocess.run([*MAKE, str(rebuilt), "bpf"], check=True)
-    assert (rebuilt / "readers/live/bpf" / OBJECT).read_bytes() == shipped()
+    sources = sorted(SOURCE.glob("*.bpf.c"))
+    assert SOURCE / "recorder.bpf.c" in sources
+    names = [f"{path.stem}.o" for path in sources]
+    assert sorted(path.name for path in SOURCE.glob("*.bpf.o")) == names
+    for name in names:
+        made = (rebuilt / "readers/live/bpf" / name).read_bytes()
+        assert made == (SOURCE / name).read_bytes(), name
 
 
 def test_another_source_is_another_object(rebuilt: Path) -> None:
@@ -78,6 +84,22 @@ def test_words_of_the_table_are_those_of_the_header() -> None:
         assert order.index(word.upper().replace("EXEC_FAILED", "EXEC")) == number
     numbers = ElfObject(shipped()).btf
     assert numbers.size("kcap_call") == 16
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_this_kernel_takes_every_part_for_artifacts() -> None:
+    """Nothing is refused; each field is found under one of its names."""
+    cpus = system.possible_cpus()
+    content = (SOURCE / "artifacts.bpf.o").read_bytes()
+    sizes = {"scratches": cpus, "flows": cpus}
+    try:
+        loaded = loader.load(content, Btf.of_kernel(), sizes=sizes)
+    except PrivilegeError as error:
+        pytest.skip(f"BPF is refused here: {error}")
+    with loaded:
+        assert loaded.refused == {}
+        assert loaded.unavailable == ()
+        assert not {"rare", "hot"} & loaded.maps.keys(), "maps of the recorder are made in vain"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
