@@ -16,6 +16,7 @@ import pytest
 from packets_live_support import MAX, listening, own_network
 
 from kcap.model.side import Heartbeat, Loss
+from kcap.readers.live.artifacts.wanted import Network
 from kcap.readers.live.bpf import system
 
 pytestmark = pytest.mark.root
@@ -270,6 +271,22 @@ def test_the_recorders_own_packets_are_left_out() -> None:
     datagrams(8)
     mine = [row for row in heard.end() if row.get("pid") == os.getpid()]
     assert {row["arg_length"] for row in mine} == {28 + 8, 48 + 8}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_only_of_processes_that_are_recorded(inside: bool) -> None:
+    """Packets of others are left out and counted, unowned ones too; the control: all in scope."""
+    mine = os.getpid()
+    wanted = {"scoped": 1, "pid_min": mine + (not inside), "pid_max": mine + (not inside)}
+    network = Network(payload_bytes=8, filtered=True)
+    heard = support.Listening(network=network, constants=wanted)
+    datagrams(3)
+    support.refused(*V4)
+    rows = heard.end()
+    assert {row.get("pid") for row in rows} == ({mine} if inside else set())
+    assert len(rows) == (4 + 2 if inside else 0)
+    left_out = [s.count or 0 for s in heard.sides if isinstance(s, Loss) and s.kind == "filtered"]
+    assert sum(left_out) >= (1 if inside else 7)
 
 
 def test_somebody_who_detaches_it_is_told() -> None:

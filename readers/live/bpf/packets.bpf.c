@@ -6,7 +6,7 @@
  * whoever runs just then, may be interrupted, and by themselves: they have no memory but the stack
  * and the ring.
  */
-#include "scratch.h"
+#include "scope.h"
 #include "packets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -110,7 +110,7 @@ INLINE void identify(struct kcap_owner *owner, u32 mark)
         half(word(word(task, o_task_struct__nsproxy), o_nsproxy__mnt_ns), o_mnt_namespace__ns__inum);
     owner->pid_ns = half(word(number, o_upid__ns), o_pid_namespace__ns__inum);
     owner->mark = mark;
-    owner->outside = 0;
+    owner->pad = 0;
     __builtin_memset(owner->comm, 0, sizeof(owner->comm));
     bpf_probe_read_kernel_str(owner->comm, sizeof(owner->comm), (void *)(task + o_task_struct__comm));
 }
@@ -240,6 +240,21 @@ INLINE struct kcap_owner *adopt(struct __sk_buff *skb, u64 cookie)
     return bpf_map_lookup_elem(&owners, &cookie);
 }
 
+/* Whether a process is not recorded: what scope.h tests of an event, of a socket's process. */
+INLINE u8 is_outside(struct kcap_owner *owner)
+{
+    struct kcap_owner o = *owner;
+    struct name name;
+    if (!scoped || is_tracked(o.pid))
+        return 0;
+    if (want_tracked || o.uid < uid_min || o.uid > uid_max || o.pid < pid_min || o.pid > pid_max)
+        return 1;
+    __builtin_memcpy(name.text, o.comm, sizeof(name.text));
+    return OUTSIDE(uid, &o.uid) || OUTSIDE(pid, &o.pid) || OUTSIDE(comm, &name) ||
+           OUTSIDE(mount_ns, &o.mount_ns) || OUTSIDE(pid_ns, &o.pid_ns) ||
+           OUTSIDE(cgroup, &o.cgroup_id);
+}
+
 #define EXTENSIONS 8
 
 /* Bytes of the header of layer 4, of which the packet's protocol tells. */
@@ -348,8 +363,8 @@ INLINE int see(struct __sk_buff *skb, u32 direction)
         owner = adopt(skb, cookie);
     if (owner && is_own(owner->pid))
         return 1;
-    if (only_scoped && (!owner || owner->outside)) {
-        count->filtered++;
+    if (only_scoped && (!owner || is_outside(owner))) {
+        __sync_fetch_and_add(&count->filtered, 1);
         return 1;
     }
     u64 bytes = header_bytes(skb) + payload_bytes;

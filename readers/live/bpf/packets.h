@@ -21,8 +21,8 @@ struct kcap_owner {
     u32 pid, tid, ppid, ns_pid;
     u32 ns_tid, ns_ppid, uid, gid;
     u32 mount_ns, pid_ns;
-    u32 mark;    /* enum kcap_mark */
-    u32 outside; /* of what is recorded */
+    u32 mark; /* enum kcap_mark */
+    u32 pad;
     char comm[16];
 };
 
