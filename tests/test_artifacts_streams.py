@@ -68,7 +68,7 @@ def parts(one: Finished) -> list[bytes | tuple[int, str | None]]:
     found: list[bytes | tuple[int, str | None]] = []
     for part in one.artifact.content.parts():
         if isinstance(part, Gap):
-            found.append(tuple(part))
+            found.append((part.length, part.reason))
         elif found and isinstance(found[-1], bytes):
             found[-1] += part
         else:
