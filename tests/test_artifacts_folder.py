@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 import kcap
 from kcap.errors import KcapError, NotACaptureError
 from kcap.model.artifact import Artifact, Gap
-from kcap.model.tracee_names import named
 from kcap.opening import open_source
 from kcap.readers import tracee_folder_files
 from kcap.readers.tracee_folder_files import FileContent
@@ -476,25 +475,3 @@ def tracee_folder_join_near() -> int:
     from kcap.readers.tracee_folder_join import NEAR_NS
 
     return NEAR_NS
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("write.dev-271581185.inode-1966101", ("write", DEV, 1966101, None, None, None)),
-        ("read.dev-1.inode-2.pid-3", ("read", 1, 2, 3, None, None)),
-        ("exec.1657322052835478987.ls", ("exec", None, None, None, 1657322052835478987, "ls")),
-        ("exec.1.a.b c", ("exec", None, None, None, 1, "a.b c")),
-        ("bin.123", ("mem", None, None, None, 123, None)),
-        ("bin.pid-4.ts-5", ("mem", None, None, 4, 5, None)),
-        ("bpf.name-a.pid-b.pid-3.77", ("bpf", None, None, 3, None, "a.pid-b")),
-        ("exec.1.", None),
-        ("write", ("write", None, None, None, None, None)),
-        ("write.dev-1.inode-2.swp", None),
-    ],
-)
-def test_names_are_read_as_tracee_writes_them(name: str, expected: tuple[Any, ...] | None) -> None:
-    """Those of the documentation, and what is nearly one."""
-    found = named(name)
-
-    assert (None if found is None else tuple(found)[:6]) == expected

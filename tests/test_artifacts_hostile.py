@@ -288,3 +288,25 @@ def test_a_name_is_read_or_not(name: str) -> None:
     found = named(name)
 
     assert found is None or found.kind in {"write", "read", "exec", "mem", "module", "bpf"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("write.dev-271581185.inode-1966101", ("write", 271581185, 1966101, None, None, None)),
+        ("read.dev-1.inode-2.pid-3", ("read", 1, 2, 3, None, None)),
+        ("exec.1657322052835478987.ls", ("exec", None, None, None, 1657322052835478987, "ls")),
+        ("exec.1.a.b c", ("exec", None, None, None, 1, "a.b c")),
+        ("bin.123", ("mem", None, None, None, 123, None)),
+        ("bin.pid-4.ts-5", ("mem", None, None, 4, 5, None)),
+        ("bpf.name-a.pid-b.pid-3.77", ("bpf", None, None, 3, None, "a.pid-b")),
+        ("exec.1.", None),
+        ("write", ("write", None, None, None, None, None)),
+        ("write.dev-1.inode-2.swp", None),
+    ],
+)
+def test_names_are_read_as_tracee_writes_them(name: str, expected: tuple[Any, ...] | None) -> None:
+    """Those of the documentation, and what is nearly one."""
+    found = named(name)
+
+    assert (None if found is None else tuple(found)[:6]) == expected

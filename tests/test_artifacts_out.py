@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from kcap.errors import KcapError
 from kcap.format import blobs
 from kcap.format.blobs import Gap
+from kcap.model.artifact_details import DETAILS, KINDS
 from kcap.model.tracee_names import kernel_device, named, user_device
 from kcap.writers.artifacts import clear_output, extract
 
@@ -399,3 +401,16 @@ def test_no_artifacts_are_no_error(tmp_path: Path) -> None:
     assert run("artifacts", "list", path).exit_code == 0
     assert run("artifacts", "extract", path, "-o", tmp_path / "o").exit_code == 0
     assert not files_below(tmp_path / "o")
+
+
+def test_the_specification_has_the_table_of_the_code() -> None:
+    """And `kcap docs artifacts` prints it."""
+    text = (Path(__file__).parent.parent / "spec/kcap.md").read_text("utf-8")
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.+) \|$", text.split("\n9.7 ")[1].split("\n## ")[0], re.MULTILINE
+    )
+
+    assert dict(rows) == DETAILS
+    assert list(dict(rows)) == list(DETAILS)
+    shown = run("docs", "artifacts").stdout
+    assert all(name in shown for name in (*DETAILS, *KINDS))

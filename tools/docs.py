@@ -22,6 +22,7 @@ def command(topic: str | None) -> None:
         "columns": ("the columns of every event, with class and meaning", _columns),
         "arguments": ("the arguments with a known class", _arguments),
         "events": ("the events that kcap knows, with action and category", _events),
+        "artifacts": ("kinds of artifacts, and what is known of each", _artifacts),
         "actions": ("kcap's taxonomy: what can happen", _actions),
         "functions": ("the functions of filters, and those that are refused", _functions),
         "sinks": ("the sinks of --sink, with their options", _sinks),
@@ -88,6 +89,12 @@ def _events() -> str:
             for e in catalogue.events(family).values()
         ]
     )
+
+
+def _artifacts() -> str:
+    from kcap.model.artifact_details import DETAILS, KINDS
+
+    return f"{table(list(KINDS.items()))}\n\n{table(list(DETAILS.items()))}"
 
 
 def _actions() -> str:
