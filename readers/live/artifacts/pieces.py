@@ -24,6 +24,9 @@ READ, WRITTEN, PROGRAM, IMAGE = range(1, 5)
 
 _PIECE: Final = "kcap_piece"
 _ALIGNED: Final = 8
+_LONG: Final = 32
+"""With longer pieces, on the average, one slice each is quicker than an index for each byte."""
+
 _LAST: Final = DONE
 _KEY: Final = ("generation", "inode", "dev", "owner", "direction")
 
@@ -119,6 +122,11 @@ class Pieces:
             start = int(self._starts[rows[0]])
             return self._data[start : start + int(self.heads["bytes"][rows[0]])].tobytes()
         sizes = self.heads["bytes"][rows].astype(np.int64)
+        if int(sizes.sum()) > _LONG * len(rows):
+            starts = self._starts[rows]
+            view = memoryview(self._data)
+            places = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
+            return b"".join([view[start:end] for start, end in places])
         ends = np.cumsum(sizes)
         # Where each byte stands: it counts on from the start of its record.
         shift = np.repeat(self._starts[rows] - (ends - sizes), sizes)
