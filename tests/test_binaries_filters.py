@@ -28,6 +28,7 @@ from support import opened
 from kcap.binaries.inspector import COLUMNS
 from kcap.detect.engine import Detections
 from kcap.detect.rule import Rule
+from kcap.errors import KcapError
 from kcap.filter import Filter
 from kcap.filter.errors import FilterError
 from kcap.model.artifact import Artifact, Gap, Parts
@@ -36,6 +37,7 @@ from kcap.replay.stages import Matching
 
 SHA256 = hashlib.sha256(BLACKWATER).hexdigest()
 EVIL = "pe.resources[Company] contains 'blackwater'"
+WIDE = 'rule a { strings: $a = "blackwater" wide condition: $a }'
 EVENTS = [
     event("sched_process_exec", 1, "/tmp/by-hash", exe_sha256=SHA256),
     event("openat", 2, "/tmp/evil.exe", pathname="/before"),
@@ -88,6 +90,9 @@ def found(text: str, data: bytes | None = None, *, binaries: bool = True) -> lis
         ("is_minidump(args.pathname)", [7]),
         ("not is_minidump(args.pathname) and exists(args.pathname)", [1, 3, 4, 8]),
         ("elf.bits = 64", []),
+        (f"yara(ps.exe, '{WIDE}')", [1, 2, 3, 6, 7]),
+        ("yara(args.pathname, 'rule a { condition: uint16(0) == 0x5a4d }')", [4]),
+        ("yara(args.pathname, 'rule a { condition: filesize < 5 }')", []),
     ],
 )
 def test_fields_are_those_of_the_event_s_artifact(text: str, ords: list[int]) -> None:
@@ -241,6 +246,25 @@ def test_is_minidump_needs_no_option() -> None:
     detections = Detections([plain("R", "is_minidump(args.pathname)")])
     detections.bind([opened(capture(EVENTS, BLOBS))])
     assert len(raised(detections, [batch(EVENTS)])) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["yara(ps.exe, ps.name)", "yara(ps.exe)", "yara(ps.exe, '')", "yara(ps.exe, 'a', 'b', 'c')"],
+)
+def test_yara_takes_rules_as_text(text: str) -> None:
+    with pytest.raises(FilterError):
+        Filter.of(text)
+
+
+@pytest.mark.parametrize("text", ["rule x { condition: nothing }", "// none"])
+def test_bad_yara_rules_in_a_filter_are_an_error(text: str) -> None:
+    where = Filter.of(f"yara(ps.exe, '{text}')")
+    with pytest.raises(KcapError):
+        where.inspect(binaries=False)
+    detections = Detections([plain("Y", f"yara(ps.exe, '{text}')"), plain("R", "pid = 7")])
+    assert len(raised(detections, [batch(EVENTS)])) == len(EVENTS)
+    assert [loss.kind for loss in detections.losses] == ["blind"]
 
 
 @pytest.mark.parametrize("name", ["get_reg_value", "glob", "symlink"])

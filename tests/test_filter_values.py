@@ -261,6 +261,8 @@ def test_plain(text: str) -> None:
         ("indexof('abcabc', 'cb', 'any') = 1", True),
         ("indexof('abcabc', 'cb', 'lastany') = 5", True),
         ("indexof('abc', 'x') = -1", True),
+        ("is_minidump('/a')", False),
+        ("yara('/a', 'rule a { condition: true }')", False),
         (r"is_abs('C:\\a') and is_abs('/a') and not is_abs('a') and not is_abs('C:a')", True),
         ("length('\U0001f600') = 1 and length(('a', 'b')) = 2", True),
         ("lower('ÄB') = 'äb' and upper('äß') = 'Äß'", True),

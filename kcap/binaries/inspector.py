@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from kcap import plugins
 from kcap.binaries import elf, parts, pe
 from kcap.binaries.library import Entry, Library
+from kcap.detect.rule import Problem, Scanner
 from kcap.errors import KcapError
+from kcap.filter.functions import ARTIFACTS
+from kcap.filter.syntax import FieldRef
 from kcap.model import naming
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import I64_MAX, I64_MIN, TypeClass
@@ -83,7 +88,13 @@ _FACTS: Final = {
 DUMPS: Final = _column("artifact", "minidumps", TypeClass.LIST)
 """The paths of artifacts that are memory dumps of Windows: what ``is_minidump()`` looks in."""
 
-COLUMNS: Final = frozenset(_FACTS) | {DUMPS}
+YARA: Final = _column("artifact", "yara", TypeClass.JSON)
+"""By the text of rules the paths of artifacts that they match: what ``yara()`` looks in."""
+
+ASKED: Final = frozenset({DUMPS, YARA})
+"""What is given to whom asks for it by a function of filters."""
+
+COLUMNS: Final = frozenset(_FACTS) | ASKED
 """Every column that artifacts give."""
 
 _EXE_SHA256: Final = naming.argument("exe_sha256")
@@ -96,15 +107,19 @@ class Inspector:
 
     Args:
         wanted: The columns that somebody asks for; those of `COLUMNS` are given.
-        library: The artifacts.
+        scanners: What looks for YARA rules that are asked for, by their text (`scanner`).
 
     Example:
-        >>> Inspector({"pid"}, Library()).update(Batch(0, {})).rows
+        >>> Inspector({"pid"}).update(Batch(0, {})).rows
         0
     """
 
-    def __init__(self, wanted: Collection[str], library: Library | None = None) -> None:
-        self.library = Library() if library is None else library
+    def __init__(
+        self, wanted: Collection[str], scanners: Mapping[str, Scanner] | None = None
+    ) -> None:
+        self.library = Library()
+        self._scanners = scanners or {}
+        self._matches: dict[tuple[str, object], bool] = {}
         self._wanted = sorted(COLUMNS & set(wanted))
         self._forms = sorted({_FACTS[name][0] for name in self._wanted if name in _FACTS})
         self._known: OrderedDict[object, dict[str, dict[str, Any]]] = OrderedDict()
@@ -144,7 +159,9 @@ class Inspector:
             if facts:
                 found |= self._made(form, facts, codes)
         if DUMPS in self._wanted:
-            found |= self._dump_paths(batch)
+            found |= self._by_origin(batch, DUMPS, TypeClass.LIST, self._dump_paths)
+        if YARA in self._wanted:
+            found |= self._by_origin(batch, YARA, TypeClass.JSON, self._matched_paths)
         return batch.adding({n: c for n, c in found.items() if n not in batch.columns})
 
     # which artifact a row has
@@ -266,25 +283,44 @@ class Inspector:
                 found[name] = Column(cls, array, None if len(rows) == len(codes) else rows)
         return found
 
-    def _dump_paths(self, batch: Batch) -> dict[str, Column]:
-        """Of each row the paths of all memory dumps of its recording."""
+    def _by_origin(
+        self, batch: Batch, name: str, cls: TypeClass, told: Callable[[str], Any]
+    ) -> dict[str, Column]:
+        """Of each row what its recording as a whole has."""
         codes = np.full(batch.rows, -1, np.int32)
-        values: list[list[str]] = []
+        values: list[Any] = []
         for origin, rows in _origins(batch):
-            dumps = sorted(
-                path for path in self.library.paths(origin) if self._dumped(origin, path)
-            )
-            if dumps:
+            value = told(origin)
+            if value:
                 codes[rows] = len(values)
-                values.append(dumps)
+                values.append(_fitted(value, cls))
         at = np.flatnonzero(codes >= 0).astype(np.int32)
         if not len(at):
             return {}
-        array = _spread(values, codes[at], TypeClass.LIST)
-        return {DUMPS: Column(TypeClass.LIST, array, None if len(at) == batch.rows else at)}
+        array = _spread(values, codes[at], cls)
+        return {name: Column(cls, array, None if len(at) == batch.rows else at)}
 
-    def _dumped(self, origin: str, path: str) -> bool:
-        return any(self._is_dump(entry) for _, entry in self.library.at(origin, path))
+    def _dump_paths(self, origin: str) -> list[str]:
+        """The paths of all memory dumps of a recording."""
+        return self._paths(origin, self._is_dump)
+
+    def _matched_paths(self, origin: str) -> dict[str, list[str]]:
+        """By the text of rules the paths of what they match in a recording."""
+        return {text: self._paths(origin, partial(self._is_match, text)) for text in self._scanners}
+
+    def _paths(self, origin: str, holds: Callable[[Entry], bool]) -> list[str]:
+        found = self.library.paths(origin)
+        return sorted(p for p in found if any(holds(one) for _, one in self.library.at(origin, p)))
+
+    def _is_match(self, text: str, entry: Entry) -> bool:
+        key = text, entry.key
+        if key not in self._matches:
+            try:
+                self._matches[key] = bool(self._scanners[text].scan(entry.content()))
+            except KcapError as e:
+                self._unreadable[f"an artifact was not looked at: {e}"] = None
+                self._matches[key] = False
+        return self._matches[key]
 
     def _is_dump(self, entry: Entry) -> bool:
         if entry.key not in self._dumps:
@@ -295,6 +331,43 @@ class Inspector:
                 head = b""
             self._dumps[entry.key] = head[:4] == _MINIDUMP
         return self._dumps[entry.key]
+
+
+def texts(fields: Iterable[FieldRef]) -> list[str]:
+    """The YARA rules that ``yara()`` in filters asks about.
+
+    Args:
+        fields: The fields that the filters name.
+
+    Returns:
+        Their texts.
+    """
+    name = ARTIFACTS["yara"]
+    return sorted({ref.argument for ref in fields if ref.name == name and ref.argument})
+
+
+def scanner(text: str) -> Scanner:
+    """What looks at artifacts with YARA rules that stand in a filter.
+
+    Args:
+        text: The rules.
+
+    Returns:
+        A scanner.
+
+    Raises:
+        KcapError: One of them is wrong.
+        MissingExtraError: yara-x is not installed.
+    """
+    found = [*plugins.load(plugins.RULES, "yara")().load(text, "yara()")]
+    for one in found:
+        if isinstance(one, Problem):
+            raise one.error
+    for one in found:
+        if one.contents is not None:
+            made: Scanner = one.contents.scanner
+            return made
+    raise KcapError("there is no YARA rule in it", file="yara()", expected="'rule x { ... }'")
 
 
 def _origins(batch: Batch) -> Iterable[tuple[str, npt.NDArray[np.int64]]]:

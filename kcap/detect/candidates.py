@@ -15,6 +15,7 @@ from kcap.filter import Filter
 from kcap.filter.cells import STATE, needed
 from kcap.filter.entries import Memo
 from kcap.filter.many import Filters
+from kcap.filter.syntax import FieldRef
 from kcap.model import alert
 from kcap.model.batch import Batch, Rows, concat, state_rows
 from kcap.model.side import Side, SourceInfo
@@ -88,6 +89,11 @@ class Candidates:
     def of_alerts(self) -> bool:
         """Whether a selector wants alerts."""
         return bool(len(self._of_alerts))
+
+    @property
+    def fields(self) -> frozenset[FieldRef]:
+        """The fields that selectors name."""
+        return frozenset(ref for one in self._chosen for ref in one.checked.fields)
 
     @property
     def columns(self) -> frozenset[str]:

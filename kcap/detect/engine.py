@@ -23,7 +23,7 @@ from kcap.detect.candidates import Candidate, Candidates
 from kcap.detect.contents import Found, Scans
 from kcap.detect.event import Looked, Row
 from kcap.detect.room import Bounds, Room
-from kcap.detect.rule import Exempt, Identity, Problem, Rule
+from kcap.detect.rule import Exempt, Identity, Problem, Rule, Scanner
 from kcap.detect.run import Raised, Run
 from kcap.errors import KcapError
 from kcap.model import alert
@@ -113,8 +113,7 @@ class Detections:
         self._runs = [Run(self, number, rule) for number, rule in enumerate(self.rules)]
         asked = [*(run.fields for run in self._runs), self._asked()]
         self._candidates = Candidates(self.rules, frozenset[str]().union(*asked))
-        wanted = inspector.COLUMNS if binaries else self._candidates.columns & {inspector.DUMPS}
-        self._inspector = Inspector(wanted)
+        self._inspector = self._inspecting(binaries=binaries)
         self._scans = Scans(self.rules, self._inspector.library)
         self._asked_for = 0
         self._count = 0
@@ -126,6 +125,19 @@ class Detections:
         self._quiet: OrderedDict[tuple[str, object], int] = OrderedDict()
         self._too_deep = 0
         self._muted = False
+
+    def _inspecting(self, *, binaries: bool) -> Inspector:
+        """What answers rules from artifacts."""
+        wanted = self._candidates.columns & inspector.ASKED
+        if binaries:
+            wanted |= inspector.COLUMNS - inspector.ASKED
+        scanners: dict[str, Scanner] = {}
+        for text in inspector.texts(self._candidates.fields):
+            try:
+                scanners[text] = inspector.scanner(text)
+            except KcapError as error:
+                self.problems.append(Problem(error))
+        return Inspector(wanted, scanners)
 
     def _asked(self) -> frozenset[str]:
         """Fields of exceptions, which the state may have to know."""

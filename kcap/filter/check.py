@@ -223,7 +223,8 @@ class _Checker:
         if node.name == "foreach":
             return self._foreach(node), known.result
         if node.name in ARTIFACTS and len(node.arguments) < known.most:
-            answers = FieldRef(ARTIFACTS[node.name], start=node.start, end=node.end)
+            asked = self._rules(node) if node.name == "yara" else None
+            answers = FieldRef(ARTIFACTS[node.name], asked, start=node.start, end=node.end)
             node = replace(node, arguments=(*node.arguments, answers))
         made = [self.operand(part) for part in node.arguments]
         if node.name == "regex":
@@ -233,6 +234,13 @@ class _Checker:
         if node.name == "exists" and not isinstance(node.arguments[0], FieldRef):
             raise self._error("exists() asks for a field", node, expected=known.usage)
         return replace(node, arguments=tuple(part for part, _ in made)), known.result
+
+    def _rules(self, node: Call) -> str:
+        """The text of YARA rules."""
+        part = node.arguments[1]
+        if not isinstance(part, Literal) or not isinstance(part.value, str) or not part.value:
+            raise self._error("YARA rules are text in quotes", part)
+        return part.value
 
     def _foreach(self, node: Call) -> Expr:
         over, variable, predicate, *outer = node.arguments

@@ -88,11 +88,18 @@ class Filter:
 
         Args:
             binaries: ``pe.*`` and ``elf.*``, too: those are dear, and may be recorded.
+
+        Raises:
+            KcapError: YARA rules in it are wrong.
+            MissingExtraError: It has YARA rules, and yara-x is not installed.
         """
         from kcap.binaries import inspector
 
-        wanted = self.columns & (inspector.COLUMNS if binaries else {inspector.DUMPS})
-        self.inspector = inspector.Inspector(wanted) if wanted else None
+        wanted = self.columns & (inspector.COLUMNS if binaries else inspector.ASKED)
+        if wanted:
+            texts = inspector.texts(self.checked.fields)
+            scanners = {text: inspector.scanner(text) for text in texts}
+            self.inspector = inspector.Inspector(wanted, scanners)
 
     @cached_property
     def _needed(self) -> set[str]:

@@ -290,6 +290,18 @@ def _is_minidump(path: Any, dumps: Any = None) -> bool | None:  # noqa: ANN401 -
     return None if found is None else dumps is not None and found in texts(dumps)
 
 
+def _yara(path: Any, rules: Any, matched: Any = None) -> bool | None:  # noqa: ANN401 - any values
+    """Whether YARA rules match an artifact that was taken at a path.
+
+    Args:
+        path: The path.
+        rules: Their text.
+        matched: The paths of all artifacts that they match (`check` puts them here).
+    """
+    del rules
+    return _is_minidump(path, matched)
+
+
 def _exists(value: Any) -> bool:  # noqa: ANN401 - any value
     return value is not None
 
@@ -345,10 +357,14 @@ FUNCTIONS: Final[Mapping[str, Function]] = {
     "substr": Function(_substr, 2, 3, "text", "substr(s, start[, end])", "a part by its place"),
     "upper": Function(_upper, 1, 1, "text", "upper(s)", "in upper case"),
     "volume": Function(_volume, 1, 1, "text", "volume(path)", "drive or share of a path"),
+    "yara": Function(_yara, 2, 3, "bool", "yara(path, rules)", "YARA rules match the artifact"),
 }
 """Every function there is, by name."""
 
-ARTIFACTS: Final[Mapping[str, str]] = {"is_minidump": "artifact.minidumps"}
+ARTIFACTS: Final[Mapping[str, str]] = {
+    "is_minidump": "artifact.minidumps",
+    "yara": "artifact.yara",
+}
 """Functions that ask for artifacts, and the field that has the answers: their last argument."""
 
 ITEMS: Final = "[]"
@@ -375,6 +391,5 @@ REFUSED: Final[Mapping[str, str]] = {
     "glob": _MACHINE,
     "symlink": _MACHINE,
     "get_reg_value": _MACHINE,
-    "yara": _MACHINE,
 }
 """Functions that Fibratus has and a replay must not, with the reason."""
