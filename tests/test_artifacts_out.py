@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,21 @@ def test_one_is_shown_with_all_that_is_known(capture: Path) -> None:
     missing = run("artifacts", "show", capture, "dead" * 4)
     assert missing.exit_code == 1
     assert "kcap artifacts list" in missing.stderr
+
+
+def test_a_program_is_looked_into(tmp_path: Path) -> None:
+    """What an ELF says of itself, and why nothing can be said of what only begins like one."""
+    path = tmp_path / "elf.kcap"
+    program = Path(sys.executable).read_bytes()
+    made = [artifact(program, "/python", 1, kind="exec"), artifact(b"\x7fELF\x02", "/no", 2)]
+    path.write_bytes(capture_of(made))
+
+    found = json.loads(run("artifacts", "show", path, "--path", "/python", "--json").stdout)
+    assert found["content"]["format"] == "elf"
+    assert found["content"]["elf"]["bits"] == 64
+    shown = run("artifacts", "show", path, "--path", "/python").stdout
+    assert "elf.machine" in shown
+    assert "elf.machine" not in run("artifacts", "show", path, "--path", "/no").stdout
 
 
 def test_an_artifact_goes_to_standard_output(capture: Path, tmp_path: Path) -> None:

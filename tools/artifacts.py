@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import common, logs, output
+from kcap.tools import artifact_content, common, logs, output
 from kcap.tools.artifact_choice import (
     Options,
     by_content,
@@ -123,19 +123,28 @@ def show(
 ) -> None:
     """Print all that CAPTURE says of artifacts: hashes, ranges that are missing, process, event.
 
-    ID is a name that 'list' prints, or the start of one.
+    Of a program there is also what its content says: sections, imports, version, and how even its
+    bytes are (entropy, 0 to 8). ID is a name that 'list' prints, or the start of one.
     """
+    from kcap.model.text import printable
+    from kcap.writers.artifacts import described
+
     with opened_artifacts(capture, options, ids) as asked:
         found = by_content(asked.manifests())
         if not found:
             raise no_such(capture)
         first = True
         for same in found.values():
+            content = artifact_content.described(asked.reader, same[0])
             for manifest in same:
-                if not as_json and not first:
+                if as_json:
+                    click.echo(_json({**described(manifest), "content": content}))
+                    continue
+                if not first:
                     click.echo()
                 first = False
-                click.echo(_json(_told(manifest)) if as_json else "\n".join(_shown(manifest)))
+                lines = [*_shown(manifest), *artifact_content.lines(content)]
+                click.echo("\n".join(map(printable, lines)))
         losses = asked.losses + asked.reader.blobs.losses
     lacking = any(not same[0].complete for same in found.values())
     _leave(ctx, losses, capture, lacking=lacking)
@@ -293,28 +302,21 @@ def _is_time(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _told(manifest: Manifest) -> dict[str, Any]:
-    """All that is known of an artifact."""
+def _shown(manifest: Manifest) -> Iterator[str]:
+    """All that is known of an artifact, for people; not yet safe to print."""
     from kcap.writers.artifacts import described
 
-    return described(manifest)
-
-
-def _shown(manifest: Manifest) -> Iterator[str]:
-    """All that is known of an artifact, for people."""
-    from kcap.model.text import printable
-
-    told = _told(manifest)
+    told = described(manifest)
     details = cast("dict[str, Any]", told.pop("details"))
     missing = told.pop("missing")
     for name, value in told.items():
         if value is not None and name not in details:
-            yield f"{name:<14} {printable(_spelled(name, value))}"
+            yield f"{name:<14} {_spelled(name, value)}"
     for name in sorted(details):
-        yield f"{printable(name):<14} {printable(_spelled(name, details[name]))}"
+        yield f"{name:<14} {_spelled(name, details[name])}"
     for gap in missing[:_MOST_SHOWN]:
         end = gap["offset"] + gap["length"] - 1
-        yield printable(f"{'missing':<14} bytes {gap['offset']} to {end}: {gap['reason']}")
+        yield f"{'missing':<14} bytes {gap['offset']} to {end}: {gap['reason']}"
     if len(missing) > _MOST_SHOWN:
         yield f"{'missing':<14} and more ranges; --json lists a hundred"
 
