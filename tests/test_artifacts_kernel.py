@@ -14,8 +14,9 @@ from stream_support import Seen, captured, keep, measured, python, sequence
 from kcap.readers.live.artifacts import pieces, triggers
 from kcap.readers.live.artifacts.kernel import ArtifactKernel
 from kcap.readers.live.artifacts.stream import LOST
-from kcap.readers.live.artifacts.streams import REASONS
+from kcap.readers.live.artifacts.streams import REASONS, Streams
 from kcap.readers.live.artifacts.wanted import Caps, FileFilter, Wanted
+from kcap.readers.live.bpf.program import KernelProgram, Setup
 
 pytestmark = pytest.mark.root
 
@@ -344,3 +345,40 @@ ctypes.CDLL(None).syscall(313, fd, b"", 0)
     assert trigger.path == os.fsencode(path)
     assert trigger.inode == path.stat().st_ino
     assert trigger.fd is not None
+
+
+def test_beside_the_recorder(tmp_path: Path) -> None:
+    """The scope is the recorder's own tables: who it follows has streams, nobody else has."""
+    gate = tmp_path / "gate"
+    script = f"""
+import os, time
+while not os.path.exists({str(gate)!r}):
+    time.sleep(0.01)
+r, w = os.pipe()
+os.write(w, sequence(99))
+os.read(r, 99)
+"""
+    ours, other = (subprocess.Popen(python(script)) for _ in range(2))
+    wanted = Wanted(read=PIPES)
+    setup = Setup(("process_execution",), {"scoped": 1, "want_tracked": 1}, {}, lambda: [ours.pid])
+    program = KernelProgram(setup, rare_bytes=1 << 16, hot_bytes=1 << 16)
+    kernel = None
+    try:
+        kernel = ArtifactKernel(wanted, setup=setup, shared=program.maps)
+        streams = Streams(kernel.types, wanted)
+        program.attach_processes()
+        kernel.attach()
+        gate.touch()
+        assert (ours.wait(30), other.wait(30)) == (0, 0)
+        streams.take(kernel.content.take())
+        kernel.content.release()
+        found = list(streams.rest())
+        assert [one.pid for one in found if captured(one) == sequence(99)] == [ours.pid]
+        assert {one.pid for one in found} == {ours.pid}
+    finally:
+        if kernel is not None:
+            kernel.close()
+        program.close()
+        for process in (ours, other):
+            process.kill()
+            process.wait()

@@ -124,7 +124,7 @@ class Pieces:
         sizes = self.heads["bytes"][rows].astype(np.int64)
         if int(sizes.sum()) > _LONG * len(rows):
             starts = self._starts[rows]
-            view = memoryview(self._data)
+            view = self._data.data
             places = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
             return b"".join([view[start:end] for start, end in places])
         ends = np.cumsum(sizes)
