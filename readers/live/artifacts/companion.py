@@ -24,12 +24,14 @@ from kcap.model.tracee_names import user_device
 from kcap.readers.live.artifacts import marks, protocol, supervisor
 from kcap.readers.live.artifacts.agent import Task, mask_of
 from kcap.readers.live.artifacts.companion_hashes import COLUMN, Executions, Hashes
+from kcap.readers.live.artifacts.companion_kernel import Flow, answer
 from kcap.readers.live.artifacts.companion_rows import Rows
 from kcap.readers.live.artifacts.companion_sides import Pending, Sides
 from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.artifacts.spool import Spooled, received
 from kcap.readers.live.artifacts.wanted import Wanted
 from kcap.readers.live.bpf.asked import Ask
+from kcap.readers.live.guard.channel import GoneError
 
 if TYPE_CHECKING:
     from kcap.readers.live.artifacts.kernel import ArtifactKernel
@@ -48,7 +50,7 @@ FINISH_S: Final = 10.0
 _END_S: Final = 3.0
 _SIDES_MAX: Final = 128
 _TAKE_BYTES: Final = 64 << 20
-_MARK, _MARKS_MAX = "mark", 4096
+_MARKS_MAX: Final = 4096
 
 
 class ArtifactsCompanion:
@@ -99,10 +101,12 @@ class ArtifactsCompanion:
             self._held = stack.pop_all()
         self.rights: Collection[str] = ("CAP_BPF", "CAP_PERFMON") if self._kernel else ()
         self._ask: Ask = self.serve
+        self._flow: Flow | None = None
+        self._watched_ns = 0
         self._changes = self._shared.changes
         self._rows = Rows(reads=wanted.read is not None)
         self._hashes = Hashes()
-        self._sides = Sides(wanted, self._shared, self._rows)
+        self._sides = Sides(wanted, self._shared, self._rows, scoped=_scoped(setup))
         self._marked: set[int] = set()
         self._unmarked: list[int] = []
         self._done: set[int] = set()
@@ -157,6 +161,7 @@ class ArtifactsCompanion:
                 self._sides.lost("not all file systems were watched at the beginning", kind="blind")
                 break
             time.sleep(0.002)
+        self._watched_ns = time.time_ns()
         self._changes = self._shared.changes
 
     def part(self, ask: Ask) -> None:
@@ -171,11 +176,9 @@ class ArtifactsCompanion:
         Raises:
             KcapError: There is no such question, or the kernel refused.
         """
-        if name != _MARK or self._kernel is None:
+        if self._kernel is None:
             raise KcapError(f"there is no answer to {name!r} about artifacts")
-        devices = np.frombuffer(argument[: len(argument) // 8 * 8], np.int64)[:_MARKS_MAX]
-        self._kernel.mark(devices.tolist())
-        return b""
+        return answer(self._kernel, name, argument)
 
     def own(self, pids: Sequence[int]) -> None:
         """See `Companion`."""
@@ -185,6 +188,8 @@ class ArtifactsCompanion:
 
     def begin(self) -> None:
         """See `Companion`."""
+        if self._kernel is not None:
+            self._flow = Flow(self._kernel, self._wanted, self._ask)
         self._drain()
         self._mark()
 
@@ -204,6 +209,10 @@ class ArtifactsCompanion:
             if column is not None:
                 batch = batch.adding({COLUMN: column})
         yield batch
+        if self._flow is not None:
+            for finished in self._flow.finished():
+                self._sides.stream(finished)
+            self._count(last=False)
         yield from self._given(last=False)
 
     def forget(self) -> None:
@@ -223,7 +232,17 @@ class ArtifactsCompanion:
         for role in sorted(needed - self._done):
             self._sides.lost(f"{protocol.ROLES[role]} files: nobody said that all were read")
         self._drain()
+        if self._flow is not None:
+            with contextlib.suppress(GoneError):
+                for finished in self._flow.rest():
+                    self._sides.stream(finished)
+                self._count(last=True)
         yield from self._given(last=True)
+
+    def _count(self, *, last: bool) -> None:
+        assert self._flow is not None
+        for reason, count in self._flow.lost(last=last):
+            self._sides.lost(reason, count)
 
     def close(self) -> None:
         """See `Companion`."""
@@ -282,9 +301,8 @@ class ArtifactsCompanion:
             return
         devices, self._unmarked = self._unmarked, []
         self._marked.update(devices)
-        if self._kernel is not None:
-            told = np.array([user_device(dev) for dev in devices[:_MARKS_MAX]], np.int64)
-            self._ask(_MARK, told.tobytes())
+        if self._flow is not None:
+            self._flow.mark(np.array([user_device(dev) for dev in devices[:_MARKS_MAX]], np.int64))
 
     def _await(self, found: Executions) -> None:
         """Wait for hashes that should come."""
@@ -296,8 +314,11 @@ class ArtifactsCompanion:
                 break
             select.select((self._end,), (), (), left_s)
             self._drain()
-        if found.without:
-            self._sides.lost("executed files whose hash is not known", found.without)
+        before, since = found.without(self._watched_ns)
+        if before:
+            self._sides.lost("executed before files were watched: no hash", before, kind="blind")
+        if since:
+            self._sides.lost("executed files whose hash is not known", since)
 
     def _given(self, *, last: bool) -> Iterator[Batch]:
         """Artifacts whose event is known, or does not come any more; and what was lost."""
@@ -320,6 +341,11 @@ def _kernel(
     from kcap.readers.live.artifacts.kernel import ArtifactKernel
 
     return ArtifactKernel(wanted, setup=setup, shared=shared)
+
+
+def _scoped(setup: Setup | None) -> bool:
+    """Whether the recorder leaves processes out."""
+    return setup is not None and bool(setup.constants.get("scoped"))
 
 
 def _told(kernel: ArtifactKernel) -> tuple[Any, Any]:

@@ -82,6 +82,7 @@ class Executions:
         columns = [batch.numpy(name, -1)[rows].tolist() for name in fields]
         self._keys = list(zip(*columns, strict=True))
         self._rows = rows
+        self._times: list[int] = batch.numpy("ts", 0)[rows].tolist()
         self._found: list[tuple[bool, str | None]] = [(False, None)] * len(self._keys)
 
     def look(self, hashes: Hashes) -> int:
@@ -105,10 +106,22 @@ class Executions:
             key[1] for key, (known, _) in zip(self._keys, self._found, strict=True) if not known
         }
 
-    @property
-    def without(self) -> int:
-        """How many have no hash."""
-        return sum(told is None for _, told in self._found)
+    def without(self, since_ns: int) -> tuple[int, int]:
+        """How many have no hash.
+
+        Args:
+            since_ns: A time.
+
+        Returns:
+            Those before it, and those since.
+        """
+        times = [
+            time_ns
+            for time_ns, (_, told) in zip(self._times, self._found, strict=True)
+            if told is None
+        ]
+        before = sum(time_ns < since_ns for time_ns in times)
+        return before, len(times) - before
 
     def column(self) -> Column | None:
         """The hashes as a column; None where there are none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
@@ -14,6 +14,9 @@ from kcap.model.naming import argument
 
 ROWS_MAX: Final = 1 << 18
 """Events of a kind that are remembered; the oldest are forgotten first."""
+
+PIDS_MAX: Final = 1 << 17
+"""Processes that are remembered; the one that was quiet longest is forgotten first."""
 
 EXECUTIONS: Final = frozenset({"sched_process_exec"})
 OPENS: Final = frozenset({"open", "openat", "openat2", "creat", "open_by_handle_at"})
@@ -165,8 +168,7 @@ class Rows:
         self.opens = Table("pid", DEV, INODE)
         self.any_opens = Table(DEV, INODE)
         self.calls = Table("tid")
-        self.latest_ns = 0
-        """The time of the latest event of all."""
+        self._pids: OrderedDict[int, None] = OrderedDict()
 
     def add(self, batch: Batch) -> npt.NDArray[np.intp]:
         """Remember what artifacts may belong to.
@@ -179,7 +181,11 @@ class Rows:
         """
         if not batch.rows:
             return np.zeros(0, np.intp)
-        self.latest_ns = max(self.latest_ns, int(batch.numpy("ts", 0).max()))
+        for pid in np.unique(batch.numpy("pid", 0)).tolist():
+            self._pids[pid] = None
+            self._pids.move_to_end(pid)
+        while len(self._pids) > PIDS_MAX:
+            self._pids.popitem(last=False)
         executions = rows_of(batch, EXECUTIONS)
         self.executions.add(batch, executions)
         self.processes.add(batch, executions)
@@ -188,6 +194,17 @@ class Rows:
         self.any_opens.add(batch, opens)
         self.calls.add(batch, rows_of(batch, CALLS))
         return executions
+
+    def knows(self, pid: int) -> bool:
+        """Whether there was an event of a process, not too long ago.
+
+        Args:
+            pid: The process.
+
+        Returns:
+            The same.
+        """
+        return pid in self._pids
 
     def _opens(self, batch: Batch) -> npt.NDArray[np.intp]:
         rows = rows_of(batch, OPENS)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 from kcap.model import text
-from kcap.model.artifact import Artifact, Parts
+from kcap.model.artifact import Artifact, Content, Gap, Parts
 from kcap.model.naming import argument
 from kcap.model.side import Loss, Side
 from kcap.model.tracee_names import kernel_device
@@ -17,6 +18,9 @@ from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.artifacts.spool import Spooled
 from kcap.readers.live.artifacts.wanted import Wanted
 from kcap.readers.live.host import Clocks
+
+if TYPE_CHECKING:
+    from kcap.readers.live.artifacts.streams import Finished
 
 NEAR_NS: Final = 100_000_000
 """An execution that is so near to when its file was read is the one."""
@@ -44,11 +48,15 @@ class Pending:
     Args:
         about: What a reader said of it.
         content: Its bytes.
+        stream: It, where it came through the kernel's program.
     """
 
-    def __init__(self, about: dict[str, Any], content: Spooled) -> None:
+    def __init__(
+        self, about: dict[str, Any], content: Content, stream: Artifact | None = None
+    ) -> None:
         self.about = about
         self.content = content
+        self.stream = stream
         self.since_s = time.monotonic()
         self.calls = 0
 
@@ -60,9 +68,13 @@ class Sides:
         wanted: What is to be kept.
         shared: Where it is said that no more content is taken.
         rows: The events.
+        scoped: Only of processes that events tell of: the recorder leaves others out.
     """
 
-    def __init__(self, wanted: Wanted, shared: Shared, rows: Rows) -> None:
+    def __init__(self, wanted: Wanted, shared: Shared, rows: Rows, *, scoped: bool) -> None:
+        self._scoped = scoped
+        self.left_out = 0
+        """Files of processes that are out of scope."""
         self.source: str | None = None
         """Id of the source, once that has said it."""
         self._caps = wanted.caps
@@ -96,6 +108,13 @@ class Sides:
         """Take again what was taken before."""
         self._seen.clear()
 
+    def stream(self, finished: Finished) -> None:
+        """Take what came through the kernel's program."""
+        artifact = finished.artifact
+        about = {**artifact.details, "kind": artifact.kind, "pid": finished.pid}
+        about["tid"] = finished.tid
+        self._pending.append(Pending(about, artifact.content, artifact))
+
     def lost(
         self, reason: str, count: int = 1, kind: str = "lost", time_ns: int | None = None
     ) -> None:
@@ -121,13 +140,22 @@ class Sides:
             row, sure, role = self._event(each.about)
             late = each.calls >= WAITING_CALLS and time.monotonic() - each.since_s > WAITING_S
             if sure or late or last:
-                yield self._made(each, row, role)
-                pending[at] = _TAKEN  # its bytes are free when whoever took it is done
+                pending[at] = _TAKEN  # its bytes are free when whoever takes it is done
+                if self._in_scope(each, row):
+                    yield self._made(each, row, role)
+                else:
+                    self.left_out += 1
             else:
                 waiting.append(each)
         self._pending = waiting + self._pending
         losses, self._losses = self._losses, {}
         yield from losses.values()
+
+    def _in_scope(self, each: Pending, row: dict[str, Any] | None) -> bool:
+        # What the kernel's program told was of its scope.
+        if not self._scoped or row is not None or each.stream or "ts_boot_ns" in each.about:
+            return True
+        return self._rows.knows(each.about.get("pid", 0))
 
     def _event(self, about: dict[str, Any]) -> tuple[dict[str, Any] | None, bool, str | None]:
         """The event of an artifact, whether no better one can come, and the role of the file."""
@@ -138,7 +166,8 @@ class Sides:
                 return near[1], True, None
             return None, False, None
         if "inode" not in about:
-            return None, True, None
+            near = self._rows.processes.nearest(time_ns, pid)
+            return None if near is None else near[1], True, None
         file = (kernel_device(about["dev"]), about["inode"])
         if kind == "exec":
             row = self._rows.executions.last(pid, *file)
@@ -152,12 +181,18 @@ class Sides:
         row = self._rows.opens.last(pid, *file)
         if row is not None:
             return row, True, None
-        # Another process opened it, and this one closed it last.
-        return self._rows.any_opens.last(*file), False, None
+        # Another process opened it, and this one closed it last; of a pipe there is none.
+        row = self._rows.any_opens.last(*file)
+        if row is None and about.get("file_type", "file") != "file":
+            near = self._rows.processes.nearest(time_ns, pid)
+            return None if near is None else near[1], near is not None, "process"
+        return row, False, None
 
     def _made(self, each: Pending, row: dict[str, Any] | None, role: str | None) -> Artifact:
         about = each.about
         row = row or {}
+        if each.stream is not None:
+            return self._streamed(each, each.stream, row)
         details: dict[str, Any] = {"time_ns": about.get("time_ns")}
         details |= {name: about[name] for name in _OF_MESSAGE if about.get(name) is not None}
         details |= {name: True for name in _MARKS if about.get(name)}
@@ -178,6 +213,21 @@ class Sides:
             details=details,
         )
 
+    def _streamed(self, each: Pending, stream: Artifact, row: dict[str, Any]) -> Artifact:
+        details = dict(stream.details)
+        for name in _OF_ROW:
+            if row.get(name) is not None:
+                details.setdefault(name, row[name])
+        content, truncated = self._bounded(each, details)
+        return replace(
+            stream,
+            content=content,
+            origin=row.get("origin"),
+            ord=row.get("ord"),
+            truncated=truncated or stream.truncated,
+            details=details,
+        )
+
     @staticmethod
     def _path(about: dict[str, Any], row: dict[str, Any], details: dict[str, Any]) -> str | None:
         told = about.get("path")
@@ -188,16 +238,14 @@ class Sides:
             details["path_raw"] = raw.hex()
         return path
 
-    def _bounded(
-        self, each: Pending, details: dict[str, Any]
-    ) -> tuple[Spooled | Parts, str | None]:
+    def _bounded(self, each: Pending, details: dict[str, Any]) -> tuple[Content, str | None]:
         """The content, as far as it may be kept."""
         truncated = each.about.get("truncated")
         if truncated and truncated != _TIMEOUT:
             self.lost(f"artifacts: {truncated}", kind="cut")
-        for reason in each.content.reasons:
-            if reason != _TIMEOUT:
-                self.lost(f"artifacts: {reason}", kind="cut")
+        gaps = _gaps(each.content)
+        for reason in {gap.reason for gap in gaps if gap.reason} - {_TIMEOUT}:
+            self.lost(f"artifacts: {reason}", kind="cut")
         group, size = details.get("cgroup_id") or 0, each.content.nbytes
         if self._kept_bytes + size > self._caps.capture_bytes:
             self._shared.hash_only = True
@@ -211,8 +259,13 @@ class Sides:
         if not size:
             return each.content, truncated
         self.lost(f"artifacts: {why}", kind="cut")
-        details["size"] = each.content.size
-        return Parts(()), why
+        return Parts((Gap(size + sum(gap.length for gap in gaps), why),)), None
+
+
+def _gaps(content: Content) -> list[Gap]:
+    if isinstance(content, Spooled):
+        return content.gaps
+    return [part for part in content.parts() if isinstance(part, Gap)]
 
 
 _TAKEN: Final[Any] = None

@@ -200,14 +200,9 @@ class Spooled:
         return self._bytes
 
     @property
-    def reasons(self) -> set[str]:
-        """Why bytes are missing."""
-        return {part.reason for part in self._ranges if isinstance(part, Gap) and part.reason}
-
-    @property
-    def size(self) -> int:
-        """Bytes of the artifact, those that are not there included."""
-        return sum(part.length if isinstance(part, Gap) else part for part in self._ranges)
+    def gaps(self) -> list[Gap]:
+        """The ranges that have no bytes."""
+        return [part for part in self._ranges if isinstance(part, Gap)]
 
     def parts(self) -> Iterator[bytes | Gap]:
         """See `Content`."""
