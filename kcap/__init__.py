@@ -28,8 +28,8 @@ def open(path: str | os.PathLike[str], *, lenient: bool = False) -> Capture:  # 
     """Open a capture or a foreign file, by its content.
 
     Args:
-        path: Its path; ``-`` for standard input. A regular file can be read again and again, a
-            stream once.
+        path: Its path; ``-`` for standard input. A regular file or a directory can be read
+            again and again, a stream once.
         lenient: Go on past bad input; what was passed over is in `Capture.losses`, and comes as
             `Loss` in `Batch.before`.
 
@@ -45,7 +45,7 @@ def open(path: str | os.PathLike[str], *, lenient: bool = False) -> Capture:  # 
     def source() -> Any:  # noqa: ANN401
         return open_source(path, lenient=lenient)
 
-    regular = os.fspath(path) != "-" and Path(path).is_file()
+    regular = os.fspath(path) != "-" and (Path(path).is_file() or Path(path).is_dir())
     return Capture(source(), source if regular else None)
 
 
