@@ -5,15 +5,19 @@ docs/benchmarks.md. Needs root. The recorders take turns, forwards and then back
 is the median of its turns. What a recorder costs is counted as CPU, not by the clock: its own (user
 and system, its children's included) while the work lasts and until it has caught up, its own from
 start to end, and what it adds to the work's, because programs in the kernel run on the time of
-whoever calls it: "both" is what recording costs the host, its own and what it adds. tracefs is
-mounted in a mount namespace that ends with this program.
+whoever calls it: "both" is what recording costs the host, its own and what it adds. The work's is
+taken from getrusage(2), a running recorder's from the scheduler's statistics: both count
+microseconds, while /proc's clock ticks are a twentieth of the work. tracefs is mounted in a mount
+namespace that ends with this program.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import statistics
@@ -35,6 +39,9 @@ from workload_support import Fact, Workloads, facts  # noqa: E402  # the tests' 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 READY_S: Final = 4.0
 """After so long every recorder listens; they have no common way to say so."""
+
+STARTED_S: Final = 60.0
+"""So long one may take that does say so, on a busy machine."""
 
 SETTLED_S: Final = 1.5
 """After so long a recorder has caught up with work that is over."""
@@ -67,6 +74,8 @@ class Watch(NamedTuple):
     seen: Seen
     tells: str
     """What it has of such an event."""
+    says: bytes = b""
+    """What it writes to standard error when it records; empty where nothing tells."""
 
 
 class Cost(NamedTuple):
@@ -80,9 +89,14 @@ class Cost(NamedTuple):
 
 
 def cpu_s(pid: int) -> float:
-    """CPU of a process and of all that it has started, user and system."""
+    """CPU of a process and of all that it has started, user and system.
+
+    Of those that it has waited for only clock ticks are known; a recorder has none while it runs.
+    """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    mine = sum(map(int, fields[11:15])) / TICKS
+    mine = sum(map(int, fields[13:15])) / TICKS
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        mine += int((task / "schedstat").read_text().split()[0]) / 1e9
     started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return mine + sum(cpu_s(int(each)) for each in started)
 
@@ -128,6 +142,11 @@ def started(watch: Watch, folder: Path) -> subprocess.Popen[bytes]:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     time.sleep(READY_S)
+    deadline_s = time.monotonic() + STARTED_S
+    while watch.says not in (folder / "err").read_bytes() and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    if watch.says:
+        time.sleep(1)  # system calls are the last that it looks at
     if process.poll() is not None:
         said = (folder / "err").read_text(errors="replace")
         raise UnfitError(f"{watch.name}: exit code {process.returncode}: {said}")
@@ -146,7 +165,7 @@ def do(work: Work) -> tuple[float, list[Fact]]:
     Raises:
         RuntimeError: A program of it failed.
     """
-    before = os.times()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     outputs = [tempfile.TemporaryFile() for _ in work.commands]  # noqa: SIM115  # closed below
     running = [
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output)
@@ -159,9 +178,8 @@ def do(work: Work) -> tuple[float, list[Fact]]:
         with output:
             output.seek(0)
             done += facts(output.read().decode())
-    after = os.times()
-    user_s = after.children_user - before.children_user
-    return user_s + after.children_system - before.children_system, done
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, done
 
 
 def _executed(done: list[Fact]) -> dict[int, str]:
@@ -205,11 +223,20 @@ def seen_by_tracepoints(folder: Path, done: list[Fact]) -> tuple[int, int]:
 
 
 def seen_by_bpftrace(folder: Path, done: list[Fact]) -> tuple[int, int]:
-    """Lines ``x PID TEXT`` of executions and ``o PID … PATH`` of opens; complaints of loss."""
+    """Lines ``x PID TEXT`` of executions and ``o PID … PATH`` of opens; complaints of loss.
+
+    Told with ``-f json``, each is the text of an object.
+    """
     lines, paths = _executed(done), _opened(done)
-    found = 0
+    found = lost = 0
     with (folder / "out").open(errors="replace") as output:
-        for line in output:
+        for told in output:
+            line = told
+            if told.startswith("{"):
+                item = json.loads(told)
+                if item["type"] == "lost_events":
+                    lost += item["data"]["events"]
+                line = item["data"] if item["type"] == "printf" else ""
             kind, _, rest = line.rstrip("\n").partition(" ")
             pid, _, text = rest.partition(" ")
             if kind == "o":
@@ -219,8 +246,8 @@ def seen_by_bpftrace(folder: Path, done: list[Fact]) -> tuple[int, int]:
     said = (folder / "err").read_text(errors="replace") + (folder / "out").read_text(
         errors="replace"
     )
-    lost = [line.split() for line in said.splitlines() if line.startswith("Lost ")]
-    return found, sum(int(words[1]) for words in lost)
+    complaints = [line.split() for line in said.splitlines() if line.startswith("Lost ")]
+    return found, lost + sum(int(words[1]) for words in complaints)
 
 
 def seen_by_perf(folder: Path, done: list[Fact]) -> tuple[int, int]:
@@ -254,12 +281,13 @@ def kcap(name: str, tells: str, *words: str, seen: Seen = seen_by_kcap) -> Watch
     """A recording by kcap, with more words for ``kcap record``."""
     limit = ("--duration", "15m")  # it ends by itself where this program was killed
     command = [sys.executable, "-m", "kcap.tools", "record", "-o", "r.kcap", *limit, *words]
-    return Watch(name, command, seen, tells)
+    return Watch(name, command, seen, tells, b"kcap: recording with")
 
 
-def bpftrace(name: str, tells: str, *probes: str) -> Watch:
+def bpftrace(name: str, tells: str, *probes: str, form: str = "text") -> Watch:
     """A bpftrace program."""
-    return Watch(name, ["bpftrace", "-e", " ".join(probes)], seen_by_bpftrace, tells)
+    command = ["bpftrace", "-f", form, "-e", " ".join(probes)]
+    return Watch(name, command, seen_by_bpftrace, tells)
 
 
 def perf(name: str, tells: str, *events: str) -> Watch:
@@ -315,6 +343,9 @@ def all_work(programs: Workloads, folder: Path, small: bool) -> list[Work]:
         return [programs.path("burst"), programs.child, str(count // less)]
 
     opens = [programs.path("opens"), str(folder), str(100_000 // less)]
+    # So long that neither a recorder's idle seconds nor the first use of its memory count.
+    long_opens = [programs.path("opens"), str(folder), str(1_000_000 // less)]
+    full_watch = bpftrace("bpftrace, what it can of ours", "path, result, 17 fields", FULL_OPEN)
     burst_watches = [
         kcap("kcap, default", "path, argv, identity", "--source", "bpf"),
         kcap(
@@ -341,7 +372,8 @@ def all_work(programs: Workloads, folder: Path, small: bool) -> list[Work]:
         kcap("kcap", "path, result, flags, identity", "--source", "bpf", "--events", "openat"),
         bpftrace("bpftrace, path alone", "path", OPEN),
         bpftrace("bpftrace, who and result too", "path, result, 10 fields", WHOLE_OPEN),
-        bpftrace("bpftrace, what it can of ours", "path, result, 17 fields", FULL_OPEN),
+        full_watch,
+        bpftrace("the same, -f json", "path, result, 17 fields", FULL_OPEN, form="json"),
         perf("perf record", "a pointer", PERF_OPEN),
     ]
     both = "sched_process_exec,sched_process_fork,sched_process_exit,openat,close"
@@ -354,6 +386,7 @@ def all_work(programs: Workloads, folder: Path, small: bool) -> list[Work]:
     return [
         Work(f"{5000 // less:,} short-lived processes", [burst(5000)], burst_watches),
         Work(f"{100_000 // less:,} opens", [opens], open_watches),
+        Work(f"{1_000_000 // less:,} opens", [long_opens], [open_watches[0], full_watch]),
         Work(
             f"{2000 // less:,} short-lived processes beside {100_000 // less:,} opens",
             [burst(2000), opens],
