@@ -84,7 +84,7 @@ def _protocol(number: int) -> str:
     return catalogue.decoder("ip_protocol").get(number, str(number))
 
 
-def _ipv4(raw: bytes, *_: Any) -> dict[str, Any]:
+def _ipv4(raw: bytes, *_: object) -> dict[str, Any]:
     first, tos, length, number, part, ttl, protocol, checksum = struct.unpack_from(">BBHHHBBH", raw)
     return {
         "version": first >> 4,
@@ -102,7 +102,7 @@ def _ipv4(raw: bytes, *_: Any) -> dict[str, Any]:
     }
 
 
-def _ipv6(raw: bytes, *_: Any) -> dict[str, Any]:
+def _ipv6(raw: bytes, *_: object) -> dict[str, Any]:
     word, length, following, limit = struct.unpack_from(">IHBB", raw)
     return {
         "version": word >> 28,
