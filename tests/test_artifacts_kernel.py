@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from stream_support import Seen, captured, keep, measured, python, sequence
+from workload_support import Workloads
 
 from kcap.readers.live.artifacts import pieces, triggers
 from kcap.readers.live.artifacts.kernel import ArtifactKernel
@@ -137,6 +138,18 @@ for n in range(160):
     [read], [written] = seen.of("read"), seen.of("write")
     assert measured(read, whole) == (5 * MIB, {REASONS[pieces.UNSEEN]: 5 * MIB})
     assert measured(written, whole) == (10 * MIB, {})
+
+
+def test_what_passes_through_io_uring(workloads: Workloads) -> None:
+    """It is missing, with its length and the reason, before what follows by a call."""
+    seen = keep(Wanted(read=PIPES, write=PIPES), [workloads.path("ringing")])
+    if seen.status == 3:
+        pytest.skip("io_uring is off here")
+    assert seen.status == 0
+    for kind in ("read", "write"):
+        [one] = seen.of(kind, "pipe")
+        found, missing = measured(one, bytes(5000) + b"seen")
+        assert (found, missing) == (4, {REASONS[pieces.UNSEEN]: 5000})
 
 
 def test_a_flood_with_a_small_ring() -> None:

@@ -31,8 +31,9 @@ NEEDS: dict[str, list[str]] = {
 FED = {"early", "flood"}
 """Wait for their standard input."""
 
-ELSEWHERE = {"steady", "stuck"}
-"""Run for as long as they are told, or for good: test_soak.py and test_probe_stall.py do."""
+ELSEWHERE = {"passing", "ringing", "steady", "stuck"}
+"""Run for as long as they are told, or for good: test_soak.py and test_probe_stall.py do. What
+`passing` and `ringing` do is known beforehand: test_artifacts_kernel.py."""
 
 
 def words(name: str, workloads: Workloads, folder: Path) -> list[str]:

@@ -48,6 +48,8 @@ STREAM_KEY: Final = "kcap_stream_key"
 _WAKE_PART: Final = 8
 _EXIT: Final = "on_sys_exit"
 _FOLLOWED: Final = ("on_exit", "on_fork", "on_exec")
+_RINGS: Final = ("on_ring_result", "on_ring_entry")
+"""For kernels that say the result of an io_uring request so, or so."""
 
 
 class Sums(NamedTuple):
@@ -180,6 +182,18 @@ class ArtifactKernel:
                 self._loaded.maps["tracked"].set(pid, 1)
         if any(True for _ in programs.calls(self._wanted)):
             self._loaded.attach(_EXIT)
+        if programs.has_streams(self._wanted):
+            self._attach_rings()
+
+    def _attach_rings(self) -> None:
+        first, second = _RINGS
+        try:
+            self._loaded.attach(first)
+        except KcapError:
+            try:
+                self._loaded.attach(second)
+            except KcapError as error:  # a kernel without io_uring
+                self._loaded.refused[second] = str(error)
 
     def own(self, pids: Sequence[int]) -> None:
         """Leave the recorder's processes out from now on, instead of those named before.
@@ -281,7 +295,7 @@ class ArtifactKernel:
         """How often each part did not run because it ran already on that processor, so far."""
         return {
             name: misses
-            for name in (*_FOLLOWED, _EXIT)
+            for name in (*_FOLLOWED, *_RINGS, _EXIT)
             if (misses := self._loaded.info(name).recursion_misses or 0)
         }
 

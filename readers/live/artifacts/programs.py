@@ -105,6 +105,18 @@ NAMES: Final = {call.native: call.name for call in _CALLS} | {
 """Names of the calls by their number, those of 32-bit programs from `NARROW` on."""
 
 
+def has_streams(wanted: Wanted) -> bool:
+    """Whether anything is kept of what passes through calls.
+
+    Args:
+        wanted: What is to be kept.
+
+    Returns:
+        Whether it is.
+    """
+    return any(each is not None and each.streams for each in (wanted.read, wanted.write))
+
+
 def calls(wanted: Wanted) -> Iterator[tuple[int, bytes]]:
     """The table of calls.
 
@@ -115,7 +127,7 @@ def calls(wanted: Wanted) -> Iterator[tuple[int, bytes]]:
         The number of a call, and how it is looked at.
     """
     kinds = {
-        STREAMS: any(each is not None and each.streams for each in (wanted.read, wanted.write)),
+        STREAMS: has_streams(wanted),
         REGIONS: wanted.mem,
         MODULES: wanted.module,
         PROGRAMS: wanted.bpf,

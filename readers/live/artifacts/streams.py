@@ -25,6 +25,7 @@ from kcap.readers.live.artifacts.triggers import text
 from kcap.readers.live.artifacts.wanted import ELF, REGULAR, Caps, FileFilter, Wanted
 from kcap.readers.live.bpf import paths
 from kcap.readers.live.bpf.btf import Btf
+from kcap.readers.live.bpf.offsets import NOWHERE
 from kcap.readers.live.bpf.records import Block
 
 KINDS: Final = MappingProxyType(
@@ -303,8 +304,9 @@ class Streams:
                 "process_name": text(first["comm"].tobytes()),
                 "cgroup_id": int(first["cgroup_id"]),
                 "mount_ns": int(first["mount_ns"]),
-                "fd": int(first["fd"]),
             }
+            if int(first["fd"]) != NOWHERE:
+                details["fd"] = int(first["fd"])
             call = programs.NAMES.get(number)
             if call is not None:
                 details["syscall"] = call

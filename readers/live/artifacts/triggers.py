@@ -15,6 +15,7 @@ from kcap.errors import KcapError
 from kcap.model.tracee_names import user_device
 from kcap.readers.live.bpf import paths
 from kcap.readers.live.bpf.btf import Btf
+from kcap.readers.live.bpf.offsets import NOWHERE
 from kcap.readers.live.bpf.records import Block, layout
 
 EXEC, MEMORY, MODULE_FILE, MODULE_IMAGE, PROGRAM, MOUNT = range(1, 7)
@@ -141,7 +142,7 @@ def _trigger(head: np.void, path: bytes) -> Trigger:
         cgroup_id=number["cgroup_id"],
         mount_ns=number["mount_ns"],
         process_name=text(head["comm"].tobytes()),
-        nr=None if number["nr"] == _NOWHERE else number["nr"],
+        nr=None if number["nr"] == NOWHERE else number["nr"],
         retval=number["retval"],
         dev=user_device(number["dev"]),
         inode=number["inode"],
@@ -151,11 +152,8 @@ def _trigger(head: np.void, path: bytes) -> Trigger:
         path=paths.from_components(path),
         address=number["address"],
         length=number["length"],
-        fd=None if number["fd"] == _NOWHERE else number["fd"],
+        fd=None if number["fd"] == NOWHERE else number["fd"],
         protection=number["protection"],
         former=number["former"],
         name=text(head["name"].tobytes()),
     )
-
-
-_NOWHERE: Final = 0xFFFF_FFFF

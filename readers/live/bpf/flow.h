@@ -18,6 +18,9 @@ AT(o_inode__i_generation);
 AT(o_inode__i_size);
 AT(o_bpf_prog__aux);
 AT(o_bpf_prog_aux__id);
+AT(o_io_kiocb__file);
+AT(o_io_kiocb__opcode);
+AT(o_io_uring_cqe__res);
 
 /* What the programs know of the call in hand; one a processor. */
 struct flow {
