@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check install -qq
 
 # Debian packages of programs that tests compare kcap with, pipe through, or build with.
-ORACLES := binutils-bpf bpftrace clang forkstat gcc gcc-multilib iproute2 libc6-dev llvm sysdig tcpdump zstd \
+ORACLES := binutils-bpf bpftrace clang forkstat gcc gcc-multilib iproute2 libc6-dev llvm sysdig tcpdump tshark zstd \
 	openssl rabbitmq-server rsyslog rsyslog-openssl
 MACHINES := busybox-static e2fsprogs qemu-system-x86
 

@@ -119,19 +119,24 @@ class PcapngBytes:
         which = (
             np.full(len(frames), NONE, np.int64) if frames.interface is None else frames.interface
         )
-        pairs, codes = np.unique(
-            np.stack([which, frames.link_type.astype(np.int64)]), axis=1, return_inverse=True
+        pairs, first, codes = np.unique(
+            np.stack([which, frames.link_type.astype(np.int64)]),
+            axis=1,
+            return_index=True,
+            return_inverse=True,
         )
-        described, numbers = b"", []
-        for place, link_type in pairs.T.tolist():
+        described, numbers = b"", np.zeros(len(first), np.int64)
+        # In the order in which they come, so that it does not matter how the stream is cut.
+        for number in np.argsort(first).tolist():
+            place, link_type = pairs[:, number].tolist()
             name = frames.interfaces[place] if place >= 0 else _NAME
             key = (name, link_type)
             if key not in self._interfaces:
                 self._interfaces[key] = len(self._interfaces)
                 said = option(2, name.encode()) + option(9, bytes([_NS])) + option(0, b"")
                 described += block(_INTERFACE, struct.pack("<HHI", link_type, 0, 0) + said)
-            numbers.append(self._interfaces[key])
-        return np.array(numbers, np.int64)[codes.reshape(-1)], described
+            numbers[number] = self._interfaces[key]
+        return numbers[codes.reshape(-1)], described
 
     def _ids(self, frames: Frames) -> np.ndarray[tuple[int, int], np.dtype[np.generic]]:
         """The options with the direction and the packet's id: words, a row a frame."""

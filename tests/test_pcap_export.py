@@ -1,0 +1,314 @@
+"""Exports of packets: what other programs read in them, and what comes back."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pcap_support import MAC, ipv4, ipv6, read, tcp, udp
+
+from kcap.errors import OutputError
+from kcap.model.batch import Batch
+from kcap.packets.decode import columns
+from kcap.packets.frames import NONE, Frames, Owner
+from kcap.packets.identity import PacketIds
+from kcap.tools.folder import written
+from kcap.writers import pcap_split
+from kcap.writers.pcap import Pcap
+from kcap.writers.pcap_split import MANIFEST, MODES, PacketFolder, component
+from kcap.writers.pcapng import Pcapng
+
+S = 1_700_000_000 * 10**9
+ARP = b"\xff" * 6 + MAC[:6] + b"\x08\x06" + bytes(28)
+CLIENT = Owner(pid=10, tid=11, name="curl", start_ns=5, thread_start_ns=6, exe="/bin/curl", uid=0)
+SERVER = Owner(pid=20, tid=20, name="nginx", start_ns=7, container_id="0123456789abcdef")
+PAIR = [ipv4(tcp(40000, 80, bytes([n])), 6) for n in range(6)]
+
+needs_tools = pytest.mark.skipif(
+    not (shutil.which("tshark") and shutil.which("tcpdump")),
+    reason="tshark or tcpdump is not installed",
+)
+
+
+def batch_of(frames: Frames, ids: PacketIds | None = None) -> Batch:
+    return Batch(len(frames), columns(frames, ids or PacketIds()))
+
+
+def loopback(*, arp: bool = True) -> Frames:
+    """Packets of a client and a server, each seen twice; one that nobody owns, and an ARP."""
+    sent = [raw for raw in PAIR for _ in range(2)]
+    raws = [*sent, ipv4(udp(9, 9), 17), *([ARP] if arp else [])]
+    more = len(raws) - len(sent)
+    return Frames(
+        data=np.frombuffer(b"".join(raws), np.uint8),
+        offsets=np.cumsum([0, *map(len, raws)][:-1]).astype(np.int64),
+        captured=np.array([len(r) for r in raws], np.int32),
+        length=np.array([len(r) + (100 if n == 0 else 0) for n, r in enumerate(raws)], np.int64),
+        ts_ns=np.array([S + n * 1000 + 1 for n in range(len(raws))], np.int64),
+        link_type=np.array([*[101] * (len(sent) + 1), *[1] * arp], np.uint16),
+        direction=np.array([2, 1] * len(PAIR) + [0] * more, np.uint8),
+        owner=np.array([0, 1] * len(PAIR) + [NONE] * more, np.int32),
+        owners=[CLIENT, SERVER],
+        interface=np.zeros(len(raws), np.int32),
+        interfaces=["lo"],
+    )
+
+
+def exported(batch: Batch, kind: type[Pcap | Pcapng]) -> bytes:
+    stream = io.BytesIO()
+    sink = kind(stream)
+    sink.write(batch)
+    sink.close()
+    return stream.getvalue()
+
+
+def told(rows: list[dict[str, Any]], *without: str) -> list[dict[str, Any]]:
+    """Events without what depends on the file that they came in."""
+    leave = {"origin", "source", "ord", "seq", "arg_link_header", *without}
+    return [{k: v for k, v in row.items() if k not in leave} for row in rows]
+
+
+def split(batch: Batch, folder: Path, form: str = "pcapng", modes: tuple[str, ...] = MODES) -> Path:
+    with written(str(folder), force=False, mark=MANIFEST) as made:
+        sink = PacketFolder(made.create, made.append, modes, form)
+        sink.write(batch)
+        sink.close()
+    return folder / "pcap"
+
+
+# one file
+
+
+def test_what_is_exported_comes_back() -> None:
+    """Bytes, times, lengths, directions, ids and owners of pcapng; ARP on its own interface."""
+    batch = batch_of(loopback())
+    rows, _ = read(exported(batch, Pcapng))
+    assert told(rows) == told(batch.to_pylist())
+    assert told(read(exported(batch, Pcapng))[0])[0]["arg_length"] == len(PAIR[0]) + 100
+
+
+def test_a_classic_export_has_no_owners() -> None:
+    """Of a pcap the packets come back, and a frame that is not IP is a loss that is told."""
+    batch = batch_of(loopback(arp=False))
+    rows, _ = read(exported(batch, Pcap))
+    names = ("arg_data__bin", "ts", "arg_length", "arg_captured", "arg_src_port")
+    assert [[r.get(n) for n in names] for r in rows] == [
+        [r.get(n) for n in names] for r in batch.to_pylist()
+    ]
+    sink = Pcap(io.BytesIO())
+    sink.write(batch_of(loopback()))
+    sink.close()
+    assert [(loss.kind, loss.count) for loss in sink.losses] == [("skipped", 1)]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, (1 << 62)),
+            st.binary(max_size=50),
+            st.integers(0, 2),
+            st.integers(-1, 2),
+            st.integers(0, 100_000),
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.text(max_size=20),
+    st.text(min_size=1, max_size=20),
+)
+def test_any_packets_come_back(
+    packets: list[tuple[int, bytes, int, int, int]], name: str, remark: str
+) -> None:
+    """Whatever the packets are, and whatever a process is called."""
+    owners = [
+        Owner(pid=1, name=name or None, cmdline=remark),
+        Owner(pid=4_000_000_000, tid=3, name="a\nPID: 7", start_ns=(1 << 63) - 1),
+        Owner(pid=2),
+    ]
+    frames = Frames.of(
+        [ipv4(body, 17) for _, body, *_ in packets],
+        [ts for ts, *_ in packets],
+        101,
+        direction=np.array([way for _, _, way, _, _ in packets], np.uint8),
+        owner=np.array([who for *_, who, _ in packets], np.int32),
+        owners=owners,
+        length=np.array([20 + len(b) + more for _, b, _, _, more in packets], np.int64),
+    )
+    batch = batch_of(frames)
+    rows, _ = read(exported(batch, Pcapng))
+    # Trailing NULs end a text of pcapng, and the interface has a name now.
+    if "\0" not in name + remark and not any("\ud800" <= c <= "\udfff" for c in name + remark):
+        assert told(rows, "arg_interface") == told(batch.to_pylist(), "arg_interface")
+
+
+@needs_tools
+@pytest.mark.parametrize("kind", [Pcap, Pcapng])
+def test_other_programs_read_exports(kind: type[Pcap | Pcapng], tmp_path: Path) -> None:
+    """Wireshark and tcpdump: the same count, times to the ns, and lengths."""
+    batch = batch_of(loopback(arp=kind is Pcapng))
+    path = tmp_path / "x"
+    path.write_bytes(exported(batch, kind))
+    fields = ["-e", "frame.time_epoch", "-e", "frame.len", "-e", "frame.cap_len"]
+    command = ["tshark", "-n", "-r", str(path), "-T", "fields", *fields]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = batch.to_pylist()
+    assert lines == [
+        f"{r['ts'] // 10**9}.{r['ts'] % 10**9:09d}\t{r['arg_length']}\t{r['arg_captured']}"
+        for r in rows
+    ]
+    only = rows if kind is Pcap else [r for r in rows if r["arg_link_type"] == 101]
+    if kind is Pcapng:  # tcpdump reads files of one link type only
+        path.write_bytes(exported(batch_of(loopback(arp=False)), kind))
+    command = ["tcpdump", "-n", "-tt", "--nano", "-r", str(path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    times = [line.split()[0] for line in shown]
+    assert times == [f"{r['ts'] // 10**9}.{r['ts'] % 10**9:09d}" for r in only]
+
+
+# a folder
+
+
+def ids_in(path: Path) -> list[int]:
+    return [row["arg_packet_id"] for row in read(path.read_bytes())[0]]
+
+
+def test_files_of_owners(tmp_path: Path) -> None:
+    """A packet is in the file of its client and of its server; all of them together are single."""
+    made = split(batch_of(loopback()), tmp_path / "out")
+    found = {str(p.relative_to(made)): ids_in(p) for p in made.rglob("*.pcapng")}
+    assert set(found) == {
+        "single.pcapng",
+        "unowned.pcapng",
+        "processes/host/curl_11_6.pcapng",
+        "processes/0123456789a/nginx_20_7.pcapng",
+        "containers/host.pcapng",
+        "containers/0123456789a.pcapng",
+        "commands/host/curl.pcapng",
+        "commands/0123456789a/nginx.pcapng",
+    }
+    single = found["single.pcapng"]
+    assert len(single) == len(set(single)) == len(PAIR)
+    for folder in ("processes", "containers", "commands"):
+        mine = [ids for name, ids in found.items() if name.startswith(folder)]
+        assert set().union(*mine) == set(single)
+        assert all(len(ids) == len(set(ids)) == len(PAIR) for ids in mine)
+    assert len(found["unowned.pcapng"]) == 2
+    said = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert sum(f["packets"] for f in said["files"]) == sum(map(len, found.values()))
+
+
+def test_a_second_sighting_may_have_the_owner(tmp_path: Path) -> None:
+    """A packet that one of its sightings has an owner of is not unowned."""
+    frames = loopback(arp=False)
+    owner = frames.owner
+    assert owner is not None
+    owner[0] = NONE  # the client of the first is not known
+    made = split(batch_of(frames), tmp_path / "out", modes=("single",))
+    single, rest = ids_in(made / "single.pcapng"), ids_in(made / "unowned.pcapng")
+    assert len(single) == len(PAIR)
+    assert len(rest) == 1
+    assert not set(single) & set(rest)
+
+
+HOSTILE = [
+    *("../../x", "/etc/passwd", "..", ".", "", "a\nb", "a b", "\x1b[2J", "con", "nul.txt"),
+    *("\u00fc", "%2F", "x" * 999, "A", "a"),
+]
+
+
+def test_hostile_names(tmp_path: Path) -> None:
+    """No name leads out of the folder, and no two share a file."""
+    owners = [Owner(pid=n + 1, name=name, container_id=name) for n, name in enumerate(HOSTILE)]
+    # Containers that begin alike are others all the same.
+    owners += [Owner(pid=90, name="z", container_id=f"0123456789a{n}") for n in range(2)]
+    raws = [ipv4(udp(n + 1, 9), 17) for n in range(len(owners))]
+    frames = Frames.of(
+        raws, list(range(len(raws))), 101,
+        owner=np.arange(len(owners), dtype=np.int32), owners=owners,
+    )  # fmt: skip
+    made = split(batch_of(frames), tmp_path / "out")
+    files = [p for p in made.rglob("*") if p.is_file()]
+    assert all(made in p.resolve().parents for p in files)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    count: dict[str, int] = defaultdict(int)
+    for path in files:
+        count[path.relative_to(made).parts[0]] += len(ids_in(path))
+        assert all(part.isascii() and part.isprintable() for part in path.parts[-3:])
+    assert count == dict.fromkeys(
+        ("single.pcapng", "processes", "containers", "commands"), len(raws)
+    )
+    assert len([p for p in files if p.parts[-3:-2] == ("processes",)]) == len(owners)
+
+
+@given(st.text(), st.text())
+def test_different_names_have_different_files(one: str, other: str) -> None:
+    """A part of a path is safe, short, and says what it stands for."""
+    assert (component(one) == component(other)) == (one == other)
+    for name in (component(one), component(other)):
+        assert "/" not in name
+        assert name not in {"", ".", ".."}
+        assert len(name) <= pcap_split.COMPONENT_BYTES
+
+
+def test_pcap_files_of_other_link_types(tmp_path: Path) -> None:
+    """Frames that are not IP have a file of their own link type."""
+    made = split(batch_of(loopback()), tmp_path / "out", "pcap", ("single",))
+    assert {p.name for p in made.iterdir()} == {
+        "single.pcap",
+        "unowned.pcap",
+        "unowned.link-1.pcap",
+    }
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    """A folder that is there stays as it is."""
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        split(batch_of(loopback()), tmp_path / "out")
+    with written(str(tmp_path / "new"), force=False, mark=MANIFEST) as made:
+        with made.create("a") as stream:
+            stream.write(b"1")
+        with pytest.raises(OutputError):
+            made.create("a")
+        with pytest.raises(OutputError, match="not made here"):
+            made.append("b")
+        with made.append("a") as stream:
+            stream.write(b"2")
+        (tmp_path / "new.partial" / MANIFEST).write_text("{}")
+    assert (tmp_path / "new" / "a").read_bytes() == b"12"
+
+
+def test_many_batches_are_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files do not depend on how the stream is cut, nor on when they are flushed."""
+    frames, ids = loopback(), PacketIds()
+    whole = split(batch_of(frames), tmp_path / "whole")
+    monkeypatch.setattr(pcap_split, "_BUFFERED_BYTES", 10)
+    with written(str(tmp_path / "parts"), force=False, mark=MANIFEST) as made:
+        sink = PacketFolder(made.create, made.append, MODES, "pcapng")
+        for at in range(len(frames)):
+            sink.write(batch_of(frames.take(np.array([at])), ids))
+        sink.close()
+    parts = tmp_path / "parts" / "pcap"
+    for path in whole.rglob("*.pcapng"):
+        assert path.read_bytes() == (parts / path.relative_to(whole)).read_bytes()
+
+
+def test_long_segments_keep_their_length() -> None:
+    """What a snap length cut off is told by the length, through an export and back."""
+    raw = ipv4(tcp(1, 2, bytes(65_000)), 6)
+    frames = Frames.of(
+        [raw[:96], ipv6(udp(1, 2), 17)], [S, S + 1], 101, length=np.array([len(raw), 48])
+    )
+    batch = batch_of(frames)
+    for kind in (Pcap, Pcapng):
+        rows, _ = read(exported(batch, kind))
+        assert [(r["arg_length"], r["arg_captured"]) for r in rows] == [(65_040, 96), (48, 48)]
