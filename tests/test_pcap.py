@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,11 @@ def test_damage_in_the_middle() -> None:
     at = 24 + 9 * size
     data[at + 8 : at + 12] = b"\xff\xff\xff\x7f"
 
-    reader, rows = PcapReader(io.BytesIO(data), "x"), []
+    rows: list[dict[str, Any]] = []
     with pytest.raises(BadInputError, match="damaged") as caught:
-        for batch in reader.batches():
-            rows += batch.to_pylist()
+        rows.extend(
+            chain.from_iterable(b.to_pylist() for b in PcapReader(io.BytesIO(data), "x").batches())
+        )
     assert caught.value.offset == at
     assert len(rows) == 9
 

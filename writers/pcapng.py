@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import kcap
 from kcap.model.side import Loss
@@ -85,48 +86,58 @@ class PcapngBytes:
         Returns:
             Their blocks.
         """
-        count = len(frames)
         number, described = self._numbers(frames)
+        ends = [*list(described)[1:], len(frames)] if described else [len(frames)]
+        starts = list(described) if described else [0]
+        if starts[0] > 0:
+            starts, ends = [0, *starts], [starts[0], *ends]
+        parts = []
+        # A new interface stands just before its first packet, wherever the stream is cut.
+        for start, end in zip(starts, ends, strict=True):
+            part = np.arange(start, end)
+            parts += [described.get(start, b""), self._blocks(frames.take(part), number[part])]
+        return b"".join(parts)
+
+    def _blocks(self, frames: Frames, number: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bytes:
+        """The blocks of packets of interfaces that are known."""
+        count = len(frames)
         ts = frames.ts_ns if frames.timed is None else np.where(frames.timed, frames.ts_ns, 0)
         ts = np.maximum(ts, 0)
         options = self._options(frames)
-        last = np.zeros(count, np.int64)
         pads = -frames.captured.astype(np.int64) % 4
         behind = np.array([len(o.as_py()) for o in options.dictionary] or [0], np.int64)
-        if count:
-            last = behind[np.asarray(options.indices)]
-        ids = self._ids(frames)
-        size = 32 + frames.captured + pads + ids.shape[1] * 4 + last
+        ids, width = self._ids(frames)
+        size = 32 + frames.captured + pads + width + behind[np.asarray(options.indices)]
         header = np.empty((count, _HEADER_WORDS), "<u4")
         header[:, 0], header[:, 1], header[:, 2] = _ENHANCED, size, number
         header[:, 3], header[:, 4] = ts >> 32, ts & 0xFFFFFFFF
         header[:, 5], header[:, 6] = frames.captured, frames.length
         # What differs from packet to packet stands before what many have in common.
-        blocks = joined(
+        return joined(
             [
                 fixed(header),
                 pieces(frames.data, frames.offsets, frames.captured.astype(np.int64)),
                 pa.array([bytes(n) for n in range(4)], pa.binary()).take(pa.array(pads)),
-                fixed(ids),
+                ids,
                 options.dictionary.take(options.indices),
                 fixed(size.astype("<u4").reshape(-1, 1)),
             ]
         )
-        return described + blocks
 
-    def _numbers(self, frames: Frames) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], bytes]:
-        """The interface of each frame, and the blocks of new ones."""
-        which = (
-            np.full(len(frames), NONE, np.int64) if frames.interface is None else frames.interface
-        )
+    def _numbers(
+        self, frames: Frames
+    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], dict[int, bytes]]:
+        """The interface of each frame, and by its first frame the block of a new one."""
+        none = np.full(len(frames), NONE, np.int64)
+        which = none if frames.interface is None else frames.interface
         pairs, first, codes = np.unique(
             np.stack([which, frames.link_type.astype(np.int64)]),
             axis=1,
             return_index=True,
             return_inverse=True,
         )
-        described, numbers = b"", np.zeros(len(first), np.int64)
-        # In the order in which they come, so that it does not matter how the stream is cut.
+        described: dict[int, bytes] = {}
+        numbers = np.zeros(len(first), np.int64)
         for number in np.argsort(first).tolist():
             place, link_type = pairs[:, number].tolist()
             name = frames.interfaces[place] if place >= 0 else _NAME
@@ -134,22 +145,24 @@ class PcapngBytes:
             if key not in self._interfaces:
                 self._interfaces[key] = len(self._interfaces)
                 said = option(2, name.encode()) + option(9, bytes([_NS])) + option(0, b"")
-                described += block(_INTERFACE, struct.pack("<HHI", link_type, 0, 0) + said)
+                body = struct.pack("<HHI", link_type, 0, 0) + said
+                described[int(first[number])] = block(_INTERFACE, body)
             numbers[number] = self._interfaces[key]
         return numbers[codes.reshape(-1)], described
 
-    def _ids(self, frames: Frames) -> np.ndarray[tuple[int, int], np.dtype[np.generic]]:
-        """The options with the direction and the packet's id: words, a row a frame."""
+    def _ids(self, frames: Frames) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """The options with the direction and the packet's id, and how long they are."""
         words = np.zeros((len(frames), 5), "<u4")
-        direction = frames.direction
         words[:, 0] = _FLAGS | 4 << 16
-        words[:, 1] = Direction.UNKNOWN if direction is None else direction
-        if frames.packet_id is None or (frames.packet_id < 0).any():
-            return words[:, :2]
+        words[:, 1] = Direction.UNKNOWN if frames.direction is None else frames.direction
+        given = np.full(len(frames), NONE) if frames.packet_id is None else frames.packet_id
         words[:, 2] = _PACKET_ID | 8 << 16
-        words[:, 3] = frames.packet_id & 0xFFFFFFFF
-        words[:, 4] = frames.packet_id >> 32
-        return words
+        words[:, 3], words[:, 4] = given & 0xFFFFFFFF, given >> 32 & 0xFFFFFFFF
+        known = given >= 0
+        if known.all():
+            return fixed(words), np.full(len(frames), 20)
+        both = pc.if_else(pa.array(known), fixed(words), fixed(words[:, :2]))
+        return both, np.where(known, 20, 8)
 
     def _options(self, frames: Frames) -> pa.DictionaryArray:
         """The options that tell whose packets they are, each different one once."""
