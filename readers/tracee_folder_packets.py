@@ -201,7 +201,14 @@ class Packets:
             source = self._opened(parts)
             if source is not None:
                 with contextlib.closing(source):
-                    self._infos[parts] = source.info.sources
+                    self._begin(parts, source)
+
+    def _begin(self, parts: tuple[str, ...], source: PacketSource) -> None:
+        """Take note of what a file says of itself; one that can't even do that holds nothing."""
+        try:
+            self._infos[parts] = source.info.sources
+        except KcapError as e:
+            self.unread.append(f"{clean(os.fsencode('/'.join(parts)))[0]} ({e.what})")
 
     @property
     def info(self) -> StreamInfo:

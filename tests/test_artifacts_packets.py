@@ -142,6 +142,18 @@ def test_what_holds_no_packets_is_said(tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == len(ALL) + 1
 
 
+@pytest.mark.parametrize("at", range(0, 60, 3))
+def test_a_damaged_beginning_is_no_reason_to_refuse_the_rest(tmp_path: Path, at: int) -> None:
+    """The events are there, and what is wrong is said; nothing else comes out than that."""
+    data = bytearray(pcapng(ALL))
+    data[at] ^= 0xFF
+    folder = tracee_folder(tmp_path, {"pcap/single.pcap": bytes(data)}, EVENTS)
+    result = run("cat", folder, "--lenient")
+
+    assert result.exit_code in {0, 3}, result.output
+    assert "openat" in result.stdout
+
+
 def test_a_cut_file_gives_what_it_has(tmp_path: Path) -> None:
     """Exit code 3, and the whole packets before the cut."""
     folder = tracee_folder(tmp_path, {"pcap/single.pcap": pcapng(ALL)[:-10]}, EVENTS)
