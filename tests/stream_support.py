@@ -33,6 +33,8 @@ class Seen(NamedTuple):
     streams: Streams
     pid: int
     status: int
+    ended: int
+    """Streams of which the kernel's program said that they are at their end."""
 
     def of(self, kind: str, file_type: str | None = None) -> list[Finished]:
         """Artifacts of a kind, and of a type of file."""
@@ -145,7 +147,8 @@ def keep(
     finally:
         kernel.close()
     assert decoder.damaged == streams.damaged == 0
-    return Seen(list(streams.rest()), triggers, sums, streams, pid, status)
+    ended = sum(one.ended for one in streams._open.values())
+    return Seen(list(streams.rest()), triggers, sums, streams, pid, status, ended)
 
 
 def _followed(pid: int, kernel: ArtifactKernel, streams: Streams, *, drain: bool) -> int:

@@ -197,6 +197,26 @@ def test_an_artifact_has_a_cap() -> None:
     assert sum(missing.values()) == 59_000
 
 
+def test_an_empty_message_is_no_end() -> None:
+    """A datagram without content ends no stream; the end of a connection does."""
+    script = """
+import socket
+for kind, end in ((socket.SOCK_DGRAM, b""), (socket.SOCK_STREAM, None)):
+    a, b = socket.socketpair(type=kind)
+    a.send(b"one"); b.recv(9)
+    if end is None:
+        a.close()
+    else:
+        a.send(end)
+    b.recv(9)
+    if end is not None:
+        a.send(b"two"); b.recv(9)
+"""
+    seen = keep(Wanted(read=SOCKETS), python(script))
+    assert sorted(captured(one) for one in seen.artifacts) == [b"one", b"onetwo"]
+    assert seen.ended == 1
+
+
 def test_two_pipes_are_two() -> None:
     """Pipes one behind the other are different streams, whatever their numbers."""
     script = """

@@ -45,6 +45,12 @@ SHARED: Final = (
 
 STREAM_KEY: Final = "kcap_stream_key"
 
+STREAMS: Final = 65_536
+"""Streams that are followed at a time."""
+
+_UNUSED_BYTES: Final = 1 << 16
+"""Size of a ring into which nothing comes."""
+
 _WAKE_PART: Final = 8
 _EXIT: Final = "on_sys_exit"
 _FOLLOWED: Final = ("on_exit", "on_fork", "on_exec")
@@ -102,6 +108,9 @@ class ArtifactKernel:
         known = ElfObject(content, file=OBJECT).variables
         told = setup.constants if setup else {}
         cpus = system.possible_cpus()
+        flows = programs.has_streams(wanted)
+        if not (flows or wanted.module or wanted.bpf):
+            content_bytes = _UNUSED_BYTES
         self._loaded = loader.load(
             content,
             types,
@@ -118,6 +127,7 @@ class ArtifactKernel:
                 "triggers": trigger_bytes,
                 "scratches": cpus,
                 "flows": cpus,
+                "streams": STREAMS if flows else 1,
             },
             optional=tuple(programs.STEPS),
             shared={name: held for name, held in (shared or {}).items() if name in SHARED},

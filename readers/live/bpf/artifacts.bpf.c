@@ -16,6 +16,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define PROG_LOAD 5
 #define NEW_MOUNTS 0x20000 /* CLONE_NEWNS */
 #define PATH_BYTES 4096
+#define SOCK_STREAM 1
+#define SOCK_SEQPACKET 5
 
 struct {
     MAP_TYPE(BPF_MAP_TYPE_ARRAY);
@@ -275,6 +277,11 @@ INLINE void end_stream(struct flow *f)
     u32 type = f->piece.mode >> 12;
     if (!held || (type != S_IFIFO_TYPE && type != S_IFSOCK_TYPE))
         return;
+    if (type == S_IFSOCK_TYPE) {
+        u16 kind = quarter(word(f->piece.generation, o_socket__sk), o_sock__sk_type);
+        if (kind != SOCK_STREAM && kind != SOCK_SEQPACKET)
+            return; /* a message without content */
+    }
     f->piece.born_ns = held->born_ns;
     f->piece.total = f->piece.offset = held->next;
     f->piece.what = KCAP_ENDED;

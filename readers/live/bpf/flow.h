@@ -52,7 +52,7 @@ struct {
 
 struct {
     MAP_TYPE(BPF_MAP_TYPE_HASH);
-    MAP_ENTRIES(16384);
+    MAP_ENTRIES(65536);
     struct kcap_stream_key *key;
     struct kcap_stream *value;
 } streams SEC(".maps");
