@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
 
+from kcap.errors import OutputError
+from kcap.model.tracee_names import OUT, PCAP
 from kcap.tools import common, logs
 
 if TYPE_CHECKING:
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
     from kcap.format.reader import CaptureReader
     from kcap.model.side import Loss
     from kcap.tools.artifact_options import Asked
+
+_FOLDER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 class _Joined:
@@ -64,6 +70,11 @@ def prepare(asked: Asked | None) -> None:
     if asked.clear and clear_output(asked.folder):
         logs.tell(f"kcap: cleared: {_shown(asked.folder)}/out")
     SafeFolder(asked.folder, force=True).close()
+    packets = Path(asked.folder, OUT, PCAP)
+    if asked.wanted.network is not None and (packets.is_symlink() or packets.exists()):
+        raise OutputError(
+            "it exists already", file=str(packets), hint="--artifacts clear-dir removes it"
+        )
 
 
 def lay_out(asked: Asked | None, files: Sequence[str]) -> int:
@@ -92,12 +103,51 @@ def lay_out(asked: Asked | None, files: Sequence[str]) -> int:
             stack.callback(readers[-1].close)
         joined = cast("CaptureReader", _Joined(readers))
         report = extract(joined, asked.folder, layout="tracee", incomplete=True, force=True)
+        if asked.wanted.network is not None:
+            report.losses += _packets(readers, asked.folder, asked.wanted.network.split)
     logs.tell(
         f"kcap: {common.counted(report.artifacts, 'artifact')} in"
         f" {common.counted(report.files, 'file')}: {_shown(asked.folder)}/out"
     )
     common.report_losses(report.losses, asked.folder)
     return 3 if report.losses else 0
+
+
+def _packets(readers: Sequence[CaptureReader], folder: str, split: Collection[str]) -> list[Loss]:
+    """Write the packets; what could not be written of them."""
+    from kcap.tools.folder import Folder
+    from kcap.writers.pcap_split import PacketFolder
+
+    with contextlib.ExitStack() as stack:
+        below = os.open(folder, _FOLDER)
+        stack.callback(os.close, below)
+        for name in (OUT, PCAP):
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=below)
+                below = os.open(name, _FOLDER, dir_fd=below)
+            except OSError as e:
+                raise OutputError(f"can't be written: {e.strerror}", file=folder) from e
+            stack.callback(os.close, below)
+        # Whatever stands under its name by now: it is this folder.
+        held = Folder(Path(f"/proc/self/fd/{below}"))
+        sink = PacketFolder(
+            lambda name: held.create(_as_tracee(name)),
+            lambda name: held.append(_as_tracee(name)),
+            split,
+            "pcapng",
+        )
+        stack.callback(sink.close)
+        for reader in readers:
+            for batch in reader.batches():
+                sink.write(batch)
+    return sink.losses
+
+
+def _as_tracee(name: str) -> str:
+    """Tracee's files are pcapng, and are called ``.pcap``; the folder is open already."""
+    name = name.removeprefix(f"{PCAP}/")
+    return f"{name.removesuffix('.pcapng')}.pcap" if name.endswith(".pcapng") else name
 
 
 def _shown(folder: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,8 @@ def command(
 ) -> None:
     """Say what CAPTURE holds: hosts, times, events by name, losses, columns.
 
-    Of a closed .kcap file this reads the FOOTER alone, however large the file is; of one that is
+    Of a closed .kcap file this reads the FOOTER alone, and what artifacts are called where there
+    are any, however large the file is; of one that is
     still written, or was left unfinished, what it noted on its way and what came since: state open
     or torn, exit code 3. 'kcap verify' checks the rest. Any other input is read once from start to
     end. With -w it is about the events for which the filter is true, and those are read.
@@ -112,11 +114,31 @@ def _from_index(source: CaptureReader, index: Index) -> dict[str, Any]:
     return {
         **totals,
         **_header(source),
+        "artifacts": _artifacts(source, totals),
         "chunks": int((~in_tail).sum()),
         "columns": {c["name"]: c["class"] for c in schema if c["table"] == "events"},
         "loss": totals["loss"] + [loss.to_json() for loss in index.losses],
         "state": source.state,
         "tail_rows": int(index.table["rows"][in_tail].sum()),
+    }
+
+
+def _artifacts(source: CaptureReader, totals: dict[str, Any]) -> dict[str, Any]:
+    """How many artifacts there are beside the events, and how much of them; manifests are read."""
+    kinds: Counter[str] = Counter()
+    size = missing = incomplete = 0
+    if totals.get("records", {}).get("BLOB_MANIFEST") or source.state != "closed":
+        for manifest in source.manifests():
+            kinds[str(manifest.details.get("kind", "other"))] += 1
+            size += manifest.size
+            missing += sum(extent.length for extent in manifest.missing)
+            incomplete += not manifest.complete
+    return {
+        "bytes": size,
+        "count": kinds.total(),
+        "incomplete": incomplete,
+        "kinds": dict(sorted(kinds.items())),
+        "missing_bytes": missing,
     }
 
 
@@ -183,6 +205,7 @@ def _as_text(found: dict[str, Any]) -> str:
         ("in no chunk", f"{found['tail_rows']:,} events" if found.get("tail_rows") else None),
         ("columns", f"{len(found['columns']):,}"),
         ("heartbeats", _heartbeats(found)),
+        ("artifacts", _of_artifacts(found.get("artifacts"))),
         ("content", found.get("content_hash")),
         ("sha256", found.get("sha256")),
         *(("source", _source(s)) for s in found["sources"]),
@@ -216,6 +239,17 @@ def _times(found: dict[str, Any]) -> list[tuple[str, str | None]]:
         ("backward", f"{backward:,} events earlier than the one before" if backward else None),
         ("timeless", f"{timeless:,} events without a time" if timeless else None),
     ]
+
+
+def _of_artifacts(found: dict[str, Any] | None) -> str | None:
+    """Artifacts in a line; 'kcap artifacts' lists them."""
+    if not found or not found["count"]:
+        return None
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in found["kinds"].items())
+    lacking = f"; {found['incomplete']:,} not complete" if found["incomplete"] else ""
+    missing = found["missing_bytes"]
+    lacking += f", {common.size_text(missing)} missing" if missing else ""
+    return f"{kinds}: {common.size_text(found['bytes'])}{lacking}"
 
 
 def _heartbeats(found: dict[str, Any]) -> str | None:
