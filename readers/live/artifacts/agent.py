@@ -43,6 +43,7 @@ _KNOWN_MAX: Final = 1 << 16
 _SENT_MAX: Final = 1 << 16
 _WAIT_MS: Final = 100
 _MOUNTS_S: Final = 1.0
+_HIDDEN: Final = {errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ESTALE}
 _MOUNTED_PRI: Final = select.POLLPRI | select.POLLERR
 _SEND_S: Final = 2.0
 
@@ -115,10 +116,13 @@ class Marker:
         if not now and time.monotonic() - self._looked_s < _MOUNTS_S:
             return
         refused: dict[int, tuple[marks.Mount, OSError]] = {}
-        here: set[int] = set()
+        here, done = set[int](), set[int]()
         for mount in self._namespaces.mounts():
             here.add(mount.dev)
-            if mount.remote != self._remote or mount.dev in self._marked | self._told:
+            if mount.remote != self._remote or mount.dev in self._told or mount.dev in done:
+                continue
+            # A number is used again by the next file system, so what is marked is marked again.
+            if mount.dev in self._marked and not now:
                 continue
             work = {"kind": "mark", "dev": mount.dev, "path": mount.point.decode("latin-1")}
             self._shared.at(self._role, WORKING, {**work, "file_system": mount.kind})
@@ -127,13 +131,15 @@ class Marker:
             except OSError as e:
                 refused[mount.dev] = (mount, e)
             else:
-                self._marked.add(mount.dev)
+                done.add(mount.dev)
                 refused.pop(mount.dev, None)
-                self._sender.send(protocol.pack(protocol.MARKED, {"dev": mount.dev}))
+                if mount.dev not in self._marked:
+                    self._marked.add(mount.dev)
+                    self._sender.send(protocol.pack(protocol.MARKED, {"dev": mount.dev}))
         self._marked &= here  # a device that comes again is another one
         self._told &= here
         for dev, (mount, error) in refused.items():
-            if error.errno == errno.ESTALE:
+            if error.errno in _HIDDEN:
                 continue  # nobody finds a file of what is hidden; it may come to light
             self._told.add(dev)
             self._sender.lost(_refused(mount, error), kind="blind")
@@ -293,6 +299,7 @@ class Keeper:
         self._role = role
         self._sender = sender
         self._known: OrderedDict[tuple[object, ...], Known] = OrderedDict()
+        self._was_known = False
         self._era = task.shared.era
 
     def executed(
@@ -308,6 +315,8 @@ class Keeper:
         """
         found = self._once(file, about, "exec", pid, None, more)
         self._note(about, pid, found)
+        if not self._was_known:
+            self._sender.flush()  # somebody waits for it
 
     def unknown(self, pid: int, dev: int, inode: int, ctime_ns: int) -> None:
         """A file was executed that can't be read any more."""
@@ -357,6 +366,7 @@ class Keeper:
             self._era = self._shared.era
             self._known.clear()
         known = self._known.get(key)
+        self._was_known = known is not None and known.settled
         if known is not None and known.settled:
             self._known.move_to_end(key)
             return known.sha256

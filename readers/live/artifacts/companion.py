@@ -156,7 +156,7 @@ class ArtifactsCompanion:
             self._kernel.attach()
         roles = [protocol.LOCAL] if mask_of(self._wanted) else []
         until_s = time.monotonic() + READY_S
-        while not all(self._shared.progress(role).ready for role in roles):
+        while not (self._shared.changes and all(self._shared.progress(r).ready for r in roles)):
             if time.monotonic() > until_s:
                 self._sides.lost("not all file systems were watched at the beginning", kind="blind")
                 break
@@ -277,7 +277,9 @@ class ArtifactsCompanion:
         for message, memory in received(self._end):
             kind = message[:1]
             if kind == protocol.HASHES:
-                self._hashes.add(protocol.unpack_hashes(message))
+                self._hashes.add(
+                    protocol.unpack_hashes(message), self._marked | set(self._unmarked)
+                )
             elif kind == protocol.ARTIFACT:
                 about = protocol.unpack(message)
                 content = Spooled(memory, about.pop("ranges"), about.pop("reasons"), self._shared)
@@ -307,7 +309,7 @@ class ArtifactsCompanion:
     def _await(self, found: Executions) -> None:
         """Wait for hashes that should come."""
         until_s = time.monotonic() + WAIT_S
-        while found.look(self._hashes):
+        while found.look(self._hashes, self._watched_ns):
             left_s = until_s - time.monotonic()
             expected = self._kernel is not None or not self._marked.isdisjoint(found.devices)
             if left_s <= 0 or not expected:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -31,16 +31,20 @@ class Hashes:
         self._file: Cache[tuple[int, ...], str | None] = Cache(_ENTRIES_MAX)
         """By device, inode and time of the last change."""
 
-    def add(self, notes: Sequence[HashNote]) -> None:
+    def add(self, notes: Sequence[HashNote], watched: Collection[int]) -> None:
         """Take what was told.
 
         Args:
             notes: The hashes.
+            watched: Devices of which each execution is told by who has the file, as the kernel has
+                them: who came too late to ask the process for it does not matter there.
         """
         for note in notes:
+            if not note.known and note.dev in watched:
+                continue
             told = note.sha256.hex() if note.known else None
             file = (note.dev, note.inode, note.ctime_ns)
-            if told is None and file in self._file:
+            if told is None and (note.pid, note.dev, note.inode) in self._process:
                 continue
             self._exact.put((note.pid, *file), told)
             self._process.put((note.pid, note.dev, note.inode), told)
@@ -85,19 +89,23 @@ class Executions:
         self._times: list[int] = batch.numpy("ts", 0)[rows].tolist()
         self._found: list[tuple[bool, str | None]] = [(False, None)] * len(self._keys)
 
-    def look(self, hashes: Hashes) -> int:
+    def look(self, hashes: Hashes, since_ns: int) -> int:
         """Look for what is not known yet.
 
         Args:
             hashes: What readers told.
+            since_ns: What was executed before is not waited for.
 
         Returns:
-            How many are still open.
+            How many are still open, of those that are waited for.
         """
         for at, (known, _) in enumerate(self._found):
             if not known:
                 self._found[at] = hashes.find(*self._keys[at])
-        return sum(not known for known, _ in self._found)
+        return sum(
+            not known and time_ns >= since_ns
+            for time_ns, (known, _) in zip(self._times, self._found, strict=True)
+        )
 
     @property
     def devices(self) -> set[int]:

@@ -30,6 +30,9 @@ INODE: Final = argument("inode")
 CTIME: Final = argument("ctime")
 _FLAGS: Final = argument("flags")
 _ACCESS: Final = 3
+_TRIED_MAX: Final = 64
+_CLOCKS_NS: Final = 1_000_000
+"""How far the clocks of events and of readers are from each other at most."""
 _FIELDS: Final = (
     "origin", "ord", "ts", "pid", "tid", "uid", "process_name", "process_key", "exe",
     "container_id", "cgroup_id", argument("pathname"),
@@ -113,18 +116,30 @@ class Table:
         while self._rows > ROWS_MAX and len(self._parts) > 1:
             self._rows -= self._parts.popleft().batch.rows
 
-    def last(self, *numbers: int) -> dict[str, Any] | None:
-        """The latest event with these numbers.
+    def before(self, time_ns: int, path: str | None, *numbers: int) -> dict[str, Any] | None:
+        """The latest event with these numbers before a time, of a path if there is one.
+
+        A number of an inode is used again as soon as nobody has its file open.
 
         Args:
+            time_ns: The time.
+            path: The path.
             numbers: One for each column.
 
         Returns:
             What is known of it by column; None where there is none.
         """
-        for part, row in self._found(numbers):
-            return part.batch.slice(row, row + 1).to_pylist()[0]
-        return None
+        other: dict[str, Any] | None = None
+        for tried, (part, row) in enumerate(self._found(numbers)):
+            if tried > _TRIED_MAX:
+                break
+            if int(part.times[row]) > time_ns + _CLOCKS_NS:
+                continue
+            found = part.batch.slice(row, row + 1).to_pylist()[0]
+            if path is None or found.get(argument("pathname")) == path:
+                return found
+            other = other or found
+        return other
 
     def nearest(self, time_ns: int, *numbers: int) -> tuple[int, dict[str, Any]] | None:
         """The event with these numbers that is nearest to a time.

@@ -170,19 +170,20 @@ class Sides:
             return None if near is None else near[1], True, None
         file = (kernel_device(about["dev"]), about["inode"])
         if kind == "exec":
-            row = self._rows.executions.last(pid, *file)
-            if row is not None:
-                return row, True, "executable"
+            near = self._rows.executions.nearest(time_ns, pid, *file)
+            if near is not None:
+                return near[1], True, "executable"
             near = self._rows.processes.nearest(time_ns, pid)
             role = "script" if about.get("script") else "interpreter"
             if near is None:
                 return None, False, role
             return near[1], near[0] < NEAR_NS, role
-        row = self._rows.opens.last(pid, *file)
+        path = text.clean(str(about.get("path", "")).encode("latin-1"))[0]
+        row = self._rows.opens.before(time_ns, path, pid, *file)
         if row is not None:
             return row, True, None
         # Another process opened it, and this one closed it last; of a pipe there is none.
-        row = self._rows.any_opens.last(*file)
+        row = self._rows.any_opens.before(time_ns, path, *file)
         if row is None and about.get("file_type", "file") != "file":
             near = self._rows.processes.nearest(time_ns, pid)
             return None if near is None else near[1], near is not None, "process"

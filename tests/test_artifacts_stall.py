@@ -1,0 +1,154 @@
+"""Files and memory that hold back whoever reads them: the recorder goes on, and says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from artifact_live_support import python, record
+from fuse_support import mounted
+from test_artifacts_live import DROP, droppers
+
+from kcap.readers.live.artifacts import marks, memory
+from kcap.readers.live.artifacts.wanted import FileFilter, Wanted
+
+pytestmark = pytest.mark.root
+
+HELD_BACK = """
+import ctypes, fcntl, os, struct, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+fd = libc.syscall(323, os.O_CLOEXEC)
+if fd < 0: print("none", flush=True); sys.exit()
+fcntl.ioctl(fd, 0xc018aa3f, bytearray(struct.pack("QQQ", 0xaa, 0, 0)))
+other = libc.mmap(None, 4096, 7, 0x22, -1, 0)
+ctypes.memmove(other, b"code", 4)
+at = libc.mmap(None, 8192, 7, 0x22, -1, 0)
+ctypes.memmove(at, b"seen", 4)
+fcntl.ioctl(fd, 0xc020aa00, bytearray(struct.pack("QQQQ", at + 4096, 4096, 1, 0)))
+assert libc.mprotect(at, 8192, 5) == 0
+time.sleep(0.3)
+assert libc.mprotect(other, 4096, 5) == 0
+print(at, other, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def held_back() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes with a page of userfaultfd's; ended at the end."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_memory_that_is_held_back(tmp_path: Path, held_back: list[subprocess.Popen[str]]) -> None:
+    """Its read is given up with the reason; other memory and all programs are there."""
+    places: list[int] = []
+
+    def work() -> None:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-c", HELD_BACK]
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        held_back.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if line == "none\n":
+            return
+        places.extend(int(word) for word in line.split())
+        python(DROP, tmp_path, 50)
+        time.sleep(3)
+
+    found = record(Wanted(exec=True, mem=True), work)
+
+    if not places:
+        pytest.skip("no userfaultfd for us on this host")
+    regions = {kept.detail["address"]: kept for kept in found.of("mem")}
+    stalled, other = regions[places[0]], regions[places[1]]
+    assert stalled.gaps == [(8192, "timeout")]
+    assert found.event(stalled)["event"] == "mprotect"
+    assert other.content.rstrip(b"\0") == b"code"
+    droppers(found, tmp_path, 50)
+    assert any(reason.startswith("timeout: reading mem") for reason in found.reasons)
+
+
+def test_a_direct_read_hangs(held_back: list[subprocess.Popen[str]]) -> None:
+    """The negative control: whoever reads that memory itself waits."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HELD_BACK]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    held_back.append(process)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if line == "none\n":
+        pytest.skip("no userfaultfd for us on this host")
+    reader = os.fork()
+    if not reader:
+        memory.copy(process.pid, (int(line.split()[0]), 8192), most_bytes=8192)
+        os._exit(0)
+    time.sleep(1)
+    assert os.waitpid(reader, os.WNOHANG) == (0, 0)
+    os.kill(reader, 9)
+    os.waitpid(reader, 0)
+
+
+def test_a_file_of_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    """Executing it hangs, opening it again too: what is on other file systems is there."""
+    with mounted(tmp_path / "fuse") as fuse:
+        program = str(fuse.program)
+
+        def work() -> None:
+            python(DROP, tmp_path, 10)
+            subprocess.run([program], check=True)
+            # Closed after the server stopped: the file can't be opened again.
+            script = "import os, sys; f = os.open(sys.argv[1], os.O_RDONLY); print(1, flush=True)"
+            script += "; sys.stdin.readline(); os.close(f)"
+            pipe = subprocess.PIPE
+            command = [sys.executable, "-c", script, program]
+            with subprocess.Popen(command, stdin=pipe, stdout=pipe) as reader:
+                assert reader.stdout is not None
+                assert reader.stdin is not None
+                reader.stdout.readline()
+                fuse.stop_answering()
+                time.sleep(0.2)
+                reader.stdin.write(b"\n")
+                reader.stdin.close()
+                python(DROP, tmp_path, 100)
+                time.sleep(4)
+                fuse.kill()
+
+        wanted = Wanted(exec=True, read=FileFilter(prefixes=(str(fuse.folder),)))
+        found = record(wanted, work)
+
+    droppers(found, tmp_path, 100)
+    (kept,) = [k for k in found.of("exec") if k.side.path == program]
+    assert kept.content == Path("/bin/true").read_bytes()
+    assert "timeout: a file of a server held back who opened it" in found.reasons
+
+
+def test_a_server_is_not_asked_in_the_group_of_this_host(tmp_path: Path) -> None:
+    """FUSE and network file systems have a group of their own."""
+    with mounted(tmp_path / "fuse") as fuse:
+        kinds = {each.point: each.remote for each in marks.mounts(os.getpid())}
+        assert kinds[os.fsencode(fuse.folder)] is True
+        assert kinds[b"/"] is False
+
+
+def test_lines_of_mountinfo() -> None:
+    """Names are escaped there; what is no line is none."""
+    line = rb"36 35 0:44 / /a\040b\134 rw shared:1 - fuse.sshfs host rw"
+    assert marks.parsed(line, 7) == marks.Mount(44, "fuse.sshfs", b"/a b\\", 7)
+    with mock.patch.object(marks, "SPECIAL", frozenset()):
+        for cut in range(len(line)):
+            marks.parsed(line[:cut], 7)
+    assert marks.parsed(b"", 7) is None
