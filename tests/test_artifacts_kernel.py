@@ -53,8 +53,8 @@ def test_what_is_written_to_descriptor_1() -> None:
     wanted = Wanted(write=FileFilter(fds=frozenset({1})))
     seen = keep(wanted, ["sh", "-c", "echo a | cat; printf b >/dev/null"])
     found = {(one.artifact.details["file_type"], captured(one)) for one in seen.of("write")}
-    assert found == {("pipe", b"a\n"), ("device", b"a\n"), ("device", b"b")}
-    devices = seen.of("write", "device")
+    assert found == {("pipe", b"a\n"), ("char", b"a\n"), ("char", b"b")}
+    devices = seen.of("write", "char")
     assert {one.artifact.path for one in devices} == {"/dev/null"}
 
 
@@ -116,6 +116,27 @@ while os.read(r, {sizes[1]}):
     for kind in ("read", "write"):
         [one] = seen.of(kind, "pipe")
         assert measured(one, whole) == (10 * MIB, {})
+
+
+def test_ten_mebibytes_with_one_call() -> None:
+    """Eight of them are copied, and the rest is missing."""
+    script = """
+import os, threading
+r, w = os.pipe()
+whole = sequence(1 << 16) * 160
+def read():
+    while os.read(r, 65536):
+        pass
+reader = threading.Thread(target=read)
+reader.start()
+assert os.write(w, whole) == len(whole)
+os.close(w)
+reader.join()
+"""
+    seen = keep(Wanted(write=PIPES), python(script), content_bytes=64 * MIB)
+    [one] = seen.of("write", "pipe")
+    found = measured(one, sequence(1 << 16) * 160)
+    assert found == (8 * MIB, {REASONS[pieces.BEYOND]: 2 * MIB})
 
 
 def test_what_no_process_had_in_memory() -> None:

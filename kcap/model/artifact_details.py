@@ -17,6 +17,7 @@ KINDS: Final = {
 DETAILS: Final = {
     "kind": "what the artifact is: `exec`, `write`, `read`, `mem`, `module`, `bpf`",
     "time_ns": "when it was taken, ns since 1970",
+    "end_ns": "when the last of a stream passed, ns since 1970",
     "pid": "process, as the host numbers it",
     "tid": "thread, as the host numbers it",
     "ppid": "parent process",
@@ -36,6 +37,8 @@ DETAILS: Final = {
     "ctime_ns": "last change of the inode, ns since 1970",
     "file_type": "`regular`, `pipe`, `socket`, `char` or `memory`",
     "fd": "descriptor",
+    "syscall": "the system call with which a stream began",
+    "processes": "`pid` and `process_name` of each that read or wrote, where they are several",
     "address": "where the memory begins",
     "protection": "what the memory may be used for, `rwx`",
     "name": "of a BPF program, a module, an executed file without a path",

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from kcap.model.artifact import Gap
 from kcap.readers.live.artifacts.triggers import text
-from kcap.readers.live.bpf import paths
 
 LOST: Final = "the ring between kernel and recorder was full"
+_TYPES: Final = {0o01: "pipe", 0o02: "char", 0o06: "block", 0o10: "regular", 0o14: "socket"}
 PROCESSES_MAX: Final = 64
 """Processes that are named with a stream."""
 
@@ -52,8 +52,8 @@ class Stream:
 
     @property
     def file_type(self) -> str | None:
-        """What it passed through."""
-        return paths.type_of(self.mode >> 12)
+        """What it passed through, as details of artifacts call it."""
+        return _TYPES.get(self.mode >> 12)
 
     def identify(self, key: np.void, born_ns: int) -> None:
         """Say which it is where no record of it came.

@@ -285,7 +285,7 @@ class Streams:
             return True
         if chosen.prefixes and stream.path is None:
             return False
-        if stream.file_type == "file" and ELF in chosen.types and REGULAR not in chosen.types:
+        if stream.file_type == "regular" and ELF in chosen.types and REGULAR not in chosen.types:
             return stream.starts_with(_MAGIC)
         return True
 
