@@ -27,8 +27,10 @@ from kcap.readers.live.bpf.ring import Ring
 OBJECT: Final = "recorder.bpf.o"
 RARE_BYTES: Final = 8 << 20
 HOT_BYTES: Final = 32 << 20
-_WAKE_PART: Final = 8
-"""A ring wakes us when so many parts of it are full of what it takes."""
+_RARE_PARTS: Final = 8
+_HOT_PARTS: Final = 4
+"""A ring wakes us where another one of so many parts of it was filled. Of frequent events many are
+worth waiting for: a batch takes its time however few they are (docs/decisions.md)."""
 
 _TYPED: Final = "BPF_FUNC_task_pt_regs"
 """The later of two helpers that give what the kernel program reads without calls (Linux 5.15)."""
@@ -103,8 +105,8 @@ class KernelProgram:
         self.controller, number = controller_of(types)
         """The hierarchy that cgroup ids are of: a controller of version 1, None for version 2."""
         constants = {
-            "wake_rare": rare_bytes // _WAKE_PART,
-            "wake_hot": hot_bytes // _WAKE_PART,
+            "wake_rare": rare_bytes // _RARE_PARTS,
+            "wake_hot": hot_bytes // _HOT_PARTS,
             "cgroup_controller": number,
             "typed": int(_TYPED in types.enum("bpf_func_id")),
             "renames": int("task_rename" in setup.events),
