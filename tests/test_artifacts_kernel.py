@@ -139,6 +139,27 @@ reader.join()
     assert found == (8 * MIB, {REASONS[pieces.BEYOND]: 2 * MIB})
 
 
+def test_memory_that_is_gone_when_the_call_returns() -> None:
+    """Of what can't be read page for page is missing, and no more."""
+    script = """
+import mmap, os, threading, time
+r, w = os.pipe()
+held = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+held.write(sequence(1 << 16) * 16)
+writer = threading.Thread(target=lambda: os.write(w, held))
+writer.start()
+time.sleep(0.3)
+held.madvise(mmap.MADV_DONTNEED, 0, 8 * mmap.PAGESIZE)
+left = 1 << 20
+while left:
+    left -= len(os.read(r, 65536))
+writer.join()
+"""
+    [one] = keep(Wanted(write=PIPES), python(script)).of("write", "pipe")
+    found, missing = measured(one, sequence(1 << 16) * 16)
+    assert (found, missing) == (MIB - 32_768, {REASONS[pieces.UNREADABLE]: 32_768})
+
+
 def test_what_no_process_had_in_memory() -> None:
     """What is spliced on is missing, with the reason, where it would stand."""
     script = """
