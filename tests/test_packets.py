@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 from collections import defaultdict, deque
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pcap_support import ethernet, ipv4, ipv6, tcp, udp
 
 from kcap.model.batch import Batch
-from kcap.packets import dns, http, identity, tls
+from kcap.packets import addresses, dns, identity, tls, web
 from kcap.packets.decode import ARGUMENTS, columns
 from kcap.packets.frames import Frames, LinkType
 from kcap.packets.headers import parse
@@ -153,6 +154,15 @@ def test_cooked_headers() -> None:
     assert (row["arg_icmp_type"], len(row["arg_link_header"])) == (8, 20)  # type: ignore[arg-type]
 
 
+@given(st.binary(min_size=16, max_size=16), st.integers(0, 0xFFFF))
+def test_addresses(raw: bytes, kept: int) -> None:
+    """They are spelled as the system spells them, runs of zeros included."""
+    raw = bytes(byte if kept >> at & 1 else 0 for at, byte in enumerate(raw))
+    for own in (raw, bytes(10) + b"\xff\xff" + raw[12:], bytes(12) + raw[12:]):
+        assert addresses.ipv6(own) == socket.inet_ntop(socket.AF_INET6, own)
+    assert addresses.ipv4(raw[:4]) == socket.inet_ntoa(raw[:4])
+
+
 # what they carry
 
 
@@ -179,7 +189,7 @@ def test_other_bytes_are_no_message(raw: bytes) -> None:
     """What is no DNS, HTTP or TLS is refused, and nothing else happens."""
     for read, refusal in (
         (dns.message, dns.BadMessageError),
-        (http.head, http.BadHeadError),
+        (web.head, web.BadHeadError),
         (tls.hello, tls.BadHelloError),
     ):
         for prefix in (

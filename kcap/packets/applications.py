@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from kcap.packets import dns, http, tls
+from kcap.packets import dns, tls, web
 from kcap.packets.frames import I64, Frames, Mask
 from kcap.packets.headers import TCP, UDP, Headers, View
 
@@ -19,7 +19,7 @@ DNS_PORTS: Final = (53, 5353, 5355)
 """DNS, and its kin for the neighbourhood: mDNS and LLMNR."""
 
 _TLS_START: Final = 0x1603
-_BAD: Final = (dns.BadMessageError, http.BadHeadError, tls.BadHelloError)
+_BAD: Final = (dns.BadMessageError, web.BadHeadError, tls.BadHelloError)
 
 
 class Values(NamedTuple):
@@ -47,13 +47,13 @@ def decode(frames: Frames, headers: Headers) -> Mapping[str, Values]:
     port = np.isin(headers.src_port, DNS_PORTS) | np.isin(headers.dst_port, DNS_PORTS)
     view = View(frames.data)
     first = np.where(room >= 4, view.u32(headers.payload), 0)  # noqa: PLR2004
-    starts = [int.from_bytes(method, "big") for method in http.METHODS]
+    starts = [int.from_bytes(method, "big") for method in web.METHODS]
     wanted: dict[str, list[tuple[Mask, Callable[[bytes], dict[str, Any]]]]] = {
         "proto_dns": [
             (udp & port & (room >= dns.HEADER_BYTES), dns.message),
             (tcp & port & (room > dns.HEADER_BYTES + 2), _dns_over_tcp),
         ],
-        "proto_http": [(tcp & np.isin(first, starts), http.head)],
+        "proto_http": [(tcp & np.isin(first, starts), web.head)],
         "proto_tls": [(tcp & (first >> 16 == _TLS_START), tls.hello)],
     }
     found = {}

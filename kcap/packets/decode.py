@@ -7,7 +7,6 @@ IP the whole frame; ``link_type`` says which. What stood before layer 3 is in ``
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from kcap.model import catalogue, naming
 from kcap.model.batch import Column, coded, constant, dictionary
 from kcap.model.builder import Field, RawText, columns_of
 from kcap.model.classes import TypeClass
-from kcap.packets import applications
+from kcap.packets import addresses, applications
 from kcap.packets.frames import I64, NONE, Bytes, Direction, Frames, LinkType, Mask, Owner
 from kcap.packets.headers import Headers, View, parse
 from kcap.packets.identity import PacketIds
@@ -212,7 +211,7 @@ def _addresses(frames: Frames, headers: Headers) -> tuple[Column | None, Column 
             buffers = [None, pa.py_buffer(raw)]
             held = pa.Array.from_buffers(pa.binary(16), len(six), buffers).dictionary_encode()
             codes[six] = np.asarray(held.indices) + sum(map(len, texts))
-            spelled = (socket.inet_ntop(socket.AF_INET6, a) for a in held.dictionary.to_pylist())
+            spelled = (addresses.ipv6(a) for a in held.dictionary.to_pylist())
             texts.append(pa.array(spelled, pa.utf8()))
         if not texts:
             return None, None

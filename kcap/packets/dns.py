@@ -6,9 +6,10 @@ know, as most answers of today have one (HTTPS, DNSSEC's), and every name that i
 
 from __future__ import annotations
 
-import socket
 import struct
 from typing import Any, Final
+
+from kcap.packets import addresses
 
 HEADER_BYTES: Final = 12
 NAME_BYTES: Final = 255
@@ -203,9 +204,9 @@ def _record(raw: bytes, at: int) -> tuple[dict[str, Any], int]:
 def _data(raw: bytes, at: int, kind: str, data: bytes) -> dict[str, Any]:
     """What a record of a type holds; of others the bytes."""
     if kind == "A" and len(data) == 4:  # noqa: PLR2004
-        return {"IP": socket.inet_ntop(socket.AF_INET, data)}
+        return {"IP": addresses.ipv4(data)}
     if kind == "AAAA" and len(data) == 16:  # noqa: PLR2004
-        return {"IP": socket.inet_ntop(socket.AF_INET6, data)}
+        return {"IP": addresses.ipv6(data)}
     if kind in _NAMED:
         return {_NAMED[kind]: _name(raw, at)[0]}
     if kind == "TXT":

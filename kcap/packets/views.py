@@ -6,7 +6,6 @@ the events that somebody asked for, out of the packet's bytes, and never stored.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -17,7 +16,7 @@ from kcap.model import catalogue, naming
 from kcap.model.batch import Batch, Column
 from kcap.model.builder import Field, columns_of
 from kcap.model.classes import TypeClass
-from kcap.packets import encode
+from kcap.packets import addresses, encode
 from kcap.packets.headers import Headers, parse
 
 _DIRECTIONS: Final = {"in": 1, "out": 2}
@@ -97,8 +96,8 @@ def _ipv4(raw: bytes, *_: object) -> dict[str, Any]:
         "TTL": ttl,
         "protocol": _protocol(protocol),
         "checksum": checksum,
-        "srcIP": socket.inet_ntoa(raw[12:16]),
-        "dstIP": socket.inet_ntoa(raw[16:20]),
+        "srcIP": addresses.ipv4(raw[12:16]),
+        "dstIP": addresses.ipv4(raw[16:20]),
     }
 
 
@@ -111,8 +110,8 @@ def _ipv6(raw: bytes, *_: object) -> dict[str, Any]:
         "length": length,
         "nextHeader": _protocol(following),
         "hopLimit": limit,
-        "srcIP": socket.inet_ntop(socket.AF_INET6, raw[8:24]),
-        "dstIP": socket.inet_ntop(socket.AF_INET6, raw[24:40]),
+        "srcIP": addresses.ipv6(raw[8:24]),
+        "dstIP": addresses.ipv6(raw[24:40]),
     }
 
 
