@@ -12,7 +12,7 @@ import pytest
 from kcap.errors import KcapError, PrivilegeError
 from kcap.readers.live.bpf.decode import layouts
 from kcap.readers.live.bpf.events import events
-from kcap.readers.live.bpf.program import KernelProgram, Setup
+from kcap.readers.live.bpf.program import OWN, KernelProgram, Setup
 
 EVENT = "chroot"
 """A call that hardly anybody makes; recorded where it fails, too."""
@@ -67,7 +67,7 @@ def test_calls_of_others_do_not_keep_it_alive(program: KernelProgram) -> None:
 
 
 def test_calls_of_any_of_its_processes_are_left_out(program: KernelProgram) -> None:
-    """A call of ours is recorded exactly when we are not among the eight."""
+    """A call of ours is recorded exactly when we are not among them."""
     number = events()[EVENT].number
     program.own([])
     program.attach_calls(layouts(program.types).call)
@@ -79,13 +79,13 @@ def test_calls_of_any_of_its_processes_are_left_out(program: KernelProgram) -> N
         return int(program.counts()["kept"][number]) - before
 
     assert recorded() >= 1
-    others = [2**22 + n for n in range(1, 8)]
-    for place in range(8):
+    others = [2**22 + n for n in range(1, OWN)]
+    for place in range(OWN):
         program.own([*others[:place], os.getpid(), *others[place:]])
         assert recorded() == 0
 
 
-def test_there_is_room_for_eight(program: KernelProgram) -> None:
-    """A ninth process is refused."""
-    with pytest.raises(KcapError, match="9 processes"):
-        program.own(range(1, 10))
+def test_there_is_room_for_so_many(program: KernelProgram) -> None:
+    """One more is refused."""
+    with pytest.raises(KcapError, match=f"{OWN + 1} processes"):
+        program.own(range(1, OWN + 2))
