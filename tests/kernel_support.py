@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from kernels import vm
 from live_support import CALLS
@@ -55,6 +56,21 @@ def record_traces(series: str, folder: Path, workloads: Workloads) -> dict[str, 
     return _booted(series, folder, workloads, "trace_guest.py", ("burst",), own, parallel=False)
 
 
+def record_packets(series: str, folder: Path, workloads: Workloads) -> dict[str, Any]:
+    """Boot another kernel, and record there the packets of a few exchanges.
+
+    Args:
+        series: The kernel, as ``6.1``.
+        folder: Where what is handed out comes to lie.
+        workloads: The programs.
+
+    Returns:
+        What was done, and the rows.
+    """
+    own = ("packets_live_support.py",)
+    return _booted(series, folder, workloads, "packets_guest.py", (), own)
+
+
 def _booted(
     series: str,
     folder: Path,
@@ -64,7 +80,7 @@ def _booted(
     support: Iterable[str] = (),
     *,
     parallel: bool = True,
-) -> dict[str, list[Fact]]:
+) -> dict[str, Any]:
     """What a script under another kernel says that it did."""
     image = vm.image(series)
     vm.disk()

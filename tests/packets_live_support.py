@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
 import struct
@@ -124,10 +125,13 @@ def begin(network: str | None, work: Callable[[], None]) -> int:
 
 def enter(network: str) -> None:
     """Go into a network namespace."""
-    import ctypes
-
     with Path("/run/netns", network).open() as file:
-        assert ctypes.CDLL(None).setns(file.fileno(), 0x40000000) == 0
+        setns(file.fileno())
+
+
+def setns(descriptor: int) -> None:
+    """Go into the network namespace of a descriptor."""
+    assert ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000) == 0
 
 
 def ended(pid: int) -> None:
@@ -257,3 +261,55 @@ def refused(family: int, address: str, port: int = 9) -> None:
     """Connect to where nobody listens."""
     with socket.socket(family, socket.SOCK_STREAM) as client:
         assert client.connect_ex((address, port)) != 0
+
+
+def answer(ports: int, family: int, address: str) -> None:
+    """Be the server of one connection: tell the port, take it late, and answer."""
+    with listener(family, address) as server:
+        os.write(ports, struct.pack("=H", server.getsockname()[1]))
+        time.sleep(0.3)
+        serve(server)
+
+
+def call(port: int, family: int, address: str) -> None:
+    """Be the client: what it asks comes before anybody accepts."""
+    assert ask(family, (address, port)) == b"answer"
+
+
+def check_ends(rows: list[Row], client: int, server: int, port: int) -> set[int]:
+    """Each end of a connection has its process, whichever way a packet goes.
+
+    Args:
+        rows: Of the connection.
+        client: Who connected.
+        server: Who listened and accepted.
+        port: Where.
+
+    Returns:
+        The flags of packets that were seen as they came, but not as they left.
+    """
+    way = {w: {r["arg_packet_id"] for r in rows if r["arg_direction"] == w} for w in ("in", "out")}
+    assert len(way["out"]) > 6
+    assert way["out"] <= way["in"]
+    for row in rows:
+        from_client, sent = row["arg_dst_port"] == port, row["arg_direction"] == "out"
+        assert row["pid"] == (client if from_client == sent else server), row
+        assert row["process_start_ns"] > 0
+        assert row["uid"] == 0
+    return {row["arg_tcp_flags"] for row in rows if row["arg_packet_id"] not in way["out"]}
+
+
+def of_port(rows: list[Row], port: int) -> list[Row]:
+    """The rows of one port."""
+    return [row for row in rows if port in (row.get("arg_src_port"), row.get("arg_dst_port"))]
+
+
+@contextlib.contextmanager
+def inside(network: str) -> Iterator[None]:
+    """Be in a network namespace: this thread, and the processes that it starts."""
+    with Path("/proc/thread-self/ns/net").open() as home:
+        enter(network)
+        try:
+            yield
+        finally:
+            setns(home.fileno())

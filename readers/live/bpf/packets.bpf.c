@@ -324,12 +324,12 @@ INLINE u32 header_bytes(struct __sk_buff *skb)
         put_facts(s, skb, owner, direction);                                                       \
         s->packet.ts_ns = ts_ns;                                                                   \
         s->packet.cookie = cookie;                                                                 \
-        u64 n = bytes;                                                                             \
-        asm volatile("" : "+r"(n)); /* the verifier wants to see both checks, clang neither */     \
-        if (n < 1)                                                                                 \
-            n = 1;                                                                                 \
-        if (n > (size))                                                                            \
-            n = (size);                                                                            \
+        u64 n = bytes - 1;                                                                         \
+        asm volatile("" : "+r"(n)); /* the verifier wants to see both limits, clang neither */     \
+        if (n > (size) - 1)                                                                        \
+            n = (size) - 1;                                                                        \
+        asm volatile("" : "+r"(n));                                                                \
+        n += 1;                                                                                    \
         s->packet.captured = bpf_skb_load_bytes(skb, 0, s + 1, n) ? 0 : n;                         \
         bpf_ringbuf_submit(s, NO_WAKEUP);                                                          \
         goto kept;                                                                                 \

@@ -23,30 +23,22 @@ from kcap.readers.live.beats import Beats
 from kcap.readers.live.bpf.asked import Ask
 from kcap.readers.live.bpf.decode import Decoded
 from kcap.readers.live.bpf.loader import Map
-from kcap.readers.live.bpf.order import Ordering, Records
 from kcap.readers.live.cgroups import Containers
 from kcap.readers.live.guard.channel import GoneError
-from kcap.readers.live.packets.listed import Listed
-from kcap.readers.live.packets.program import COUNT, RING_BYTES, PacketProgram
-from kcap.readers.live.packets.sightings import Sightings
+from kcap.readers.live.packets.kernel import KernelPackets, Packets
+from kcap.readers.live.packets.program import COUNT, RING_BYTES
 from kcap.readers.live.procfs import ProcFS
 
 COLLECTOR: Final = "kcap-packets"
 """What the packets' source is called."""
 
-BATCH_BYTES: Final = 16 << 20
-"""What is taken of the ring at once."""
+WEAKER: Final = (
+    "packets of other network namespaces than the recorder's; and whose a packet is comes from"
+    " looks at /proc once a second"
+)
+"""What is told where packets are heard by a packet socket."""
 
-BATCH_ROWS: Final = 1 << 14
-"""Packets of a batch at most."""
-
-DATA_BYTES: Final = 64 << 20
-"""Bytes of the packets of a batch, about, at most."""
-
-_SLACK_NS: Final = 2_000_000
-"""How much later than its time a packet may come to stand in the ring."""
-
-_WAYS: Final = {1: "in", 2: "out"}
+_WAYS: Final = {0: "in or out", 1: "in", 2: "out"}
 
 
 class PacketsCompanion:
@@ -54,6 +46,7 @@ class PacketsCompanion:
 
     Args:
         network: Which packets are kept, and how much of each.
+        tap: Hear them as a packet socket does, though the kernel would take our program.
         constants: Constants of the recorder's scope, for ``network.filtered``.
         shared: The recorder's maps of the scope, by name.
         controller: The hierarchy of version 1 that the recorder's cgroup ids are of.
@@ -72,6 +65,7 @@ class PacketsCompanion:
         self,
         network: Network,
         *,
+        tap: bool = False,
         constants: Mapping[str, int] | None = None,
         shared: Mapping[str, Map] | None = None,
         controller: str | None = None,
@@ -83,30 +77,27 @@ class PacketsCompanion:
                 proc = ProcFS.probed()
                 stack.callback(proc.close)
             self._proc = proc
-            self._program = PacketProgram(
-                network,
-                constants=constants,
-                shared=shared,
-                controller=controller,
-                ring_bytes=ring_bytes,
-            )
-            stack.callback(self._program.close)
             self._containers = Containers(proc, controller=controller)
             stack.callback(self._containers.close)
+            clocks = host.Clocks.measure()
+            self._packets, self._weaker = _packets(
+                network, self._containers, clocks, tap=tap, constants=constants, shared=shared,
+                controller=controller, ring_bytes=ring_bytes,
+            )  # fmt: skip
+            stack.callback(self._packets.close)
             self._held = stack.pop_all()
         self._controller = controller
-        self._clocks = host.Clocks.measure()
-        details = {"refused": self._program.refused, "payload_bytes": network.payload_bytes}
-        self.source = host.source(COLLECTOR, self._clocks)
+        self._clocks = clocks
+        details = {"refused": dict(self._packets.refused), "payload_bytes": network.payload_bytes}
+        self.source = host.source(COLLECTOR, clocks)
         """What the packets are said to come from."""
         self.source = replace(self.source, details={**self.source.details, **details})
-        self._sightings = Sightings(self._program.layouts, self._clocks, self._containers)
-        self._ordering = Ordering()
         self._beats = Beats(self.source.id)
         self._told = np.zeros(3, COUNT)
         self._looked_ns = time.time_ns()
         self._broken: list[str] = []
         self._ord = 0
+        self._damaged = 0
         self._ask: Ask = self.serve
         self._first: list[Side] = [self.source]
 
@@ -117,38 +108,32 @@ class PacketsCompanion:
 
     def prepare(self) -> None:
         """See `Companion`: whose sockets are is known before the first packet."""
-        self._program.attach_sockets()
-        listed = Listed(self._proc, self._controller)
-        listed.look()
-        self._program.know(listed)
-        self._first += listed.losses(self.source.id)
-        if not self._program.whole:
-            reason = "sockets outside of the control group that this container sees"
-            self._first.append(Loss("blind", None, reason, self.source.id))
+        blind = [*self._weaker, *self._packets.prepare(self._proc, self._controller)]
+        self._first += [Loss("blind", None, what, self.source.id) for what in blind]
 
     def part(self, ask: Ask) -> None:
         """See `Companion`."""
         self._ask = ask
-        self._program.let_go()
+        self._packets.let_go()
 
     def serve(self, name: str, argument: bytes) -> bytes:
         """See `Companion`."""
         del argument
         if name == "attach":
-            self._program.attach_packets()
+            self._packets.attach()
         elif name == "detach":
-            self._program.detach()
+            self._packets.detach()
         elif name == "counts":
-            return self._program.counts().tobytes()
+            return self._packets.counts().tobytes()
         elif name == "broken":
-            return json.dumps(self._program.broken()).encode()
+            return json.dumps(self._packets.broken()).encode()
         else:
             raise KcapError(f"the program for packets has no answer to {name!r}")
         return b""
 
     def own(self, pids: Sequence[int]) -> None:
         """See `Companion`."""
-        self._program.own(pids)
+        self._packets.own(pids)
 
     def begin(self) -> None:
         """See `Companion`."""
@@ -184,24 +169,8 @@ class PacketsCompanion:
         self._held.close()
 
     def _drained(self, *, last: bool = False) -> Iterator[Batch]:
-        """Batches of what the ring holds, in order of time; what is young waits."""
-        ring = self._program.ring
-        more = True
-        while more:
-            now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            block = ring.take(BATCH_BYTES)
-            offsets = np.asarray(block.offsets, np.int64)
-            records = Records(np.frombuffer(block.data, np.uint8), offsets)
-            self._ordering.add(records)
-            del records
-            block.data.release()
-            ring.release()
-            more = len(offsets) > 0 and ring.waiting_bytes > (0 if last else BATCH_BYTES)
-            ready = self._ordering.until(None if last and not more else now_ns - _SLACK_NS)
-            for part in _parts(ready):
-                count, columns = self._sightings.columns(part)
-                if count:
-                    yield Batch(count, self._placed(columns, count))
+        for count, columns in self._packets.take(last=last):
+            yield Batch(count, self._placed(columns, count))
 
     def _placed(self, columns: dict[str, Column], count: int) -> dict[str, Column]:
         """Packets with their place in the recording."""
@@ -222,7 +191,7 @@ class PacketsCompanion:
         counts = self._counts()
         return {
             **{name: int(counts[name].sum()) for name in COUNT.names or ()},
-            "waiting_bytes": self._program.ring.waiting_bytes,
+            "waiting_bytes": self._packets.waiting_bytes,
         }
 
     def _looked(self, *, last: bool = False) -> list[Side]:
@@ -230,7 +199,7 @@ class PacketsCompanion:
         sides: list[Side] = []
         clocks = host.Clocks.measure()
         if clocks.drifted(self._clocks):
-            self._clocks = self._sightings.clocks = clocks
+            self._clocks = self._packets.clocks = clocks
             self.source = replace(self.source, clocks=(*self.source.clocks, clocks.pair()))
             sides.append(self.source)
         now_ns = time.time_ns()
@@ -243,7 +212,8 @@ class PacketsCompanion:
                 reason = f"the ring of packets was full, of those that go {way}"
                 sides.append(Loss("lost", lost, reason, self.source.id, EVENT, None, *interval))
         self._told = counts
-        damaged, self._sightings.damaged = self._sightings.damaged, 0
+        damaged = self._packets.damaged - self._damaged
+        self._damaged += damaged
         if damaged:
             reason = "records of the kernel program for packets that are none"
             sides.append(Loss("damaged", damaged, reason, self.source.id))
@@ -265,11 +235,31 @@ class PacketsCompanion:
         ]
 
 
-def _parts(ready: Records) -> Iterator[Records]:
-    """Records in portions: of so many rows, and of not too many bytes."""
-    rows = BATCH_ROWS
-    if len(ready.offsets):
-        each = max(len(ready.data) // len(ready.offsets), 1)
-        rows = max(1, min(BATCH_ROWS, DATA_BYTES // each))
-    for start in range(0, len(ready.offsets), rows):
-        yield Records(ready.data, ready.offsets[start : start + rows])
+def _packets(
+    network: Network,
+    containers: Containers,
+    clocks: host.Clocks,
+    *,
+    tap: bool,
+    constants: Mapping[str, int] | None,
+    shared: Mapping[str, Map] | None,
+    controller: str | None,
+    ring_bytes: int,
+) -> tuple[Packets, list[str]]:
+    """The best way to hear packets that this kernel has, and what the others would tell more."""
+    refused = "not asked for"
+    if not tap:
+        try:
+            return KernelPackets(
+                network, containers, clocks, constants=constants, shared=shared,
+                controller=controller, ring_bytes=ring_bytes,
+            ), []  # fmt: skip
+        except KcapError as error:
+            # Whoever asked for some processes' packets must not get those of all.
+            if network.filtered:
+                raise
+            refused = str(error)
+    from kcap.readers.live.packets.tap import Tap
+
+    made = Tap(network, containers, ring_bytes=ring_bytes)
+    return made, [f"{WEAKER} (the program for packets: {refused})"]

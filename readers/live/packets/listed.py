@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from kcap.model.side import Loss
 from kcap.readers.live.bpf.syscalls import libc
 from kcap.readers.live.probe import Item, Op
 from kcap.readers.live.probe.folders import Folder
@@ -45,9 +44,10 @@ _ANSWER_S: Final = 2.0
 _HEAD: Final = struct.Struct("=IHHII")
 _QUESTION: Final = struct.Struct("=BBBxI48x")
 _ASKED: Final = [(f, p) for f in (socket.AF_INET, socket.AF_INET6) for p in (6, 17)]
-_MESSAGE: Final = struct.Struct("=BBxx2s38xQ16xI")
-"""``struct inet_diag_msg``: family, state, own port, cookie, inode."""
+_MESSAGE: Final = struct.Struct("=BBxx2s2s16s16s4xQ16xI")
+"""``struct inet_diag_msg``: family, state, ports, addresses, cookie, inode."""
 
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 _NEW_NETWORK: Final = 0x40000000
 _INODE: Final = re.compile(r"[a-z]+:\[(\d+)\]")
 _INNER: Final = re.compile(rb"^NSpid:\t.*?(\d+)$", re.MULTILINE)
@@ -94,11 +94,28 @@ class Holder(NamedTuple):
         return one.tobytes()
 
 
+class Flow(NamedTuple):
+    """What a socket is called: its ends, as they stand in packets; IPv4 within IPv6."""
+
+    protocol: int
+    local: bytes
+    port: bytes
+    far: bytes = bytes(16)
+    far_port: bytes = bytes(2)
+
+    def wider(self) -> Iterator[Flow]:
+        """What sockets may be called that get packets of this flow, the nearest first."""
+        yield self
+        yield Flow(self.protocol, self.local, self.port)
+        yield Flow(self.protocol, _MAPPED + bytes(4), self.port)
+        yield Flow(self.protocol, bytes(16), self.port)
+
+
 class _Socket(NamedTuple):
     cookie: int
     inode: int
-    port: int
     listens: bool
+    flow: Flow
 
 
 class Listed:
@@ -123,8 +140,7 @@ class Listed:
 
     def look(self) -> None:
         """Look for them: first at processes, then at sockets."""
-        for pid, folder in self._proc.folders(self._proc.pids(), _WANTED):
-            self._process(pid, folder)
+        self._processes()
         own = _inode(str(Path("/proc/self/ns/net").readlink()))
         for net_ns, pid in self._namespaces.items():
             path = None if net_ns == own else f"{self._proc.root}/{pid}/ns/net"
@@ -135,19 +151,23 @@ class Listed:
             for one in found:
                 self._socket(net_ns, one)
 
-    def losses(self, source: str) -> list[Loss]:
-        """What could not be looked at.
+    def flows(self, asked: socket.socket) -> dict[Flow, Holder]:
+        """Look for those of our own network namespace.
 
         Args:
-            source: Id of the source.
+            asked: What `diagnosis` gave.
 
         Returns:
-            A loss, or none.
+            Who has them, by what they are called.
         """
-        if not self.blind:
-            return []
-        reason = f"sockets of {self.blind} network namespaces that were open before: whose they are"
-        return [Loss("blind", None, reason, source)]
+        found = [each for what in _ASKED for each in _dump(asked, *what)]
+        self._processes()
+        return {o.flow: self._holders[o.inode] for o in found if o.inode in self._holders}
+
+    def _processes(self) -> None:
+        self._holders.clear()
+        for pid, folder in self._proc.folders(self._proc.pids(), _WANTED):
+            self._process(pid, folder)
 
     def _process(self, pid: int, folder: Folder) -> None:
         inodes = [n for fd in folder.numbers("fd") or () if (n := _socket_of(folder, fd))]
@@ -190,7 +210,9 @@ class Listed:
             return
         self.sockets[one.cookie] = holder
         if one.listens:
-            self.listeners[struct.pack("=II", net_ns, one.port)] = holder
+            self.listeners[struct.pack("=II", net_ns, int.from_bytes(one.flow.port, "big"))] = (
+                holder
+            )
 
     def _group(self, lines: bytes) -> int:
         """The id of a control group: the inode of its folder."""
@@ -248,12 +270,23 @@ def _within(namespace: str) -> list[_Socket] | None:
     return _asked()
 
 
+def diagnosis() -> socket.socket:
+    """Open what the kernel is asked through for the sockets of a network namespace: this thread's.
+
+    Returns:
+        The socket; whoever gets it closes it.
+
+    Raises:
+        OSError: The kernel has no such thing.
+    """
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG)
+    made.settimeout(_ANSWER_S)
+    return made
+
+
 def _asked() -> list[_Socket] | None:
     try:
-        with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _SOCK_DIAG
-        ) as one:
-            one.settimeout(_ANSWER_S)
+        with diagnosis() as one:
             return [each for asked in _ASKED for each in _dump(one, *asked)]
     except OSError:
         return None
@@ -271,7 +304,12 @@ def _dump(one: socket.socket, family: int, protocol: int) -> Iterator[_Socket]:
             if kind in (_DONE, _ERROR) or size < _HEAD.size:
                 return
             if size >= _HEAD.size + _MESSAGE.size:
-                _, state, port, cookie, inode = _MESSAGE.unpack_from(answer, at + _HEAD.size)
+                found = _MESSAGE.unpack_from(answer, at + _HEAD.size)
+                state, port, far_port, local, far, cookie, inode = found[1:]
+                if family == socket.AF_INET:
+                    local, far = (_MAPPED + each[:4] for each in (local, far))
+                far = bytes(16) if far == _MAPPED + bytes(4) else far
+                flow = Flow(protocol, local, port, far, far_port)
                 if cookie and inode:
-                    yield _Socket(cookie, inode, int.from_bytes(port, "big"), state == _LISTEN)
+                    yield _Socket(cookie, inode, state == _LISTEN, flow)
             at += size + 3 & ~3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -29,7 +30,8 @@ PROVENANCE: Final = {SEEN: None, INHERITED: "inherited", LISTED: "procfs"}
 _NAMESPACES: Final = ("mount_ns", "pid_ns", "ns_pid", "ns_tid", "ns_ppid")
 """Columns that an `Owner` does not have; 0 stands for what is not known."""
 
-_Owners = npt.NDArray[np.void]
+Owners = npt.NDArray[np.void]
+"""Processes, ``struct kcap_owner`` each."""
 
 
 class Layouts(NamedTuple):
@@ -86,19 +88,9 @@ class Sightings:
             How many packets they are, and their columns; what the source is, is for the caller.
         """
         frames, owners, codes = self.frames(records)
-        if not len(frames):
-            return 0, {}
-        found = decode.columns(frames, self._ids)
-        for name in _NAMESPACES:
-            values = np.append(owners[name].astype(np.int64), 0)[codes]
-            rows = np.flatnonzero(values).astype(np.int32)
-            if len(rows):
-                whole = len(rows) == len(values)
-                found[name] = Column(TypeClass.I64, pa.array(values[rows]), None if whole else rows)
-        found |= self._contained(owners, codes)
-        return len(frames), found
+        return len(frames), columns_of(frames, owners, codes, self._ids, self._containers)
 
-    def frames(self, records: Records) -> tuple[Frames, _Owners, I32]:
+    def frames(self, records: Records) -> tuple[Frames, Owners, I32]:
         """Make frames of some records.
 
         Args:
@@ -124,8 +116,6 @@ class Sightings:
             direction=heads["direction"].astype(np.uint8),
             interface=interface,
             interfaces=names,
-            owner=codes,
-            owners=[_owner(one) for one in owners],
         )
         return frames, owners, codes
 
@@ -139,7 +129,7 @@ class Sightings:
         self.damaged += len(offsets) - int(np.count_nonzero(whole))
         return heads[whole], offsets[fits][whole]
 
-    def _owners(self, records: Records, offsets: npt.NDArray[np.int64]) -> tuple[_Owners, I32]:
+    def _owners(self, records: Records, offsets: npt.NDArray[np.int64]) -> tuple[Owners, I32]:
         """The different owners of records, and whose each is."""
         kind = self._kinds.owner
         raw = _parts(records.data, offsets + self._kinds.packet.itemsize, kind)
@@ -152,15 +142,43 @@ class Sightings:
             codes[(found["pid"] == 0)[codes]] = NONE
         return found, codes
 
-    def _contained(self, owners: _Owners, codes: I32) -> dict[str, Column]:
-        found = self._containers.columns(
-            owners["cgroup_id"].astype(np.int64),
-            owners["pid"].astype(np.int64),
-            started_ns=owners["start_ns"].astype(np.int64),
-            ppids=owners["ppid"].astype(np.int64),
-        )
-        made = {name: column_of([*values, None], codes) for name, values in found.items()}
-        return {name: column for name, column in made.items() if column is not None}
+
+def columns_of(
+    frames: Frames, owners: Owners, codes: I32, ids: PacketIds, containers: Containers
+) -> dict[str, Column]:
+    """The columns of packets whose processes are known.
+
+    Args:
+        frames: The packets.
+        owners: The different processes, ``struct kcap_owner`` each.
+        codes: Which of them each packet has, `kcap.packets.frames.NONE` for none.
+        ids: What gives the packets their ids.
+        containers: Names the containers of processes.
+
+    Returns:
+        Columns by name; what the source is, is for the caller.
+    """
+    if not len(frames):
+        return {}
+    told = replace(frames, owner=codes, owners=[_owner(one) for one in owners])
+    found = decode.columns(told, ids)
+    for name in _NAMESPACES:
+        values = np.append(owners[name].astype(np.int64), 0)[codes]
+        rows = np.flatnonzero(values).astype(np.int32)
+        if len(rows):
+            whole = len(rows) == len(values)
+            found[name] = Column(TypeClass.I64, pa.array(values[rows]), None if whole else rows)
+    contained = containers.columns(
+        owners["cgroup_id"].astype(np.int64),
+        owners["pid"].astype(np.int64),
+        started_ns=owners["start_ns"].astype(np.int64),
+        ppids=owners["ppid"].astype(np.int64),
+    )
+    for name, texts in contained.items():
+        column = column_of([*texts, None], codes)
+        if column is not None:
+            found[name] = column
+    return found
 
 
 def _parts(
