@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -75,11 +76,12 @@ def test_memory_that_is_held_back(tmp_path: Path, held_back: list[subprocess.Pop
         pytest.skip("no userfaultfd for us on this host")
     regions = {kept.detail["address"]: kept for kept in found.of("mem")}
     stalled, other = regions[places[0]], regions[places[1]]
-    assert stalled.gaps == [(8192, "timeout")]
+    assert stalled.content == b"seen".ljust(8192, b"\0")
+    assert stalled.gaps == [(4096, memory.HELD_BACK)]
     assert found.event(stalled)["event"] == "mprotect"
     assert other.content.rstrip(b"\0") == b"code"
     droppers(found, tmp_path, 50)
-    assert any(reason.startswith("timeout: reading mem") for reason in found.reasons)
+    assert f"artifacts: {memory.HELD_BACK}" in found.reasons
 
 
 def test_a_direct_read_hangs(held_back: list[subprocess.Popen[str]]) -> None:
@@ -94,7 +96,11 @@ def test_a_direct_read_hangs(held_back: list[subprocess.Popen[str]]) -> None:
         pytest.skip("no userfaultfd for us on this host")
     reader = os.fork()
     if not reader:
-        memory.copy(process.pid, (int(line.split()[0]), 8192), most_bytes=8192)
+        held = ctypes.create_string_buffer(8192)
+        ours = (ctypes.c_size_t * 2)(ctypes.addressof(held), 8192)
+        theirs = (ctypes.c_size_t * 2)(int(line.split()[0]), 8192)
+        libc = ctypes.CDLL(None)
+        libc.process_vm_readv(process.pid, ours, ctypes.c_ulong(1), theirs, ctypes.c_ulong(1), 0)
         os._exit(0)
     time.sleep(1)
     assert os.waitpid(reader, os.WNOHANG) == (0, 0)
@@ -102,38 +108,72 @@ def test_a_direct_read_hangs(held_back: list[subprocess.Popen[str]]) -> None:
     os.waitpid(reader, 0)
 
 
-def test_a_file_of_a_server_that_does_not_answer(tmp_path: Path) -> None:
-    """Executing it hangs, opening it again too: what is on other file systems is there."""
+MAPPED = """
+import ctypes, mmap, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+for _ in range(2):
+    file = os.open(sys.argv[1], os.O_RDONLY)
+    os.close(file)
+writing = os.open(sys.argv[1], os.O_WRONLY)
+file = os.open(sys.argv[1], os.O_RDONLY)
+at = libc.mmap(None, 8192, 7, 2, file, 0)
+other = libc.mmap(None, 4096, 7, 0x22, -1, 0)
+ctypes.memmove(other, b"code", 4)
+print(at, other, flush=True)
+sys.stdin.readline()
+os.close(writing)
+libc.mprotect(other, 4096, 5)
+time.sleep(0.5)
+print("done", flush=True)
+libc.mprotect(at, 8192, 5)  # and from then on who reads that holds the lock of our memory
+sys.stdin.readline()
+"""
+
+
+def test_a_server_that_does_not_answer(
+    tmp_path: Path, held_back: list[subprocess.Popen[str]]
+) -> None:
+    """A file that was written there, memory that is a file there: `timeout`; the rest is kept."""
+    places: list[int] = []
+    folder = tmp_path / "drop"
+    folder.mkdir()
     with mounted(tmp_path / "fuse") as fuse:
         program = str(fuse.program)
 
         def work() -> None:
-            python(DROP, tmp_path, 10)
             subprocess.run([program], check=True)
-            # Closed after the server stopped: the file can't be opened again.
-            script = "import os, sys; f = os.open(sys.argv[1], os.O_RDONLY); print(1, flush=True)"
-            script += "; sys.stdin.readline(); os.close(f)"
+            time.sleep(1)
             pipe = subprocess.PIPE
-            command = [sys.executable, "-c", script, program]
-            with subprocess.Popen(command, stdin=pipe, stdout=pipe) as reader:
-                assert reader.stdout is not None
-                assert reader.stdin is not None
-                reader.stdout.readline()
-                fuse.stop_answering()
-                time.sleep(0.2)
-                reader.stdin.write(b"\n")
-                reader.stdin.close()
-                python(DROP, tmp_path, 100)
-                time.sleep(4)
-                fuse.kill()
+            command = [sys.executable, "-c", MAPPED, program]
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+            held_back.append(process)
+            assert process.stdout is not None
+            assert process.stdin is not None
+            places.extend(int(word) for word in process.stdout.readline().split())
+            fuse.stop_answering()
+            time.sleep(0.2)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "done\n"
+            python(DROP, folder, 100)
+            time.sleep(4)
 
-        wanted = Wanted(exec=True, read=FileFilter(prefixes=(str(fuse.folder),)))
-        found = record(wanted, work)
+        write = FileFilter(prefixes=(str(fuse.folder),))
+        found = record(Wanted(exec=True, write=write, mem=True), work)
+        fuse.kill()
 
-    droppers(found, tmp_path, 100)
+    droppers(found, folder, 100)
     (kept,) = [k for k in found.of("exec") if k.side.path == program]
     assert kept.content == Path("/bin/true").read_bytes()
+    regions = {kept.detail["address"]: kept for kept in found.of("mem")}
+    assert regions[places[0]].gaps == [(8192, "timeout")]
+    assert found.event(regions[places[0]])["event"] == "mprotect"
+    assert regions[places[1]].content.rstrip(b"\0") == b"code"
     assert "timeout: a file of a server held back who opened it" in found.reasons
+    assert any(reason.startswith("timeout: reading mem") for reason in found.reasons)
 
 
 def test_a_server_is_not_asked_in_the_group_of_this_host(tmp_path: Path) -> None:

@@ -182,7 +182,8 @@ class Rows:
         """Executions, by process alone."""
         self.opens = Table("pid", DEV, INODE)
         self.any_opens = Table(DEV, INODE)
-        self.calls = Table("tid")
+        self.calls = {name: Table("tid") for name in sorted(CALLS)}
+        """System calls, by their name."""
         self._pids: OrderedDict[int, None] = OrderedDict()
 
     def add(self, batch: Batch) -> npt.NDArray[np.intp]:
@@ -207,7 +208,8 @@ class Rows:
         opens = self._opens(batch)
         self.opens.add(batch, opens)
         self.any_opens.add(batch, opens)
-        self.calls.add(batch, rows_of(batch, CALLS))
+        for name, table in self.calls.items():
+            table.add(batch, rows_of(batch, {name}))
         return executions
 
     def knows(self, pid: int) -> bool:

@@ -12,7 +12,7 @@ from kcap.model.artifact import Artifact, Content, Gap, Parts
 from kcap.model.naming import argument
 from kcap.model.side import Loss, Side
 from kcap.model.tracee_names import kernel_device
-from kcap.readers.live.artifacts import files
+from kcap.readers.live.artifacts import files, programs
 from kcap.readers.live.artifacts.companion_rows import Rows
 from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.artifacts.spool import Spooled
@@ -112,7 +112,7 @@ class Sides:
         """Take what came through the kernel's program."""
         artifact = finished.artifact
         about = {**artifact.details, "kind": artifact.kind, "pid": finished.pid}
-        about["tid"] = finished.tid
+        about |= {"tid": finished.tid, "nr": finished.nr}
         self._pending.append(Pending(about, artifact.content, artifact))
 
     def lost(
@@ -161,10 +161,11 @@ class Sides:
         """The event of an artifact, whether no better one can come, and the role of the file."""
         kind, pid, time_ns = about["kind"], about.get("pid", 0), about.get("time_ns", 0)
         if kind in _CALLS:
-            near = self._rows.calls.nearest(time_ns, about.get("tid", 0))
+            table = self._rows.calls.get(programs.NAMES.get(about.get("nr", -1), ""))
+            near = None if table is None else table.nearest(time_ns, about.get("tid", 0))
             if near is not None and near[0] < CALL_NS:
                 return near[1], True, None
-            return None, False, None
+            return None, table is None, None
         if "inode" not in about:
             near = self._rows.processes.nearest(time_ns, pid)
             return None if near is None else near[1], True, None
@@ -246,7 +247,8 @@ class Sides:
             self.lost(f"artifacts: {truncated}", kind="cut")
         gaps = _gaps(each.content)
         for reason in {gap.reason for gap in gaps if gap.reason} - {_TIMEOUT}:
-            self.lost(f"artifacts: {reason}", kind="cut")
+            kind = "lost" if reason.startswith(_TIMEOUT) else "cut"
+            self.lost(f"artifacts: {reason}", kind=kind)
         group, size = details.get("cgroup_id") or 0, each.content.nbytes
         if self._kept_bytes + size > self._caps.capture_bytes:
             self._shared.hash_only = True

@@ -21,6 +21,8 @@ _MAPS_BYTES: Final = 16 << 20
 _REGIONS_MAX: Final = 16384
 _NOT_MEMORY: Final = {b"[vvar]", b"[vvar_vclock]", b"[vsyscall]"}
 UNREADABLE: Final = "unreadable memory"
+HELD_BACK: Final = "timeout: userfaultfd holds the page back"
+"""The kernel does not let readers of /proc wait for it."""
 ENDED: Final = "the process ended before"
 
 
@@ -103,6 +105,7 @@ def copy(
     hashers: list[Any] = [hashlib.sha256()]
     hashers += [hashlib.new(each, usedforsecurity=False) for each in sorted(hashes)]
     whole = True
+    held_back: list[tuple[int, int]] | None = None
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         at = start
@@ -119,6 +122,10 @@ def copy(
                     each.update(part)
                 at += len(part)
             else:
+                if why == UNREADABLE and held_back is None:
+                    held_back = _held_back(pid, region)
+                if why == UNREADABLE and any(a <= at < b for a, b in held_back or ()):
+                    why = HELD_BACK
                 beyond = end if spool.crowded or why == ENDED else _next_page(at)
                 spool.missing(min(beyond, end) - at, why)
                 whole, at = False, min(beyond, end)
@@ -130,6 +137,25 @@ def copy(
     kept, ranges = spool.finish()
     told = {each.name: each.hexdigest() for each in hashers} if whole else {}
     return Copied(kept, spool.kept_bytes, ranges, told, None, changed=False)
+
+
+def _held_back(pid: int, region: tuple[int, int]) -> list[tuple[int, int]]:
+    """Mappings whose missing pages somebody else has to give."""
+    found, last = [], (0, 0)
+    try:
+        with Path(f"/proc/{pid}/smaps").open("rb") as file:
+            for line in file.read(_MAPS_BYTES).splitlines():
+                name, _, rest = line.partition(b" ")
+                if name == b"VmFlags:" and b"um" in rest.split():
+                    found.append(last)
+                elif b"-" in name:
+                    first, _, end = name.partition(b"-")
+                    last = (int(first, 16), int(end, 16))
+                    if last[0] >= sum(region):
+                        break
+    except (OSError, ValueError):
+        return []
+    return found
 
 
 def _next_page(at: int) -> int:
