@@ -15,7 +15,7 @@ from artifact_live_support import Kept, Recorded, python, record
 
 from kcap.readers.live.artifacts import supervisor
 from kcap.readers.live.artifacts.companion import ArtifactsCompanion
-from kcap.readers.live.artifacts.wanted import ELF, Caps, FileFilter, Wanted
+from kcap.readers.live.artifacts.wanted import ELF, PIPE, Caps, FileFilter, Wanted
 
 pytestmark = pytest.mark.root
 
@@ -332,3 +332,15 @@ def test_a_reader_that_is_killed_is_followed_by_another(
     lost = {b"written %d" % n for n in range(200)} - contents
     assert len(lost) <= 2, "what a reader had in hand"
     assert any("ended" in reason for reason in found.reasons)
+
+
+def test_what_passes_through_a_pipe() -> None:
+    """The seed's line, exactly; the stream goes with a process that had it."""
+    wanted = Wanted(read=FileFilter(types=frozenset({PIPE})))
+    command = ["sh", "-c", "echo read testing 123 | cat"]
+    found = record(wanted, lambda: subprocess.run(command, check=True))
+
+    (kept,) = [k for k in found.of("read") if k.content.startswith(b"read testing")]
+    assert kept.content == b"read testing 123\n"
+    assert kept.detail["file_type"] == "pipe"
+    assert kept.detail["process_name"] == "cat"
