@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kcap.format.blobs import Extent, Manifest
     from kcap.format.reader import CaptureReader
     from kcap.model.side import Loss
+    from kcap.model.stream import Sink
     from kcap.tools.artifact_options import Asked
 
 _FOLDER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -115,6 +116,7 @@ def lay_out(asked: Asked | None, files: Sequence[str]) -> int:
 
 def _packets(readers: Sequence[CaptureReader], folder: str, split: Collection[str]) -> list[Loss]:
     """Write the packets; what could not be written of them."""
+    from kcap.replay.pipeline import Pipeline
     from kcap.tools.folder import Folder
     from kcap.writers.pcap_split import PacketFolder
 
@@ -139,9 +141,22 @@ def _packets(readers: Sequence[CaptureReader], folder: str, split: Collection[st
         )
         stack.callback(sink.close)
         for reader in readers:
-            for batch in reader.batches():
-                sink.write(batch)
+            Pipeline(reader, [_Open(sink)]).run()
     return sink.losses
+
+
+class _Open:
+    """A sink of which another capture follows.
+
+    Args:
+        sink: Gets the events, and is not closed.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self.write = sink.write
+
+    def close(self) -> None:
+        """See `kcap.model.stream.Sink.close`."""
 
 
 def _as_tracee(name: str) -> str:

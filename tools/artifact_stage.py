@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kcap.model.artifact import Artifact
-from kcap.model.batch import Batch
+from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import I64_MIN
 from kcap.model.side import Loss
 from kcap.replay.needed import ROW, numbered
@@ -40,11 +40,19 @@ class WithArtifacts:
         stages: Choose events; none for all.
         packets: What packets must pass, too; None where none are left out.
         alone: Keep no events, but artifacts and packets.
+        tracked: Who descends from whom decides: a packet, which may come behind the end of its
+            process, is that of a process that had an event which is kept.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], packets: Sequence[Stage] | None, *, alone: bool
+        self,
+        stages: Sequence[Stage],
+        packets: Sequence[Stage] | None,
+        *,
+        alone: bool,
+        tracked: bool = False,
     ) -> None:
+        self._tracked = tracked
         self._stages = stages
         self._packet_stages = packets
         self._alone = alone
@@ -57,6 +65,9 @@ class WithArtifacts:
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
+        if batch.before:
+            for stage in self._packet_stages or ():
+                stage.process(EMPTY.with_before(batch.before))  # which sources there are
         packets = packets_in(batch)
         if not packets.any():
             chosen = self._events(batch)
@@ -99,8 +110,16 @@ class WithArtifacts:
     def _packets(self, batch: Batch) -> Batch:
         if self._packet_stages is None:
             return batch
-        chosen = batch
-        for stage in (*self._stages, *self._packet_stages):
+        ours = np.zeros(batch.rows, np.bool_)
+        if self._tracked and self._belonging is not None:
+            ours = self._belonging.processes_in(batch)
+        marked = numbered(batch)
+        others = marked.take(_rows(~ours)) if ours.any() else marked
+        for stage in self._stages:
+            others = stage.process(others)
+        kept = np.sort(np.concatenate([np.flatnonzero(ours), others.numpy(ROW, 0)]))
+        chosen = batch.take(kept.astype(np.int32)) if len(kept) else batch.slice(0, 0)
+        for stage in self._packet_stages:
             chosen = stage.process(chosen)
         return chosen
 
@@ -121,7 +140,7 @@ class Belonging:
 
     def __init__(self) -> None:
         self._bits: dict[str, npt.NDArray[np.uint8]] = {}
-        self._processes: OrderedDict[int, None] = OrderedDict()
+        self._processes: OrderedDict[int, int] = OrderedDict()
 
     def note(self, batch: Batch) -> None:
         """Take note of events that are kept.
@@ -139,11 +158,25 @@ class Belonging:
             mine = ords[(codes == code) & (ords >= 0)]
             if len(mine):
                 self._set(origin, mine)
-        for pid in np.unique(batch.numpy("pid", -1)).tolist():
-            self._processes[pid] = None
+        for pid, start_ns in np.unique(_processes(batch), axis=0).tolist():
+            self._processes[pid] = start_ns
             self._processes.move_to_end(pid)
         while len(self._processes) > _PROCESSES:
             self._processes.popitem(last=False)
+
+    def processes_in(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        """Which rows are of a process that had an event which is kept.
+
+        Args:
+            batch: Events that say who did them.
+
+        Returns:
+            One a row.
+        """
+        each, of = np.unique(_processes(batch), axis=0, return_inverse=True)
+        known = [self._processes.get(pid) == start_ns for pid, start_ns in each.tolist()]
+        found: npt.NDArray[np.bool_] = np.array(known, np.bool_)[of.reshape(-1)]
+        return found
 
     def has(self, artifact: Artifact) -> bool:
         """Whether an artifact belongs to what is kept.
@@ -190,6 +223,11 @@ def packets_in(batch: Batch) -> npt.NDArray[np.bool_]:
         mine = column.codes() == names.index(PACKET)
         found[slice(None) if column.rows is None else column.rows] = mine
     return found
+
+
+def _processes(batch: Batch) -> npt.NDArray[np.int64]:
+    """Process id, and its start, of each row."""
+    return np.stack([batch.numpy("pid", -1), batch.numpy("process_start_ns", -1)], axis=1)
 
 
 def _rows(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:

@@ -33,6 +33,7 @@ from kcap.tools.cli import Verb
 if TYPE_CHECKING:
     from kcap.filter import Filter
     from kcap.readers.live.selection import Selection
+    from kcap.tools.recording import Place
 
 
 NOTE_CHARS: Final = 4096
@@ -156,14 +157,10 @@ def command(
     Where the disk is full the recording ends, exit code 3: the file is closed, and says how much is
     missing. With --keep the oldest files go instead. A --sink that fails ends nothing.
     """
-    from kcap.tools.recording import Limits, Place, Recording
+    from kcap.tools.recording import Place
 
     where = common.filter_given(ctx, where, words)
-    asked, on_alert = _alerting(ctx, options)
     target, alone = artifact_options.target(outputs)
-    artifacts = artifact_options.read(options, options, target or "", alone=alone)
-    companions.check(options["source"], artifacts)
-    selection = _selection(options, asked.rules, where, artifacts)
     place = Place(
         output.capture_path(target) if target else _default_name(),
         force,
@@ -171,6 +168,27 @@ def command(
         rotation.chosen(options, target, force=force),
         {"chunk_rows": chunk_events, "level": level},
     )
+    artifacts = artifact_options.read(options, options, place.target, alone=alone)
+    code, files = _record(ctx, options, where, place, artifacts, max_size)
+    if durable.synced and force and place.target != "-":
+        durability.sync_folder(place.target)  # a new file has taken the old one's name
+    ctx.exit(max(code, artifact_folder.lay_out(artifacts, files)))
+
+
+def _record(
+    ctx: click.Context,
+    options: _RecordOptions,
+    where: Filter | None,
+    place: Place,
+    artifacts: artifact_options.Asked | None,
+    max_bytes: int | None,
+) -> tuple[int, list[str]]:
+    """Record until the end; the exit code, and the files that there are."""
+    from kcap.tools.recording import Limits, Recording
+
+    asked, on_alert = _alerting(ctx, options)
+    companions.check(options["source"], artifacts)
+    selection = _selection(options, asked.rules, where, artifacts)
     told = _told(options, where, artifacts)
     if not (asked.sinks or on_alert):
         asked = replace(asked, rules=None)  # nobody would get their alerts
@@ -180,10 +198,11 @@ def command(
         also = stack.enter_context(
             outlets.opened(asked, sys.stdout.buffer, live=True, user=options["user"])
         )
-        source = live.opened(options, interval_s=durable.tick_s, selection=selection, details=told)
+        interval_s = place.durable.tick_s
+        source = live.opened(options, interval_s=interval_s, selection=selection, details=told)
         source = companions.accompanied(source, artifacts, place.target)
         stack.callback(source.close)
-        limits = Limits(options["duration"], options["count"], max_size)
+        limits = Limits(options["duration"], options["count"], max_bytes)
         recording = Recording(source, selection, place, stack, limits, also, on_alert, artifacts)
         code = apart.run(
             ctx,
@@ -193,9 +212,7 @@ def command(
             packages=companions.PACKAGES if artifacts else (),
             **recording.asked(),
         )
-    if durable.synced and force and place.target != "-":
-        durability.sync_folder(place.target)  # a new file has taken the old one's name
-    ctx.exit(max(code, artifact_folder.lay_out(artifacts, recording.files)))
+    return code, recording.files
 
 
 def _alerting(

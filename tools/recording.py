@@ -72,7 +72,12 @@ class Wanted:
         self.beside: WithArtifacts | None = None
         """What keeps artifacts, where any are wanted."""
         if artifacts is not None:
-            self.beside = WithArtifacts(self.stages, _of_packets(artifacts), alone=artifacts.alone)
+            self.beside = WithArtifacts(
+                self.stages,
+                _of_packets(artifacts),
+                alone=artifacts.alone,
+                tracked=selection.scope.tracks and where is None,
+            )
             self.stages = [self.beside]
 
     def left_out(self) -> list[Loss]:
