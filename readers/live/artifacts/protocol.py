@@ -214,6 +214,7 @@ class Shared:
 
     @hash_only.setter
     def hash_only(self, value: bool) -> None:
+        """Say that nobody takes content any more."""
         self._page[_FLAGS_AT] = int(value)
 
     @property
