@@ -182,7 +182,8 @@ class Sides:
         path = text.clean(str(about.get("path", "")).encode("latin-1"))[0]
         row = self._rows.opens.before(time_ns, path, pid, *file)
         if row is not None:
-            return row, True, None
+            # Of another name: it was renamed since, or its event is still to come.
+            return row, row.get(argument("pathname")) == path, None
         # Another process opened it, and this one closed it last; of a pipe there is none.
         row = self._rows.any_opens.before(time_ns, path, *file)
         if row is None and about.get("file_type", "file") != "file":
