@@ -401,7 +401,9 @@ def split_where(where: Where | None) -> tuple[Filter | None, pc.Expression | Non
     import pyarrow.compute as pc
 
     if isinstance(where, str):
-        return Filter.of(where), None
+        found = Filter.of(where)
+        found.inspect(binaries=False)
+        return found, None
     if where is None or isinstance(where, Filter):
         return where, None
     if not isinstance(where, pc.Expression):

@@ -53,6 +53,9 @@ class CaptureDataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         """
         self._chosen = chosen
         self._captures = tuple(captures)
+        if chosen is not None:
+            # All before the first is read: what one says must not depend on which was read before.
+            chosen.bind([capture.source for capture in captures])
         self._start = start
         self._end = end
         self._condition = condition

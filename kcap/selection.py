@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -322,6 +322,8 @@ class Pass:
         """
         self._capture = capture
         self._wanted = wanted
+        if wanted.filter is not None:
+            wanted.filter.bind([capture.source])
 
     @property
     def info(self) -> StreamInfo:
@@ -335,7 +337,7 @@ class Pass:
             Batches in file order.
         """
         wanted = self._wanted
-        follows = wanted.filter is not None and wanted.filter.needs_state
+        follows = wanted.filter is not None and wanted.filter.follows
         scan = None if wanted.everything or follows else self._capture.scan(wanted)
         if scan is not None:
             yield from self._noted(self._chunks(scan))
@@ -344,9 +346,20 @@ class Pass:
             found = source.batches()
             if not wanted.everything:
                 found = _filtered(found, wanted)
-            yield from self._noted(found)
+            yield from self._noted(self._locked(found))
+        if wanted.filter is not None:
+            self._note(wanted.filter.losses)
 
     __iter__ = batches
+
+    def _locked(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Each batch, made while nobody else reads the file."""
+        while True:
+            with self._capture.lock:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _chunks(self, scan: ChunkScan) -> Iterator[Batch]:
         before: list[Side] = [*self._capture.info.sources, *scan.losses]
@@ -363,12 +376,13 @@ class Pass:
             yield EMPTY.with_before(before)
 
     def _noted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        known = self._capture.losses
         for batch in batches:
-            for side in batch.before:
-                if isinstance(side, Loss) and not side.recorded and side not in known:
-                    known.append(side)
+            self._note(s for s in batch.before if isinstance(s, Loss) and not s.recorded)
             yield batch
+
+    def _note(self, losses: Iterable[Loss]) -> None:
+        known = self._capture.losses
+        known += [loss for loss in dict.fromkeys(losses) if loss not in known]
 
 
 def _filtered(batches: Iterator[Batch], wanted: Wanted) -> Iterator[Batch]:

@@ -132,8 +132,8 @@ def bind(also: Outlets, where: Filter | None, sources: Sequence[Source]) -> None
     """
     for tap in also.taps:
         getattr(tap, "bind", lambda _: None)(sources)
-    if where is not None and where.inspector is not None:
-        where.inspector.bind(sources)
+    if where is not None:
+        where.bind(sources)
 
 
 class OnAlert:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kcap.capture import Capture
     from kcap.filter import Filter
     from kcap.model.side import Loss
-    from kcap.model.stream import Source
+    from kcap.model.stream import Sink, Source
 
 _FORMATS = ("table", "csv", "jsonl", "arrow", "parquet")
 
@@ -103,7 +103,7 @@ def command(
         for path in captures:
             source = open_source(path, lenient=lenient, raw_pairs=raw_pairs)
             stack.callback(source.close)
-            opened.append(_opened(source, path, stack, losses))
+            opened.append(_opened(source, path, stack, losses, where))
         session = stack.enter_context(
             Session(opened, start=start, end=end, where=where, memory=memory)
         )
@@ -124,19 +124,33 @@ def command(
 
 
 def _opened(
-    source: Source, path: str, stack: contextlib.ExitStack, losses: dict[str, list[Loss]]
+    source: Source,
+    path: str,
+    stack: contextlib.ExitStack,
+    losses: dict[str, list[Loss]],
+    where: Filter | None,
 ) -> Capture:
-    """A capture with an index: of a stream or a foreign file a temporary one of the same events."""
+    """A capture with an index: of a stream or a foreign file a temporary one of the same events.
+
+    It has the artifacts of a foreign input where the filter asks for some; those of a pipe it
+    can't have.
+    """
     from kcap.capture import Capture
     from kcap.format.reader import CaptureReader
     from kcap.format.writer import CaptureWriter
+    from kcap.replay.artifacts import Artifacts, Carrying
     from kcap.replay.pipeline import Pipeline
 
     if isinstance(source, CaptureReader) and source.index() is not None:
         return Capture(source)
     spool = tempfile.TemporaryFile(prefix="kcap-")  # noqa: SIM115  (open as long as its capture)
     stack.callback(spool.close)
-    summary = Pipeline(source, [CaptureWriter(spool, file="the temporary copy")]).run()
+    sink: Sink = CaptureWriter(spool, file="the temporary copy")
+    if where is not None and where.inspector is not None:
+        where.bind([source])  # what is a pipe is a loss
+        if not isinstance(source, CaptureReader):
+            sink = Carrying(cast("CaptureWriter", sink), Artifacts([source], unnamed=True))
+    summary = Pipeline(source, [sink]).run()
     losses[path] = summary.losses
     spool.seek(0)
     return Capture(CaptureReader(spool, path))

@@ -299,6 +299,9 @@ def _copied(
         given = Reproducible(events) if writing["canonical"] else events
         with Progress(read=lambda: position(streams)) as progress:
             summary = Pipeline(given, [sink], stages=[stage], after_batch=progress.update).run()
+    if plan.rules.where is not None:
+        # What could not be looked at may hide an event whose values had to be hidden.
+        summary.losses += plan.rules.where.losses
     return summary, writer, dropped
 
 
@@ -361,6 +364,9 @@ def _check_names(plan: _Plan) -> None:
 
 def _opened(source: Input, plan: _Plan, streams: list[BinaryIO]) -> Source:
     """Open the input for a pass over it."""
-    return source.open(
+    made = source.open(
         lenient=plan.asked["lenient"], raw_pairs=plan.asked["raw_pairs"], opened=streams.append
     )
+    if plan.rules.where is not None:
+        plan.rules.where.bind([made])
+    return made

@@ -206,6 +206,8 @@ def _read(capture: str, asked: _Asked, found: _Found) -> None:
     from kcap.replay.stages import EventsOnly
 
     losses = found.losses.setdefault(capture, [])
+    if asked.where is not None:
+        asked.where.release()
     with opened_source(capture, lenient=asked.lenient, raw_pairs=asked.raw_pairs) as source:
         if _take_index(source, asked, found, losses):
             return
@@ -231,7 +233,7 @@ def _take_index(source: Source, asked: _Asked, found: _Found, losses: list[Loss]
 
     restricted = asked.start is not None or asked.end is not None
     deeper = asked.where is not None and (
-        asked.where.needs_state
+        asked.where.follows
         or not asked.where.columns <= {"event"}
         or bool(named([asked.where]))  # no index counts derived events
     )

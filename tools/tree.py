@@ -103,8 +103,12 @@ def command(
     lineage = Lineage(start, end, None if where is None else Matching(where).rows)
     state = State(watch=lineage.watch)
     with opened_source(capture, lenient=lenient, resolve=False) as source:
+        if where is not None:
+            where.bind([source])
         foreign = source.info.format not in OWN
         summary = Pipeline(source, [lineage], state=state, resolve=foreign).run()
+    if where is not None:
+        summary.losses += where.losses
     kept = _chosen(lineage, pid)
     if pid is not None and not kept:
         raise KcapError(f"no process has the id {pid}", file=capture)

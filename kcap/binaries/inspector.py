@@ -141,6 +141,10 @@ class Inspector:
         """Take notice of captures; see `Library.bind`."""
         self.library.bind(sources)
 
+    def anew(self) -> Inspector:
+        """What adds the same columns, and knows no artifacts yet."""
+        return Inspector(self._wanted, self._scanners)
+
     def update(self, batch: Batch) -> Batch:
         """Add the columns.
 

@@ -18,10 +18,11 @@ from kcap.filter.errors import FilterError
 from kcap.filter.parser import Macros, parse
 from kcap.filter.syntax import Sequence, text_of
 from kcap.model.batch import Batch, Rows
-from kcap.model.side import Side, SourceInfo
+from kcap.model.side import Loss, Side, SourceInfo
 
 if TYPE_CHECKING:
     from kcap.binaries.inspector import Inspector
+    from kcap.model.stream import Source
     from kcap.where import Values
 
 
@@ -109,6 +110,30 @@ class Filter:
     def needs_state(self) -> bool:
         """Whether all events must be followed to know what it asks for."""
         return bool(self.state_columns)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it must be shown all events of a capture: no index tells what it asks for."""
+        return self.needs_state or self.inspector is not None
+
+    def bind(self, sources: Iterable[Source]) -> None:
+        """Let it know the captures that have the artifacts it asks for, if it asks for any.
+
+        Args:
+            sources: Those captures, open as long as it is asked; those it knows already stay known.
+        """
+        if self.inspector is not None:
+            self.inspector.bind(sources)
+
+    @property
+    def losses(self) -> list[Loss]:
+        """Artifacts that it asks for and that could not be looked at, so far."""
+        return [] if self.inspector is None else self.inspector.losses
+
+    def release(self) -> None:
+        """Let it forget all captures: those that come next are looked at by themselves."""
+        if self.inspector is not None:
+            self.inspector = self.inspector.anew()
 
     @property
     def sourceless(self) -> list[str]:

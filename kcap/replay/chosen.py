@@ -76,11 +76,9 @@ def chosen(
     """
     viewing = derivation([where] if where else [], derived)
     timed = start_ns is not None or end_ns is not None
-    follows = where is not None and where.needs_state
-    if where is not None and where.inspector is not None:
-        # No index says which events an artifact belongs to: all of them must be read.
-        where.inspector.bind([source])
-        follows = True
+    follows = where is not None and where.follows
+    if where is not None:
+        where.bind([source])
     restricted = timed or columns is not None or where is not None or viewing is not None
     if isinstance(source, CaptureReader) and restricted and not everything and not follows:
         names = None if columns is None else tuple(columns)

@@ -64,7 +64,7 @@ class Matching:
     @property
     def losses(self) -> Sequence[Loss]:
         """Artifacts that the filter asks for and that could not be looked at."""
-        return () if self._filter.inspector is None else self._filter.inspector.losses
+        return self._filter.losses
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
