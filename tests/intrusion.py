@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ if __name__ == "__main__":
 from live_support import recording  # noqa: E402
 from workload_support import Workloads  # noqa: E402
 
+from kcap.format.blobs import Manifest  # noqa: E402
 from kcap.format.reader import CaptureReader  # noqa: E402
 from kcap.format.writer import CaptureWriter  # noqa: E402
 from kcap.model.batch import Batch  # noqa: E402
@@ -67,7 +69,12 @@ def recorded(path: Path) -> None:
             [*WAITS, program, str(FOLDER)], stdin=subprocess.PIPE, cwd=FOLDER
         )
         scope = ("--scope", f"tree={waiting.pid}")
-        with recording(path, "--source", "bpf", "--events", events(), *scope):
+        artifacts = ("--artifacts", f"exec,write={FOLDER}/*,mem,module")
+        # What others execute before files are watched is counted, too.
+        words = ("--source", "bpf", "--events", events(), *artifacts, *scope)
+        with recording(path, *words, codes=(0, 3)):
+            # What listens to artifacts is attached before what listens to system calls.
+            time.sleep(3)
             waiting.communicate(b"go\n", timeout=60)
         assert waiting.returncode == 0
     finally:
@@ -89,9 +96,23 @@ def cleaned(batches: Iterator[Batch]) -> Iterator[Batch]:
             if isinstance(side, SourceInfo):
                 kernel = {name: side.details[name] for name in KEPT if name in side.details}
                 sides.append(replace(side, details=kernel))
-            elif isinstance(side, Heartbeat | Loss):
+            elif isinstance(side, Heartbeat) or (isinstance(side, Loss) and side.kind != "blind"):
                 sides.append(side)
         yield batch.with_before(sides)
+
+
+def is_its_own(manifest: Manifest) -> bool:
+    """Whether an artifact is the intrusion's: no program of the system's, and all of it is there.
+
+    Args:
+        manifest: The artifact.
+
+    Returns:
+        True where it is.
+    """
+    path = manifest.path or ""
+    own = path.startswith((f"{FOLDER}/", "/memfd:")) or not path.startswith(("/usr/", "/lib"))
+    return own and manifest.complete and not manifest.holes and manifest.size < 1 << 17
 
 
 def main(target: Path) -> None:
@@ -106,8 +127,19 @@ def main(target: Path) -> None:
         recorded(whole)
         with whole.open("rb") as stream, target.open("xb") as out:
             writer = CaptureWriter(out, file=str(target), level=19, canonical=True)
-            for batch in cleaned(CaptureReader(stream, str(whole)).batches()):
+            reader = CaptureReader(stream, str(whole))
+            for batch in cleaned(reader.batches()):
                 writer.write(batch)
+            for manifest in reader.manifests():
+                if is_its_own(manifest):
+                    with writer.blobs.begin(
+                        path=manifest.path,
+                        origin=manifest.origin,
+                        ord=manifest.ord,
+                        details=manifest.details,
+                    ) as blob:
+                        for part in reader.blob(manifest):
+                            blob.write(part)
             writer.close()
 
 

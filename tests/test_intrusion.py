@@ -29,12 +29,12 @@ ASKED: Final = [f"TRC-{number}" for number in (1, 2, 3, 4, 5, 7, 9, 10, 12, 14)]
 IN_CONTAINERS: Final = {"TRC-9", "TRC-11", "TRC-13", "TRC-14"}
 
 ALERTS: Final = """\
-TRC-1 intrusion map[fd:0 ip:127.0.0.1 port:52301]
-TRC-1 intrusion map[fd:1 ip:127.0.0.1 port:52301]
+TRC-1 intrusion map[fd:0 ip:127.0.0.1 port:43715]
+TRC-1 intrusion map[fd:1 ip:127.0.0.1 port:43715]
 TRC-2 intrusion map[]
 TRC-3 intrusion map[]
 TRC-3 intrusion map[]
-TRC-3 intrusion map[file flags:O_WRONLY|O_LARGEFILE file path:/proc/15924/mem]
+TRC-3 intrusion map[file flags:O_WRONLY|O_LARGEFILE file path:/proc/21700/mem]
 TRC-4 intrusion map[]
 TRC-5 memfd:payload map[]
 TRC-6 intrusion map[]
@@ -176,6 +176,23 @@ def test_later_signatures() -> None:
     assert {one["arg_rule"] for one in found("--signatures", "all")} == {
         f"TRC-{number}" for number in (*range(1, 15), *later)
     }
+
+
+def test_artifacts_of_its_own() -> None:
+    """What it wrote and loaded is there, each with its event; no program of the host's is."""
+    done = run("artifacts", "list", "--json", PATH)
+    listed = [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert sorted((one["kind"], one["path"], one["size"]) for one in listed if one["path"]) == [
+        ("module", "/tmp/intrusion/rootkit.ko", 14),
+        ("write", "/tmp/intrusion/dropped", 64),
+        ("write", "/tmp/intrusion/group/release_agent", 5),
+        ("write", "/tmp/intrusion/rootkit.ko", 14),
+    ]
+    ords = {
+        json.loads(row)["ord"] for row in run("cat", "--format", "jsonl", PATH).stdout.splitlines()
+    }
+    assert {one["ord"] for one in listed} <= ords
 
 
 def test_sources_before_any_event() -> None:
