@@ -320,7 +320,7 @@ class Keeper:
 
     def unknown(self, pid: int, dev: int, inode: int, ctime_ns: int) -> None:
         """A file was executed that can't be read any more."""
-        self._sender.note(HashNote(pid, 0, dev, inode, ctime_ns, bytes(32)))
+        self._sender.note(HashNote(pid, protocol.TOO_LATE, dev, inode, ctime_ns, 0, bytes(32)))
 
     def closed(
         self,
@@ -346,8 +346,9 @@ class Keeper:
     def _note(self, about: os.stat_result, pid: int, sha256: str | None) -> None:
         told = b"" if sha256 is None else bytes.fromhex(sha256)
         dev = kernel_device(about.st_dev)
-        known = int(sha256 is not None)
-        note = HashNote(pid, known, dev, about.st_ino, about.st_ctime_ns, told.ljust(32, b"\0"))
+        known = protocol.NO_HASH if sha256 is None else protocol.HASHED
+        times = (about.st_ctime_ns, about.st_mtime_ns)
+        note = HashNote(pid, known, dev, about.st_ino, *times, told.ljust(32, b"\0"))
         self._sender.note(note)
 
     def _once(
@@ -359,7 +360,7 @@ class Keeper:
         path: bytes | None,
         more: Mapping[str, Any] | None,
     ) -> str | None:
-        """Copy a file, unless it is as it was; its hash."""
+        """Copy a file, unless it is as it was; its hash, if it was one content all the time."""
         times = (about.st_ctime_ns, about.st_mtime_ns)
         key = (kind, about.st_dev, about.st_ino, *times, about.st_size)
         if self._era != self._shared.era:
@@ -384,7 +385,7 @@ class Keeper:
                 os.close(copied.memory)
             return sha256
         self._sender.artifact(told, copied)
-        return sha256
+        return None if copied.changed else sha256
 
     def _copy(self, file: int, kind: str) -> copying.Copied:
         wanted = self._wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,21 @@ from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
 from kcap.readers.live.artifacts.companion_rows import CTIME, DEV, INODE
-from kcap.readers.live.artifacts.protocol import HashNote
+from kcap.readers.live.artifacts.protocol import HASHED, TOO_LATE, HashNote
 from kcap.readers.live.cache import Cache
 
 COLUMN: Final = argument("exe_sha256")
 _ENTRIES_MAX: Final = 1 << 16
+_EITHER: Final = ""
+"""Two contents had one time."""
+
+
+class _Told(NamedTuple):
+    """The hash of a file, and when the file was as it was then."""
+
+    sha256: str | None
+    ctime_ns: int
+    mtime_ns: int
 
 
 class Hashes:
@@ -26,7 +36,7 @@ class Hashes:
     def __init__(self) -> None:
         self._exact: Cache[tuple[int, ...], str | None] = Cache(_ENTRIES_MAX)
         """By process, device, inode and time of the last change."""
-        self._process: Cache[tuple[int, ...], str | None] = Cache(_ENTRIES_MAX)
+        self._process: Cache[tuple[int, ...], _Told] = Cache(_ENTRIES_MAX)
         """By process, device and inode: a dropper that unlinks itself changes its file's time."""
         self._file: Cache[tuple[int, ...], str | None] = Cache(_ENTRIES_MAX)
         """By device, inode and time of the last change."""
@@ -40,16 +50,17 @@ class Hashes:
                 them: who came too late to ask the process for it does not matter there.
         """
         for note in notes:
-            if not note.known and note.dev in watched:
+            if note.known == TOO_LATE and note.dev in watched:
                 continue
-            told = note.sha256.hex() if note.known else None
+            told = note.sha256.hex() if note.known == HASHED else None
             file = (note.dev, note.inode, note.ctime_ns)
             if told is None and (note.pid, note.dev, note.inode) in self._process:
                 continue
-            self._exact.put((note.pid, *file), told)
-            self._process.put((note.pid, note.dev, note.inode), told)
+            _put(self._exact, (note.pid, *file), told)
+            process = (note.pid, note.dev, note.inode)
+            self._process.put(process, _Told(told, note.ctime_ns, note.mtime_ns))
             if told is not None:
-                self._file.put(file, told)
+                _put(self._file, file, told)
 
     def find(self, pid: int, dev: int, inode: int, ctime_ns: int) -> tuple[bool, str | None]:
         """The hash of a file that was executed.
@@ -65,12 +76,22 @@ class Hashes:
         """
         for table, key in (
             (self._exact, (pid, dev, inode, ctime_ns)),
-            (self._process, (pid, dev, inode)),
             (self._file, (dev, inode, ctime_ns)),
         ):
             if key in table:
-                return True, table.get(key)
-        return False, None
+                return True, table.get(key) or None
+        told = self._process.get((pid, dev, inode))
+        # What was told before the file became what was executed is of another content.
+        if told is None or told.ctime_ns < ctime_ns:
+            return False, None
+        # Written to since: what was read may not be what was executed.
+        return True, told.sha256 if told.mtime_ns <= ctime_ns else None
+
+
+def _put(table: Cache[tuple[int, ...], str | None], key: tuple[int, ...], told: str | None) -> None:
+    """Remember a hash; of two contents at one time nobody knows which was executed."""
+    known = table.get(key)
+    table.put(key, told if known in (None, told) else _EITHER)
 
 
 class Executions:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, concat
 from kcap.model.naming import argument
 
 ROWS_MAX: Final = 1 << 18
@@ -31,6 +31,8 @@ CTIME: Final = argument("ctime")
 _FLAGS: Final = argument("flags")
 _ACCESS: Final = 3
 _TRIED_MAX: Final = 64
+_PART_ROWS: Final = 1 << 14
+"""Rows that are put together; more are forgotten at a time."""
 _CLOCKS_NS: Final = 1_000_000
 """How far the clocks of events and of readers are from each other at most."""
 _FIELDS: Final = (
@@ -73,21 +75,22 @@ def _mixed(*numbers: npt.NDArray[np.int64]) -> Keys:
 class _Part:
     """Events of one batch."""
 
-    def __init__(self, batch: Batch, rows: npt.NDArray[np.intp], names: tuple[str, ...]) -> None:
-        taken = batch.take(rows.astype(np.int32))
-        self.numbers = tuple(taken.numpy(name, -1) for name in names)
+    def __init__(self, batch: Batch, names: tuple[str, ...]) -> None:
+        self.numbers = tuple(batch.numpy(name, -1) for name in names)
         keys = _mixed(*self.numbers)
         self.order = np.argsort(keys, kind="stable")
         self.keys = keys[self.order]
-        self.times = taken.numpy("ts", 0)
-        self.batch = taken.select(_FIELDS).compact()
+        self.times = batch.numpy("ts", 0)
+        self.batch = batch
 
-    def find(self, key: np.uint64, numbers: tuple[int, ...]) -> Iterator[int]:
-        first, last = np.searchsorted(self.keys, [key, key + np.uint64(1)])
-        for place in range(int(last) - 1, int(first) - 1, -1):
-            row = int(self.order[place])
-            if all(int(own[row]) == n for own, n in zip(self.numbers, numbers, strict=True)):
-                yield row
+    def find(self, key: np.uint64, numbers: tuple[int, ...]) -> npt.NDArray[np.intp]:
+        """The rows with these numbers, ascending."""
+        first = np.searchsorted(self.keys, key)
+        last = np.searchsorted(self.keys, key, side="right")
+        rows = self.order[first:last]
+        for own, number in zip(self.numbers, numbers, strict=True):
+            rows = rows[own[rows] == number]
+        return rows
 
 
 class Table:
@@ -111,8 +114,13 @@ class Table:
         """
         if not len(rows):
             return
-        self._parts.append(_Part(batch, rows, self._names))
+        taken = batch.take(rows.astype(np.int32)).select((*_FIELDS, *self._names)).compact()
+        added = Batch(taken.rows, taken.columns)
         self._rows += len(rows)
+        # Each part is to be more than twice the next one, or a look would go through thousands.
+        while self._parts and self._parts[-1].batch.rows <= 2 * added.rows <= _PART_ROWS:
+            added = concat((self._parts.pop().batch, added))
+        self._parts.append(_Part(added, self._names))
         while self._rows > ROWS_MAX and len(self._parts) > 1:
             self._rows -= self._parts.popleft().batch.rows
 
@@ -130,15 +138,15 @@ class Table:
             What is known of it by column; None where there is none.
         """
         other: dict[str, Any] | None = None
-        for tried, (part, row) in enumerate(self._found(numbers)):
-            if tried > _TRIED_MAX:
-                break
-            if int(part.times[row]) > time_ns + _CLOCKS_NS:
-                continue
-            found = part.batch.slice(row, row + 1).to_pylist()[0]
-            if path is None or found.get(argument("pathname")) == path:
-                return found
-            other = other or found
+        tried = 0
+        for part, rows in self._found(numbers):
+            earlier = rows[part.times[rows] <= time_ns + _CLOCKS_NS]
+            for row in earlier[::-1][: max(0, _TRIED_MAX - tried)].tolist():
+                found = part.batch.slice(row, row + 1).to_pylist()[0]
+                if path is None or found.get(argument("pathname")) == path:
+                    return found
+                other = other or found
+            tried += len(earlier)
         return other
 
     def nearest(self, time_ns: int, *numbers: int) -> tuple[int, dict[str, Any]] | None:
@@ -151,21 +159,25 @@ class Table:
         Returns:
             How far it is, in ns, and what is known of it; None where there is none.
         """
-        found = [
-            (abs(int(part.times[row]) - time_ns), -at, part, row)
-            for at, (part, row) in enumerate(self._found(numbers))
-        ]
-        if not found:
+        best: tuple[int, _Part, int] | None = None
+        for part, rows in self._found(numbers):
+            far = np.abs(part.times[rows] - time_ns)
+            place = len(far) - 1 - int(np.argmin(far[::-1]))  # the later of two
+            if best is None or int(far[place]) < best[0]:
+                best = int(far[place]), part, int(rows[place])
+        if best is None:
             return None
-        far_ns, _, part, row = min(found, key=lambda each: each[:2])
+        far_ns, part, row = best
         return far_ns, part.batch.slice(row, row + 1).to_pylist()[0]
 
-    def _found(self, numbers: tuple[int, ...]) -> Iterator[tuple[_Part, int]]:
+    def _found(self, numbers: tuple[int, ...]) -> Iterator[tuple[_Part, npt.NDArray[np.intp]]]:
+        """The rows with these numbers, the latest part first."""
         arrays = [np.array([number & (1 << 63) - 1], np.int64) for number in numbers]
         key = _mixed(*arrays)[0]
         for part in reversed(self._parts):
-            for row in part.find(key, numbers):
-                yield part, row
+            rows = part.find(key, numbers)
+            if len(rows):
+                yield part, rows
 
 
 class Rows:

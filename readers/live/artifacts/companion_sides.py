@@ -16,7 +16,7 @@ from kcap.readers.live.artifacts import files, programs
 from kcap.readers.live.artifacts.companion_rows import Rows
 from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.artifacts.spool import Spooled
-from kcap.readers.live.artifacts.wanted import Wanted
+from kcap.readers.live.artifacts.wanted import REGULAR, Wanted
 from kcap.readers.live.host import Clocks
 
 if TYPE_CHECKING:
@@ -179,14 +179,16 @@ class Sides:
             if near is None:
                 return None, False, role
             return near[1], near[0] < NEAR_NS, role
-        path = text.clean(str(about.get("path", "")).encode("latin-1"))[0]
+        path: str | None = None
+        if "path" in about:
+            path = text.clean(str(about["path"]).encode("latin-1"))[0]
         row = self._rows.opens.before(time_ns, path, pid, *file)
         if row is not None:
             # Of another name: it was renamed since, or its event is still to come.
-            return row, row.get(argument("pathname")) == path, None
+            return row, path in (None, row.get(argument("pathname"))), None
         # Another process opened it, and this one closed it last; of a pipe there is none.
         row = self._rows.any_opens.before(time_ns, path, *file)
-        if row is None and about.get("file_type", "file") != "file":
+        if row is None and about.get("file_type", REGULAR) != REGULAR:
             near = self._rows.processes.nearest(time_ns, pid)
             return None if near is None else near[1], near is not None, "process"
         return row, False, None

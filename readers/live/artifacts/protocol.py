@@ -35,9 +35,12 @@ program tells, of memory."""
 DATA, HOLE, MISSING = 0, 1, 2
 """Forms of a range."""
 
-HASH: Final = struct.Struct("=IIQQq32s")
-"""A file that was executed: process, whether the hash is known, device, inode, ctime, SHA-256."""
+HASH: Final = struct.Struct("=IIQQqq32s")
+"""A file that was executed: process, whether the hash is known, device, inode, ctime, mtime,
+SHA-256."""
 HASHES_MAX: Final = 512
+TOO_LATE, HASHED, NO_HASH = range(3)
+"""What is known of it: nothing, as the process had ended; its hash; that none is made of it."""
 
 IDLE, FETCHING, WORKING = range(3)
 """What a reader does: wait, take an event (which opens its file), read."""
@@ -61,11 +64,12 @@ class HashNote(NamedTuple):
 
     pid: int
     known: int
-    """0 where its bytes could not be had."""
+    """`TOO_LATE`, `HASHED` or `NO_HASH`."""
     dev: int
     """As the kernel has it: the major number times 2^20, and the minor one."""
     inode: int
     ctime_ns: int
+    mtime_ns: int
     sha256: bytes
 
 

@@ -1,0 +1,154 @@
+"""The event of an artifact, and the hash of an execution: whatever the order, however many."""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kcap.model.artifact import Artifact, Parts
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import TypeClass
+from kcap.model.naming import argument
+from kcap.model.tracee_names import user_device
+from kcap.readers.live.artifacts import companion_rows, protocol
+from kcap.readers.live.artifacts.companion_hashes import Hashes
+from kcap.readers.live.artifacts.companion_rows import DEV, INODE, Rows, Table
+from kcap.readers.live.artifacts.companion_sides import Pending, Sides
+from kcap.readers.live.artifacts.protocol import HashNote, Shared
+from kcap.readers.live.artifacts.wanted import Wanted
+
+_S = 1_000_000_000
+_FILE = (8 << 20 | 1, 77)
+
+
+def _events(rows: list[tuple[int, int, int]], event: str = "openat") -> Batch:
+    """Events of (time, process, inode)."""
+    told = {
+        "ts": [row[0] for row in rows],
+        "pid": [row[1] for row in rows],
+        DEV: [_FILE[0]] * len(rows),
+        INODE: [row[2] for row in rows],
+        "ord": [row[0] for row in rows],
+        argument("flags"): [1] * len(rows),
+    }
+    columns = {n: Column(TypeClass.I64, pa.array(v, pa.int64())) for n, v in told.items()}
+    names = pa.array([event] * len(rows), pa.utf8()).dictionary_encode()
+    return Batch(len(rows), {**columns, "event": Column(TypeClass.STR, names)})
+
+
+def _table(batches: list[list[tuple[int, int, int]]], *names: str) -> Table:
+    table = Table(*names)
+    for rows in batches:
+        batch = _events(rows)
+        table.add(batch, companion_rows.rows_of(batch, {"openat"}))
+    return table
+
+
+_ROWS = st.lists(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 3), st.integers(1, 3)), max_size=6),
+    max_size=12,
+)
+
+
+@given(_ROWS, st.integers(0, 40), st.integers(1, 3))
+def test_nearest(batches: list[list[tuple[int, int, int]]], time_ns: int, pid: int) -> None:
+    """It is the nearest of all, however they came in batches."""
+    found = _table(batches, "pid").nearest(time_ns, pid)
+    times = [row[0] for rows in batches for row in rows if row[1] == pid]
+    assert (found is None) == (not times)
+    if found is not None:
+        assert found[0] == min(abs(each - time_ns) for each in times)
+        assert abs(found[1]["ts"] - time_ns) == found[0]
+        assert found[1]["pid"] == pid
+
+
+@given(_ROWS, st.integers(0, 40), st.integers(1, 3), st.integers(1, 3))
+def test_before(batches: list[list[tuple[int, int, int]]], at: int, pid: int, inode: int) -> None:
+    """It is the last that came before, with all of the numbers."""
+    apart = 10_000_000  # more than clocks are from each other
+    spread = [[(row[0] * apart, *row[1:]) for row in rows] for rows in batches]
+    found = _table(spread, "pid", DEV, INODE).before(at * apart, None, pid, _FILE[0], inode)
+    fit = [r for rows in spread for r in rows if r[0] <= at * apart and r[1:] == (pid, inode)]
+    assert (None if found is None else found["ts"]) == (fit[-1][0] if fit else None)
+
+
+def test_thousands_of_batches_are_few_parts() -> None:
+    """A quiet host has five events in a batch: a look does not go through each of them."""
+    table = _table([[(n * 10 + k, n, k) for k in range(5)] for n in range(5_000)], "pid")
+    assert len(table._parts) < 20
+    begun_s = time.perf_counter()
+    for n in range(0, 5_000, 50):
+        found = table.nearest(n * 10, n)
+        assert found is not None
+        assert found[1]["ts"] == n * 10
+    assert time.perf_counter() - begun_s < 5
+
+
+def test_one_process_that_executes_all_the_time() -> None:
+    """A look costs little where all that is remembered fits."""
+    table = _table([[(n * 1000 + k, 7, k) for k in range(1000)] for n in range(200)], "pid")
+    begun_s = time.perf_counter()
+    for n in range(500):
+        found = table.nearest(n * 400, 7)
+        assert found is not None
+        assert found[0] == 0
+    assert time.perf_counter() - begun_s < 10
+
+
+@pytest.mark.parametrize(("file_type", "waits"), [("regular", True), ("pipe", False)])
+def test_stream_of_a_file_waits_for_its_open(file_type: str, *, waits: bool) -> None:
+    """A pipe goes with its process at once; of a file the open comes in a later batch."""
+    rows = Rows(reads=True)
+    sides = Sides(Wanted(), Shared(), rows, scoped=False)
+    rows.add(_events([(5 * _S, 9, 1)], "sched_process_exec"))
+    details = {
+        "time_ns": 5 * _S + 2000,
+        "dev": user_device(_FILE[0]),
+        "inode": _FILE[1],
+        "file_type": file_type,
+    }
+    stream = Artifact(kind="write", content=Parts((b"x",)), details=details)
+    pending = Pending({**details, "kind": "write", "pid": 9}, stream.content, stream)
+    sides._pending.append(pending)
+    given_ = list(sides.ready(last=False))
+    assert len(given_) == (0 if waits else 1)
+    rows.add(_events([(5 * _S + 1000, 9, _FILE[1])]))
+    given_ += sides.ready(last=False)
+    (artifact,) = given_
+    assert isinstance(artifact, Artifact)
+    assert artifact.ord == (5 * _S + 1000 if waits else 5 * _S)
+
+
+_OLD, _NEW = b"\1" * 32, b"\2" * 32
+
+
+def _note(sha256: bytes, ctime_ns: int, mtime_ns: int, known: int = protocol.HASHED) -> HashNote:
+    return HashNote(9, known, *_FILE, ctime_ns, mtime_ns, sha256)
+
+
+@pytest.mark.parametrize(
+    ("notes", "told"),
+    [
+        pytest.param([_note(_OLD, 100, 100)], (True, _OLD), id="as it was"),
+        pytest.param([_note(_OLD, 150, 90)], (True, _OLD), id="unlinked since"),
+        pytest.param([_note(_OLD, 50, 50)], (False, None), id="of an earlier content"),
+        pytest.param([_note(_NEW, 150, 150)], (True, None), id="written since"),
+        pytest.param([_note(_OLD, 100, 9), _note(_NEW, 100, 9)], (True, None), id="either"),
+        pytest.param([_note(_OLD, 100, 9), _note(_OLD, 100, 9)], (True, _OLD), id="twice"),
+        pytest.param([_note(bytes(32), 100, 9, protocol.NO_HASH)], (True, None), id="too large"),
+        pytest.param([_note(bytes(32), 100, 0, protocol.TOO_LATE)], (False, None), id="too late"),
+    ],
+)
+def test_hash_is_of_what_was_executed(
+    notes: list[HashNote], told: tuple[bool, bytes | None]
+) -> None:
+    """A hash of what the file was before, or became since, is none of the execution's."""
+    hashes = Hashes()
+    message = protocol.pack_hashes(notes)
+    hashes.add(protocol.unpack_hashes(message), {_FILE[0]})
+    known, sha256 = hashes.find(9, *_FILE, 100)
+    assert (known, sha256 and bytes.fromhex(sha256)) == told
