@@ -8,7 +8,7 @@ import click
 
 from kcap.tools import common, forms, views
 from kcap.tools.cli import Verb
-from kcap.tools.play import Options, opened_output, opened_source, playing
+from kcap.tools.play import Options, carried, opened_output, opened_source, playing
 
 
 @click.command(
@@ -51,5 +51,7 @@ def command(ctx: click.Context, capture: str, form: str, **options: Unpack[Optio
         ) as source,
         opened_output(form, options) as out,
     ):
-        summary = playing(source, form, options, out, view=view)()
+        summary = playing(
+            source, form, options, out, view=view, artifacts=carried(source, form, options)
+        )()
     common.finish(ctx, summary, capture)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict, cast
 
 import click
 
@@ -13,7 +13,9 @@ from kcap.tools import common, output, views
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
+    from kcap.format.writer import CaptureWriter
     from kcap.model.stream import Sink, Source
+    from kcap.replay.artifacts import Artifacts
     from kcap.replay.pipeline import Stage, Summary
     from kcap.replay.span import Span
     from kcap.state import State
@@ -87,6 +89,7 @@ def playing(
     around: Callable[[list[Stage]], list[Stage]] | None = None,
     after_batch: Callable[[Summary], bool] | None = None,
     span: Span | None = None,
+    artifacts: Artifacts | None = None,
 ) -> Callable[[], Summary]:
     """Put together what sends a source's events to an output.
 
@@ -101,6 +104,7 @@ def playing(
         around: Puts more stages around those that choose events.
         after_batch: See `Pipeline`.
         span: The part of the source that is wanted, where all of it is read; None for all.
+        artifacts: Those that may go along into a capture; see `carried`.
 
     Returns:
         What does it, once.
@@ -122,7 +126,7 @@ def playing(
         sink, stages = views.viewing(view, out.stream, stages)
         sinks = [sink]
     elif outlets is None or outlets.console:
-        sinks = [_printing(form, options, out)]
+        sinks = [_printing(form, options, out, artifacts)]
     pipeline = Pipeline(
         read,
         [*sinks, *(outlets.sinks if outlets else ())],
@@ -144,7 +148,26 @@ def playing(
     return run
 
 
-def _printing(form: str, options: Options, out: Output) -> Sink:
+def carried(source: Source, form: str, options: Chosen) -> Artifacts | None:
+    """The artifacts that go along with the events.
+
+    Args:
+        source: The input, as it was opened.
+        form: One of `common.FORMATS`.
+        options: What is wanted: all artifacts go along with all events, with some events their own.
+
+    Returns:
+        They; None where the output takes none.
+    """
+    if form != "kcap":
+        return None
+    from kcap.replay.artifacts import Artifacts
+
+    bounds = (options["where"], options["start"], options["end"], options["limit"])
+    return Artifacts([source], unnamed=all(bound is None for bound in bounds))
+
+
+def _printing(form: str, options: Options, out: Output, artifacts: Artifacts | None) -> Sink:
     """The sink of the output itself."""
     sink = common.sink_for(
         form,
@@ -159,8 +182,11 @@ def _printing(form: str, options: Options, out: Output) -> Sink:
     )
     if form != "kcap":
         return sink
+    from kcap.replay.artifacts import Carrying
     from kcap.replay.stages import WithoutAlerts
 
+    if artifacts is not None:
+        sink = Carrying(cast("CaptureWriter", sink), artifacts)
     return WithoutAlerts(sink)
 
 

@@ -13,7 +13,14 @@ import click
 
 from kcap.tools import alerting, common, forms, logs, outlets, output, repeat, ruleset, views
 from kcap.tools.cli import Verb
-from kcap.tools.play import Options, Output, opened_output, opened_source, playing
+from kcap.tools.play import (
+    Options,
+    Output,
+    carried,
+    opened_output,
+    opened_source,
+    playing,
+)
 
 if TYPE_CHECKING:
     from kcap.model.batch import Batch
@@ -342,6 +349,7 @@ class _Run:
             around=lambda made: [*stages, *made],
             after_batch=progress,
             span=span._replace(behind=0) if self._reads_all else None,
+            artifacts=carried(opened, self.form, options),
         )()
         if progress is not None:
             progress.end(summary)
