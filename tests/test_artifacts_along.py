@@ -98,3 +98,22 @@ def test_a_copy_is_verified_with_its_artifacts(tmp_path: Path) -> None:
     words = ["--format", "kcap", "-o", tmp_path / "out.kcap", "--manifest", says]
     assert run("replay", source, *words).exit_code == 0
     assert run("replay", "--verify", says).exit_code == 0
+
+
+def test_artifacts_of_an_argument_of_whatever_type(tmp_path: Path) -> None:
+    """Its column carries the class of a value that is none of its name's home (spec 5.3)."""
+    path = tmp_path / "a.kcap"
+    given = ({"fd": 5}, {"fd": "five"}, {"unheard": 5}, {"unheard": "six"})
+    events = [event("openat", n, "/bin/sh", **said) for n, said in enumerate(given)]
+    path.write_bytes(capture(events, [Blob(TEXT, f"/{n}", n) for n in range(len(given))]))
+    for where, expected in (
+        ("evt.arg[fd] = 5", ["0"]),
+        ("evt.arg[fd] = 'five'", ["1"]),
+        ("evt.arg[unheard] = 5", ["2"]),
+        ("arg_unheard__str = 'six'", ["3"]),
+        ("exists(evt.arg[unheard])", ["2", "3"]),
+        ("evt.arg[unheard] = 6", []),
+    ):
+        assert names(path, "-w", where) == expected, where
+        printed = run("cat", path, "-w", where, "--format", "jsonl").stdout.splitlines()
+        assert [str(json.loads(line)["ord"]) for line in printed] == expected, where
