@@ -71,6 +71,7 @@ def opened(
     interval_s: float,
     selection: Selection | None = None,
     details: Mapping[str, Any] | None = None,
+    accompanied: bool = False,
 ) -> LiveSource:
     """Start listening to this host.
 
@@ -79,6 +80,7 @@ def opened(
         interval_s: Seconds between batches at most.
         selection: What is wanted; a source that can leaves out the rest early. None for all.
         details: What else a capture is to say of its recording.
+        accompanied: Others will listen beside it.
 
     Returns:
         The source; whoever gets it closes it.
@@ -108,6 +110,8 @@ def opened(
                 _check_told(name, selection)
             made = plugins.load(plugins.LIVE, name)
             told = _told(name, selection, details or {})
+            if accompanied and name == CHOOSING:
+                told["accompanied"] = True
             source: LiveSource = made(interval_s=interval_s, **told)
         except KcapError as error:
             if after is None:

@@ -199,7 +199,13 @@ def _record(
             outlets.opened(asked, sys.stdout.buffer, live=True, user=options["user"])
         )
         interval_s = place.durable.tick_s
-        source = live.opened(options, interval_s=interval_s, selection=selection, details=told)
+        source = live.opened(
+            options,
+            interval_s=interval_s,
+            selection=selection,
+            details=told,
+            accompanied=artifacts is not None,
+        )
         source = companions.accompanied(source, artifacts, place.target)
         stack.callback(source.close)
         limits = Limits(options["duration"], options["count"], max_bytes)

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from kcap.model.batch import Batch, Column, constant
+from kcap.model.batch import EMPTY, Batch, Column, constant
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
 from kcap.model.side import Loss, Side
@@ -75,6 +75,8 @@ class BpfRecorder:
         details: What else is to be known of the recording: filter, case, operator, note.
         rare_bytes: Ring of rare events; a power of two.
         hot_bytes: Ring of frequent ones; a power of two.
+        accompanied: Others listen beside it (`kcap.readers.live.accompanied`): they begin first,
+            and get a batch, an empty one too, in each interval.
 
     Raises:
         PrivilegeError: This user may not load the program.
@@ -94,7 +96,9 @@ class BpfRecorder:
         details: Mapping[str, Any] | None = None,
         rare_bytes: int = RARE_BYTES,
         hot_bytes: int = HOT_BYTES,
+        accompanied: bool = False,
     ) -> None:
+        self._accompanied = accompanied
         self._interval_s = interval_s
         self._setup = setup or Setup(events.sets()["default"])
         self._stopping = False
@@ -108,7 +112,8 @@ class BpfRecorder:
             stack.callback(os.close, self._stop_read)
             stack.callback(os.close, self._stop_write)
             self._layouts = layouts(self._program.types)
-            self._program.attach_processes()
+            if not accompanied:
+                self._program.attach_processes()
             self._containers = Containers(self._proc, controller=self._program.controller)
             stack.callback(self._containers.close)
             self._held = stack.pop_all()
@@ -164,6 +169,8 @@ class BpfRecorder:
 
     def prepare(self) -> None:
         """Look at the host as it is."""
+        if self._accompanied:
+            self._program.attach_processes()
         self._baseline = take(self._source, self._proc, recording=self._details)
         self._source = self._baseline.source
 
@@ -191,12 +198,13 @@ class BpfRecorder:
             self.prepare()
         baseline, self._baseline = self._baseline, None
         assert baseline is not None
+        # Before the first batch: who sees that takes us for recording.
+        self._asked.attach()
         yield Batch(0, {}, (*baseline.sides(), *self._blind_at_first(baseline)))
         decoder = Decoder(
             self._layouts, self._clocks, source=self._source.id, variables=self._variables
         )
         told = Losses(self._source.id, self._name_of)
-        self._asked.attach()
         beats = Beats(self._source.id)
         looked_ns = time.time_ns()
         with select.epoll() as poll:
@@ -213,6 +221,8 @@ class BpfRecorder:
                         lost = self._lost(decoder, told, (looked_ns, now_ns))
                         looked_ns = now_ns
                         yield self._hooks_now(now_ns, (*lost, *beat))
+                    elif self._accompanied:
+                        yield EMPTY
         with contextlib.suppress(GoneError):  # with it, the program is out of the kernel
             self._asked.detach()
         yield from self._drained(decoder, last=True)
