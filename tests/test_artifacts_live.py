@@ -59,6 +59,7 @@ def droppers(found: Recorded, folder: Path, count: int) -> None:
         assert event["event"] == "sched_process_exec"
         assert event["arg_exe_sha256"] == kept.sha256
         assert event["arg_pathname"] == kept.side.path
+        assert ",exe_sha256:" in event["shape"], "so that an export as Tracee's JSON has it"
         assert kept.detail["role"] == "executable"
 
 

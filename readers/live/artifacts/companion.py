@@ -23,7 +23,7 @@ from kcap.model.side import Side, SourceInfo
 from kcap.model.tracee_names import user_device
 from kcap.readers.live.artifacts import marks, protocol, supervisor
 from kcap.readers.live.artifacts.agent import Task, mask_of
-from kcap.readers.live.artifacts.companion_hashes import COLUMN, Executions, Hashes
+from kcap.readers.live.artifacts.companion_hashes import Executions, Hashes
 from kcap.readers.live.artifacts.companion_kernel import Flow, answer
 from kcap.readers.live.artifacts.companion_rows import Rows
 from kcap.readers.live.artifacts.companion_sides import Pending, Sides
@@ -205,9 +205,7 @@ class ArtifactsCompanion:
         if self._wanted.exec and len(executions):
             found = Executions(batch, executions)
             self._await(found)
-            column = found.column()
-            if column is not None:
-                batch = batch.adding({COLUMN: column})
+            batch = found.told(batch)
         yield batch
         if self._flow is not None:
             for finished in self._flow.finished():

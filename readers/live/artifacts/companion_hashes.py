@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
@@ -17,6 +18,10 @@ from kcap.readers.live.artifacts.protocol import HASHED, TOO_LATE, HashNote
 from kcap.readers.live.cache import Cache
 
 COLUMN: Final = argument("exe_sha256")
+_TOLD: Final = "exe_sha256:"
+_NULL: Final = f"!{_TOLD}"
+"""As a record's shape has it (`kcap.model.shape`)."""
+
 _ENTRIES_MAX: Final = 1 << 16
 _EITHER: Final = ""
 """Two contents had one time."""
@@ -152,12 +157,33 @@ class Executions:
         before = sum(time_ns < since_ns for time_ns in times)
         return before, len(times) - before
 
-    def column(self) -> Column | None:
-        """The hashes as a column; None where there are none."""
+    def told(self, batch: Batch) -> Batch:
+        """The batch with its hashes.
+
+        Args:
+            batch: The events.
+
+        Returns:
+            They, where there is a hash; a record's shape tells then that it has one.
+        """
         found = [(int(row), told) for row, (_, told) in zip(self._rows, self._found, strict=True)]
         rows = np.array([row for row, told in found if told is not None], np.int32)
         if not len(rows):
-            return None
+            return batch
         texts = pa.array([told for _, told in found if told is not None], pa.utf8())
-        values = texts.dictionary_encode()
-        return Column(TypeClass.STR, values, rows)
+        columns = {COLUMN: Column(TypeClass.STR, texts.dictionary_encode(), rows)}
+        shapes = batch.get("shape")
+        if shapes is not None:
+            columns["shape"] = _shaped(shapes, rows)
+        return batch.adding(columns)
+
+
+def _shaped(shapes: Column, rows: npt.NDArray[np.int32]) -> Column:
+    """Shapes of which those of some rows have a hash that is not null."""
+    entries: list[str] = shapes.values.dictionary.to_pylist()
+    with_hash = [text.replace(_NULL, _TOLD) for text in entries]
+    codes = shapes.codes().copy()
+    codes[rows if shapes.rows is None else np.isin(shapes.rows, rows)] += len(entries)
+    texts = pa.array([*entries, *with_hash], pa.utf8())
+    values = pc.dictionary_encode(texts.take(pa.array(codes)))
+    return Column(shapes.cls, values, shapes.rows)
