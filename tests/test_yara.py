@@ -407,3 +407,83 @@ def test_start_and_end_keep_to_alerts_of_that_time(saved: Path) -> None:
     assert [one["ts"] for one in alerts_of(found.stdout)] == [3]
     found = run(*words, "-w", "evt.name = 'sched_process_exec'")
     assert [one["ts"] for one in alerts_of(found.stdout)] == [1]
+
+
+# what is included
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'include /*"*/ "../secret.yar"',
+        'include """../secret.yar"""',
+        'include // "\n"../secret.yar"',
+        'include/* */// "x"\n/**/"../secret.yar"',
+        'include\u00a0"../secret.yar"',
+        'include "sub/../../secret.yar"',
+        'include "deep/x.yar"',
+    ],
+)
+def test_no_spelling_of_an_include_leads_out(tmp_path: Path, statement: str) -> None:
+    """The compiler takes each of them; the control is that it does."""
+    import yara_x
+
+    folder = tmp_path / "rules"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "sub").mkdir()
+    (tmp_path / "secret.yar").write_text("rule secret { condition: true }")
+    (folder / "deep/x.yar").write_text('include "../../secret.yar"')
+    compiler = yara_x.Compiler(includes_enabled=True)
+    compiler.add_include_dir(str(folder))
+    compiler.add_source(statement, "a.yar")
+    assert [rule.identifier for rule in compiler.build()] == ["secret"]
+    rules, problems = loaded(f"{statement}\n{HELLO}", str(folder / "a.yar"))
+    assert [rule.about.name for rule in rules] == ["hello"]
+    assert "refused" in str(problems[0].error)
+
+
+def test_includes_that_can_t_be_told_or_read_are_problems(tmp_path: Path) -> None:
+    """Whatever stands there: in time, and as an error of ours."""
+    (tmp_path / "loop.yar").symlink_to("loop.yar")
+    for text in (
+        "include /* " * 200_000,
+        "include // " * 200_000,
+        f'include "{"x" * 3000}"\n',
+        'include "\0"\n',
+        'include "loop.yar"\n',
+        'include """' + "x" * 5000 + '"""\n',
+    ):
+        rules, problems = loaded(f"{HELLO}{text}", str(tmp_path / "a.yar"))
+        assert len(problems) >= 1, text[:30]
+        assert [rule.about.name for rule in rules] in (["hello"], [])
+
+
+def test_a_manifest_has_the_digests_of_what_is_included(tmp_path: Path) -> None:
+    """However deep: another content of it is noticed, and one of a file nearby is not."""
+    path, says, deep = tmp_path / "a.kcap", tmp_path / "run.json", tmp_path / "sub/deep.yar"
+    path.write_bytes(capture(EVENTS, BLOBS))
+    deep.parent.mkdir()
+    (tmp_path / "a.yar").write_text('include "sub/b.yar"\n' + HELLO)
+    (tmp_path / "sub/b.yar").write_text('include "deep.yar"\n')
+    deep.write_text(EVIL)
+    (tmp_path / "sub/other.yar").write_text("rule other { condition: true }")
+    words = ["--yara", tmp_path / "a.yar", "-o", tmp_path / "o", "--manifest", says]
+    assert run("replay", path, "--format", "jsonl", *words).exit_code == 0
+    named = [part["name"] for part in json.loads(says.read_text())["parts"]]
+    assert sorted(named) == ["a.yar", "b.yar", "deep.yar"]
+    assert run("replay", "--verify", says).exit_code == 0
+    (tmp_path / "sub/other.yar").write_text("// changed")
+    assert run("replay", "--verify", says).exit_code == 0
+    deep.write_text(EVIL + "\n// changed\n")
+    assert run("replay", "--verify", says).exit_code == 1
+
+
+def test_rules_in_a_filter_include_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says must not depend on where it is said."""
+    from kcap.filter import Filter
+
+    (tmp_path / "x.yar").write_text(HELLO)
+    monkeypatch.chdir(tmp_path)
+    where = Filter.of("yara(ps.exe, 'include \"x.yar\"')")
+    with pytest.raises(KcapError, match="include no files"):
+        where.inspect(binaries=False)

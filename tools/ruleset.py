@@ -287,6 +287,7 @@ def selected(
     rules += [r for r in named.rules if r not in rules]
     kept, doubled = unique([*rules, *looking.rules])
     files = {rule.about.file for rule in kept if rule.about.file and rule.about.kind != "tracee"}
+    files.update(file for rule in kept for file in rule.includes)
     problems += looking.problems
     return Chosen(kept, [*named.problems, *problems, *doubled], files=sorted(files))
 

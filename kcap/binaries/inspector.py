@@ -368,6 +368,9 @@ def scanner(text: str) -> Scanner:
         if isinstance(one, Problem):
             raise one.error
     for one in found:
+        if one.includes:
+            # What a filter says must not depend on the folder that it is said in.
+            raise KcapError("rules in a filter include no files", file="yara()")
         if one.contents is not None:
             made: Scanner = one.contents.scanner
             return made

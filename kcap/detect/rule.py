@@ -216,6 +216,8 @@ class Rule:
     """Of this rule's alerts."""
     contents: Contents | None = None
     """Where it looks at artifacts: it alerts on the event of each one that it matches."""
+    includes: tuple[str, ...] = ()
+    """Files that it is made of beside its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from kcap import trust
-from kcap.detect.loading import FILE_BYTES
 from kcap.detect.rule import About, Contents, Problem, Rule
 from kcap.errors import KcapError, MissingExtraError
 from kcap.model.alert import SEVERITIES
+from kcap.readers.rules.yara_includes import included, names
 
 SCAN_S: Final = 30
 """What the rules may take for one artifact, in seconds."""
@@ -22,10 +22,8 @@ MATCHES: Final = 16
 PATTERNS: Final = 64
 """Patterns that an alert tells of."""
 
-_INCLUDED: Final = 1000
 _CLOCK: Final = "time"
 _RULE: Final = re.compile(r'(?:^|["}])[ \t]*((?:(?:private|global)\s+)*)rule\s+(\w+)', re.MULTILINE)
-_INCLUDE: Final = re.compile(r'\binclude\b[^"]{0,1000}"([^"\n]*)"')
 _PREFIX: Final = "yara:"
 _TEXT_CHARS: Final = 1024
 
@@ -48,7 +46,10 @@ class YaraRules:
     def sniff(text: str, path: str) -> bool:
         """See `kcap.detect.rule.Loader`."""
         del path
-        return bool(_RULE.search(text) or _INCLUDE.search(text))
+        try:
+            return bool(_RULE.search(text) or next(names(text), None))
+        except KcapError:
+            return True  # reading it says what is wrong
 
     def load(self, text: str, path: str) -> Iterable[Rule | Problem]:
         """See `kcap.detect.rule.Loader`.
@@ -56,23 +57,25 @@ class YaraRules:
         Raises:
             MissingExtraError: The extra ``yara`` is not installed.
         """
-        folder, problem = _included(text, path)
+        folder, files, error = included(text, path)
         compiler = _compiler(folder)
         compiler.add_source(text, path)
         found = {match[2]: match for match in _RULE.finditer(text)}
-        if problem is not None:
-            yield problem
-        for each in _problems(compiler, text, path):
-            if problem is None or "include" not in str(each.error):
+        lines = _Lines(text)
+        if error is not None:
+            yield Problem(error)
+        for each in _problems(compiler, text, path, lines):
+            if error is None or "include" not in str(each.error):
                 yield each
         space = self._scanner.add(text, path, folder)
         for one in compiler.build():
             match = found.get(one.identifier)
             if match is not None and "private" in match[1]:
                 continue
-            line = None if match is None else text.count("\n", 0, match.start(2)) + 1
+            line = None if match is None else lines.at(match.start(2))
             about = _about(one, path, line)
-            yield Rule(about, (), contents=Contents(self._scanner, f"{space}:{one.identifier}"))
+            contents = Contents(self._scanner, f"{space}:{one.identifier}")
+            yield Rule(about, (), contents=contents, includes=files)
 
     def finish(self) -> Iterable[Rule | Problem]:
         """See `kcap.detect.rule.Loader`."""
@@ -156,58 +159,49 @@ def _compiler(folder: Path | None) -> Any:  # noqa: ANN401 - yara_x.Compiler
     return made
 
 
-def _included(text: str, path: str) -> tuple[Path | None, Problem | None]:
-    """Where the files that a file includes are.
+class _Lines:
+    """The lines of a text.
 
     Args:
-        text: Its content.
-        path: Its name.
-
-    Returns:
-        The file's own folder where it includes something, and all that is below it; else a
-        problem, where it names what is elsewhere.
+        text: The text.
     """
-    if "include" not in text:
-        return None, None
-    folder = Path(path).resolve().parent
-    todo, seen = [text], set[Path]()
-    while todo:
-        for match in _INCLUDE.finditer(todo.pop()):
-            target = (folder / match[1]).resolve()
-            if target in seen:
-                continue
-            seen.add(target)
-            if not target.is_relative_to(folder) or Path(match[1]).is_absolute():
-                what = f"the include of {match[1]!r} is refused: it is not below the rules' folder"
-                return None, Problem(KcapError(what, file=path))
-            if len(seen) > _INCLUDED:
-                return None, Problem(KcapError(f"more than {_INCLUDED:,} includes", file=path))
-            if target.is_file():
-                trust.check(target)
-                if target.stat().st_size > FILE_BYTES:
-                    what = f"the include of {match[1]!r} is refused: it is too long"
-                    return None, Problem(KcapError(what, file=path))
-                todo.append(target.read_text("utf-8", "replace"))
-    return (folder if seen else None), None
+
+    def __init__(self, text: str) -> None:
+        self._ends = [match.start() for match in re.finditer("\n", text)]
+        self._length = len(text)
+
+    def at(self, place: int) -> int:
+        """The line of a place, counted from 1."""
+        return bisect_left(self._ends, place) + 1
+
+    def end(self, line: int) -> int:
+        """Where a line ends; a line that is not there ends with the text."""
+        return self._ends[line - 1] if 0 < line <= len(self._ends) else self._length
 
 
-def _problems(compiler: Any, text: str, path: str) -> Iterator[Problem]:  # noqa: ANN401
+def _problems(
+    compiler: Any,  # noqa: ANN401 - yara_x.Compiler
+    text: str,
+    path: str,
+    lines: _Lines,
+) -> Iterator[Problem]:
     """What is wrong with rules, and which rules they are."""
-    starts = [(match.start(2), match[2]) for match in _RULE.finditer(text)]
+    each = list(_RULE.finditer(text))
+    starts = [match.start(2) for match in each]
     for error in compiler.errors():
         labels = error.get("labels") or [{}]
         file = labels[0].get("code_origin") or path
         line = error.get("line")
         name = None
         if file == path and line is not None and "Include" not in str(error.get("type")):
-            end = _end_of_line(text, line)
-            name = next((n for start, n in reversed(starts) if start < end), None)
+            before = bisect_left(starts, lines.end(line))
+            name = each[before - 1][2] if before else None
         said = f"{error.get('title')}: {labels[0].get('text')}"[:_TEXT_CHARS]
         what = said if name is None else f"the rule {name}: {said}"
         yield Problem(
             KcapError(what, file=file, line=line), None if name is None else _PREFIX + name
         )
-    named = {match[2]: text.count("\n", 0, match.start(2)) + 1 for match in _RULE.finditer(text)}
+    named = {match[2]: lines.at(match.start(2)) for match in each}
     for one in compiler.ignored_rules():
         # What the compiler has no error for: rules of a module that is left out.
         if str(one.reason) != "IgnoredRuleReason.CompileError":
@@ -215,15 +209,6 @@ def _problems(compiler: Any, text: str, path: str) -> Iterator[Problem]:  # noqa
             hint = "the module time asks for the time of the replay" if _CLOCK in what else None
             error_ = KcapError(what, file=path, line=named.get(one.name), hint=hint)
             yield Problem(error_, _PREFIX + one.name)
-
-
-def _end_of_line(text: str, line: int) -> int:
-    at = -1
-    for _ in range(line):
-        at = text.find("\n", at + 1)
-        if at < 0:
-            return len(text)
-    return at
 
 
 def _about(rule: Any, path: str, line: int | None) -> About:  # noqa: ANN401 - yara_x.Rule
