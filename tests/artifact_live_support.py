@@ -18,7 +18,10 @@ from kcap.readers.live.artifacts.companion import ArtifactsCompanion
 from kcap.readers.live.artifacts.wanted import Wanted
 from kcap.readers.live.bpf.recorder import BpfRecorder
 
-_FIELDS = ("event", "pid", "exe", "origin", "ord", "arg_pathname", "arg_exe_sha256", "arg_flags")
+_FIELDS = (
+    "event", "pid", "exe", "origin", "ord", "shape",
+    "arg_pathname", "arg_exe_sha256", "arg_flags",
+)  # fmt: skip
 _BEGUN = 4
 """Batches after which a recorder surely sees system calls."""
 

@@ -126,8 +126,10 @@ def test_stream_of_a_file_waits_for_its_open(file_type: str, *, waits: bool) -> 
 _OLD, _NEW = b"\1" * 32, b"\2" * 32
 
 
-def _note(sha256: bytes, ctime_ns: int, mtime_ns: int, known: int = protocol.HASHED) -> HashNote:
-    return HashNote(9, known, *_FILE, ctime_ns, mtime_ns, sha256)
+def _note(
+    sha256: bytes, ctime_ns: int, mtime_ns: int, known: int = protocol.HASHED, pid: int = 9
+) -> HashNote:
+    return HashNote(pid, known, *_FILE, ctime_ns, mtime_ns, sha256)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +137,16 @@ def _note(sha256: bytes, ctime_ns: int, mtime_ns: int, known: int = protocol.HAS
     [
         pytest.param([_note(_OLD, 100, 100)], (True, _OLD), id="as it was"),
         pytest.param([_note(_OLD, 150, 90)], (True, _OLD), id="unlinked since"),
-        pytest.param([_note(_OLD, 50, 50)], (False, None), id="of an earlier content"),
+        pytest.param([_note(_OLD, 50, 50)], (True, _OLD), id="unlinked while it is started"),
         pytest.param([_note(_NEW, 150, 150)], (True, None), id="written since"),
         pytest.param([_note(_OLD, 100, 9), _note(_NEW, 100, 9)], (True, None), id="either"),
         pytest.param([_note(_OLD, 100, 9), _note(_OLD, 100, 9)], (True, _OLD), id="twice"),
+        pytest.param(
+            [_note(_OLD, 100, 9, pid=8), _note(_NEW, 100, 9, pid=7), _note(_OLD, 150, 90)],
+            (True, _OLD),
+            id="the next file has its inode and its time",
+        ),
+        pytest.param([_note(_OLD, 100, 9, pid=8)], (True, _OLD), id="of another process"),
         pytest.param([_note(bytes(32), 100, 9, protocol.NO_HASH)], (True, None), id="too large"),
         pytest.param([_note(bytes(32), 100, 0, protocol.TOO_LATE)], (False, None), id="too late"),
     ],
@@ -152,3 +160,13 @@ def test_hash_is_of_what_was_executed(
     hashes.add(protocol.unpack_hashes(message), {_FILE[0]})
     known, sha256 = hashes.find(9, *_FILE, 100)
     assert (known, sha256 and bytes.fromhex(sha256)) == told
+
+
+def test_a_hash_of_an_earlier_execution_is_not_taken_for_that_of_a_later_one() -> None:
+    """The process executed the file before; it was changed since, and the readers are late."""
+    hashes = Hashes()
+    hashes.add(protocol.unpack_hashes(protocol.pack_hashes([_note(_OLD, 50, 50)])), {_FILE[0]})
+    assert hashes.find(9, *_FILE, 50) == (True, _OLD.hex())
+    assert hashes.find(9, *_FILE, 100) == (False, None)
+    hashes.add(protocol.unpack_hashes(protocol.pack_hashes([_note(_NEW, 100, 100)])), {_FILE[0]})
+    assert hashes.find(9, *_FILE, 100) == (True, _NEW.hex())

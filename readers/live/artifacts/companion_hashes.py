@@ -33,6 +33,8 @@ class _Told(NamedTuple):
     sha256: str | None
     ctime_ns: int
     mtime_ns: int
+    used: bool = False
+    """An execution was found that has it."""
 
 
 class Hashes:
@@ -67,6 +69,11 @@ class Hashes:
             if told is not None:
                 _put(self._file, file, told)
 
+    def _use(self, process: tuple[int, ...], told: _Told | None) -> None:
+        """Remember that an execution has what was told of its process."""
+        if told is not None and not told.used:
+            self._process.put(process, told._replace(used=True))
+
     def find(self, pid: int, dev: int, inode: int, ctime_ns: int) -> tuple[bool, str | None]:
         """The hash of a file that was executed.
 
@@ -79,18 +86,20 @@ class Hashes:
         Returns:
             Whether it was told of; its hash, None where it can't be had.
         """
-        for table, key in (
-            (self._exact, (pid, dev, inode, ctime_ns)),
-            (self._file, (dev, inode, ctime_ns)),
-        ):
-            if key in table:
-                return True, table.get(key) or None
+        process = (pid, dev, inode)
+        told = self._process.get(process)
+        exact = (pid, dev, inode, ctime_ns)
+        if exact in self._exact:
+            return True, self._exact.get(exact) or None
         told = self._process.get((pid, dev, inode))
         # What was told before the file became what was executed is of another content.
-        if told is None or told.ctime_ns < ctime_ns:
-            return False, None
+        heard = told is not None and told.ctime_ns >= ctime_ns
         # Written to since: what was read may not be what was executed.
-        return True, told.sha256 if told.mtime_ns <= ctime_ns else None
+        if told is not None and heard and told.mtime_ns <= ctime_ns:
+            return True, told.sha256
+        # The next file may have its inode in the same tick of the clock: that is either, then.
+        other = self._file.get((dev, inode, ctime_ns)) or None
+        return heard or other is not None, other
 
 
 def _put(table: Cache[tuple[int, ...], str | None], key: tuple[int, ...], told: str | None) -> None:
