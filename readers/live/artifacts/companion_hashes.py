@@ -88,14 +88,17 @@ class Hashes:
         """
         process = (pid, dev, inode)
         told = self._process.get(process)
-        exact = (pid, dev, inode, ctime_ns)
+        exact = (*process, ctime_ns)
         if exact in self._exact:
+            self._use(process, told)
             return True, self._exact.get(exact) or None
-        told = self._process.get((pid, dev, inode))
-        # What was told before the file became what was executed is of another content.
-        heard = told is not None and told.ctime_ns >= ctime_ns
+        # Told of an earlier execution, and changed since: what was executed now is still to come.
+        # Of this one, a change is that of its name: a program may be unlinked while it is started,
+        # but not written to.
+        heard = told is not None and (told.ctime_ns >= ctime_ns or not told.used)
         # Written to since: what was read may not be what was executed.
         if told is not None and heard and told.mtime_ns <= ctime_ns:
+            self._use(process, told)
             return True, told.sha256
         # The next file may have its inode in the same tick of the clock: that is either, then.
         other = self._file.get((dev, inode, ctime_ns)) or None
