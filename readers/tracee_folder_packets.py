@@ -1,7 +1,8 @@
 """The packets in a Tracee output directory: each once, however many files hold it.
 
 Tracee can write all packets into one file, and the same ones again into a file for each process,
-command and container. Only the names of those say whose a packet is.
+command and container. Only the names of those say whose a packet is. What kcap has laid out has one
+more file, of packets that nobody owns.
 """
 
 from __future__ import annotations
@@ -23,19 +24,24 @@ from kcap.model import tracee_names
 from kcap.model.batch import Batch, Column, coded
 from kcap.model.classes import I64_MIN, TypeClass
 from kcap.model.side import SourceInfo
-from kcap.model.stream import StreamInfo
+from kcap.model.stream import Source, StreamInfo
 from kcap.model.text import clean
 from kcap.opening import HEAD_BYTES, decompressed
+from kcap.packets import encode
 from kcap.readers import tracee_folder_files as files
 from kcap.readers.pcap import PcapReader
 from kcap.readers.pcap_source import PacketSource
 from kcap.readers.pcapng import PcapngReader
+from kcap.replay.merge import Merged
 from kcap.replay.pipeline import Pipeline
+from kcap.state import State
 
 KEYS_MAX: Final = 32 << 20
 """Packets whose owners are remembered, 12 bytes each."""
 
 _READERS: Final = (PcapngReader, PcapReader)
+_SINGLE: Final = ("single.pcap",)
+_UNOWNED: Final = (f"{tracee_names.UNOWNED}.pcap",)
 _PROCESS: Final = re.compile(r"(?P<comm>.+)_(?P<tid>[0-9]{1,10})_[0-9]{1,20}\.pcap", re.DOTALL)
 _DATA: Final = "arg_data"
 _NOBODY, _SEVERAL = -1, -2
@@ -193,8 +199,13 @@ class Packets:
         self.unread: list[str] = []
         """Files that can't be opened, or hold no packets."""
         self._owned = [(parts, owner_of(parts[depth:])) for parts in listed]
-        alone = [parts for parts, _ in self._owned if parts[depth:] == ("single.pcap",)]
-        self._main = alone or [parts for parts, _ in self._owned]
+        self._unowned = {parts for parts, _ in self._owned if parts[depth:] == _UNOWNED}
+        self._alone = {parts for parts, _ in self._owned if parts[depth:] == _SINGLE}
+        self._main = [
+            parts
+            for parts, _ in self._owned
+            if not self._alone or parts in self._alone or parts in self._unowned
+        ]
         self._infos: dict[tuple[str, ...], tuple[SourceInfo, ...]] = {}
         self._seen: list[U64] = []
         for parts in self._main:
@@ -250,6 +261,9 @@ class Packets:
         owners = self._owners()
         if owners.full:
             self.unread.append(f"whose packets those beyond {KEYS_MAX:,} are")
+        if self._alone and len(self._infos) > 1:
+            yield from self._with_unowned(owners)
+            return
         several = len(self._infos) > 1
         for parts in self._infos:
             source = self._opened(parts)
@@ -264,6 +278,18 @@ class Packets:
                     yield _told(made, owners) if made.rows else made
             self._seen += fresh
 
+    def _with_unowned(self, owners: Owners) -> Iterator[Batch]:
+        """The packets of all, and in their order those that nobody owns."""
+        with contextlib.ExitStack() as stack:
+            sources: list[Source] = []
+            for parts in self._infos:
+                source = self._opened(parts)
+                if source is not None:
+                    stack.enter_context(contextlib.closing(source))
+                    sources.append(_Nobodys(source) if parts in self._unowned else source)
+            for batch in Merged(sources, State()).batches():
+                yield _told(batch, owners) if batch.rows else batch
+
     def _unseen(self, batch: Batch, fresh: list[U64]) -> Batch:
         """The packets that no other file had before; one file may well have two that are equal."""
         mine = keys(batch)
@@ -275,6 +301,30 @@ class Packets:
 
     def close(self) -> None:
         """See `Source.close`."""
+
+
+class _Nobodys:
+    """The packets of a source that nobody owns; of others, whose owner is not known, all has those.
+
+    Args:
+        source: The source.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.info = source.info
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Source.batches`."""
+        for batch in self._source.batches():
+            frames, rows = encode.frames(batch)
+            nobody = np.array([*(o.nobody for o in frames.owners), False], np.bool_)
+            codes = np.full(len(rows), _NOBODY) if frames.owner is None else frames.owner
+            yield batch.take(rows[nobody[codes]])
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._source.close()
 
 
 def _told(batch: Batch, owners: Owners) -> Batch:

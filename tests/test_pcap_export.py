@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pcap_support import MAC, ipv4, ipv6, read, tcp, udp
 from kcap.errors import OutputError
 from kcap.model.batch import Batch
 from kcap.packets.decode import columns
-from kcap.packets.frames import NONE, Frames, Owner
+from kcap.packets.frames import NOBODY, NONE, Frames, Owner
 from kcap.packets.identity import PacketIds
 from kcap.tools.folder import written
 from kcap.writers import pcap_split
@@ -56,8 +57,8 @@ def loopback(*, arp: bool = True) -> Frames:
         ts_ns=np.array([S + n * 1000 + 1 for n in range(len(raws))], np.int64),
         link_type=np.array([*[101] * (len(sent) + 1), *[1] * arp], np.uint16),
         direction=np.array([2, 1] * len(PAIR) + [0] * more, np.uint8),
-        owner=np.array([0, 1] * len(PAIR) + [NONE] * more, np.int32),
-        owners=[CLIENT, SERVER],
+        owner=np.array([0, 1] * len(PAIR) + [2] * more, np.int32),
+        owners=[CLIENT, SERVER, NOBODY],
         interface=np.zeros(len(raws), np.int32),
         interfaces=["lo"],
     )
@@ -211,12 +212,66 @@ def test_a_second_sighting_may_have_the_owner(tmp_path: Path) -> None:
     frames = loopback(arp=False)
     owner = frames.owner
     assert owner is not None
-    owner[0] = NONE  # the client of the first is not known
+    owner[0] = 2  # nobody has it as it leaves
     made = split(batch_of(frames), tmp_path / "out", modes=("single",))
     single, rest = ids_in(made / "single.pcapng"), ids_in(made / "unowned.pcapng")
     assert len(single) == len(PAIR)
     assert len(rest) == 1
     assert not set(single) & set(rest)
+
+
+def anonymous() -> Frames:
+    """The same packets as tcpdump has them: it does not know whose they are."""
+    return replace(loopback(), owner=None, owners=())
+
+
+@pytest.mark.parametrize("form", ["pcap", "pcapng"])
+def test_packets_that_may_be_anybodys_are_in_single(tmp_path: Path, form: str) -> None:
+    """A capture that knows no owners is all in single: nobody said that they are nobody's."""
+    made = split(batch_of(anonymous()), tmp_path / "out", form, ("single",))
+    names = {p.name for p in made.iterdir()}
+    # A pcap has one link type.
+    assert names == (
+        {"single.pcapng"} if form == "pcapng" else {"single.pcap", "single.link-1.pcap"}
+    )
+    count = sum(len(read((made / name).read_bytes())[0]) for name in names)
+    assert count == len(PAIR) + 2
+
+
+def test_packets_of_no_known_owner_are_in_no_owners_file(tmp_path: Path) -> None:
+    """Where files of owners were asked for, unowned has what they can't have, each packet once."""
+    made = split(batch_of(anonymous()), tmp_path / "out")
+    assert {str(p.relative_to(made)) for p in made.rglob("*.*")} == {
+        "single.pcapng",
+        "unowned.pcapng",
+    }
+    single, rest = ids_in(made / "single.pcapng"), ids_in(made / "unowned.pcapng")
+    assert sorted(single) == sorted(rest)
+    assert len(set(single)) == len(single) == len(PAIR) + 2
+
+
+def test_some_owners_are_known(tmp_path: Path) -> None:
+    """Of one capture: owned, nobody's, and of an unknown owner, with all files and with single."""
+    frames = loopback()
+    owner = frames.owner
+    assert owner is not None
+    owner[:2] = NONE
+    modes: tuple[tuple[str, ...], ...] = (("single",), ("process",), MODES)
+    found = {}
+    for number, asked in enumerate(modes):
+        made = split(batch_of(frames), tmp_path / str(number), modes=asked)
+        found[asked] = {p.name: len(ids_in(p)) for p in made.rglob("*.pcapng")}
+    assert found[modes[0]] == {"single.pcapng": len(PAIR), "unowned.pcapng": 2}
+    kept = {"curl_11_6.pcapng": len(PAIR) - 1, "nginx_20_7.pcapng": len(PAIR) - 1}
+    assert found[modes[1]] == {**kept, "unowned.pcapng": 3}
+    assert found[MODES].items() >= {"single.pcapng": len(PAIR), "unowned.pcapng": 3}.items()
+    # The control: whoever does not know is not taken for somebody who says that it is nobody's.
+    frames = replace(frames, owner=np.full(len(frames), 2, np.int32))
+    made = split(batch_of(frames), tmp_path / "nobody")
+    assert {p.name: len(ids_in(p)) for p in made.rglob("*.pcapng")} == {
+        "single.pcapng": 0,
+        "unowned.pcapng": len(PAIR) + 2,
+    }
 
 
 HOSTILE = [

@@ -1,8 +1,9 @@
 """A folder of packet captures: by process, container and command, named as Tracee names them.
 
 A packet stands in the file of each of its owners, of the one that sent it and of the one that got
-it, once in each; ``single`` has it once. What no process owns (ARP, resets of closed ports) goes
-to ``unowned`` and nowhere else.
+it, once in each; ``single`` has it once. What no process owns, as whoever recorded it says (resets
+of closed ports), goes to ``unowned`` and nowhere else. Where it is only not known whose a packet
+is, as in a capture of tcpdump's, ``single`` has it, and ``unowned`` in place of an owner's file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from kcap.errors import OutputError
 from kcap.model.side import Loss
+from kcap.model.tracee_names import UNOWNED
 from kcap.packets.frames import I64, NONE, Frames, LinkType, Mask, Owner
 from kcap.packets.identity import WINDOW
 from kcap.writers.pcap import PcapBytes, timed
@@ -38,7 +40,6 @@ COMPONENT_BYTES: Final = 120
 
 ROOT: Final = "pcap"
 HOST: Final = "host"
-UNOWNED: Final = "unowned"
 
 _CONTAINER: Final = 11
 """Characters of a container's id in names."""
@@ -138,7 +139,8 @@ class PacketFolder(PacketSink):
         self._count = 0
         self._untimed = 0
         self._seen = {mode: _Remembered() for mode in (*self._modes, UNOWNED)}
-        self._owned = _Remembered()
+        self._placed = _Remembered()
+        """Packets that need not go to `UNOWNED`: they are where they were asked for."""
         self._held: list[tuple[int, Frames]] = []
         self._held_bytes = 0
         self._closed = False
@@ -152,13 +154,18 @@ class PacketFolder(PacketSink):
         ids = self._ids(frames)
         self._count += len(frames)
         owner = np.full(len(frames), NONE) if frames.owner is None else frames.owner
-        mine = np.flatnonzero(owner >= 0)
+        # (The last entry is that of packets without an owner.)
+        nobody = np.array([*(o.nobody for o in frames.owners), False], np.bool_)[owner]
+        owned = (owner >= 0) & ~nobody
+        self._single(frames, ids, np.flatnonzero(~nobody))
+        mine = np.flatnonzero(owned)
         if len(mine):
-            self._owned.fresh(ids[mine])
             self._put(frames.take(mine), ids[mine])
-        nobody = np.flatnonzero(owner < 0)
-        if len(nobody):
-            held = _copied(frames.take(nobody))
+        placed = ~nobody if self._modes == [MODES[0]] else owned
+        self._placed.fresh(ids[placed])
+        rest = np.flatnonzero(~placed)
+        if len(rest):
+            held = _copied(frames.take(rest))
             self._held.append((self._count, held))
             self._held_bytes += len(held.data)
         while self._held and (
@@ -198,7 +205,7 @@ class PacketFolder(PacketSink):
         return np.where(frames.packet_id >= 0, frames.packet_id.astype(np.uint64), own)
 
     def _release(self) -> None:
-        """Decide on packets that nobody owned when they were seen."""
+        """Decide on packets that had no owner when they were seen."""
         _, frames = self._held.pop(0)
         self._held_bytes -= len(frames.data)
         # (Those without an id were given numbers as they came, which are not theirs any more.)
@@ -208,20 +215,24 @@ class PacketFolder(PacketSink):
             known = frames.packet_id < 0
         else:
             known = np.ones(len(frames), np.bool_)
-        rows = np.flatnonzero(~self._owned.has(ids) | known)
+        rows = np.flatnonzero(~self._placed.has(ids) | known)
         fresh = self._seen[UNOWNED].fresh(ids[rows]) | known[rows]
         rows = rows[fresh]
         if len(rows):
             self._write((UNOWNED,), lambda: UNOWNED, frames.take(rows))
+
+    def _single(self, frames: Frames, ids: U64, rows: I64) -> None:
+        """Put packets into the file of all."""
+        if MODES[0] in self._modes and len(rows):
+            rows = rows[self._seen[MODES[0]].fresh(ids[rows])]
+            if len(rows):
+                self._write((MODES[0],), lambda: MODES[0], frames.take(rows))
 
     def _put(self, frames: Frames, ids: U64) -> None:
         """Put packets into the files of their owners."""
         assert frames.owner is not None
         for mode in self._modes:
             if mode == MODES[0]:
-                rows = np.flatnonzero(self._seen[mode].fresh(ids))
-                if len(rows):
-                    self._write((mode,), lambda: MODES[0], frames.take(rows))
                 continue
             keys = [_key(mode, owner) for owner in frames.owners]
             numbers = {key: n for n, key in enumerate(dict.fromkeys(keys))}

@@ -21,6 +21,9 @@ PROFILE: Final = "tracee.profile"
 PCAP: Final = "pcap"
 """The folder of packets."""
 
+UNOWNED: Final = "unowned"
+"""Packets there that no process owns: kcap's own, Tracee leaves them out."""
+
 _MINOR_BITS: Final = 20
 _FOLDER: Final = re.compile(r"host|[0-9a-f]{12,64}|[0-9]{1,10}")
 _FILE: Final = r"(?:\.dev-(?P<dev>[0-9]{1,20}))?(?:\.inode-(?P<inode>[0-9]{1,20}))?"

@@ -97,8 +97,9 @@ def _owner(comment: str, *, escaped: bool) -> Owner | None:
             numbers[NUMBERS[key]] = int(value)
         elif key in TEXTS:
             texts[TEXTS[key]] = _unescape(value) if escaped else value
-    if not {"pid", "container_id", "cgroup_id"} & (numbers.keys() | texts.keys()):
-        return None
+    if not {"pid", "tid", "container_id", "cgroup_id"} & (numbers.keys() | texts.keys()):
+        told = Owner(provenance=texts.get("provenance"))
+        return told if escaped and told.nobody else None
     if "name" not in texts and "exe" in texts:
         # comm is what execve(2) left of the file's name, unless the process renamed itself.
         cut = texts["exe"].rpartition("/")[2].encode()[: _NAME_BYTES - 1]

@@ -119,9 +119,11 @@ def _owners(batch: Batch) -> tuple[I32 | None, list[Owner]]:
         Owner(**{field: values[codes[row]] for field, (codes, values) in columns.items()})
         for row in first.tolist()
     ]
-    nobody = np.array([entry.pid is None for entry in owners], np.bool_)
+    unknown = np.array(
+        [entry.pid is None and entry.tid is None and not entry.nobody for entry in owners], np.bool_
+    )
     of = which.reshape(-1).astype(np.int32)
-    return np.where(nobody[of], NONE, of).astype(np.int32), owners
+    return np.where(unknown[of], NONE, of).astype(np.int32), owners
 
 
 def _values(column: Column, count: int) -> tuple[npt.NDArray[np.int64], list[Any]]:

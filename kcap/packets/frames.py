@@ -89,6 +89,17 @@ class Owner(NamedTuple):
     provenance: str | None = None
     """Where the identity is from, as ``column:provenance`` pairs; None for the best there is."""
 
+    @property
+    def nobody(self) -> bool:
+        """Whether a recorder says that no process has the packet: more than not to know whose."""
+        return self.pid is None and _NOBODY in (self.provenance or "").split(",")
+
+
+_NOBODY: Final = "pid:unowned"
+
+NOBODY: Final = Owner(provenance=_NOBODY)
+"""Of packets of which a recorder says that no socket has them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frames:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from kcap.model.batch import Column
 from kcap.model.classes import TypeClass
 from kcap.packets import decode
-from kcap.packets.frames import I32, NONE, Frames, LinkType, Owner
+from kcap.packets.frames import I32, NOBODY, NONE, Frames, LinkType, Owner
 from kcap.packets.identity import PacketIds
 from kcap.readers.live.bpf.btf import Btf
 from kcap.readers.live.bpf.order import ALIGNED, Records
@@ -88,7 +88,8 @@ class Sightings:
             How many packets they are, and their columns; what the source is, is for the caller.
         """
         frames, owners, codes = self.frames(records)
-        return len(frames), columns_of(frames, owners, codes, self._ids, self._containers)
+        found = columns_of(frames, owners, codes, self._ids, self._containers, others=NOBODY)
+        return len(frames), found
 
     def frames(self, records: Records) -> tuple[Frames, Owners, I32]:
         """Make frames of some records.
@@ -144,7 +145,13 @@ class Sightings:
 
 
 def columns_of(
-    frames: Frames, owners: Owners, codes: I32, ids: PacketIds, containers: Containers
+    frames: Frames,
+    owners: Owners,
+    codes: I32,
+    ids: PacketIds,
+    containers: Containers,
+    *,
+    others: Owner | None = None,
 ) -> dict[str, Column]:
     """The columns of packets whose processes are known.
 
@@ -154,14 +161,19 @@ def columns_of(
         codes: Which of them each packet has, `kcap.packets.frames.NONE` for none.
         ids: What gives the packets their ids.
         containers: Names the containers of processes.
+        others: What is said of packets that have none of them; None where it is not known whose
+            they are.
 
     Returns:
         Columns by name; what the source is, is for the caller.
     """
     if not len(frames):
         return {}
-    told = replace(frames, owner=codes, owners=[_owner(one) for one in owners])
-    found = decode.columns(told, ids)
+    told, of = [_owner(one) for one in owners], codes
+    if others is not None:
+        of = np.where(codes == NONE, len(told), codes).astype(np.int32)
+        told.append(others)
+    found = decode.columns(replace(frames, owner=of, owners=told), ids)
     for name in _NAMESPACES:
         values = np.append(owners[name].astype(np.int64), 0)[codes]
         rows = np.flatnonzero(values).astype(np.int32)
