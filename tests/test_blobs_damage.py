@@ -14,6 +14,8 @@ import pytest
 import zstandard
 from blob_support import BLOCK, blocks_of, written
 from forge import Part
+from hypothesis import given
+from hypothesis import strategies as st
 from support import FILE_ID, capture, make_events, opened, read, rows_of
 
 from kcap import limits
@@ -339,6 +341,38 @@ def test_a_manifest_that_lies_is_refused(name: str) -> None:
         reader = opened(data, pipe=pipe)
         assert list(reader.manifests()) == MANIFESTS[1:]
         assert len(reader.blobs.losses) == 1
+
+
+ANY_RANGE = st.tuples(
+    st.sampled_from([0, 1, 5, 1 << 20, (1 << 20) + 1, 1 << 43, (1 << 43) + 1, 1 << 63]),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.sampled_from([H, Z]),
+)
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from([(5, 0, 0, H), (7, 1, 0, Z), (9, 2, 0, Z)]), ANY_RANGE)),
+    st.sampled_from([0, 0, 0, 1]),
+    st.booleans(),
+    st.sampled_from([[], ["a"], ["a", "b"]]),
+)
+def test_few_ranges_are_checked_as_many_are(
+    ranges: list[tuple[int, int, int, bytes]], more: int, hashed: bool, reasons: list[str]
+) -> None:
+    """By two ways that say the same: a range at a time, and by numpy."""
+    size = sum(one[0] for one in ranges) + more
+    sha256 = "00" * 32 if hashed else None
+    payload = manifest_payload(ranges, size=size, sha256=sha256, reasons=reasons)
+    said = []
+    for few in (0, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(blobs, "_FEW", few)
+            try:
+                said.append(repr(Manifest.unpack(payload)))
+            except KcapError as e:
+                said.append(repr(e))
+    assert said[0] == said[1]
 
 
 def test_manifests_that_are_good_are_taken() -> None:
