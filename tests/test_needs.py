@@ -224,3 +224,73 @@ def test_events_of_rules() -> None:
 
 def _rule(condition: Filter) -> Rule:
     return Rule(About(id="R", name="R"), (Selector("condition", condition),))
+
+
+# artifacts
+
+
+ANY = "rule every { condition: true }"
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights, whoever runs the test."""
+    from kcap.guard import rights
+
+    monkeypatch.setattr(rights, "privileged", lambda: True)
+
+
+def looking(folder: Path, text: str = ANY) -> ruleset.Chosen:
+    """YARA rules."""
+    pytest.importorskip("yara_x")
+    (folder / "a.yar").write_text(text)
+    found = ruleset.selected((), yara=[str(folder / "a.yar")])
+    assert not found.problems
+    return found
+
+
+@pytest.mark.usefixtures("root")
+def test_rules_that_look_at_artifacts_get_executed_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the event that each belongs to; rules that look at none get none."""
+    asked = options(wanted=("openat",))
+    found = needs.artifacts(looking(tmp_path), None, asked)
+    assert found is not None
+    assert (found.wanted.exec is not None, found.wanted.network, found.folder) == (True, None, None)
+    assert "sched_process_exec" in asked["wanted"]
+    assert "the rules: --artifacts exec" in capsys.readouterr().err
+    plain = rules(tmp_path, EXECUTED)
+    asked = options()
+    assert needs.artifacts(plain, None, asked) is None
+    assert needs.artifacts(None, None, asked) is None
+    assert (asked["wanted"], capsys.readouterr().err) == ((), "")
+
+
+@pytest.mark.usefixtures("root")
+def test_rules_whose_fields_artifacts_answer_get_them(tmp_path: Path) -> None:
+    """``pe.*`` only where the option says that artifacts answer it."""
+    pe = rules(tmp_path, "pe.is_exec = true")
+    assert needs.artifacts(pe, None, options()) is None
+    pe.binaries = True
+    assert needs.artifacts(pe, None, options()) is not None
+    assert needs.artifacts(rules(tmp_path, "is_minidump(file.path)"), None, options()) is not None
+
+
+@pytest.mark.usefixtures("root")
+def test_what_a_user_asks_for_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kcap.readers.live.artifacts import spelling
+    from kcap.tools.artifact_options import Asked
+
+    own = Asked(spelling.read(("mem",)).wanted)
+    assert needs.artifacts(looking(tmp_path), own, options()) is own
+    assert capsys.readouterr().err == ""
+
+
+def test_where_artifacts_can_t_be_kept_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = options()
+    asked["source"] = "proc"
+    assert needs.artifacts(looking(tmp_path), None, asked) is None
+    assert "not recorded: --artifacts exec (yara:every)" in capsys.readouterr().err

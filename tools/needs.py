@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from kcap.errors import KcapError
 from kcap.tools import logs, ruleset
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from kcap.filter import Filter
     from kcap.filter.leaf import Leaf
     from kcap.readers.live.selection import Environment, Selection
+    from kcap.tools.artifact_options import Asked
     from kcap.tools.live_select import SelectOptions
 
 _NAMED: Final = 3
@@ -28,6 +30,9 @@ _OPENED: Final = frozenset({"arg_pathname", "arg_flags", "fd_name"})
 
 _HOOKS: Final = "hooked_syscalls"
 """The event that a kernel tells nothing of where it hides its symbols."""
+
+_EXEC: Final = "exec"
+"""The artifacts that rules look at unless more is asked for."""
 
 _OPENS: Final = ("open", "openat", "openat2")
 
@@ -121,6 +126,52 @@ def turn_on(options: SelectOptions, rules: ruleset.Chosen | None) -> Needs | Non
     if turned:
         logs.tell(f"kcap: the rules: {' '.join(turned)}")
     return needed
+
+
+def artifacts(
+    rules: ruleset.Chosen | None, asked: Asked | None, options: SelectOptions
+) -> Asked | None:
+    """Let executed files be kept where rules look at artifacts, and say so on standard error.
+
+    What a user asks for decides. Where artifacts can't be kept at all, that is said, too.
+
+    Args:
+        rules: The rules, None for none.
+        asked: The artifacts that the user asks for, None for none.
+        options: The verb's options; which events there are changes.
+
+    Returns:
+        What is to be kept; None for nothing.
+    """
+    names = [] if rules is None or asked is not None else _looking(rules)
+    if not names:
+        return asked
+    from kcap.readers.live.artifacts import spelling
+    from kcap.tools import artifact_options, companions
+
+    made = artifact_options.Asked(spelling.read((_EXEC,)).wanted, text=_EXEC)
+    try:
+        companions.check(options["source"], made)
+    except KcapError as e:
+        what = f"--artifacts {_EXEC} ({_rules(names)})"
+        logs.tell(f"kcap: the rules: not recorded: {what}: {e.what}", level="warning")
+        return None
+    logs.tell(f"kcap: the rules: --artifacts {_EXEC}")
+    artifact_options.turn_on(options, made)
+    return made
+
+
+def _looking(rules: ruleset.Chosen) -> list[str]:
+    """The rules that look at artifacts."""
+    from kcap.binaries import inspector
+
+    columns = inspector.COLUMNS if rules.binaries else inspector.ASKED
+    return [
+        rule.about.id
+        for rule in rules.rules
+        if rule.contents is not None
+        or any(not columns.isdisjoint(each.columns) for each in _filters(rule))
+    ]
 
 
 def tell_lacking(needed: Needs | None, selection: Selection) -> None:

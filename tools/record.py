@@ -32,7 +32,6 @@ from kcap.tools.cli import Verb
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
-    from kcap.readers.live.selection import Selection
     from kcap.tools.recording import Place
 
 
@@ -147,8 +146,9 @@ def command(
     is held; another signal lets a file that is being written go on, or begins the next.
 
     With --rules or --signatures the events that these rules need are recorded, too, with --env,
-    --stack and --opens as they need them: both is said on standard error, and what of it can't be
-    had. Alerts go to each --sink; with --ring and --on-alert one writes what is held.
+    --stack and --opens as they need them, and --artifacts exec where they look at artifacts: all is
+    said on standard error, and what of it can't be had. Alerts go to each --sink; with --ring and
+    --on-alert one writes what is held.
 
     With --artifacts the files, streams, memory and programs behind the events are kept, too, in the
     capture: 'kcap artifacts' lists them and takes them out. Packets are events of their own. Needs
@@ -188,7 +188,11 @@ def _record(
 
     asked, on_alert = _alerting(ctx, options)
     companions.check(options["source"], artifacts)
-    selection = _selection(options, asked.rules, where, artifacts)
+    needed = needs.turn_on(options, asked.rules)
+    artifact_options.turn_on(options, artifacts)
+    artifacts = needs.artifacts(asked.rules, artifacts, options)
+    selection = live_select.chosen(options, where)
+    needs.tell_lacking(needed, selection)
     told = _told(options, where, artifacts)
     if not (asked.sinks or on_alert):
         asked = replace(asked, rules=None)  # nobody would get their alerts
@@ -236,20 +240,6 @@ def _alerting(
     if asked.rules is None:
         raise click.UsageError("--on-alert any: of which rules? Give --rules or --signatures")
     return asked, alerting.triggers(named, asked.rules)
-
-
-def _selection(
-    options: _RecordOptions,
-    rules: ruleset.Chosen | None,
-    where: Filter | None,
-    artifacts: artifact_options.Asked | None,
-) -> Selection:
-    """What is recorded, with what rules and artifacts need; what rules will lack is told."""
-    needed = needs.turn_on(options, rules)
-    artifact_options.turn_on(options, artifacts)
-    selection = live_select.chosen(options, where)
-    needs.tell_lacking(needed, selection)
-    return selection
 
 
 def _told(

@@ -13,6 +13,7 @@ from kcap.tools import (
     apart,
     attend,
     common,
+    companions,
     forms,
     live,
     live_select,
@@ -26,12 +27,13 @@ from kcap.tools.cli import Verb
 from kcap.tools.play import Options, opened_output, playing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from kcap.model.stream import LiveSource
     from kcap.readers.live.guard.channel import Channel
     from kcap.readers.live.selection import Selection
     from kcap.replay.pipeline import Summary
+    from kcap.tools import artifact_options
 
 _INTERVAL_S: Final = 0.1
 """Seconds that an event waits for others at most: what a reader takes for at once."""
@@ -93,7 +95,8 @@ def command(
     in the kernel's buffer, those for which it has no room are counted, and make the exit code 3.
 
     With --rules or --signatures alerts are printed, and events where -o or --format ask for them.
-    The events that the rules need are recorded, too, unless --events says which.
+    The events that the rules need are recorded, too, unless --events says which; so are executed
+    files, where rules look at artifacts.
     """
     from kcap.readers.live.tracking import Selected
 
@@ -112,6 +115,7 @@ def command(
         ctx, options, options["filaments"], options["filament_path"], rules=options
     )
     needed = needs.turn_on(options, asked.rules)
+    artifacts = needs.artifacts(asked.rules, None, options)
     with (
         live.undoing(),
         opened_output(form, options) as out,
@@ -125,14 +129,14 @@ def command(
             user=options["user"],
         ) as also,
         contextlib.closing(
-            _source(options, selection := _selection(options, also, needed), also)
+            _source(options, selection := _selection(options, also, needed), also, artifacts)
         ) as source,
         live.stopping(source, twice=True),
     ):
         around = partial(Selected.around, selection)
         play = partial(playing, source, form, options, out, view=view, outlets=also, around=around)
         out.stream.flush()
-        code = _run(ctx, source, options, play, also)
+        code = _run(ctx, source, options, play, also, companions.PACKAGES if artifacts else ())
     ctx.exit(code)
 
 
@@ -142,6 +146,7 @@ def _run(
     options: _RunOptions,
     play: Callable[..., Callable[[], Summary]],
     also: outlets.Outlets,
+    packages: Collection[str],
 ) -> int:
     """Let the events come, and attend to that; the exit code."""
     from kcap.state import State
@@ -167,7 +172,7 @@ def _run(
         common.report_losses(summary.losses, source.info.file)
         return summary.exit_code
 
-    return apart.run(ctx, source, work, user=options["user"], helpers=also.pids)
+    return apart.run(ctx, source, work, user=options["user"], helpers=also.pids, packages=packages)
 
 
 def _selection(
@@ -178,9 +183,20 @@ def _selection(
     return selection
 
 
-def _source(options: _RunOptions, selection: Selection, also: outlets.Outlets) -> LiveSource:
+def _source(
+    options: _RunOptions,
+    selection: Selection,
+    also: outlets.Outlets,
+    artifacts: artifact_options.Asked | None,
+) -> LiveSource:
     interval_s = _INTERVAL_S if also.console or also.taps else _SENT_INTERVAL_S
-    return live.opened(options, interval_s=interval_s, selection=selection)
+    source = live.opened(
+        options,
+        interval_s=interval_s,
+        selection=selection,
+        accompanied=artifacts is not None,
+    )
+    return companions.accompanied(source, artifacts, "-")
 
 
 def _report(summary: Summary) -> None:
