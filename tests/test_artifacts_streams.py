@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kcap.model.artifact import Gap
 from kcap.readers.live.artifacts import pieces
+from kcap.readers.live.artifacts import stream as stream_module
 from kcap.readers.live.artifacts.kernel import OBJECT
 from kcap.readers.live.artifacts.stream import LOST
 from kcap.readers.live.artifacts.streams import NO_ROOM, REASONS, Finished, Streams
@@ -242,6 +244,51 @@ def test_memory_is_bounded() -> None:
     [one] = streams.rest()
     assert parts(one) == [bytes(400), (1200, NO_ROOM)]
     assert streams.held_bytes == 0
+
+
+def test_pieces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now copied, now passed by: beyond so many pieces all is missing, of the same length.
+
+    Without the bound, and without gaps in what is held, memory grows for as long as somebody does
+    that.
+    """
+    monkeypatch.setattr(stream_module, "PIECES_MAX", 100)
+    streams = Streams(TYPES, WANTED)
+    for start in range(0, 4000, 20):
+        streams.take(
+            block(
+                *(
+                    piece(b"x", offset=at)
+                    if at % 2
+                    else piece(offset=at, length=1, what=pieces.UNSEEN)
+                    for at in range(start, start + 20)
+                )
+            )
+        )
+        assert streams.held_bytes <= 100 * 129
+    streams.take(block(piece(b"", what=pieces.ENDED, offset=4000, total=4000)))
+    [one] = streams.finished(2 * S)
+    found = parts(one)
+    assert len(found) == 101
+    assert found[-1] == (3900, "in too many pieces")
+    assert streams.held_bytes == 0
+
+
+def test_gaps_take_memory_too() -> None:
+    """Gaps alone fill what there is for all streams, and no more."""
+    streams = Streams(TYPES, WANTED, memory_bytes=1000)
+    for at in range(0, 100, 2):
+        streams.take(
+            block(
+                piece(offset=at, length=1, what=pieces.UNSEEN),
+                piece(offset=at + 1, length=1, what=pieces.BEYOND),
+            )
+        )
+        assert streams.held_bytes <= 1000
+    [one] = streams.rest()
+    found = parts(one)
+    assert len(found) < 10
+    assert sum(length for length, _ in found) == 100  # type: ignore[misc]
 
 
 def test_a_cap_in_the_middle_of_a_piece() -> None:

@@ -13,6 +13,11 @@ from kcap.readers.live.artifacts.triggers import text
 
 LOST: Final = "the ring between kernel and recorder was full"
 _TYPES: Final = {0o01: "pipe", 0o02: "char", 0o06: "block", 0o10: "regular", 0o14: "socket"}
+SCATTERED: Final = "in too many pieces"
+PIECES_MAX: Final = 1 << 14
+"""Pieces of one stream, those that follow each other put together: who passes a byte now in this
+way, now in that, is not to fill our memory."""
+
 PROCESSES_MAX: Final = 64
 """Processes that are named with a stream."""
 
@@ -44,6 +49,13 @@ class Stream:
         self._cap_bytes = cap_bytes
         self._runs: list[tuple[int, bytes | Gap]] = []
         self._known = 0
+        self._unnamed = LOST
+        """Why there is nothing where no piece is."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it has as many pieces as it can."""
+        return len(self._runs) >= PIECES_MAX
 
     @property
     def complete(self) -> bool:
@@ -117,18 +129,39 @@ class Stream:
             self._known += len(content)
         return len(content), late
 
-    def miss(self, offset: int, length: int, reason: str) -> None:
+    def miss(self, offset: int, length: int, reason: str) -> int:
         """Add a gap.
 
         Args:
             offset: Where it begins in the stream.
             length: Its bytes.
             reason: Why.
+
+        Returns:
+            How many pieces it has more now.
         """
         late = min(max(self.base - offset, 0), length)
-        if length > late:
-            self._runs.append((offset + late, Gap(length - late, reason)))
-            self._known += length - late
+        if length <= late:
+            return 0
+        offset, length = offset + late, length - late
+        self._known += length
+        if self._runs:
+            start, last = self._runs[-1]
+            if isinstance(last, Gap) and last.reason == reason and start + last.length == offset:
+                self._runs[-1] = start, Gap(last.length + length, reason)
+                return 0
+        self._runs.append((offset, Gap(length, reason)))
+        return 1
+
+    def skip(self, length: int, reason: str) -> None:
+        """Have bytes somewhere of which no piece is remembered.
+
+        Args:
+            length: How many.
+            reason: Why.
+        """
+        self._known += length
+        self._unnamed = reason
 
     def ignore(self) -> int:
         """Keep nothing of it, now and later.
@@ -170,7 +203,7 @@ class Stream:
             if offset + length <= at:
                 continue
             if offset > at:
-                waiting, given = _joined(waiting, Gap(offset - at, LOST))
+                waiting, given = _joined(waiting, Gap(offset - at, self._unnamed))
                 yield from given
             begin = max(at - offset, 0)
             at = offset + length
@@ -183,7 +216,7 @@ class Stream:
                 waiting = None
             yield part[begin:]
         if at < self.total:
-            waiting, given = _joined(waiting, Gap(self.total - at, LOST))
+            waiting, given = _joined(waiting, Gap(self.total - at, self._unnamed))
             yield from given
         if waiting is not None:
             yield waiting

@@ -20,7 +20,7 @@ from kcap.model.artifact import Artifact, Parts
 from kcap.model.tracee_names import user_device
 from kcap.readers.live.artifacts import pieces, programs
 from kcap.readers.live.artifacts.pieces import Layouts, Pieces
-from kcap.readers.live.artifacts.stream import Stream
+from kcap.readers.live.artifacts.stream import SCATTERED, Stream
 from kcap.readers.live.artifacts.triggers import text
 from kcap.readers.live.artifacts.wanted import ELF, REGULAR, Caps, FileFilter, Wanted
 from kcap.readers.live.bpf import paths
@@ -211,7 +211,7 @@ class Streams:
             stream = self._begin(name, base)
         for pid in stream.see(heads):
             self._of_pid.setdefault(pid, set()).add(name)
-        for first, last in _spans(heads):
+        for first, last in [] if self._skipped(stream, heads) else _spans(heads):
             self._put(stream, found, rows[first:last], heads[first:last])
         opened = heads["what"] == pieces.OPENED
         if opened.any():
@@ -224,6 +224,15 @@ class Streams:
             if twin is not None:
                 self._open[twin].ended = True
 
+    def _skipped(self, stream: Stream, heads: npt.NDArray[np.void]) -> bool:
+        """Pass pieces over, all at once, where a stream has too many."""
+        if not stream.crowded:
+            return False
+        counted = np.isin(heads["what"], (pieces.DATA, *REASONS))
+        stream.skip(int(heads["length"][counted].sum(dtype=np.int64)), SCATTERED)
+        stream.ended |= bool((heads["what"] == pieces.DONE).any())
+        return True
+
     def _put(
         self,
         stream: Stream,
@@ -234,14 +243,21 @@ class Streams:
         """Add pieces that follow each other and are alike."""
         what, offset = int(heads["what"][0]), int(heads["offset"][0])
         length = int(heads["length"].sum(dtype=np.int64))
-        if what in REASONS:
-            stream.miss(offset, length, REASONS[what])
+        if stream.crowded and (what in REASONS or what == pieces.DATA):
+            stream.skip(length, SCATTERED)
+        elif what in REASONS:
+            if self.held_bytes + _SMALL > self._memory_bytes:
+                stream.skip(length, NO_ROOM)
+                return
+            cost = _SMALL * stream.miss(offset, length, REASONS[what])
+            stream.cost += cost
+            self.held_bytes += cost
         elif what == pieces.DATA:
             cost = length + _SMALL
             if stream.ignored:
                 return
             if self.held_bytes + cost > self._memory_bytes:
-                stream.miss(offset, length, NO_ROOM)
+                stream.skip(length, NO_ROOM)
                 return
             taken, late = stream.put(offset, found.bytes_of(rows))
             self.late_bytes += late
