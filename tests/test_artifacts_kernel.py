@@ -317,8 +317,14 @@ libc.mmap(None, 4096, 5, 1, fd, 0)
     assert mapped.flags & triggers.UNLINKED
 
 
-def test_executions(tmp_path: Path) -> None:
-    """Each tells of its file; a device that is marked is not called unwatched."""
+def executed(seen: Seen) -> list[triggers.Trigger]:
+    """The executions by those that the first process started."""
+    return [each for each in seen.triggers if each.kind == triggers.EXEC and each.pid != seen.pid]
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_executions(tmp_path: Path, *, marked: bool) -> None:
+    """Each tells of its file; not where its device is marked, unless it has no name."""
     copied = tmp_path / "copy"
     shutil.copy("/bin/true", copied)
     script = f"""
@@ -334,24 +340,19 @@ os.write(fd, open("/bin/true", "rb").read())
 run(f"/proc/self/fd/{{fd}}")
 """
     there = copied.stat()
-    devices = {there.st_dev}
+    devices = {there.st_dev} if marked else set[int]()
     seen = keep(Wanted(exec=True), python(script), prepare=lambda kernel: kernel.mark(devices))
-    mine = [each for each in seen.triggers if each.kind == triggers.EXEC and each.pid != seen.pid]
-    [named, hidden] = mine
-    assert (named.dev, named.inode, named.size) == (there.st_dev, there.st_ino, there.st_size)
-    assert named.changed_ns == there.st_ctime_ns
-    assert named.path == os.fsencode(copied)
-    assert not named.unwatched
+    *named, hidden = executed(seen)
+    assert len(named) == (not marked)
+    for each in named:
+        assert (each.dev, each.inode, each.size) == (there.st_dev, there.st_ino, there.st_size)
+        assert each.changed_ns == there.st_ctime_ns
+        assert each.path == os.fsencode(copied)
+        assert each.unwatched
+        assert not each.flags & triggers.UNLINKED
     assert hidden.path == b"memfd:hidden"
     assert hidden.unwatched
     assert hidden.flags & triggers.UNLINKED
-
-
-def test_an_execution_on_a_device_that_nobody_marked() -> None:
-    """The control: unmarked, the same file is unwatched."""
-    seen = keep(Wanted(exec=True), ["sh", "-c", "/bin/true; true"])
-    assert seen.triggers
-    assert all(each.unwatched for each in seen.triggers)
 
 
 def test_new_mounts() -> None:

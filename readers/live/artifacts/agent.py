@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import select
 import socket
@@ -46,6 +47,9 @@ _MOUNTS_S: Final = 1.0
 _HIDDEN: Final = {errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ESTALE}
 _MOUNTED_PRI: Final = select.POLLPRI | select.POLLERR
 _SEND_S: Final = 2.0
+
+
+_kernel_device = functools.lru_cache(maxsize=256)(kernel_device)
 
 
 class Task(NamedTuple):
@@ -196,17 +200,22 @@ class FileReader:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(told)
             self._marker.look(now=not happened.keys().isdisjoint((told, self._marker.mounted)))
-            more = self._group in happened
-            for _ in range(_LOOK_EVERY):
-                if not (more and self._next()):
-                    break
+            if self._group in happened:
+                self._some(_LOOK_EVERY)
             self._shed()
             self._sender.flush()
             if self._task.finish in happened:
                 break
-        for _ in range(_backlog(self._group)):
-            if not self._next():
+        self._some(_backlog(self._group))
+
+    def _some(self, most: int) -> None:
+        """Look at files that wait."""
+        own = self._shared.own
+        for _ in range(most):
+            if not self._next(own):
                 break
+        # Not after each of them: taking the next one is a sign of life, too.
+        self._shared.at(self._role, IDLE)
 
     def _shed(self) -> None:
         """Let go of files where there are more than can be read."""
@@ -217,6 +226,7 @@ class FileReader:
                 if event is None:
                     break
                 os.close(event[1])
+            self._shared.at(self._role, IDLE)
             self._sender.lost("files that were executed or closed while too many waited", beyond)
 
     def _event(self) -> tuple[int, int, int] | None:
@@ -227,7 +237,6 @@ class FileReader:
                 # One at a time: who is killed must not have others in hand.
                 told = os.read(self._group, marks.EVENT.size)
             except BlockingIOError:
-                self._shared.at(self._role, IDLE)
                 return None
             except OSError as e:
                 # The kernel could not open it for us: a server that refuses, a file that is gone.
@@ -242,19 +251,18 @@ class FileReader:
             self._shared.count(self._role, events=1)
             return mask, file, pid
 
-    def _next(self) -> bool:
+    def _next(self, own: Collection[int]) -> bool:
         event = self._event()
         if event is None:
             return False
         mask, file, pid = event
         try:
-            if pid not in self._shared.own:
+            if pid not in own:
                 self._look_at(mask, file, pid)
         except OSError as e:
             self._sender.lost(f"files that could not be read: {e.strerror}")
         finally:
             os.close(file)
-            self._shared.at(self._role, IDLE)
         return True
 
     def _look_at(self, mask: int, file: int, pid: int) -> None:
@@ -345,7 +353,7 @@ class Keeper:
 
     def _note(self, about: os.stat_result, pid: int, sha256: str | None) -> None:
         told = b"" if sha256 is None else bytes.fromhex(sha256)
-        dev = kernel_device(about.st_dev)
+        dev = _kernel_device(about.st_dev)
         known = protocol.NO_HASH if sha256 is None else protocol.HASHED
         times = (about.st_ctime_ns, about.st_mtime_ns)
         note = HashNote(pid, known, dev, about.st_ino, *times, told.ljust(32, b"\0"))

@@ -640,6 +640,8 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     u32 dev = t->dev;
     if (!bpf_map_lookup_elem(&marked, &dev))
         t->flags |= KCAP_UNWATCHED;
+    if (!t->flags) /* who watches the device has it */
+        return 0;
     t->fd = NOWHERE;
     put_path(s, 2, word(file, o_file__f_path__dentry), word(file, o_file__f_path__mnt));
     tell(s, t);

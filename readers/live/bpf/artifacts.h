@@ -29,7 +29,7 @@ struct kcap_trigger {
 };
 
 enum kcap_trigger_kind {
-    KCAP_ON_EXEC = 1, /* a file was executed */
+    KCAP_ON_EXEC = 1, /* a file without a name, or of a device not `marked`, was executed */
     KCAP_ON_MEMORY,   /* memory became executable */
     KCAP_ON_FILE,     /* a module was loaded from a file: finit_module */
     KCAP_ON_IMAGE,    /* a module was loaded from memory: init_module; its content follows */
