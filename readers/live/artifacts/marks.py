@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import struct
@@ -48,6 +49,7 @@ _REMOTE: Final = frozenset({
     "9p", "afs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs",
     "nfs4", "ocfs2", "orangefs", "smb3", "smbfs", "virtiofs", "vboxsf",
 })  # fmt: skip
+_NS_GET_USERNS: Final = 0xB701
 _MOUNT_BYTES: Final = 8 << 20
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 
@@ -61,11 +63,15 @@ class Mount(NamedTuple):
     point: bytes
     """A path below the root of the process."""
     pid: int
+    users: bool = False
+    """Only in namespaces that somebody without rights may have made: an overlay there may lie on
+    a server of his."""
 
     @property
     def remote(self) -> bool:
         """Whether somebody else answers for it, who may not."""
-        return self.kind in _REMOTE or self.kind.partition(".")[0] in {"fuse", "fuseblk"}
+        fuse = self.kind.partition(".")[0] in {"fuse", "fuseblk"}
+        return self.users or fuse or self.kind in _REMOTE
 
 
 def group() -> int:
@@ -156,28 +162,60 @@ def _below(root: int, path: bytes) -> int:
 
 
 class Namespaces:
-    """The mount namespaces of the processes there are, each told once until it changes."""
+    """The mount namespaces of the processes there are."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, int] = {}
+        self._ours = _inode("/proc/self/ns/user")
 
     def mounts(self) -> Iterator[Mount]:
         """What is mounted, anywhere.
 
         Yields:
-            The mounts of each namespace, by one of its processes.
+            The mounts of each namespace, by one of its processes; those of users' own namespaces,
+            which belong to other user namespaces than ours, come last.
         """
         found: dict[int, int] = {}
         pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208
         for pid in pids:
-            try:
-                number = os.stat(f"/proc/{pid}/ns/mnt").st_ino  # noqa: PTH116
-            except OSError:
-                continue
-            if number not in found:
+            number = _inode(f"/proc/{pid}/ns/mnt")
+            if number is not None and number not in found:
                 found[number] = pid
+        known, others = set[int](), []
         for pid in found.values():
-            yield from mounts(pid)
+            if self._is_users(pid):
+                others.append(pid)
+                continue
+            for mount in mounts(pid):
+                known.add(mount.dev)
+                yield mount
+        for pid in others:
+            for mount in mounts(pid):
+                yield mount._replace(users=mount.dev not in known)
+
+    def _is_users(self, pid: int) -> bool:
+        """Whether a process sees what somebody else than this host's root has mounted."""
+        try:
+            namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False  # it has ended, and nothing is found there
+        try:
+            owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
+        except OSError:
+            return False
+        finally:
+            os.close(namespace)
+        try:
+            return os.fstat(owner).st_ino != self._ours
+        finally:
+            os.close(owner)
+
+
+def _inode(path: str) -> int | None:
+    """What numbers a namespace; None where there is none."""
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116
+    except OSError:
+        return None
 
 
 def mounts(pid: int) -> Iterator[Mount]:

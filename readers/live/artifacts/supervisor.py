@@ -38,6 +38,9 @@ ORPHAN_S: Final = 30.0
 STUCK_MAX: Final = 8
 """Readers of one kind that were killed and do not end, from which on no more are started."""
 
+CAREFUL_FROM: Final = 2
+"""Readers of moments that hang, from which on the next opens only what can't make it wait."""
+
 _LOOK_MS: Final = 100
 _IGNORED: Final = (
     signal.SIGINT,
@@ -180,7 +183,8 @@ class _Supervisor:
         task, sender = self._task, Sender(self._task.end, self._shared, role)
         reader: FileReader | MomentReader | MemoryReader
         if role == protocol.MOMENTS:
-            reader = MomentReader(task, sender)
+            hung = sum(1 for each in self._stuck.values() if each == role)
+            reader = MomentReader(task, sender, careful=hung > CAREFUL_FROM)
         elif role == protocol.MEMORY:
             reader = MemoryReader(task, sender, stalled)
         else:
@@ -226,6 +230,9 @@ class _Supervisor:
             reason = f"{STUCK_MAX} readers of artifacts hang: nobody reads {what} any more"
             self._sender.lost(reason, kind="blind")
             self._sender.send(protocol.pack(protocol.DONE, {"role": role}))
+            if role < len(self._task.groups):
+                # What is told to nobody would fill the kernel's memory.
+                marks.flush(self._task.groups[role])
             return
         self._start(role, work)
         self._say()

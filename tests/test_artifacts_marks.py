@@ -1,0 +1,111 @@
+"""Whose a file system is: what users mount in namespaces of their own is read apart."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from kcap.readers.live.artifacts import agent_moments, marks, protocol, triggers
+
+if TYPE_CHECKING:
+    from kcap.readers.live.artifacts.agent import Keeper as Keeper_
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+_MOUNT = """
+set -e
+mkdir -p "$1/top"
+mount -t tmpfs none "$1/top"
+mkdir "$1/top/lower" "$1/top/upper" "$1/top/work" "$1/top/both"
+mount -t overlay none -o "lowerdir=$1/top/lower,upperdir=$1/top/upper,workdir=$1/top/work" \
+    "$1/top/both"
+echo ready
+exec cat
+"""
+
+
+@contextmanager
+def _mounted(folder: Path, *flags: str) -> Iterator[int]:
+    """A process in a mount namespace with a tmpfs and an overlay of its own."""
+    folder.chmod(0o777)
+    args = ["unshare", *flags, "sh", "-c", _MOUNT, "sh", str(folder)]
+    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != b"ready\n":
+                pytest.skip("this kernel mounts no overlay in a user namespace")
+            yield process.pid
+        finally:
+            process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "users"), [(("-U", "-r", "-m"), True), (("-m",), False)], ids=["user", "root"]
+)
+def test_what_users_mount_is_read_apart(
+    tmp_path: Path, flags: tuple[str, ...], *, users: bool
+) -> None:
+    """An overlay of a user may lie on a server of his; one of a container engine may not.
+
+    What a user's namespace has in common with ours stays with the reader of this host.
+    """
+    with _mounted(tmp_path, *flags) as pid:
+        seen = list(marks.Namespaces().mounts())
+        own = {each.point: each for each in seen if each.point.startswith(bytes(tmp_path))}
+        assert {each.kind for each in own.values()} == {"tmpfs", "overlay"}
+        for mount in own.values():
+            assert mount.remote is users
+            assert mount.pid == pid
+        ours = {each.dev for each in marks.mounts(os.getpid())}
+        assert not any(each.users for each in seen if each.dev in ours)
+        known = [each.users for each in seen]
+        assert known.index(True) > known.index(False) if users else True
+
+
+def test_the_owner_of_a_namespace_that_is_gone() -> None:
+    """A process that has ended is nobody's."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        assert not marks.Namespaces()._is_users(process.pid)
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_careful_reader_opens_memory_alone(*, careful: bool) -> None:
+    """Where servers hold readers back, what may be on one is not opened; a memfd always is."""
+    opened: list[int] = []
+    unknown: list[int] = []
+
+    class Keeper:
+        def executed(self, _file: int, about: os.stat_result, *_: object) -> None:
+            opened.append(about.st_ino)
+
+        def unknown(self, _pid: int, _dev: int, inode: int, _ctime_ns: int) -> None:
+            unknown.append(inode)
+
+    reader = object.__new__(agent_moments.MomentReader)
+    reader._shared = protocol.Shared()
+    reader._keeper = cast("Keeper_", Keeper())
+    reader._only = agent_moments._memory_device() if careful else None
+    here = Path("/proc/self/exe").stat()
+    fields = dict.fromkeys(triggers.Trigger._fields, 0)
+    told = {"pid": os.getpid(), "dev": here.st_dev, "inode": here.st_ino, "process_name": "x"}
+    reader._executed(triggers.Trigger(**cast("dict[str, Any]", fields | told)))
+    assert (opened, unknown) == (([], [here.st_ino]) if careful else ([here.st_ino], []))
+
+    memory = os.memfd_create("test")
+    with open("/bin/sleep", "rb") as file:  # noqa: PTH123
+        os.write(memory, file.read())
+    with subprocess.Popen([f"/proc/self/fd/{memory}", "60"], pass_fds=[memory]) as process:
+        about = os.fstat(memory)
+        told |= {"pid": process.pid, "dev": about.st_dev, "inode": about.st_ino}
+        reader._executed(triggers.Trigger(**cast("dict[str, Any]", fields | told)))
+        process.kill()
+    os.close(memory)
+    assert opened[-1] == about.st_ino
