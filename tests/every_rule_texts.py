@@ -12,8 +12,8 @@ rules:
     by: [ps.pid]
     ends-with-process: true
     steps:
-    - {condition: evt.name = 'openat', as: opened}
-    - evt.name = 'write'
+    - {condition: "evt.name in ('open', 'openat')", as: opened}
+    - evt.name in ('write', 'writev')
     - evt.name = 'close' and ps.name = $opened.ps.name
   output: "%1.ps.name %3.evt.name"
 - id: MANY
@@ -21,7 +21,7 @@ rules:
     type: event_count
     timespan: 5ms
     by: [ps.pid]
-    events: evt.name = 'write'
+    events: evt.name in ('write', 'writev')
     condition: {gte: 4}
 - id: FEW
   correlation:
@@ -31,10 +31,13 @@ rules:
     type: temporal_ordered
     timespan: 20ms
     by: [ps.name]
-    events: [evt.name = 'ptrace', evt.name = 'openat']
+    events: [evt.name = 'ptrace', "evt.name in ('open', 'openat')"]
 - id: ABSENT
   absence:
-    {event: evt.name = 'openat', follows: evt.name = 'close', within: 100us, by: ps.pid}
+    event: evt.name in ('open', 'openat')
+    follows: evt.name = 'close'
+    within: 100us
+    by: ps.pid
 - {id: LATER, condition: evt.name = 'alert' and args.rule = 'ABSENT'}
 """
 
@@ -45,7 +48,10 @@ from kcap.detect.python_rules import Signature
 class Writers(Signature):
     id = "WRITERS"
     name = "Processes that wrote, and what became of them"
-    selectors = {"write": "evt.name = 'write'", "exit": "evt.name = 'sched_process_exit'"}
+    selectors = {
+        "write": "evt.name in ('write', 'writev')",
+        "exit": "evt.name = 'sched_process_exit'",
+    }
 
     def __init__(self):
         self.writes = {}
@@ -77,8 +83,8 @@ condition: >
   sequence
   maxspan 50ms
   by ps.pid
-    |evt.name = 'openat'|
-    |evt.name = 'write'|
+    |evt.name in ('open', 'openat')|
+    |evt.name in ('write', 'writev')|
 output: "%1.ps.name wrote"
 min-engine-version: 3.0.0
 ---

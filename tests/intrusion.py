@@ -25,7 +25,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from live_support import recording  # noqa: E402
-from workload_support import Workloads  # noqa: E402
+from workload_support import SCENARIO  # noqa: E402
 
 from kcap.format.blobs import Manifest  # noqa: E402
 from kcap.format.reader import CaptureReader  # noqa: E402
@@ -56,6 +56,23 @@ def events(*options: str) -> str:
     return done.stdout.strip()
 
 
+def built(folder: Path) -> Path:
+    """The program, small enough to be an artifact: with musl (MIT), of Debian's musl-tools.
+
+    Args:
+        folder: Where it goes.
+
+    Returns:
+        Its path.
+    """
+    path = folder / "intrusion"
+    headers = ("-idirafter", "/usr/include", "-idirafter", "/usr/include/x86_64-linux-gnu")
+    source = SCENARIO / "intrusion.c"
+    options = ("-O1", "-s", "-static", "-pthread", *headers, "-o", path)
+    subprocess.run(["musl-gcc", *options, source], check=True)
+    return path
+
+
 def recorded(path: Path) -> None:
     """Record the intrusion, and whatever the recorder says of this host.
 
@@ -64,7 +81,7 @@ def recorded(path: Path) -> None:
     """
     FOLDER.mkdir()
     try:
-        program = Workloads(FOLDER).path("intrusion")
+        program = built(FOLDER)
         waiting = subprocess.Popen(
             [*WAITS, program, str(FOLDER)], stdin=subprocess.PIPE, cwd=FOLDER
         )

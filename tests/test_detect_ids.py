@@ -12,7 +12,7 @@ from cli_support import run, shell
 from determinism_child import cut_anew
 from every_rule import Alert, alerts_in, ids, printed
 
-PIDS = (15921, 15922, 15923, 15926, 15927, 15937)
+PIDS = (22677, 22678, 22679, 22682, 22683, 22694)
 """Some of the processes of the intrusion."""
 
 
@@ -35,7 +35,7 @@ def of_rules(alerts: list[Alert], names: set[str]) -> list[str]:
 
 def test_no_two_alerts_have_one_id(whole: list[Alert]) -> None:
     """Else comparing ids would say little."""
-    assert len(set(ids(whole))) == len(whole) > 150
+    assert len(set(ids(whole))) == len(whole) > 100
 
 
 @pytest.mark.long
@@ -56,7 +56,7 @@ def test_ids_are_the_same_in_a_filtered_copy(
 ) -> None:
     """Where the events behind alerts are kept; without them there are none."""
     copy = tmp_path / "copy.kcap"
-    kept = "evt.name not in ('write', 'mount', 'sched_process_exit')"
+    kept = "evt.name not in ('write', 'writev', 'mount', 'sched_process_exit')"
     printed("replay", intrusion, "--format", "kcap", "-w", kept, "-o", copy)
     found = detected(copy, *words)
 

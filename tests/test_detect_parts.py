@@ -20,7 +20,7 @@ from test_resume import killed, place
 from kcap.replay import passing
 from kcap.tools import ruleset
 
-ROWS = 188
+ROWS = 152
 """Events of the intrusion."""
 
 COUNTING = '''"""Says what it was told, every tenth event and at the end."""

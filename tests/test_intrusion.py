@@ -29,12 +29,12 @@ ASKED: Final = [f"TRC-{number}" for number in (1, 2, 3, 4, 5, 7, 9, 10, 12, 14)]
 IN_CONTAINERS: Final = {"TRC-9", "TRC-11", "TRC-13", "TRC-14"}
 
 ALERTS: Final = """\
-TRC-1 intrusion map[fd:0 ip:127.0.0.1 port:43715]
-TRC-1 intrusion map[fd:1 ip:127.0.0.1 port:43715]
+TRC-1 intrusion map[fd:0 ip:127.0.0.1 port:55745]
+TRC-1 intrusion map[fd:1 ip:127.0.0.1 port:55745]
 TRC-2 intrusion map[]
 TRC-3 intrusion map[]
 TRC-3 intrusion map[]
-TRC-3 intrusion map[file flags:O_WRONLY|O_LARGEFILE file path:/proc/21700/mem]
+TRC-3 intrusion map[file flags:O_WRONLY|O_LARGEFILE file path:/proc/22680/mem]
 TRC-4 intrusion map[]
 TRC-5 memfd:payload map[]
 TRC-6 intrusion map[]
@@ -179,16 +179,24 @@ def test_later_signatures() -> None:
 
 
 def test_artifacts_of_its_own() -> None:
-    """What it wrote and loaded is there, each with its event; no program of the host's is."""
+    """What it ran, wrote, loaded and unpacked is there, each with its event, nothing else is."""
+    size = 71_320
     done = run("artifacts", "list", "--json", PATH)
     listed = [json.loads(line) for line in done.stdout.splitlines()]
 
     assert sorted((one["kind"], one["path"], one["size"]) for one in listed if one["path"]) == [
-        ("module", "/tmp/intrusion/rootkit.ko", 14),
+        ("exec", "/app", size),
+        ("exec", "/memfd:payload", size),
+        ("exec", "/tmp/intrusion/intrusion", size),
+        ("exec", "/tmp/intrusion/nginx", size),
+                ("module", "/tmp/intrusion/rootkit.ko", 14),
         ("write", "/tmp/intrusion/dropped", 64),
         ("write", "/tmp/intrusion/group/release_agent", 5),
+        ("write", "/tmp/intrusion/nginx", size),
         ("write", "/tmp/intrusion/rootkit.ko", 14),
     ]
+    assert [one["kind"] for one in listed if not one["path"]] == ["mem", "module"]
+    assert len({one["sha256"] for one in listed if one["size"] == size}) == 1
     ords = {
         json.loads(row)["ord"] for row in run("cat", "--format", "jsonl", PATH).stdout.splitlines()
     }
@@ -211,7 +219,7 @@ def test_nothing_of_the_host_it_ran_on() -> None:
     assert (host["host"], host["tables"]) == ("example", {})
     assert set(host["details"]) <= set(KEPT)
     rows = run("cat", "--format", "jsonl", PATH).stdout.splitlines()
-    assert len(rows) == 188
+    assert len(rows) == 152
     values = [json.loads(row) for row in rows]
     assert {row["host"] for row in values} == {"example"}
     assert {name for row in values for name in row.get("arg_env", ())} == {

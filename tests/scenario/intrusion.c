@@ -24,6 +24,8 @@
 #define CONTAINER "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00"
 #define API "10.96.0.1"
 
+#define A_WHILE 300000 /* us for which what is in memory alone runs: who wants to can look at it */
+
 static char *folder, *self;
 static char *none[] = {NULL};
 
@@ -133,6 +135,7 @@ static void unpacked_code(void)
 #ifdef __x86_64__
     must(((int (*)(void))at)() == 42 ? 0 : -1, "unpacked");
 #endif
+    usleep(A_WHILE);
 }
 
 static void without_a_file(void)
@@ -339,10 +342,13 @@ int main(int argc, char **argv)
     char *shell[] = {"sh", "-c", "true", NULL}, path[4096] = {0};
     if (argc != 2)
         return 2;
-    if (!strcmp(argv[1], "--nothing"))
+    if (!strcmp(argv[1], "--nothing")) {
+        usleep(A_WHILE);
         return 0;
+    }
     if (!strcmp(argv[1], "--api")) {
         calls_api();
+        usleep(A_WHILE);
         return 0;
     }
     if (!strcmp(argv[1], "--shell")) {
