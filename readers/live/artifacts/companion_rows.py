@@ -114,7 +114,8 @@ class Table:
         """
         if not len(rows):
             return
-        taken = batch.take(rows.astype(np.int32)).select((*_FIELDS, *self._names)).compact()
+        kept = batch.select((*_FIELDS, *self._names))
+        taken = kept.take(rows.astype(np.int32)).compact()
         added = Batch(taken.rows, taken.columns)
         self._rows += len(rows)
         # Each part is to be more than twice the next one, or a look would go through thousands.
