@@ -262,7 +262,9 @@ class Packets:
         if owners.full:
             self.unread.append(f"whose packets those beyond {KEYS_MAX:,} are")
         if self._alone and len(self._infos) > 1:
-            yield from self._with_unowned(owners)
+            with contextlib.ExitStack() as stack:
+                for batch in self._with_unowned(stack).batches():
+                    yield _told(batch, owners) if batch.rows else batch
             return
         several = len(self._infos) > 1
         for parts in self._infos:
@@ -278,17 +280,15 @@ class Packets:
                     yield _told(made, owners) if made.rows else made
             self._seen += fresh
 
-    def _with_unowned(self, owners: Owners) -> Iterator[Batch]:
+    def _with_unowned(self, stack: contextlib.ExitStack) -> Source:
         """The packets of all, and in their order those that nobody owns."""
-        with contextlib.ExitStack() as stack:
-            sources: list[Source] = []
-            for parts in self._infos:
-                source = self._opened(parts)
-                if source is not None:
-                    stack.enter_context(contextlib.closing(source))
-                    sources.append(_Nobodys(source) if parts in self._unowned else source)
-            for batch in Merged(sources, State()).batches():
-                yield _told(batch, owners) if batch.rows else batch
+        sources: list[Source] = []
+        for parts in self._infos:
+            source = self._opened(parts)
+            if source is not None:
+                stack.enter_context(contextlib.closing(source))
+                sources.append(_Nobodys(source) if parts in self._unowned else source)
+        return Merged(sources, State())
 
     def _unseen(self, batch: Batch, fresh: list[U64]) -> Batch:
         """The packets that no other file had before; one file may well have two that are equal."""

@@ -420,7 +420,7 @@ def test_no_artifacts_are_no_error(tmp_path: Path) -> None:
 
 
 def test_the_specification_has_the_table_of_the_code() -> None:
-    """And `kcap docs artifacts` prints it."""
+    """Of details, as clause 9.7 has it; and `kcap docs artifacts` prints it."""
     text = (Path(__file__).parent.parent / "spec/kcap.md").read_text("utf-8")
     rows = re.findall(
         r"^\| `(\w+)` \| (.+) \|$", text.split("\n9.7 ")[1].split("\n## ")[0], re.MULTILINE

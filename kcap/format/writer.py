@@ -29,28 +29,20 @@ from kcap.model.batch import Batch, without_state
 from kcap.model.side import Heartbeat, Loss, Side, Snapshot, SourceInfo
 
 TAIL_ROWS: Final = 2048
-"""New rows from which `CaptureWriter.commit` closes the chunk: a TAIL of them takes as much time
-and makes the file larger (docs/decisions.md)."""
+"""New rows from which `commit` closes the chunk: a TAIL takes as much time, more room."""
 
 _TAILS_BYTES: Final = limits.CHUNK_BYTES // 2
-"""Size of the TAILs for one chunk. Together their rows may take up to twice what they took one by
-one, as codes get wider and columns sparse; so one chunk can always hold them."""
+"""Size of the TAILs for one chunk: together their rows may take twice what they took one by one."""
 
-CHECKPOINT_CHUNKS: Final = 64
-CHECKPOINT_BYTES: Final = 16 << 20
+CHECKPOINT_CHUNKS, CHECKPOINT_BYTES = 64, 16 << 20
 """Chunks, or bytes, after which a CHECKPOINT says what is new."""
 
 BLOOM_SHARE: Final = 40
 """A chunk's bloom filter takes at most this part of it: 1/40."""
 
-_LOSSES_A_RECORD: Final = 150
-"""So that a LOSS record stays below 1 MiB."""
-
-_SPARE_BYTES: Final = 8 << 10
-"""Room for a heartbeat or two beside what the end needs."""
-
-_WAITING_BYTES: Final = 32
-"""What an event that waits for its chunk is taken to cost in the file."""
+_LOSSES_A_RECORD: Final = 150  # so that a LOSS record stays below 1 MiB
+_SPARE_BYTES: Final = 8 << 10  # room for a heartbeat or two beside what the end needs
+_WAITING_BYTES: Final = 32  # what an event that waits for its chunk is taken to cost
 
 
 class CaptureWriter:
@@ -196,15 +188,14 @@ class CaptureWriter:
         """Write a blob as its bytes come; at most 1 MiB of them wait in memory.
 
         Args:
-            parts: Its bytes in any division, with a `Gap` for each range that has none.
+            parts: Its bytes in any division, a `Gap` for what has none.
             path: Where the artifact was.
             origin: With ``ord`` the event for which it is taken.
             ord: See ``origin``.
             details: Anything else worth keeping, as plain JSON values.
 
         Returns:
-            What is in the capture now; see `BlobStore.write`, and `BlobStore.begin` where events
-            are to be written in between.
+            What is in the capture now; `BlobStore.begin` lets events be written in between.
         """
         return self.blobs.write(parts, path=path, origin=origin, ord=ord, details=details)
 
@@ -455,9 +446,7 @@ class CaptureWriter:
             self._appender.flush()
 
     def _artifact(self, side: Artifact) -> None:
-        """Write an artifact as a blob."""
-        why = self.blobs.artifact(side)
-        if why is not None:
+        if (why := self.blobs.artifact(side)) is not None:
             self._leave_out(Loss("lost", None, f"an artifact ({side.kind}): {why}"))
 
     def _state(self, snapshot: Snapshot) -> None:
