@@ -335,6 +335,31 @@ def test_a_reader_that_is_killed_is_followed_by_another(
     assert any("ended" in reason for reason in found.reasons)
 
 
+def test_readers_that_are_all_killed_are_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recording goes on, ends as it should, and says that nobody read artifacts."""
+    companion: list[ArtifactsCompanion] = []
+    made = ArtifactsCompanion.prepare
+
+    def prepare(self: ArtifactsCompanion) -> None:
+        made(self)
+        companion.append(self)
+
+    monkeypatch.setattr(ArtifactsCompanion, "prepare", prepare)
+
+    def work() -> None:
+        os.kill(companion[0]._supervisor, 9)
+        time.sleep(1)
+        python(WRITE, tmp_path, 10)
+
+    found = record(Wanted(exec=True), work)
+
+    gone = "artifacts: the processes that read them are gone"
+    assert [loss.count for loss in found.losses if loss.reason == gone] == [1]
+    assert any(event["event"] == "sched_process_exec" for event in found.events.values())
+
+
 def test_what_passes_through_a_pipe() -> None:
     """The seed's line, exactly; the stream goes with a process that had it."""
     wanted = Wanted(read=FileFilter(types=frozenset({PIPE})))

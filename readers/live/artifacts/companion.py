@@ -110,6 +110,8 @@ class ArtifactsCompanion:
         self._marked: set[int] = set()
         self._unmarked: list[int] = []
         self._done: set[int] = set()
+        self._gone = False
+        """Nobody reads artifacts any more."""
         self._closed = False
 
     def _made(
@@ -220,10 +222,11 @@ class ArtifactsCompanion:
 
     def end(self) -> Iterator[Batch]:
         """See `Companion`."""
-        os.write(self._finish, b"\0")
+        with contextlib.suppress(BrokenPipeError):  # nobody is there any more
+            os.write(self._finish, b"\0")
         until_s = time.monotonic() + FINISH_S
         needed = self._needed()
-        while not needed <= self._done and time.monotonic() < until_s:
+        while not (needed <= self._done or self._gone) and time.monotonic() < until_s:
             select.select((self._end,), (), (), 0.05)
             self._drain()
             yield from self._given(last=False)
@@ -294,6 +297,10 @@ class ArtifactsCompanion:
                 )
             elif kind == protocol.DONE:
                 self._done.add(int(protocol.unpack(message)["role"]))
+        if not self._gone and _hung_up(self._end):
+            self._gone = True
+            reason = "artifacts: the processes that read them are gone"
+            self._sides.lost(reason, kind="blind")
 
     def _mark(self) -> None:
         """Tell the kernel's program what is watched now."""
@@ -310,7 +317,7 @@ class ArtifactsCompanion:
         while found.look(self._hashes, self._watched_ns):
             left_s = until_s - time.monotonic()
             expected = self._kernel is not None or not self._marked.isdisjoint(found.devices)
-            if left_s <= 0 or not expected:
+            if left_s <= 0 or not expected or self._gone:
                 break
             select.select((self._end,), (), (), left_s)
             self._drain()
@@ -350,6 +357,13 @@ def _scoped(setup: Setup | None) -> bool:
 
 def _told(kernel: ArtifactKernel) -> tuple[Any, Any]:
     return kernel.triggers, kernel.types
+
+
+def _hung_up(end: socket.socket) -> bool:
+    """Whether all who could send are gone."""
+    poll = select.poll()
+    poll.register(end, 0)
+    return any(told & select.POLLHUP for _, told in poll.poll(0))
 
 
 def _ended(pid: int) -> None:
