@@ -47,8 +47,6 @@ _MOUNTS_S: Final = 1.0
 _HIDDEN: Final = {errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ESTALE}
 _MOUNTED_PRI: Final = select.POLLPRI | select.POLLERR
 _SEND_S: Final = 2.0
-
-
 _kernel_device = functools.lru_cache(maxsize=256)(kernel_device)
 
 
