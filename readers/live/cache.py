@@ -96,4 +96,7 @@ def _texts(value: object) -> int:
     """Bytes of the texts in a value."""
     if isinstance(value, str | bytes):
         return sys.getsizeof(value)
-    return sum(map(_texts, value)) if isinstance(value, tuple) else 0
+    if not isinstance(value, tuple):
+        return 0
+    # Most keys are numbers alone, and some tens of thousands are entered a second.
+    return sum([_texts(each) for each in value if type(each) is not int])

@@ -64,6 +64,8 @@ class Work(NamedTuple):
     unit: str
     command: list[str]
     watches: list[Watch]
+    folder: Path
+    """What it writes to; empty when it begins, as to overwrite a file is to wait for the disk."""
 
 
 class Watch(NamedTuple):
@@ -115,20 +117,17 @@ def events(folder: Path, where: str, columns: list[str]) -> list[dict[str, Any]]
 
 
 def executions(folder: Path, done: list[Fact]) -> Seen:
-    """Executions of the work's processes; with their hash, where any has one."""
+    """Executions of the work's processes; those with their hash, where any has one."""
     pids = {fact["child"] for fact in done}
     rows = events(folder, "evt.name = 'sched_process_exec'", ["pid", "arg_exe_sha256"])
     mine = [row for row in rows if row["pid"] in pids]
     hashed = [row for row in mine if row.get("arg_exe_sha256")]
-    return Seen(len(hashed or mine), lost(folder))
+    return Seen(len(hashed or mine), len(pids) - len(hashed or mine))
 
 
 def files(folder: Path, _: list[Fact]) -> Seen:
     """Artifacts that are the work's files, each with all its bytes."""
     mine = [each for each in artifacts(folder) if "/carried-" in (each["path"] or "")]
-    if not mine:
-        rows = events(folder, "evt.name = 'openat'", ["arg_pathname"])
-        return Seen(sum("/carried-" in (r.get("arg_pathname") or "") for r in rows), lost(folder))
     return Seen(sum(each["complete"] for each in mine), sum(not each["complete"] for each in mine))
 
 
@@ -197,7 +196,7 @@ def all_work(programs: Workloads, folder: Path, *, small: bool) -> list[Work]:
         _kcap("--artifacts exec", executions, "--artifacts", "exec"),
     ]
     written = [
-        _kcap("kcap record", files),
+        _kcap("kcap record", nothing),
         _kcap("--artifacts write", files, "--artifacts", "write"),
     ]
     passed = [
@@ -212,11 +211,35 @@ def all_work(programs: Workloads, folder: Path, *, small: bool) -> list[Work]:
         _tcpdump("tcpdump"),
     ]
     return [
-        Work(f"{count:,} executions, static", "", [burst, programs.child, str(count)], executed),
-        Work(f"{count:,} executions, /bin/true", "", [burst, "/bin/true", str(count)], executed),
-        Work(f"{count:,} written files", "", [carries, "files", str(folder), str(count)], written),
-        Work(f"{megabytes} MiB in a pipe", " MiB", [carries, "pipe", str(megabytes << 20)], passed),
-        Work(f"{datagrams:,} datagrams", "", [carries, "packets", str(datagrams)], seen),
+        Work(
+            f"{count:,} executions, static",
+            "",
+            [burst, programs.child, str(count)],
+            executed,
+            folder,
+        ),
+        Work(
+            f"{count:,} executions, /bin/true",
+            "",
+            [burst, "/bin/true", str(count)],
+            executed,
+            folder,
+        ),
+        Work(
+            f"{count:,} written files",
+            "",
+            [carries, "files", str(folder), str(count)],
+            written,
+            folder,
+        ),
+        Work(
+            f"{megabytes} MiB in a pipe",
+            " MiB",
+            [carries, "pipe", str(megabytes << 20)],
+            passed,
+            folder,
+        ),
+        Work(f"{datagrams:,} datagrams", "", [carries, "packets", str(datagrams)], seen, folder),
     ]
 
 
@@ -249,6 +272,8 @@ def turn(work: Work, watch: Watch | None) -> Cost:
     Returns:
         What it took.
     """
+    for written in work.folder.iterdir():
+        written.unlink()
     if watch is None:
         wall_s, work_s, _ = do(work)
         return Cost(wall_s, work_s, 0, 0, 0, 0)
@@ -265,8 +290,8 @@ def turn(work: Work, watch: Watch | None) -> Cost:
             if process.returncode is None:
                 process.kill()
                 process.wait()
-        written = sum(each.stat().st_size for each in folder.iterdir() if each.name != "err")
-        return Cost(wall_s, work_s, own_s, *watch.seen(folder, done), written)
+        size = sum(each.stat().st_size for each in folder.iterdir() if each.name != "err")
+        return Cost(wall_s, work_s, own_s, *watch.seen(folder, done), size)
 
 
 def _started(watch: Watch, folder: Path) -> subprocess.Popen[bytes]:
