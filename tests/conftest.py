@@ -40,7 +40,7 @@ OF_THE_HOST = (
     "test_audit_live", "test_baseline", "test_bundle", "test_cgroups", "test_cli", "test_control",
     "test_detect_live", "test_doctor", "test_durability", "test_field", "test_guard",
     "test_heartbeat", "test_outlets", "test_info_host", "test_live", "test_packaging", "test_probe",
-    "test_packets_live",
+    "test_packets_live", "test_packets_same",
     "test_prometheus", "test_readme",
     "test_record", "test_rotation_live", "test_run", "test_scenario", "test_self_defence",
     "test_signatures_live", "test_sinks_amqp", "test_sinks_journal", "test_sinks_syslog",

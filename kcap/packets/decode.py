@@ -8,6 +8,7 @@ IP the whole frame; ``link_type`` says which. What stood before layer 3 is in ``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -83,6 +84,11 @@ def columns(frames: Frames, ids: PacketIds) -> dict[str, Column]:
     if not count:
         return {}
     headers = parse(frames)
+    most = np.where(headers.version > 0, headers.skipped, 0) + limits.VALUE_BYTES
+    if (frames.captured > most).any():
+        # An argument holds no more: as if a snap length had cut it, so that copies are equal.
+        frames = replace(frames, captured=np.minimum(frames.captured, most).astype(np.int32))
+        headers = parse(frames)
     found = {
         "event": constant(TypeClass.STR, EVENT, count),
         "category": constant(TypeClass.STR, "network", count),
@@ -124,10 +130,8 @@ def _frame(found: dict[str, Column], frames: Frames, headers: Headers) -> None:
     _put(found, naming.argument("length"), np.maximum(frames.length - skipped, captured))
     link = np.where(is_ip, int(LinkType.RAW), frames.link_type.astype(np.int64))
     _put(found, naming.argument("link_type"), link)
-    kept = np.minimum(captured, limits.VALUE_BYTES)
     data = naming.column_name(naming.argument("data"), TypeClass.BIN, TypeClass.I64)
-    found[data] = Column(TypeClass.BIN, dictionary(pieces(frames.data, headers.start, kept)))
-    _put(found, f"{data}__{naming.SIZE}", captured, captured > kept)
+    found[data] = Column(TypeClass.BIN, dictionary(pieces(frames.data, headers.start, captured)))
     before = is_ip & (skipped > 0) & ~np.isin(frames.link_type, _NO_HEADER)
     if before.any():
         rows = np.flatnonzero(before).astype(np.int32)
