@@ -97,6 +97,18 @@ def test_what_is_exported_comes_back() -> None:
     assert told(read(exported(batch, Pcapng))[0])[0]["arg_length"] == len(PAIR[0]) + 100
 
 
+def test_what_an_event_cannot_hold_is_as_if_it_was_not_captured() -> None:
+    """Of 70,000 bytes 64 KiB are there, and said to be; so an export gives an equal event."""
+    # As segments that the kernel passes on in one piece: the header's own length is 0.
+    raws = [b"\x45\0\0\0" + ipv4(b"", 6)[4:20] + tcp(1, 2, bytes(n)) for n in (65_496, 69_960)]
+    batch = batch_of(Frames.of(raws, [S, S], 101))
+    rows = batch.to_pylist()
+    sizes = [(r["arg_length"], r["arg_captured"], len(r["arg_data__bin"])) for r in rows]
+    assert sizes == [(65_536, 65_536, 65_536), (70_000, 65_536, 65_536)]
+    names = ("arg_direction", "arg_interface")
+    assert told(read(exported(batch, Pcapng))[0], *names) == told(rows, *names)
+
+
 def test_a_classic_export_has_no_owners() -> None:
     """Of a pcap the packets come back, and a frame that is not IP is a loss that is told."""
     batch = batch_of(loopback(arp=False))
