@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,6 +73,29 @@ def record_packets(series: str, folder: Path, workloads: Workloads) -> dict[str,
     return _booted(series, folder, workloads, "packets_guest.py", (), own)
 
 
+def record_modules(series: str, folder: Path, workloads: Workloads) -> dict[str, Any]:
+    """Boot another kernel, and record there how a shell loads a module of that kernel.
+
+    Args:
+        series: The kernel, as ``6.1``.
+        folder: Where what is handed out comes to lie; the module is put there as ``dummy.ko``.
+        workloads: The programs.
+
+    Returns:
+        What was done.
+    """
+    module, bash = folder / "dummy.ko", Path(vm.program("bash", "bash"))
+    shutil.copy(vm.image(series).modules / module.name, module)
+    linked = vm.output(vm.program("ldd", "libc-bin"), bash)
+    needed = [Path(path) for path in re.findall(r"=> (/\S+) \(0x", linked)]
+    # The machine has its own libc, of the same host.
+    own = [path for path in needed if not path.name.startswith("libc.")]
+    more = [(path, f"programs/{path.name}") for path in (module, bash, *own)]
+    guest = "artifacts_modules_guest.py"
+    # Two programs at one tracepoint: the second patches it while calls go through it.
+    return _booted(series, folder, workloads, guest, (), parallel=False, more=more)
+
+
 def _booted(
     series: str,
     folder: Path,
@@ -80,6 +105,7 @@ def _booted(
     support: Iterable[str] = (),
     *,
     parallel: bool = True,
+    more: Iterable[tuple[Path, str]] = (),
 ) -> dict[str, Any]:
     """What a script under another kernel says that it did."""
     image = vm.image(series)
@@ -91,6 +117,7 @@ def _booted(
         *((vm.ROOT / name, name) for name in names),
         *((TESTS / name, f"tests/{name}") for name in own),
         *((Path(workloads.path(name)), f"programs/{name}") for name in (*programs, "child")),
+        *more,
     ]
     packed = vm.archive(brought, _RUN.format(guest))
     console = vm.boot(image, packed, folder, parallel=parallel, timeout_s=_BOOT_S)

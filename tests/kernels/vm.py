@@ -31,6 +31,9 @@ OUTPUT_BYTES: Final = 512 << 20
 _MODULES: Final = ("virtio_pci", "virtio_blk")
 """What the first disk needs and may not be built in."""
 
+_KEPT: Final = ("dummy",)
+"""Modules that tests load: those that need no other."""
+
 _LEFT_OUT: Final = shutil.ignore_patterns(
     "__pycache__", "test", "tests", "site-packages", "include", "idlelib", "ensurepip", "config-*",
     "*.a", "turtledemo", "lib2to3", "pydoc_data",
@@ -66,6 +69,8 @@ class Image(NamedTuple):
     version: str
     kernel: Path
     initramfs: Path
+    modules: Path
+    """A folder of modules that a test may load, as ``dummy.ko``."""
 
 
 def program(name: str, package: str) -> str:
@@ -118,8 +123,8 @@ def _depends(module: bytes) -> list[str]:
     return [name.replace("-", "_") for name in names.split(",") if name]
 
 
-def _modules(tree: Path) -> Iterator[tuple[str, bytes]]:
-    """What has to be loaded for the disks, in order."""
+def _modules(tree: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Modules and those that they need, in the order of loading."""
     paths = {path.name.split(".")[0].replace("-", "_"): path for path in tree.rglob("*.ko*")}
     done: set[str] = set()
 
@@ -134,7 +139,7 @@ def _modules(tree: Path) -> Iterator[tuple[str, bytes]]:
             yield from load(other)
         yield name, content
 
-    for name in _MODULES:
+    for name in names:
         yield from load(name)
 
 
@@ -171,19 +176,22 @@ def image(series: str) -> Image:
     """
     package = _package(series)
     folder = CACHE / package
-    initramfs = folder / "initramfs"
-    if not initramfs.exists():
+    initramfs, modules = folder / "initramfs", folder / "modules"
+    if not (initramfs.exists() and modules.exists()):
         folder.mkdir(parents=True, exist_ok=True)
         output(program("apt-get", "apt"), "download", "-qq", package, cwd=folder)
         [archive] = folder.glob("*.deb")
         output(program("dpkg", "dpkg"), "-x", archive, folder / "tree")
         [kernel] = folder.glob("tree/boot/vmlinuz-*")
         kernel.rename(folder / "vmlinuz")
-        initramfs.write_bytes(_initramfs(_modules(folder / "tree")))
+        initramfs.write_bytes(_initramfs(_modules(folder / "tree", _MODULES)))
+        modules.mkdir(exist_ok=True)
+        for name, content in _modules(folder / "tree", _KEPT):
+            (modules / f"{name}.ko").write_bytes(content)
         shutil.rmtree(folder / "tree")
         archive.unlink()
     version = package.removeprefix("linux-image-")
-    return Image(version, folder / "vmlinuz", initramfs)
+    return Image(version, folder / "vmlinuz", initramfs, modules)
 
 
 def needed() -> list[str]:
