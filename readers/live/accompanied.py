@@ -33,6 +33,10 @@ class Companion(Protocol):
     def pids(self) -> Collection[int]:
         """Processes of its own: what they do is left out."""
 
+    @property
+    def wakes(self) -> Sequence[int]:
+        """Descriptors that can be read where so much has come that the next interval is late."""
+
     def prepare(self) -> None:
         """Do what must be done with rights before the first batch."""
 
@@ -136,6 +140,9 @@ class Accompanied:
         """See `LiveSource`."""
         for companion in self._companions:
             companion.begin()
+        listen = getattr(self._source, "listen", None)
+        if listen is not None:
+            listen([descriptor for c in self._companions for descriptor in c.wakes])
         for batch in self._source.batches():
             yield from self._followed(batch, 0)
         for place, companion in enumerate(self._companions):

@@ -50,6 +50,9 @@ FINISH_S: Final = 10.0
 _END_S: Final = 3.0
 _SIDES_MAX: Final = 128
 _TAKE_BYTES: Final = 64 << 20
+_TAKE_COUNT: Final = 512
+"""At once: what the recorder has to tell meanwhile does not wait for seconds."""
+
 _MARKS_MAX: Final = 4096
 
 
@@ -151,6 +154,11 @@ class ArtifactsCompanion:
     def pids(self) -> Collection[int]:
         """The supervisor and the readers."""
         return self._shared.pids | {self._supervisor}
+
+    @property
+    def wakes(self) -> Sequence[int]:
+        """See `Companion`: readers hold up to 256 MiB for us."""
+        return ()
 
     def prepare(self) -> None:
         """Wait until what is mounted is marked; begin to look in the kernel."""
@@ -274,7 +282,7 @@ class ArtifactsCompanion:
 
     def _drain(self) -> None:
         """Take what readers have sent."""
-        taken = 0
+        taken = count = 0
         for message, memory in received(self._end):
             kind = message[:1]
             if kind == protocol.HASHES:
@@ -285,8 +293,9 @@ class ArtifactsCompanion:
                 about = protocol.unpack(message)
                 content = Spooled(memory, about.pop("ranges"), about.pop("reasons"), self._shared)
                 taken += content.nbytes
+                count += 1
                 self._sides.add(Pending(about, content))
-                if taken > _TAKE_BYTES:
+                if taken > _TAKE_BYTES or count >= _TAKE_COUNT:
                     return
             elif kind == protocol.MARKED:
                 self._unmarked.append(int(protocol.unpack(message)["dev"]))

@@ -32,7 +32,8 @@ static long (*const bpf_skb_load_bytes)(const void *skb, u32 offset, void *to, u
 static void *(*const bpf_ringbuf_reserve)(void *ring, u64 bytes, u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *record, u64 flags) = (void *)132;
 
-#define NO_WAKEUP 1 /* user space looks by itself */
+enum { NO_WAKEUP = 1, FORCE_WAKEUP = 2 };
+#define WAKE_SLACK 8192
 
 AT(o_net__ns__inum);
 AT(o_net_device__name);
@@ -44,6 +45,7 @@ AT(o_sock_common__skc_net__net);
 const volatile struct kcap_sighting shape = {};
 
 const volatile u32 payload_bytes = 96; /* what is copied behind the header of layer 4 */
+const volatile u32 wake_packets = 4194304; /* where so much more is in the ring, user space looks */
 const volatile u32 only_scoped = 0;    /* only packets of processes that are recorded */
 
 struct {
@@ -314,6 +316,15 @@ INLINE u32 header_bytes(struct __sk_buff *skb)
     return at;
 }
 
+/* Whether a packet fills another part of the ring; else user space looks by itself, now and then. */
+INLINE u64 wakes(u64 bytes)
+{
+    u64 filled = bpf_ringbuf_query(&packets, 0);
+    return filled >= wake_packets && (filled & (wake_packets - 1)) < bytes + WAKE_SLACK
+               ? FORCE_WAKEUP
+               : NO_WAKEUP;
+}
+
 /* Copies of a packet are put straight into the ring, which gives out memory of a size that the
  * verifier knows: the smallest of a few sizes that is enough. */
 #define PUT(size)                                                                                  \
@@ -331,7 +342,7 @@ INLINE u32 header_bytes(struct __sk_buff *skb)
         asm volatile("" : "+r"(n));                                                                \
         n += 1;                                                                                    \
         s->packet.captured = bpf_skb_load_bytes(skb, 0, s + 1, n) ? 0 : n;                         \
-        bpf_ringbuf_submit(s, NO_WAKEUP);                                                          \
+        bpf_ringbuf_submit(s, wakes(bytes));                                                       \
         goto kept;                                                                                 \
     }
 

@@ -99,6 +99,7 @@ class BpfRecorder:
         accompanied: bool = False,
     ) -> None:
         self._accompanied = accompanied
+        self._beside: tuple[int, ...] = ()
         self._interval_s = interval_s
         self._setup = setup or Setup(events.sets()["default"])
         self._stopping = False
@@ -152,6 +153,14 @@ class BpfRecorder:
         self._stopping = True
         with contextlib.suppress(OSError):  # closed, or full of earlier calls: both will do
             os.write(self._stop_write, b"\0")
+
+    def listen(self, descriptors: Sequence[int]) -> None:
+        """Give a batch at once, too, where one of these can be read; before `batches`.
+
+        Args:
+            descriptors: Of those who listen beside it.
+        """
+        self._beside = tuple(descriptors)
 
     @property
     def program(self) -> KernelProgram:
@@ -209,7 +218,8 @@ class BpfRecorder:
         looked_ns = time.time_ns()
         with select.epoll() as poll:
             # Edges only: a ring with any record counts as readable, and under load always has one.
-            for fd in (self._program.rare.fd, self._program.hot.fd, self._stop_read):
+            rings = (self._program.rare.fd, self._program.hot.fd)
+            for fd in (*rings, *self._beside, self._stop_read):
                 poll.register(fd, select.EPOLLIN | select.EPOLLET)
             with contextlib.suppress(GoneError):  # then the end comes anyway, and says so
                 while not self._stopping:

@@ -26,7 +26,7 @@ from kcap.readers.live.bpf.loader import Map
 from kcap.readers.live.cgroups import Containers
 from kcap.readers.live.guard.channel import GoneError
 from kcap.readers.live.packets.kernel import KernelPackets, Packets
-from kcap.readers.live.packets.program import COUNT, RING_BYTES
+from kcap.readers.live.packets.program import COUNT, ring_bytes_for
 from kcap.readers.live.procfs import ProcFS
 
 COLLECTOR: Final = "kcap-packets"
@@ -51,7 +51,7 @@ class PacketsCompanion:
         shared: The recorder's maps of the scope, by name.
         controller: The hierarchy of version 1 that the recorder's cgroup ids are of.
         proc: Who reads /proc; made, and closed, where None.
-        ring_bytes: Of the ring; a power of two.
+        ring_bytes: Of the ring; a power of two, chosen by what is kept where None.
 
     Raises:
         PrivilegeError: This user may not listen.
@@ -70,7 +70,7 @@ class PacketsCompanion:
         shared: Mapping[str, Map] | None = None,
         controller: str | None = None,
         proc: ProcFS | None = None,
-        ring_bytes: int = RING_BYTES,
+        ring_bytes: int | None = None,
     ) -> None:
         with contextlib.ExitStack() as stack:
             if proc is None:
@@ -82,7 +82,7 @@ class PacketsCompanion:
             clocks = host.Clocks.measure()
             self._packets, self._weaker = _packets(
                 network, self._containers, clocks, tap=tap, constants=constants, shared=shared,
-                controller=controller, ring_bytes=ring_bytes,
+                controller=controller, ring_bytes=ring_bytes or ring_bytes_for(network),
             )  # fmt: skip
             stack.callback(self._packets.close)
             self._held = stack.pop_all()
@@ -105,6 +105,11 @@ class PacketsCompanion:
     def pids(self) -> Collection[int]:
         """See `Companion`."""
         return () if self._proc.prober is None else self._proc.prober.pids
+
+    @property
+    def wakes(self) -> Sequence[int]:
+        """See `Companion`."""
+        return self._packets.wakes
 
     def prepare(self) -> None:
         """See `Companion`: whose sockets are is known before the first packet."""

@@ -81,6 +81,10 @@ class Packets(Protocol):
         """Leave packets of these processes out."""
 
     @property
+    def wakes(self) -> Sequence[int]:
+        """Descriptors that can be read where much has come."""
+
+    @property
     def waiting_bytes(self) -> int:
         """What has come and was not taken."""
 
@@ -196,6 +200,11 @@ class KernelPackets:
     def close(self) -> None:
         """See `Packets`."""
         self._program.close()
+
+    @property
+    def wakes(self) -> Sequence[int]:
+        """See `Packets`."""
+        return (self._program.ring.fd,)
 
     @property
     def waiting_bytes(self) -> int:

@@ -27,6 +27,14 @@ OBJECT: Final = "packets.bpf.o"
 RING_BYTES: Final = 32 << 20
 """Enough for some 100,000 packets of the usual length in the quarter of a second between looks."""
 
+LARGE_RING_BYTES: Final = 128 << 20
+"""Where more of a packet is kept than its beginning: what comes in a burst is soon that much."""
+
+LARGE_PAYLOAD_BYTES: Final = 1024
+
+_WAKE_PART: Final = 8
+"""Of the ring: where so much has come, nobody waits for the end of the interval."""
+
 _OF_SOCKETS: Final = (
     "on_create",
     "on_connect4",
@@ -81,6 +89,7 @@ class PacketProgram:
             content,
             types,
             constants={
+                "wake_packets": ring_bytes // _WAKE_PART,
                 "cgroup_controller": _number(types, controller),
                 "payload_bytes": network.payload_bytes,
                 "only_scoped": int(network.filtered),
@@ -203,3 +212,15 @@ def _number(types: Btf, controller: str | None) -> int:
     if controller is None:
         return offsets.NOWHERE
     return types.enum("cgroup_subsys_id").get(f"{controller}_cgrp_id", offsets.NOWHERE)
+
+
+def ring_bytes_for(network: Network) -> int:
+    """How large a ring should be.
+
+    Args:
+        network: Which packets are kept, and how much of each.
+
+    Returns:
+        Bytes, a power of two.
+    """
+    return LARGE_RING_BYTES if network.payload_bytes > LARGE_PAYLOAD_BYTES else RING_BYTES

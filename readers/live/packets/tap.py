@@ -159,6 +159,11 @@ class Tap:
         self._own = frozenset(pids)
 
     @property
+    def wakes(self) -> Sequence[int]:
+        """See `Packets`: none, as a packet socket would wake with each block."""
+        return ()
+
+    @property
     def waiting_bytes(self) -> int:
         """See `Packets`."""
         return BLOCK_BYTES * sum(self._status(n) & _USER for n in range(self._blocks))
