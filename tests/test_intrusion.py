@@ -189,7 +189,7 @@ def test_artifacts_of_its_own() -> None:
         ("exec", "/memfd:payload", size),
         ("exec", "/tmp/intrusion/intrusion", size),
         ("exec", "/tmp/intrusion/nginx", size),
-                ("module", "/tmp/intrusion/rootkit.ko", 14),
+        ("module", "/tmp/intrusion/rootkit.ko", 14),
         ("write", "/tmp/intrusion/dropped", 64),
         ("write", "/tmp/intrusion/group/release_agent", 5),
         ("write", "/tmp/intrusion/nginx", size),
