@@ -113,7 +113,7 @@ INLINE void put_self(struct scratch *s)
         u64 cgroup = word(subsystem, o_cgroup_subsys_state__cgroup);
         r->cgroup_id = word(word(cgroup, o_cgroup__kn), o_kernfs_node__id);
     }
-    bpf_get_current_comm(r->comm, sizeof(r->comm));
+    put_current_comm(r->comm);
     r->flags = 0;
     __builtin_memset(r->piece, 0, sizeof(r->piece));
     s->used = 0;

@@ -66,6 +66,14 @@ static u64 (*const bpf_task_pt_regs)(u64 task) = (void *)175;
 static long (*const bpf_ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
 static u64 (*const bpf_ringbuf_query)(void *ring, u64 flags) = (void *)134;
 
+/* The name of the thread that runs. Some kernels (6.1) leave what stood behind its end before in
+ * the buffer, and a name would not be found in a map. */
+#define put_current_comm(to)                                                                       \
+    ({                                                                                             \
+        __builtin_memset((to), 0, sizeof(to));                                                     \
+        bpf_get_current_comm((to), sizeof(to));                                                    \
+    })
+
 #define AT(field) const volatile u32 field = NOWHERE
 
 AT(o_task_struct__cgroups);

@@ -814,7 +814,7 @@ int on_state(struct bpf_raw_tracepoint_args *context)
     r->tid = ids;
     r->cgroup_id = cgroup_now(task);
     r->start_ns = word(word(task, o_task_struct__group_leader), o_task_struct__start_boottime);
-    bpf_get_current_comm(r->comm, sizeof(r->comm));
+    put_current_comm(r->comm);
     r->number[0] = (u32)context->args[1];
     r->number[1] = (u32)context->args[2];
     /* Only beginning to connect or to listen is surely the doing of who runs. */

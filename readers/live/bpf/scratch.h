@@ -388,7 +388,7 @@ INLINE void put_user(struct scratch *s, u64 task)
         u64 users = bpf_get_current_uid_gid();
         r->uid = users;
         r->gid = users >> 32;
-        bpf_get_current_comm(r->comm, sizeof(r->comm));
+        put_current_comm(r->comm);
         return;
     }
     u64 cred = known_word(task, o_task_struct__cred);
@@ -399,7 +399,7 @@ INLINE void put_user(struct scratch *s, u64 task)
     if (s->comm[0] != first || s->comm[1] != second) {
         s->comm[0] = first;
         s->comm[1] = second;
-        bpf_get_current_comm(r->comm, sizeof(r->comm)); /* without what stands behind its end */
+        put_current_comm(r->comm); /* without what stands behind its end */
     }
 }
 
