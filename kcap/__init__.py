@@ -45,7 +45,9 @@ def open(path: str | os.PathLike[str], *, lenient: bool = False) -> Capture:  # 
     def source() -> Any:  # noqa: ANN401
         return open_source(path, lenient=lenient)
 
-    regular = os.fspath(path) != "-" and (Path(path).is_file() or Path(path).is_dir())
+    # Of a name that is too long pathlib would make an error of the system's.
+    known = os.path.isfile(path) or os.path.isdir(path)  # noqa: PTH112, PTH113
+    regular = os.fspath(path) != "-" and known
     return Capture(source(), source if regular else None)
 
 

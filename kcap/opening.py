@@ -62,7 +62,8 @@ def open_source(
         KcapError: The input can't be opened.
     """
     name = os.fspath(path)
-    if name != "-" and stream is None and Path(name).is_dir():
+    # Of a name that is too long pathlib would make an error of the system's.
+    if name != "-" and stream is None and os.path.isdir(name):  # noqa: PTH112
         return _folder(name, lenient=lenient, resolve=resolve, events=events)
     if events is not None:
         raise BadInputError("events are named, but this is no directory", file=name)

@@ -64,14 +64,12 @@ def begins(head: bytes) -> bool:
     """Whether something begins as a section does.
 
     Args:
-        head: Its first bytes; where they are few, what is there decides.
+        head: Its first bytes, the byte order of the section among them.
 
     Returns:
         True where it does.
     """
-    return head[:4] == SECTION.to_bytes(4, "big") and (
-        len(head) < EDGE_BYTES or head[8:12] in _MAGICS
-    )
+    return head[:4] == SECTION.to_bytes(4, "big") and head[8:12] in _MAGICS
 
 
 def seek(data: bytes, order: str) -> int:

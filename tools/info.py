@@ -129,7 +129,7 @@ def _artifacts(source: CaptureReader, totals: dict[str, Any]) -> dict[str, Any]:
     size = missing = incomplete = 0
     if totals.get("records", {}).get("BLOB_MANIFEST") or source.state != "closed":
         for manifest in source.manifests():
-            kinds[str(manifest.details.get("kind", "other"))] += 1
+            kinds[str(manifest.details.get("kind", "unnamed"))] += 1
             size += manifest.size
             missing += sum(extent.length for extent in manifest.missing)
             incomplete += not manifest.complete
