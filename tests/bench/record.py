@@ -445,12 +445,13 @@ def _is_here(watch: Watch) -> bool:
     return here
 
 
-def report(turns: int, *, small: bool = False) -> str:
+def report(turns: int, *, small: bool = False, only: str = "") -> str:
     """All tables.
 
     Args:
         turns: How often each recorder watches each work.
         small: Do less.
+        only: Only works whose title begins so.
 
     Returns:
         Markdown.
@@ -460,7 +461,8 @@ def report(turns: int, *, small: bool = False) -> str:
         folder = Path(name, "opened")
         folder.mkdir()
         programs = Workloads(Path(name))
-        parts += [measured(work, turns) for work in all_work(programs, folder, small)]
+        wanted = [w for w in all_work(programs, folder, small) if w.name.startswith(only)]
+        parts += [measured(work, turns) for work in wanted]
     return "\n".join(parts)
 
 
@@ -482,11 +484,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into the page")
     parser.add_argument("--turns", type=int, default=3, help="turns of each recorder")
     parser.add_argument("--small", action="store_true", help="see that it runs; no figures")
+    parser.add_argument("--only", default="", help="only works whose title begins so")
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("only root may record")
+    if options.only and options.write:
+        parser.error("the page has all tables")
     apart(sys.argv)
-    text = report(options.turns, small=options.small)
+    text = report(options.turns, small=options.small, only=options.only)
     print(text)
     if options.write:
         page.put("record.py", text)
