@@ -175,7 +175,8 @@ def test_a_segment_of_64_kib_keeps_its_length() -> None:
         rows = [r for r in in_it(heard) if r["arg_protocol"] == 6]
         longest = max(rows, key=lambda row: row["arg_length"])
         assert longest["arg_length"] > 60_000
-        assert longest["arg_captured"] == min(longest["arg_length"], 52 + payload_bytes)
+        most = min(52 + payload_bytes, 1 << 16)
+        assert longest["arg_captured"] == min(longest["arg_length"], most)
         sent = [r for r in rows if r["arg_direction"] == "out"]
         assert sum(r["arg_length"] - r["arg_payload_offset"] for r in sent) >= len(answer_bytes)
 

@@ -33,6 +33,8 @@ class Metric(NamedTuple):
 
 
 METRICS: Final[Mapping[str, Metric]] = {
+    "artifact_bytes": Metric("artifact_bytes_total", _COUNTER),
+    "artifacts": Metric("artifacts_total", _COUNTER),
     "blind": Metric("blind_findings_total", _COUNTER),
     "bytes_written": Metric("written_bytes_total", _COUNTER),
     "cpu_s": Metric("cpu_seconds_total", _COUNTER),

@@ -261,7 +261,7 @@ def _recording(ctx: click.Context, words: Sequence[str]) -> tuple[tuple[str, ...
     root = ctx.find_root()
     parsed = record.command.make_context("record", list(words), root)
     given = parsed.params
-    if parsed.get_parameter_source("target") is click.core.ParameterSource.COMMANDLINE:
+    if parsed.get_parameter_source("outputs") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("-o is not for a service; its captures go to --output-folder", ctx)
     where = common.filter_given(parsed, given["where"], given["words"])
     live_select.chosen(given, where)  # type: ignore[arg-type]  # its own options among others
