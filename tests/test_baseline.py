@@ -150,12 +150,10 @@ def test_a_folder_belongs_to_its_process(probed: bool) -> None:
     try:
         with proc.folder(child.pid) as folder:
             assert folder is not None
-            # Popen returns while the program is replaced: its arguments come just after that.
-            until(lambda: folder.content("cmdline") == b"sleep\x0060\0")  # the control
+            until(lambda: folder.content("cmdline") == b"sleep\x0060\0")  # just after Popen
             child.kill()
             child.wait()
-            assert folder.content("status") is None
-            assert folder.link("exe") is None
+            assert folder.content("status") is folder.link("exe") is None
         with proc.folder(child.pid) as folder:
             assert folder is None
     finally:

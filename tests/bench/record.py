@@ -488,12 +488,10 @@ def main() -> None:
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("only root may record")
-    if options.only and options.write:
-        parser.error("the page has all tables")
     apart(sys.argv)
     text = report(options.turns, small=options.small, only=options.only)
     print(text)
-    if options.write:
+    if options.write and not options.only:
         page.put("record.py", text)
 
 
