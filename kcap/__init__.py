@@ -11,7 +11,6 @@ docs/api.md says more.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kcap.errors import KcapError, LossWarning
