@@ -29,8 +29,12 @@ test: lint oracles ## check style and types, run every test that ends within min
 	$(RUN) -m pytest -q -m 'not long and host' || status=1; \
 	exit $$status
 
-test-long: $(VENV)/.dev oracles ## run all tests, the slow ones too, with many more generated examples
-	@HYPOTHESIS_PROFILE=long $(RUN) -m pytest -q --timeout 3600
+test-long: $(VENV)/.dev oracles ## run the slow tests, and those of generated examples with many more of them (an hour)
+	@export HYPOTHESIS_PROFILE=long; status=0; \
+	$(RUN) -m pytest -q -m '(long or hypothesis) and not host and not kernels' --timeout 3600 \
+		-n 2 --dist loadgroup || status=1; \
+	$(RUN) -m pytest -q -m '(long or hypothesis) and host and not kernels' --timeout 3600 || status=1; \
+	exit $$status
 
 test-kernels: ORACLES += $(MACHINES)
 test-kernels: $(VENV)/.dev oracles ## record under Debian's kernels 6.1 and 6.12, and as its service, in QEMU

@@ -26,11 +26,11 @@ settings.register_profile(
     "kcap",
     deadline=None,
     derandomize=True,
-    max_examples=50,  # all tests together end within 20 minutes; the long run has 2,000
+    max_examples=50,  # all tests together end within 20 minutes; the long run has 500
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
-    "long", settings.get_profile("kcap"), derandomize=False, max_examples=2000
+    "long", settings.get_profile("kcap"), derandomize=False, max_examples=500
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kcap"))
 
