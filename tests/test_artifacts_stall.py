@@ -131,6 +131,18 @@ print("done", flush=True)
 libc.mprotect(at, 8192, 5)  # and from then on who reads that holds the lock of our memory
 sys.stdin.readline()
 """
+CODE = """
+import ctypes, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+at = libc.mmap(None, 4096, 7, 0x22, -1, 0)
+ctypes.memmove(at, b"after", 5)
+libc.mprotect(at, 4096, 5)
+time.sleep(3)
+print(at)
+"""
 
 
 def test_a_server_that_does_not_answer(
@@ -138,6 +150,7 @@ def test_a_server_that_does_not_answer(
 ) -> None:
     """A file that was written there, memory that is a file there: `timeout`; the rest is kept."""
     places: list[int] = []
+    later: list[int] = []
     folder = tmp_path / "drop"
     folder.mkdir()
     with mounted(tmp_path / "fuse") as fuse:
@@ -159,7 +172,8 @@ def test_a_server_that_does_not_answer(
             process.stdin.flush()
             assert process.stdout.readline() == "done\n"
             python(DROP, folder, 100)
-            time.sleep(4)
+            time.sleep(3)
+            later.append(int(python(CODE)))
 
         write = FileFilter(prefixes=(str(fuse.folder),))
         found = record(Wanted(exec=True, write=write, mem=True), work)
@@ -172,6 +186,14 @@ def test_a_server_that_does_not_answer(
     assert regions[places[0]].gaps == [(8192, "timeout")]
     assert found.event(regions[places[0]])["event"] == "mprotect"
     assert regions[places[1]].content.rstrip(b"\0") == b"code"
+    assert regions[later[0]].content.rstrip(b"\0") == b"after", "the next reader reads"
+    (held,) = [k for k in found.of("write") if k.side.path == program]
+    assert held.side.truncated == "timeout"
+    assert held.content == b""
+    assert held.detail["presumed"]
+    assert found.event(held)["event"] == "openat"
+    assert found.event(held)["arg_flags"] & 3 == os.O_WRONLY
+    assert found.event(held)["pid"] == held_back[0].pid
     assert "timeout: a file of a server held back who opened it" in found.reasons
     assert any(reason.startswith("timeout: reading mem") for reason in found.reasons)
 

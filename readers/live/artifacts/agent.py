@@ -137,7 +137,8 @@ class Marker:
                 refused.pop(mount.dev, None)
                 if mount.dev not in self._marked:
                     self._marked.add(mount.dev)
-                    self._sender.send(protocol.pack(protocol.MARKED, {"dev": mount.dev}))
+                    told = {"dev": mount.dev, "role": self._role}
+                    self._sender.send(protocol.pack(protocol.MARKED, told))
         self._marked &= here  # a device that comes again is another one
         self._told &= here
         for dev, (mount, error) in refused.items():

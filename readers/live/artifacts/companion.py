@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from kcap.errors import KcapError
+from kcap.model.artifact import Parts
 from kcap.model.batch import Batch
 from kcap.model.side import Side, SourceInfo
-from kcap.model.tracee_names import user_device
+from kcap.model.tracee_names import kernel_device, user_device
 from kcap.readers.live.artifacts import marks, protocol, supervisor
 from kcap.readers.live.artifacts.agent import Task, mask_of
+from kcap.readers.live.artifacts.companion_expected import Expected
 from kcap.readers.live.artifacts.companion_hashes import Executions, Hashes
 from kcap.readers.live.artifacts.companion_kernel import Flow, answer
 from kcap.readers.live.artifacts.companion_rows import Rows
@@ -107,7 +109,8 @@ class ArtifactsCompanion:
         self._flow: Flow | None = None
         self._watched_ns = 0
         self._changes = self._shared.changes
-        self._rows = Rows(reads=wanted.read is not None)
+        self._expected = Expected(wanted)
+        self._rows = Rows(reads=wanted.read is not None, expected=self._expected)
         self._hashes = Hashes()
         self._sides = Sides(wanted, self._shared, self._rows, scoped=_scoped(setup))
         self._marked: set[int] = set()
@@ -286,11 +289,15 @@ class ArtifactsCompanion:
         for message, memory in received(self._end):
             kind = message[:1]
             if kind == protocol.HASHES:
-                self._hashes.add(
-                    protocol.unpack_hashes(message), self._marked | set(self._unmarked)
-                )
+                notes = protocol.unpack_hashes(message)
+                self._hashes.add(notes, self._marked | set(self._unmarked))
+                for note in notes:
+                    self._expected.came(note.dev, note.inode, time.time_ns())
             elif kind == protocol.ARTIFACT:
                 about = protocol.unpack(message)
+                if "inode" in about:
+                    dev = kernel_device(about["dev"])
+                    self._expected.came(dev, about["inode"], about.get("time_ns", 0))
                 content = Spooled(memory, about.pop("ranges"), about.pop("reasons"), self._shared)
                 taken += content.nbytes
                 count += 1
@@ -298,7 +305,14 @@ class ArtifactsCompanion:
                 if taken > _TAKE_BYTES or count >= _TAKE_COUNT:
                     return
             elif kind == protocol.MARKED:
-                self._unmarked.append(int(protocol.unpack(message)["dev"]))
+                marked = protocol.unpack(message)
+                self._unmarked.append(int(marked["dev"]))
+                if marked["role"] == protocol.REMOTE:
+                    self._expected.watch(int(marked["dev"]))
+            elif kind == protocol.HELD:
+                held = self._expected.held(int(protocol.unpack(message)["time_ns"]))
+                if held is not None:
+                    self._sides.add(Pending(held, Parts(())))
             elif kind == protocol.LOST:
                 told = protocol.unpack(message)
                 self._sides.lost(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kcap.model.batch import Batch, concat
 from kcap.model.naming import argument
+from kcap.readers.live.artifacts.companion_expected import DEV, INODE, Expected
 
 ROWS_MAX: Final = 1 << 18
 """Events of a kind that are remembered; the oldest are forgotten first."""
@@ -25,8 +26,6 @@ MODULES: Final = frozenset({"init_module", "finit_module"})
 PROGRAMS: Final = frozenset({"bpf"})
 CALLS: Final = REGIONS | MODULES | PROGRAMS
 
-DEV: Final = argument("dev")
-INODE: Final = argument("inode")
 CTIME: Final = argument("ctime")
 _FLAGS: Final = argument("flags")
 _ACCESS: Final = 3
@@ -186,10 +185,12 @@ class Rows:
 
     Args:
         reads: Files that were read are kept, too.
+        expected: What is to come from servers' file systems.
     """
 
-    def __init__(self, *, reads: bool) -> None:
+    def __init__(self, *, reads: bool, expected: Expected) -> None:
         self._reads = reads
+        self._expected = expected
         self.executions = Table("pid", DEV, INODE)
         self.processes = Table("pid")
         """Executions, by process alone."""
@@ -221,6 +222,7 @@ class Rows:
         opens = self._opens(batch)
         self.opens.add(batch, opens)
         self.any_opens.add(batch, opens)
+        self._expected.add(batch, executions, opens)
         for name, table in self.calls.items():
             table.add(batch, rows_of(batch, {name}))
         return executions

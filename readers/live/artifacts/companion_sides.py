@@ -38,7 +38,7 @@ _OF_MESSAGE: Final = (
     "pid", "tid", "process_name", "cgroup_id", "dev", "inode", "mode", "mtime_ns", "ctime_ns",
     "address", "length", "protection", "former", "name", "md5", "sha1", "sha256", "fd",
 )  # fmt: skip
-_MARKS: Final = ("deleted", "changed", "was_executable", "former_unknown", "map")
+_MARKS: Final = ("deleted", "changed", "was_executable", "former_unknown", "map", "presumed")
 _CALLS: Final = frozenset({"mem", "module", "bpf"})
 
 

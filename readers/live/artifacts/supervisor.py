@@ -217,6 +217,8 @@ class _Supervisor:
         elif doing == FETCHING or not work.get("kind"):
             what = "a file of a server" if role == protocol.REMOTE else "a file"
             self._sender.lost(f"timeout: {what} held back who opened it")
+            if role == protocol.REMOTE:
+                self._sender.send(protocol.pack(protocol.HELD, {"time_ns": time.time_ns()}))
         else:
             of = work.pop("of", None)
             length = int(work.get("length", 0) if of else work.get("size", 0))
