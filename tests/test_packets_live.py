@@ -220,7 +220,7 @@ def loaded() -> set[int]:
         if fd is not None:
             info = system.program_info(fd)
             os.close(fd)
-            if info.name in {"on_ingress", "on_egress", "on_create", "on_accept4"}:
+            if info.name in {"on_ingress", "on_egress", "on_create", "on_accept"}:
                 found.add(number)
     return found
 

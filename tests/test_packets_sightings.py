@@ -8,7 +8,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kcap.packets.frames import NONE
 from kcap.readers.live.bpf.elf import ElfObject
 from kcap.readers.live.bpf.order import Records
 from kcap.readers.live.cgroups import Containers
@@ -69,7 +68,7 @@ def test_frames_are_what_the_records_say(parts: list[tuple[int, bytes, int, int]
     assert [frames.frame(n) for n in range(len(frames))] == [data for _, data, _, _ in parts]
     assert frames.ts_ns.tolist() == [ts_ns + 1_000 for ts_ns, *_ in parts]
     assert frames.length.tolist() == [max(size, len(data)) for _, data, _, size in parts]
-    whose = [0 if code == NONE else int(owners["pid"][code]) for code in codes]
+    whose = [0 if code < 0 else int(owners["pid"][code]) for code in codes]
     assert whose == [pid for _, _, pid, _ in parts]
     assert decoder.damaged == 0
     count, columns = decoder.columns(laid_out(parts))

@@ -12,6 +12,7 @@ enum kcap_mark {
     KCAP_SEEN = 1,      /* seen as the process made, connected, accepted or used it */
     KCAP_INHERITED = 2, /* that of the socket which listened; nobody has accepted it yet */
     KCAP_LISTED = 3,    /* open before: user space found it in /proc */
+    KCAP_UNKNOWN = 4,   /* a process has it, and nobody knows which: it is forgotten, or was open before */
 };
 
 /* The process of a socket. */
@@ -24,6 +25,14 @@ struct kcap_owner {
     u32 mark; /* enum kcap_mark */
     u32 pad;
     char comm[16];
+};
+
+/* As it stands in the tables. Their memory goes to another entry as soon as one is put out: whoever
+ * has copied a process looks at `of` afterwards, which is written before all else. */
+struct kcap_holding {
+    u64 of;   /* what it is found by: a cookie, a socket's address, a port and a network namespace */
+    u64 sock; /* of what listens: the socket's address, 0 where it was open before */
+    struct kcap_owner owner;
 };
 
 /* One sighting of a packet, from layer 3 on. */
@@ -44,11 +53,12 @@ struct kcap_sighting {
 
 /* What was done with the packets of one direction, on one processor. */
 struct kcap_packets {
-    u64 kept, lost, filtered, unowned;
+    u64 kept, lost, filtered, unowned, unknown;
 };
 
 /* Where connections come in. */
 struct kcap_listener {
     u32 net_ns, port;
+    u32 address[4]; /* as in packets; of IPv4 within IPv6 */
 };
 #endif

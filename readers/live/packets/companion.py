@@ -38,6 +38,15 @@ WEAKER: Final = (
 )
 """What is told where packets are heard by a packet socket."""
 
+_AT_LAST: Final = {
+    "filtered": ("filtered", "packets of processes that are not in the scope of the recording"),
+    "unknown": (
+        "blind",
+        "whose packets are: their sockets were open before, or more than are remembered",
+    ),
+}
+"""What is told of some counters at the end."""
+
 _WAYS: Final = {0: "in or out", 1: "in", 2: "out"}
 
 
@@ -224,9 +233,11 @@ class PacketsCompanion:
             sides.append(Loss("damaged", damaged, reason, self.source.id))
         if not last:
             return [*sides, *self._detached(interval)]
-        filtered = int(counts["filtered"].sum())
-        reason = "packets of processes that are not in the scope of the recording"
-        return [*sides, *([Loss("filtered", filtered, reason, self.source.id)] * (filtered > 0))]
+        for name, (kind, reason) in _AT_LAST.items():
+            count = int(counts[name].sum())
+            if count:
+                sides.append(Loss(kind, count, reason, self.source.id))
+        return sides
 
     def _detached(self, interval: tuple[int, int]) -> list[Loss]:
         """Parts of the program that somebody has taken out of the kernel since the last time."""

@@ -130,7 +130,7 @@ class Listed:
         self.sockets: dict[bytes | int, Holder] = {}
         """By cookie."""
         self.listeners: dict[bytes | int, Holder] = {}
-        """Those that take connections: by network namespace and port."""
+        """Those that take connections: by ``struct kcap_listener``."""
         self.blind = 0
         """Network namespaces whose sockets could not be asked for."""
         self._proc = proc
@@ -210,9 +210,8 @@ class Listed:
             return
         self.sockets[one.cookie] = holder
         if one.listens:
-            self.listeners[struct.pack("=II", net_ns, int.from_bytes(one.flow.port, "big"))] = (
-                holder
-            )
+            port = int.from_bytes(one.flow.port, "big")
+            self.listeners[struct.pack("=II", net_ns, port) + one.flow.local] = holder
 
     def _group(self, lines: bytes) -> int:
         """The id of a control group: the inode of its folder."""

@@ -42,18 +42,22 @@ _OF_SOCKETS: Final = (
     "on_sendmsg4",
     "on_sendmsg6",
     "on_packet_state",
-    "on_accept4",
     "on_accept",
 )
 """Programs that tell whose sockets are."""
 
-_OPTIONAL: Final = ("on_packet_state", "on_accept4", "on_accept")
+_OPTIONAL: Final = ("on_packet_state", "on_accept")
 """Without these, accepted sockets belong to who listened, or to nobody."""
 
 _OF_PACKETS: Final = ("on_egress", "on_ingress")
 
-COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8"), ("unowned", "<u8")])
+COUNT: Final = np.dtype(
+    [(name, "<u8") for name in ("kept", "lost", "filtered", "unowned", "unknown")]
+)
 """What `PacketProgram.counts` has for each direction."""
+
+_HOLDING: Final = struct.Struct("=QQ")
+_PORT: Final = struct.Struct("=Q")
 
 DIRECTIONS: Final = 3
 """0 is none, 1 in, 2 out."""
@@ -155,7 +159,9 @@ class PacketProgram:
             table = self._loaded.maps[name]
             for key, owner in found.items():
                 if table.get(key) is None:
-                    table.set(key, owner.encode(kind))
+                    # Found by: see `struct kcap_holding`.
+                    of = key if isinstance(key, int) else _PORT.unpack_from(key)[0]
+                    table.set(key, _HOLDING.pack(of, 0) + owner.encode(kind))
 
     def own(self, pids: Sequence[int]) -> None:
         """Leave packets of the recorder's own processes out.

@@ -24,6 +24,12 @@ from kcap.readers.live.probe.folders import plain
 SEEN, INHERITED, LISTED = 1, 2, 3
 """``enum kcap_mark``: how it is known whose a socket is; 0 where nobody has it."""
 
+UNKNOWN: Final = 4
+"""``KCAP_UNKNOWN``: a process has it, and nobody knows which."""
+
+UNOWNED: Final = -2
+"""What stands for the owner of a packet that no process has."""
+
 PROVENANCE: Final = {SEEN: None, INHERITED: "inherited", LISTED: "procfs"}
 """The provenance of ``pid`` by mark; None for what the kernel saw."""
 
@@ -88,7 +94,7 @@ class Sightings:
             How many packets they are, and their columns; what the source is, is for the caller.
         """
         frames, owners, codes = self.frames(records)
-        found = columns_of(frames, owners, codes, self._ids, self._containers, others=NOBODY)
+        found = columns_of(frames, owners, codes, self._ids, self._containers)
         return len(frames), found
 
     def frames(self, records: Records) -> tuple[Frames, Owners, I32]:
@@ -99,7 +105,7 @@ class Sightings:
 
         Returns:
             The frames, the different owners of their sockets, and which of them each frame has:
-            `kcap.packets.frames.NONE` for none.
+            `UNOWNED` for none, `kcap.packets.frames.NONE` where that is not known.
         """
         heads, offsets = self._heads(records)
         starts = offsets + self._kinds.head_bytes
@@ -140,7 +146,8 @@ class Sightings:
         found = np.frombuffer(b"".join(held.dictionary.to_pylist()), kind)
         codes = np.asarray(held.indices).astype(np.int32)
         if len(found):
-            codes[(found["pid"] == 0)[codes]] = NONE
+            ways = np.where(found["mark"] == UNKNOWN, NONE, UNOWNED)
+            codes = np.where((found["pid"] == 0)[codes], ways[codes], codes).astype(np.int32)
         return found, codes
 
 
@@ -150,29 +157,25 @@ def columns_of(
     codes: I32,
     ids: PacketIds,
     containers: Containers,
-    *,
-    others: Owner | None = None,
 ) -> dict[str, Column]:
     """The columns of packets whose processes are known.
 
     Args:
         frames: The packets.
         owners: The different processes, ``struct kcap_owner`` each.
-        codes: Which of them each packet has, `kcap.packets.frames.NONE` for none.
+        codes: Which of them each packet has, `UNOWNED` for none, `kcap.packets.frames.NONE` where
+            that is not known.
         ids: What gives the packets their ids.
         containers: Names the containers of processes.
-        others: What is said of packets that have none of them; None where it is not known whose
-            they are.
 
     Returns:
         Columns by name; what the source is, is for the caller.
     """
     if not len(frames):
         return {}
-    told, of = [_owner(one) for one in owners], codes
-    if others is not None:
-        of = np.where(codes == NONE, len(told), codes).astype(np.int32)
-        told.append(others)
+    told = [*(_owner(one) for one in owners), NOBODY]
+    of = np.where(codes == UNOWNED, len(owners), codes).astype(np.int32)
+    codes = np.maximum(codes, NONE)
     found = decode.columns(replace(frames, owner=of, owners=told), ids)
     for name in _NAMESPACES:
         values = np.append(owners[name].astype(np.int64), 0)[codes]
