@@ -30,6 +30,9 @@ _CREATE: Final = "create"
 _REMOVE: Final = "remove"
 _FAILED: Final = "failed"
 
+_PARTED: Final = "kcap.parted"
+"""Set in a context where what has rights waits for what works."""
+
 LOSS: Final = 3
 """Exit code of what finished but has lost something."""
 
@@ -117,12 +120,33 @@ def run(
         keep=keep,
         helpers=helpers,
     )
+    ctx.meta[_PARTED] = True
     if failure.error is not None:
         raise failure.error
     code = _code(ended, as_user)
     if code not in (0, LOSS):
         raise click.exceptions.Exit(code)
     return code
+
+
+def settle(ctx: click.Context, keep: Collection[str]) -> None:
+    """Give up what is not needed to read what was recorded, for good: others had a hand in that.
+
+    Where `run` has parted, that is: else this process is not ours to change.
+
+    Args:
+        ctx: The verb's context.
+        keep: Capabilities that are needed still.
+
+    Raises:
+        KcapError: They can't be given up.
+    """
+    if not ctx.meta.get(_PARTED):
+        return
+    from kcap.guard import rights, seccomp
+
+    rights.keep(keep)
+    seccomp.forbid()
 
 
 def load(packages: Collection[str] = ()) -> None:

@@ -27,6 +27,8 @@ def described(reader: CaptureReader, manifest: Manifest) -> dict[str, Any]:
     """
     from kcap.binaries import describe, parts
 
+    if sum(extent.length for extent in manifest.missing) == manifest.size:
+        return {"why": "none of its bytes are there"}
     content = bytearray()
     for part in reader.blob(manifest, lenient=True):
         content += part[: parts.CONTENT_BYTES - len(content)]

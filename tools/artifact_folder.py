@@ -104,18 +104,23 @@ def lay_out(asked: Asked | None, files: Sequence[str]) -> int:
             stack.callback(readers[-1].close)
         joined = cast("CaptureReader", _Joined(readers))
         report = extract(joined, asked.folder, layout="tracee", incomplete=True, force=True)
+        written = []
+        if report.artifacts or asked.wanted.kernel or asked.wanted.files:
+            files_of_them = common.counted(report.files, "file")
+            written.append(f"{common.counted(report.artifacts, 'artifact')} in {files_of_them}")
         if asked.wanted.network is not None:
-            report.losses += _packets(readers, asked.folder, asked.wanted.network.split)
-    logs.tell(
-        f"kcap: {common.counted(report.artifacts, 'artifact')} in"
-        f" {common.counted(report.files, 'file')}: {_shown(asked.folder)}/out"
-    )
+            sightings, losses = _packets(readers, asked.folder, asked.wanted.network.split)
+            report.losses += losses
+            written.append(f"{common.counted(sightings, 'sighting')} of packets")
+    logs.tell(f"kcap: {', '.join(written)}: {_shown(asked.folder)}/out")
     common.report_losses(report.losses, asked.folder)
     return 3 if report.losses else 0
 
 
-def _packets(readers: Sequence[CaptureReader], folder: str, split: Collection[str]) -> list[Loss]:
-    """Write the packets; what could not be written of them."""
+def _packets(
+    readers: Sequence[CaptureReader], folder: str, split: Collection[str]
+) -> tuple[int, list[Loss]]:
+    """Write the packets; how often one was seen, and what could not be written of them."""
     from kcap.replay.pipeline import Pipeline
     from kcap.tools.folder import Folder
     from kcap.writers.pcap_split import PacketFolder
@@ -142,7 +147,7 @@ def _packets(readers: Sequence[CaptureReader], folder: str, split: Collection[st
         stack.callback(sink.close)
         for reader in readers:
             Pipeline(reader, [_Open(sink)]).run()
-    return sink.losses
+    return sink.packets, sink.losses
 
 
 class _Open:

@@ -91,8 +91,8 @@ class WithArtifacts:
         if self._rows:
             found.append(Loss(FILTERED, self._rows, "events: only artifacts are recorded"))
         if self._dropped:
-            why = f"{self._dropped:,} artifacts of what is not recorded were left out"
-            found.append(Loss(FILTERED, None, why))
+            those = "1 artifact" if self._dropped == 1 else f"{self._dropped:,} artifacts"
+            found.append(Loss(FILTERED, None, f"left out: {those} of what is not recorded"))
         self._dropped = self._rows = 0
         return found
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Unpack, cast
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import click
 
 from kcap.errors import KcapError
-from kcap.tools import artifact_content, common, logs, output
+from kcap.tools import artifact_content, artifact_lines, common, logs, output
 from kcap.tools.artifact_choice import (
     Options,
     by_content,
@@ -28,18 +30,6 @@ if TYPE_CHECKING:
     from kcap.writers.artifacts import Layout, Report
 
 _LOSSY: Final = 3
-_COLUMNS: Final = (
-    ("ID", 12),
-    ("KIND", 6),
-    ("SIZE", 10),
-    ("STATE", 10),
-    ("TIME", 23),
-    ("PROCESS", 15),
-    ("PID", 7),
-    ("CONTAINER", 12),
-    ("EVENT", 17),
-)
-_MOST_SHOWN: Final = 20
 
 
 @click.group(
@@ -79,10 +69,13 @@ def list_(ctx: click.Context, capture: str, as_json: bool, **options: Unpack[Opt
     """List the artifacts of CAPTURE: name, kind, size, whose it is, where it was.
 
     The name is the start of its content's SHA-256; where a part of the content is missing, it
-    begins with m. The last column is the path. Exit code 3: a part of one is missing or damaged.
+    begins with m. The last column is the path. A terminal shows the columns that fit. Exit code 3:
+    a part of one is missing or damaged.
     """
     from kcap.writers.artifacts import described
 
+    terminal = sys.stdout.isatty()
+    table = artifact_lines.Table(shutil.get_terminal_size().columns if terminal else None)
     with opened_artifacts(capture, options) as asked:
         count, size, lacking = 0, 0, 0
         for manifest in asked.manifests():
@@ -90,14 +83,16 @@ def list_(ctx: click.Context, capture: str, as_json: bool, **options: Unpack[Opt
                 click.echo(_json(described(manifest)))
             else:
                 if not count:
-                    click.echo("  ".join(f"{n:<{w}}" for n, w in _COLUMNS) + "  PATH")
-                click.echo(_row(manifest))
+                    click.echo(table.head)
+                click.echo(table.row(manifest))
             count += 1
             size += manifest.size
             lacking += not manifest.complete
         losses = asked.losses + asked.reader.blobs.losses
     missing = f", {lacking:,} not complete" if lacking else ""
-    logs.tell(f"kcap: {common.counted(count, 'artifact')}{missing}, {common.size_text(size)}")
+    more = "; a wider terminal, or --json, tells more" if table.narrow and count else ""
+    size_text = common.size_text(size)
+    logs.tell(f"kcap: {common.counted(count, 'artifact')}{missing}, {size_text}{more}")
     _leave(ctx, losses, capture, lacking=bool(lacking))
 
 
@@ -143,7 +138,7 @@ def show(
                 if not first:
                     click.echo()
                 first = False
-                lines = [*_shown(manifest), *artifact_content.lines(content)]
+                lines = [*artifact_lines.lines(manifest), *artifact_content.lines(content)]
                 click.echo("\n".join(map(printable, lines)))
         losses = asked.losses + asked.reader.blobs.losses
     lacking = any(not same[0].complete for same in found.values())
@@ -268,65 +263,3 @@ def _json(value: Mapping[str, Any]) -> str:
     from kcap.model.text import json_safe
 
     return json_safe(json.dumps(value, ensure_ascii=False))
-
-
-def _row(manifest: Manifest) -> str:
-    """An artifact in a line."""
-    from kcap.model.text import printable
-    from kcap.writers.artifacts_names import artifact_id, kind_of
-
-    details = manifest.details
-    time_ns, pid = details.get("time_ns"), details.get("pid")
-    when = common.utc(cast("int", time_ns)) if _is_time(time_ns) else "-"
-    event = "-" if manifest.ord is None else f"{(manifest.origin or '-')[:8]}:{manifest.ord}"
-    cells = (
-        artifact_id(manifest),
-        kind_of(manifest),
-        common.size_text(manifest.size),
-        "complete" if manifest.complete else "incomplete",
-        when,
-        str(details.get("process_name") or "-"),
-        str(pid) if type(pid) is int else "-",
-        str(details.get("container_id") or "-"),
-        event,
-    )
-    told = [
-        f"{printable(cell)[:width]:<{width}}"
-        for cell, (_, width) in zip(cells, _COLUMNS, strict=True)
-    ]
-    return "  ".join([*told, printable(manifest.path or str(details.get("name") or "-"))])
-
-
-def _is_time(value: object) -> bool:
-    """Whether a detail is a time that can be told."""
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _shown(manifest: Manifest) -> Iterator[str]:
-    """All that is known of an artifact, for people; not yet safe to print."""
-    from kcap.writers.artifacts import described
-
-    told = described(manifest)
-    details = cast("dict[str, Any]", told.pop("details"))
-    missing = told.pop("missing")
-    for name, value in told.items():
-        if value is not None and name not in details:
-            yield f"{name:<14} {_spelled(name, value)}"
-    for name in sorted(details):
-        yield f"{name:<14} {_spelled(name, details[name])}"
-    for gap in missing[:_MOST_SHOWN]:
-        end = gap["offset"] + gap["length"] - 1
-        yield f"{'missing':<14} bytes {gap['offset']} to {end}: {gap['reason']}"
-    if len(missing) > _MOST_SHOWN:
-        yield f"{'missing':<14} and more ranges; --json lists a hundred"
-
-
-def _spelled(name: str, value: object) -> str:
-    """A value for people."""
-    if name.endswith("_ns") and _is_time(value):
-        return common.utc(cast("int", value))
-    if name == "mode" and type(value) is int:
-        return f"{value:#o}"
-    if name in {"size", "missing_bytes", "hole_bytes"}:
-        return f"{value:,} bytes"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

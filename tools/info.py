@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from kcap.model.stream import Source
 
 _TYPES_SHOWN = 20
+_NAMES_SHOWN = 3
 
 FILTERED = "filtered"
 """Kind of loss of what was left out on purpose."""
@@ -210,7 +214,7 @@ def _as_text(found: dict[str, Any]) -> str:
         ("sha256", found.get("sha256")),
         *(("source", _source(s)) for s in found["sources"]),
         *(("cannot see", what) for s in found["sources"] for what in _unseen(s)),
-        *(("left out", _loss(entry)) for entry in found["loss"] if entry["kind"] == FILTERED),
+        *(("left out", line) for line in _left_out(found["loss"])),
         *(("loss", _loss(entry)) for entry in lost),
     ]
     lines = [f"{name:<12} {printable(str(value))}" for name, value in rows if value]
@@ -268,6 +272,24 @@ def _unseen(entry: dict[str, Any]) -> list[str]:
     """What a source of events says that it can't know."""
     said = entry.get("details", {}).get("cannot_see")
     return [what for what in said if isinstance(what, str)] if isinstance(said, list) else []
+
+
+def _left_out(losses: list[dict[str, Any]]) -> Iterator[str]:
+    """What was left out on purpose, a line for each reason: a scope counts each name of events."""
+    from kcap.model.side import Loss
+
+    by_reason: dict[Loss, list[Loss]] = {}
+    for entry in losses:
+        if entry["kind"] == FILTERED:
+            loss = Loss.from_json(entry)
+            by_reason.setdefault(replace(loss.like, event=None, cpu=None), []).append(loss)
+    for alike in by_reason.values():
+        whole = reduce(Loss.plus, (replace(each, event=None, cpu=None) for each in alike))
+        counts = Counter({e.event: e.count for e in alike if e.event and e.count})
+        names = [f"{count:,} {name}" for name, count in counts.most_common(_NAMES_SHOWN)]
+        if len(counts) > _NAMES_SHOWN:
+            names.append("…")
+        yield common.describe(whole) + (f" ({', '.join(names)})" if len(counts) > 1 else "")
 
 
 def _loss(entry: dict[str, Any]) -> str:

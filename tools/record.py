@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 import click
 
+from kcap.guard.rights import FILES
 from kcap.tools import (
     alerting,
     apart,
@@ -172,6 +173,8 @@ def command(
     code, files = _record(ctx, options, where, place, artifacts, max_size)
     if durable.synced and force and place.target != "-":
         durability.sync_folder(place.target)  # a new file has taken the old one's name
+    if artifacts is not None and artifacts.folder is not None:
+        apart.settle(ctx, tuple(FILES))
     ctx.exit(max(code, artifact_folder.lay_out(artifacts, files)))
 
 

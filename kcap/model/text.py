@@ -12,7 +12,8 @@ from kcap import limits
 UNSAFE: Final = "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\u200e\u200f\u061c]"
 """A pattern, for re and RE2, of what could steer a terminal: controls, text direction marks."""
 
-_UNSAFE: Final = re.compile(UNSAFE)
+_UNSAFE: Final = re.compile(rf"{UNSAFE[:-1]}\ud800-\udfff]")
+"""With lone surrogates, which JSON may hold, and no output takes."""
 
 
 def clean(value: str | bytes) -> tuple[str, bytes | None]:

@@ -1,0 +1,164 @@
+"""``kcap artifacts list`` and ``show`` as people see them, and what ``kcap info`` says beside."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+from artifact_support import artifact, capture_of, listing_of, reader_of
+from badinput_support import ROOT
+from cli_support import run
+from hypothesis import given
+from hypothesis import strategies as st
+from support import FILE_ID, SOURCE, make_events
+
+from kcap.format.blobs import Gap, Manifest
+from kcap.format.writer import CaptureWriter
+from kcap.model.side import Loss
+from kcap.tools.artifact_lines import PATH_CHARS, Table
+
+_HOSTILE = st.text(alphabet="ab/\n\t\x1b\u202e\ud83d\u202c é…", max_size=40)
+
+
+def manifest(**more: Any) -> Manifest:
+    """One with a path and a process."""
+    made = artifact(b"x", "/tmp/x", 3, **{"kind": "write", "pid": 7, "process_name": "sh"} | more)
+    (found,) = reader_of(capture_of([made])).manifests()
+    return found
+
+
+def test_what_is_no_text_is_escaped_in_every_form(tmp_path: Path) -> None:
+    """JSON may hold half a character: a list, its JSON and the listing of an extraction say so."""
+    path, folder = tmp_path / "made.kcap", tmp_path / "out"
+    path.write_bytes(capture_of([artifact(b"x", "/x", 3, kind="write", process_name="a\ud83db")]))
+
+    done = [run("artifacts", "list", *more, path) for more in ((), ("--json",))]
+    done += [run("artifacts", "show", path), run("artifacts", "extract", path, "-o", folder)]
+
+    assert [one.exit_code for one in done] == [0] * 4, done[-1].stderr
+    assert all("a\\ud83db" in one.stdout for one in done[:3])
+    assert listing_of(folder)[0]["details"]["process_name"] == "a\ud83db"
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 120, 150, 200])
+def test_a_line_fits_a_terminal(width: int) -> None:
+    """Columns go until there is room for a path; what names an artifact and whose it is stays."""
+    table = Table(width)
+
+    assert len(table.head) - len("PATH") + PATH_CHARS <= max(width, 80)
+    assert {"ID", "KIND", "SIZE", "PROCESS", "PID", "PATH"} <= set(table.head.split())
+    assert table.narrow == (width < 150)
+    assert "TIME" in Table(120).head
+    assert Table().head == Table(200).head
+
+
+def test_what_is_cut_has_a_mark() -> None:
+    """A name that is too long ends with one; a path and the name of an event are whole."""
+    found = manifest(process_name="n" * 40, kind="k" * 9, time_ns=1_795_323_209_474_050_113)
+
+    row = Table().row(found)
+
+    assert f"{'n' * 14}… " in row
+    assert "kkkkk… " in row
+    assert row.endswith("/tmp/x")
+    assert "2026-11-22T04:53:29.474 " in row
+    far = Manifest(None, 0, path="/x", origin="ab" * 16, ord=10**18)
+    assert f"abababab:{10**18}" in Table().row(far)
+
+
+@given(_HOSTILE, _HOSTILE, _HOSTILE)
+def test_hostile_names_stay_in_their_line(path: str, name: str, kind: str) -> None:
+    """Whatever a process is called and wherever its file was: one line, nothing for a terminal."""
+    made = Manifest(
+        None, 0, path=path, details={"process_name": name, "kind": kind, "container_id": name}
+    )
+
+    row = Table(80).row(made)
+
+    assert row.isprintable()
+    assert "\u202e" not in row
+
+
+def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    """The list of a real terminal has no line that is longer but for its path."""
+    path = tmp_path / "made.kcap"
+    path.write_bytes(capture_of([artifact(b"x", "/tmp/x", 3, kind="write", process_name="sh")]))
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {n: v for n, v in os.environ.items() if n not in {"COLUMNS", "LINES"}}
+    done = subprocess.run(
+        [sys.executable, "-m", "kcap.tools", "artifacts", "list", path],
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    os.close(slave)
+    said = os.read(master, 1 << 16).decode()
+    os.close(master)
+
+    lines = said.splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+    assert "wider terminal" in done.stderr
+    assert "TIME" in run("artifacts", "list", path).stdout  # no terminal, so all columns
+
+
+def test_numbers_that_are_no_times_are_not_shown_as_such(tmp_path: Path) -> None:
+    """A mount namespace ends as times do."""
+    path = tmp_path / "made.kcap"
+    made = artifact(
+        b"x", "/x", 3, kind="bpf", mount_ns=4026531832, end_ns=1_795_323_209_474_050_113
+    )
+    path.write_bytes(capture_of([made]))
+
+    said = run("artifacts", "show", path).stdout
+
+    assert re.search(r"^mount_ns +4026531832$", said, re.MULTILINE)
+    assert re.search(r"^end_ns +2026-11-22T04:53:29.474050113Z$", said, re.MULTILINE)
+    names = [line.split()[0] for line in said.splitlines()]
+    assert names[:5] == ["id", "kind", "sha256", "size", "path"]
+
+
+def test_nothing_is_said_of_content_that_is_not_there(tmp_path: Path) -> None:
+    """Zeros stand for it, and are not what it was like; the control has an entropy."""
+    path = tmp_path / "made.kcap"
+    gone = artifact([Gap(8192, "unreadable memory")], None, 3, kind="mem")
+    path.write_bytes(capture_of([gone, artifact([b"x", Gap(9, "cut")], "/x", 4, kind="write")]))
+
+    said = [json.loads(s) for s in run("artifacts", "show", "--json", path).stdout.splitlines()]
+
+    assert said[0]["content"] == {"why": "none of its bytes are there"}
+    assert "entropy" in said[1]["content"]
+
+
+def test_what_a_scope_left_out_is_one_line(tmp_path: Path) -> None:
+    """However many names of events it has; other reasons are lines of their own."""
+    counts = {"open": 5, "mmap": 1000, "creat": 7, "mkdir": 1}
+    lost = [Loss("filtered", n, "not in the scope", SOURCE.id, e) for e, n in counts.items()]
+    lost.append(Loss("filtered", 2, "something else", SOURCE.id))
+    out = io.BytesIO()
+    with contextlib.closing(CaptureWriter(out, file_id=FILE_ID)) as writer:
+        writer.write(make_events(3).with_before([SOURCE, *lost]))
+    path = tmp_path / "made.kcap"
+    path.write_bytes(out.getvalue())
+
+    said = [line for line in run("info", path).stdout.splitlines() if line.startswith("left out")]
+
+    assert said == [
+        "left out     filtered 1,013 events: not in the scope (1,000 mmap, 7 creat, 5 open, …)",
+        "left out     filtered 2 events: something else",
+    ]
