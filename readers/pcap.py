@@ -11,7 +11,7 @@ import numpy as np
 
 from kcap.errors import BadInputError, NotACaptureError, TruncatedError
 from kcap.model.side import Loss
-from kcap.packets.frames import FRAME_BYTES, I64, Bytes, Frames
+from kcap.packets.frames import FRAME_BYTES, I64, Bytes, Frames, Mask
 from kcap.readers.pcap_source import WINDOW_BYTES, PacketSource
 
 HEADER_BYTES: Final = 24
@@ -28,6 +28,9 @@ _ORDERS: Final = {
 _SECOND_NS: Final = 10**9
 _NEAR_S: Final = 30 * 86400
 """How far apart neighbours may be, where records are sought behind damage."""
+
+_SOUGHT: Final = 512
+"""Places where a record is sought there at first."""
 
 _CHAIN: Final = 3
 """Records that must follow one another there, or reach the end."""
@@ -139,10 +142,16 @@ class PcapReader(PacketSource):
             (size,) = unpack(data, at + 8)
             following = at + RECORD_BYTES + size
             if size > FRAME_BYTES:
-                return starts, at, size
-            if following > end:
+                if starts:
+                    (self._last_s,) = unpack(data, starts[-1])
+                # What is behind it is sought here first: to begin a window anew takes long.
+                following = self._next(at) if self._lenient else 0
+                if not following:
+                    return starts, at, size
+            elif following > end:
                 break
-            starts.append(at)
+            else:
+                starts.append(at)
             at = following
         return starts, at, 0
 
@@ -196,36 +205,44 @@ class PcapReader(PacketSource):
         """Find a record behind the first byte of the window, and begin there."""
         window = self._window
         window.fill(WINDOW_BYTES)
-        raw = np.frombuffer(window.data, np.uint8)
-        places = np.arange(1, len(raw) - RECORD_BYTES + 1, dtype=np.int64)
-        for at in places[self._plausible(raw, places)].tolist():
-            if self._holds(raw, at):
-                self.losses.append(
-                    Loss(
-                        "damaged",
-                        None,
-                        f"{at} bytes at byte {window.offset} are no packets",
-                    )
-                )
-                window.drop(at)
-                return True
-        return False
+        at = self._next(0)
+        window.drop(at)
+        return at > 0
 
-    def _holds(self, raw: Bytes, at: int) -> bool:
-        """Whether records follow one another from there."""
+    def _next(self, after: int) -> int:
+        """Where in the window a record begins behind damage; 0 where none does."""
+        raw = np.frombuffer(self._window.data, np.uint8)
+        stop = len(raw) - RECORD_BYTES + 1
+        start, step = after + 1, _SOUGHT
+        while start < stop:
+            # Damage is mostly short, and there may be much of it.
+            places = np.arange(start, min(start + step, stop), dtype=np.int64)
+            found = places[self._holds(raw, places)]
+            if len(found):
+                self._gap(after, int(found[0]), "packets")
+                return int(found[0])
+            start, step = start + step, step * 8
+        return 0
+
+    def _holds(self, raw: Bytes, places: I64) -> Mask:
+        """From which places records follow one another."""
+        sound = np.ones(len(places), np.bool_)
+        at = places.copy()
         for _ in range(_CHAIN):
-            if at + RECORD_BYTES > len(raw):
-                return at == len(raw) or not self._window.ended
-            here = np.array([at])
-            if not self._plausible(raw, here)[0]:
-                return False
-            at += RECORD_BYTES + int(_fields(raw, here, self._order)[0, 2])
-        return True
+            # What is cut off here may go on behind the window.
+            inside = at + RECORD_BYTES <= len(raw)
+            sound &= inside | (at == len(raw)) | (not self._window.ended)
+            rows = np.flatnonzero(sound & inside)
+            header = _fields(raw, at[rows], self._order).astype(np.int64)
+            sound[rows] &= self._plausible(header)
+            at[rows] += RECORD_BYTES + header[:, 2]
+        return sound
 
-    def _plausible(self, raw: Bytes, places: I64) -> Any:  # noqa: ANN401
-        header = _fields(raw, places, self._order).astype(np.int64)
-        sound = (header[:, 2] <= FRAME_BYTES) & (header[:, 3] >= header[:, 2]) & (header[:, 3] > 0)
+    def _plausible(self, header: I64) -> Mask:
+        """Whether headers may be those of records."""
+        sound: Mask = (header[:, 2] <= FRAME_BYTES) & (header[:, 3] >= header[:, 2])
         sound &= (header[:, 1] * self._unit_ns < _SECOND_NS) & (header[:, 3] <= FRAME_BYTES)
+        sound &= header[:, 3] > 0
         if self._last_s >= 0:
             sound &= np.abs(header[:, 0] - self._last_s) <= _NEAR_S
         return sound

@@ -23,6 +23,8 @@ from kcap.packets.identity import PacketIds
 from kcap.readers.pcap_window import Window
 
 ORIGIN_BYTES: Final = 1 << 20
+GAPS: Final = 100
+"""Places of damage that are named, each by itself."""
 WINDOW_BYTES: Final = 2 << 20
 """What is looked at together."""
 
@@ -48,6 +50,8 @@ class PacketSource(ABC):
         self._ord = 0
         self.losses: list[Loss] = []
         """What has to be said before the next batch."""
+        self._gaps = self._gap_bytes = 0
+        """Places of damage that were passed over, and the bytes of those that are not named."""
 
     @abstractmethod
     def _begin(self) -> Mapping[str, Any]:
@@ -111,6 +115,10 @@ class PacketSource(ABC):
                 self.losses.append(Loss("damaged", None, _reason(ended)))
             else:
                 failure = ended
+        if self._gap_bytes:
+            places = self._gaps - GAPS
+            reason = f"{self._gap_bytes} bytes in {places} more places are no packets"
+            self.losses.append(Loss("damaged", None, reason))
         yield EMPTY.with_before(self._sides(source))
         if failure is not None:
             raise failure
@@ -118,6 +126,22 @@ class PacketSource(ABC):
     def close(self) -> None:
         """Close the stream; may be called twice."""
         self._stream.close()
+
+    def _gap(self, start: int, stop: int, what: str) -> None:
+        """Take down damage that was passed over; where there is much of it, how much.
+
+        Args:
+            start: Where in the window it begins.
+            stop: Where it ends.
+            what: What was sought.
+        """
+        self._gaps += 1
+        if self._gaps > GAPS:
+            self._gap_bytes += stop - start
+            return
+        place = self._window.offset + start
+        reason = f"{stop - start} bytes at byte {place} are no {what}"
+        self.losses.append(Loss("damaged", None, reason))
 
     def _torn(self, error: TruncatedError) -> None:
         if not any(loss.kind == "torn" for loss in self.losses):

@@ -10,16 +10,24 @@ from typing import Any, Final
 import numpy as np
 
 from kcap.errors import BadInputError, KcapError, LimitError, NotACaptureError, TruncatedError
+from kcap.model.classes import I64_MAX
 from kcap.model.side import Loss
-from kcap.packets.frames import FRAME_BYTES, I64, NONE, Bytes, Frames, Mask
+from kcap.packets.frames import FRAME_BYTES, I64, NONE, Frames, Mask
 from kcap.packets.headers import View
 from kcap.readers import pcapng_blocks as blocks
 from kcap.readers import pcapng_times as times
 from kcap.readers.pcap_source import WINDOW_BYTES, PacketSource
-from kcap.readers.pcapng_options import Processes, owned, read
+from kcap.readers.pcapng_options import LOST_MAX, Owned, Processes, owned, read
+from kcap.readers.pcapng_parts import Part, Parts
 from kcap.readers.scap_blocks import is_scap
 
 _PACKETS: Final = (blocks.ENHANCED, blocks.PACKET, blocks.SIMPLE)
+_TELLING: Final = (
+    *(blocks.SECTION, blocks.INTERFACE, blocks.STATISTICS, blocks.PROCESS),
+    *blocks.CUSTOM,
+)
+"""What says something of packets."""
+
 _FIXED: Final = {blocks.ENHANCED: 28, blocks.PACKET: 28, blocks.SIMPLE: 12}
 """Where in a block the packet begins."""
 
@@ -98,7 +106,20 @@ class PcapngReader(PacketSource):
             window.fill(wanted)
             self._stop = 0
             self._bad = ""
-            yield from self._walk(window.data)
+            self._raw = np.frombuffer(window.data, np.uint8)
+            self._view = View(self._raw)
+            self._parts = Parts(self._raw)
+            failure: KcapError | None = None
+            try:
+                self._walk(window.data)
+            except KcapError as error:
+                failure = error
+            frames = self._parts.joined([*self._names])
+            if frames is not None:
+                yield frames
+            if failure is not None:
+                self._account()
+                raise failure
             start, wanted = window.offset + self._stop, WINDOW_BYTES
             window.drop(self._stop)
             if self._bad:
@@ -111,44 +132,45 @@ class PcapngReader(PacketSource):
                 wanted = len(window.data) + WINDOW_BYTES
         self._account()
 
-    def _walk(self, data: bytes) -> Iterator[Frames]:
-        """The frames of whole blocks, up to the first that is bad."""
-        starts: list[int] = []
-        run = at = 0
-        end = len(data)
+    def _walk(self, data: bytes) -> None:
+        """Take whole blocks, up to the first that is bad."""
+        self._run: list[tuple[int, int]] = []
+        at, end = 0, len(data)
         pair, one = self._unpackers()
         # Each says where the next begins, so this is the one thing that has to go step by step.
         while at + blocks.EDGE_BYTES <= end:
             kind, size = pair(data, at)
+            bad = ""
             if kind == blocks.SECTION:
                 order = blocks.order(data[at : at + blocks.EDGE_BYTES])
                 if order is None:
-                    self._bad = "a section without its magic number"
-                    break
-                size = struct.unpack_from(f"{order}I", data, at + 4)[0]
-                one = struct.Struct(f"{order}I").unpack_from
-            if size < blocks.EDGE_BYTES or size & 3 or size > blocks.BLOCK_BYTES:
-                self._bad = f"a block of {size} bytes"
-                break
+                    bad = "a section without its magic number"
+                else:
+                    size = struct.unpack_from(f"{order}I", data, at + 4)[0]
+                    one = struct.Struct(f"{order}I").unpack_from
             following = at + size
-            if following > end:
+            if bad:
+                pass
+            elif size < blocks.EDGE_BYTES or size & 3 or size > blocks.BLOCK_BYTES:
+                bad = f"a block of {size} bytes"
+            elif following > end:
                 break
-            if one(data, following - 4)[0] != size:
-                self._bad = "a block whose two lengths differ"
-                break
-            if kind != run and starts:
-                yield from self._packets(data, run, starts)
-                starts = []
-            if kind in _PACKETS:
-                run = kind
-                starts.append(at)
-            else:
-                run = 0
+            elif one(data, following - 4)[0] != size:
+                bad = "a block whose two lengths differ"
+            if bad:
+                # What is behind it is sought here first: to begin a window anew takes long.
+                following = self._next(at) if self._lenient else 0
+                pair, one = self._unpackers()
+                if not following:
+                    self._bad = bad
+                    break
+            elif kind in _PACKETS:
+                self._run.append((kind, at))
+            elif kind in _TELLING:
                 self._describe(data, at, kind, size)
                 pair, one = self._unpackers()
             at = following
-        if starts:
-            yield from self._packets(data, run, starts)
+        self._flush()
         self._stop = at
 
     def _unpackers(self) -> tuple[Any, Any]:
@@ -156,116 +178,134 @@ class PcapngReader(PacketSource):
         return struct.Struct(f"{order}II").unpack_from, struct.Struct(f"{order}I").unpack_from
 
     def _describe(self, data: bytes, at: int, kind: int, size: int) -> None:
-        """Take in what is no packet."""
+        """Take in what is no packet; the packets before it don't know of it."""
         section, body = self._section, data[at + 8 : at + size - 4]
         try:
             if kind == blocks.SECTION:
                 order = blocks.order(data[at : at + blocks.EDGE_BYTES]) or "<"
                 said = blocks.section(body, order)
+                self._flush()
                 self._account()
                 self._section = _Section(order, said.get("application", ""))
             elif kind == blocks.INTERFACE:
-                if len(section.interfaces) >= blocks.INTERFACES:
-                    raise LimitError(
-                        "too many interfaces",
-                        file=self._file,
-                        offset=self._window.offset + at,
-                        expected=f"at most {blocks.INTERFACES} in a section",
-                    )
-                section.interfaces.append(blocks.interface(body, section.order))
+                self._interface(blocks.interface(body, section.order), at)
             elif kind == blocks.STATISTICS:
                 number, dropped = blocks.statistics(body, section.order)
                 # Of an interface each says how many there were so far.
-                self._dropped[number] = max(self._dropped.get(number, 0), dropped)
+                if number < len(section.interfaces) and dropped < LOST_MAX:
+                    self._dropped[number] = max(self._dropped.get(number, 0), dropped)
             elif kind == blocks.PROCESS:
-                section.processes.add(
-                    blocks.process(body, section.order, darwin=True), numbered=True
-                )
-            elif kind in blocks.CUSTOM:
-                process = blocks.custom(body, section.order)
-                if process is not None:
-                    section.processes.add(process, numbered=False)
-        except blocks.BadBlockError as error:
-            self._skip(str(error), self._window.offset + at)
-            if kind == blocks.INTERFACE:
-                # Those that follow have their numbers all the same.
-                section.interfaces.append(blocks.Interface(0xFFFF, 0, "", 6, 0))
-
-    def _packets(self, data: bytes, kind: int, starts: list[int]) -> Iterator[Frames]:
-        """The frames of packets of one kind of block; a bad one ends them, or is left out."""
-        section = self._section
-        raw = np.frombuffer(data, np.uint8)
-        view = View(raw)
-        at = np.array(starts, np.int64)
-        numbers = {name: view.read(f"{section.order}u4", at + 4 * i) for i, name in _LAYOUT[kind]}
-        number = numbers.get("interface", np.zeros(len(at), np.int64))
-        if kind == blocks.PACKET:
-            number = number & 0xFFFF if section.order == "<" else number >> 16
-        room = numbers["size"] - _FIXED[kind] - 4
-        captured = numbers.get("captured", np.minimum(numbers["length"], room))
-        if kind == blocks.SIMPLE and section.interfaces and section.interfaces[0].snap_bytes:
-            captured = np.minimum(captured, section.interfaces[0].snap_bytes)
-        sound = (number < len(section.interfaces)) & (captured >= 0)
-        sound &= (captured <= room) & (captured <= FRAME_BYTES)
-        failure = None
-        if not sound.all():
-            first = int(np.flatnonzero(~sound)[0])
-            place = self._window.offset + starts[first]
-            if self._lenient:
-                self._skips += int((~sound).sum()) - 1
-                self._skip("a packet that does not fit its block, or of no interface", place)
+                process = blocks.process(body, section.order, darwin=True)
+                self._flush()
+                section.processes.add(process, numbered=True)
             else:
-                failure = self._damage(
-                    "a packet that does not fit its block, or of no interface", place
-                )
-                sound[first:] = False
-        if sound.any():
-            kept = {name: values[sound] for name, values in numbers.items()}
-            yield self._made(raw, kind, at[sound], number[sound], captured[sound], kept)
-        if failure is not None:
-            raise failure
+                wireshark = blocks.custom(body, section.order)
+                if wireshark is not None:
+                    self._flush()
+                    section.processes.add(wireshark, numbered=False)
+        except blocks.BadBlockError as error:
+            self._flush()
+            self._skip(str(error), self._window.offset + at)
+            # Those that follow have their numbers all the same.
+            if kind == blocks.INTERFACE:
+                self._interface(blocks.UNKNOWN, at)
+            elif kind == blocks.PROCESS:
+                section.processes.add(blocks.Process(NONE, {}, {}), numbered=True)
 
-    def _made(
-        self,
-        raw: Bytes,
-        kind: int,
-        at: I64,
-        number: I64,
-        captured: I64,
-        numbers: Mapping[str, I64],
-    ) -> Frames:
+    def _interface(self, interface: blocks.Interface, at: int) -> None:
+        """Take down an interface of the section."""
+        self._flush()
+        known = self._section.interfaces
+        fresh = interface.name != "" and interface.name not in self._names
+        if len(known) >= blocks.INTERFACES or (fresh and len(self._names) >= blocks.INTERFACES):
+            raise LimitError(
+                "too many interfaces",
+                file=self._file,
+                offset=self._window.offset + at,
+                expected=f"at most {blocks.INTERFACES} in a section, and of so many names",
+            )
+        known.append(interface)
+        if fresh:
+            self._names[interface.name] = len(self._names)
+
+    def _flush(self) -> None:
+        """Read the packets since the last description; a bad one ends them, or is left out."""
+        if not self._run:
+            return
+        run, self._run = np.array(self._run, np.int64), []
+        every = []
+        wrong: list[int] = []
+        for kind in np.unique(run[:, 0]).tolist():
+            at = run[run[:, 0] == kind, 1]
+            numbers = self._numbers(kind, at)
+            sound = self._sound(kind, numbers)
+            every.append((kind, at, numbers, sound))
+            wrong += at[~sound].tolist()
+        first = min(wrong, default=0)
+        for kind, at, numbers, sound in every:
+            kept = sound & (at < first) if wrong and not self._lenient else sound
+            if kept.any():
+                part = self._part(kind, at[kept], {n: c[kept] for n, c in numbers.items()})
+                self._parts.add(part)
+        if wrong:
+            why = "a packet that does not fit its block, or of no interface"
+            self._skip(why, self._window.offset + first)
+            self._skips += len(wrong) - 1
+
+    def _numbers(self, kind: int, at: I64) -> dict[str, I64]:
+        """The numbers of packets of one kind of block."""
+        section, view = self._section, self._view
+        numbers = {name: view.read(f"{section.order}u4", at + 4 * i) for i, name in _LAYOUT[kind]}
+        number = numbers.setdefault("interface", np.zeros(len(at), np.int64))
+        if kind == blocks.PACKET:
+            numbers["interface"] = number & 0xFFFF if section.order == "<" else number >> 16
+        room = numbers["size"] - _FIXED[kind] - 4
+        captured = numbers.setdefault("captured", np.minimum(numbers["length"], room))
+        if kind == blocks.SIMPLE and section.interfaces and section.interfaces[0].snap_bytes:
+            numbers["captured"] = np.minimum(captured, section.interfaces[0].snap_bytes)
+        return numbers
+
+    def _sound(self, kind: int, numbers: Mapping[str, I64]) -> Mask:
+        """Which packets are of an interface, and fit their blocks."""
+        captured, room = numbers["captured"], numbers["size"] - _FIXED[kind] - 4
+        sound = (numbers["interface"] < len(self._section.interfaces)) & (captured >= 0)
+        sound &= (captured <= room) & (captured <= FRAME_BYTES)
+        return sound
+
+    def _part(self, kind: int, at: I64, numbers: Mapping[str, I64]) -> Part:
         section = self._section
-        known = section.interfaces
+        captured = numbers["captured"]
         offsets = at + _FIXED[kind]
         ts_ns, timed = np.zeros(len(at), np.int64), np.zeros(len(at), np.bool_)
+        direction = packet_id = None
+        owners = Owned(None, [], None, [])
         if kind != blocks.SIMPLE:
-            ts_ns, timed = self._times(number, numbers)
-        columns: dict[str, Any] = {}
-        if kind != blocks.SIMPLE:
+            ts_ns, timed = self._times(numbers["interface"], numbers)
             behind = offsets + (captured + 3 & ~3)
-            said = read(raw, behind, at + numbers["size"] - 4, section.order)
+            stops = at + numbers["size"] - 4
+            said = read(self._raw, self._view, behind, stops, section.order)
             self._lost += said.dropped
             escaped = section.application.startswith(_OURS)
-            found = owned(said, ts_ns, section.processes, escaped=escaped)
-            columns = {
-                "direction": said.direction,
-                "packet_id": said.packet_id,
-                **found._asdict(),
-            }
-        names = [
-            self._names.setdefault(i.name, len(self._names)) if i.name else NONE for i in known
-        ]
-        return Frames(
-            data=raw,
+            owners = owned(said, ts_ns, section.processes, escaped=escaped)
+            direction, packet_id = said.direction, said.packet_id
+        used, place = np.unique(numbers["interface"], return_inverse=True)
+        known = [section.interfaces[number] for number in used.tolist()]
+        names = [self._names[one.name] if one.name else NONE for one in known]
+        interface = np.array(names, np.int32)[place.reshape(-1)]
+        if owners.seen_at is not None:
+            at_it = np.array([self._parts.place(name, self._names) for name in owners.places])
+            interface = np.where(owners.seen_at >= 0, at_it[owners.seen_at], interface)
+        return Part(
             offsets=offsets,
-            captured=captured.astype(np.int32),
+            captured=captured,
             length=np.maximum(numbers["length"], captured),
+            link_type=np.array([one.link_type for one in known], np.uint16)[place.reshape(-1)],
             ts_ns=ts_ns,
-            link_type=np.array([i.link_type for i in known], np.uint16)[number],
-            timed=None if timed.all() else timed,
-            interface=np.array(names, np.int32)[number] if self._names else None,
-            interfaces=list(self._names),
-            **columns,
+            timed=timed,
+            interface=interface.astype(np.int32),
+            direction=direction,
+            packet_id=packet_id,
+            owned=owners,
         )
 
     def _times(self, number: I64, numbers: Mapping[str, I64]) -> tuple[I64, Mask]:
@@ -274,6 +314,8 @@ class PcapngReader(PacketSource):
         for which in np.unique(number).tolist():
             rows = number == which
             interface = self._section.interfaces[which]
+            if interface.resolution < 0:
+                continue
             units = numbers["high"][rows].astype(np.uint64) << np.uint64(32)
             units |= numbers["low"][rows].astype(np.uint64)
             ts_ns[rows], timed[rows] = times.to_ns(units, interface.resolution, interface.offset_s)
@@ -298,10 +340,14 @@ class PcapngReader(PacketSource):
     def _account(self) -> None:
         """Take down what was lost up to here."""
         dropped, self._dropped = sum(self._dropped.values()), {}
-        lost = max(dropped, self._lost)
+        lost = min(max(dropped, self._lost), I64_MAX)
         self._lost = 0
         if lost:
             self.losses.append(Loss("lost", lost, "packets that the capture says it dropped"))
+        if unkept := self._section.processes.unkept:
+            self._section.processes.unkept = 0
+            reason = "descriptions of processes that are too many, or too long"
+            self.losses.append(Loss("skipped", unkept, reason))
         if self._skips:
             self.losses.append(Loss("skipped", self._skips, "; ".join(self._skipped)))
         self._skips, self._skipped = 0, []
@@ -331,17 +377,20 @@ class PcapngReader(PacketSource):
             window.drop(max(len(window.data) - blocks.EDGE_BYTES, 1))
             window.fill(WINDOW_BYTES)
 
+    def _next(self, at: int) -> int:
+        """Where in the window a block begins behind damage; 0 where none does."""
+        found = blocks.seek(self._window.data, self._view, at, self._section.order)
+        if found:
+            self._gap(at, found, "blocks")
+        return found
+
     def _found(self) -> bool:
         """Find a block behind the first byte of the window, and begin there."""
         window = self._window
-        at = blocks.seek(window.data, self._section.order)
-        if not at:
-            return False
-        self.losses.append(
-            Loss("damaged", None, f"{at} bytes at byte {window.offset} are no blocks")
-        )
+        self._view = View(np.frombuffer(window.data, np.uint8))
+        at = self._next(0)
         window.drop(at)
-        return True
+        return at > 0
 
 
 _LAYOUT: Final = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -41,6 +42,11 @@ _WIRESHARK: Final = 32622
 _ENTRY_PROCESS: Final = 3
 _OPTIONS_MAX: Final = 256
 _TEXT_BYTES: Final = 64 << 10
+_SOUGHT: Final = 512
+"""Places where a block is sought at first."""
+_NAME_BYTES: Final = 1024
+"""Longest name of an interface."""
+_PROCESS_BYTES: Final = 512
 _DECIMAL_MAX: Final = 30
 _BINARY_MAX: Final = 63
 
@@ -72,29 +78,40 @@ def begins(head: bytes) -> bool:
     return head[:4] == SECTION.to_bytes(4, "big") and head[8:12] in _MAGICS
 
 
-def seek(data: bytes, order: str) -> int:
+def seek(data: bytes, view: View, after: int, order: str) -> int:
     """Find a block behind damage.
 
     Args:
         data: The bytes.
+        view: The same, to read numbers from.
+        after: Where the damage begins.
         order: ``<`` or ``>``, of the section before.
 
     Returns:
-        Where the next one begins, behind the first byte; 0 where there is none in them.
+        Where the next one begins, behind the first byte of the damage; 0 where there is none.
     """
-    raw = np.frombuffer(data, np.uint8)
-    if len(raw) <= EDGE_BYTES:
-        return 0
-    view = View(raw)
-    places = np.arange(1, len(raw) - EDGE_BYTES + 1, dtype=np.int64)
+    stop = len(data) - EDGE_BYTES + 1
+    start, step = after + 1, _SOUGHT
+    while start < stop:
+        # Damage is mostly short, and there may be much of it.
+        found = _block(data, view, start, min(start + step, stop), order)
+        if found:
+            return found
+        start, step = start + step, step * 8
+    return 0
+
+
+def _block(data: bytes, view: View, start: int, stop: int, order: str) -> int:
+    """The first block that begins between two places; 0 for none."""
+    places = np.arange(start, stop, dtype=np.int64)
     here = places[np.isin(view.read(f"{order}u4", places), KNOWN)]
     sections = here[view.read(f"{order}u4", here) == SECTION]
     size = view.read(f"{order}u4", here + 4)
-    sound = (size >= EDGE_BYTES) & (size & 3 == 0) & (here + size <= len(raw))
+    sound = (size >= EDGE_BYTES) & (size & 3 == 0) & (here + size <= len(data))
     here, size = here[sound], size[sound]
     whole = here[view.read(f"{order}u4", here + size - 4) == size].tolist()
-    found = [at for at in sections.tolist() if data[at + 8 : at + 12] in _MAGICS]
-    return int(min([*whole[:1], *found[:1]], default=0))
+    found = (at for at in sections.tolist() if data[at + 8 : at + 12] in _MAGICS)
+    return int(min([*whole[:1], *itertools.islice(found, 1)], default=0))
 
 
 class BadBlockError(ValueError):
@@ -109,8 +126,12 @@ class Interface(NamedTuple):
     name: str
     """Empty where none is said."""
     resolution: int
-    """As ``if_tsresol`` has it: a negative power of ten, or with bit 7 of two."""
+    """As ``if_tsresol`` has it: a negative power of ten, or with bit 7 of two; -1 for not known."""
     offset_s: int
+
+
+UNKNOWN: Final = Interface(0xFFFF, 0, "", -1, 0)
+"""An interface whose description can't be understood."""
 
 
 class Process(NamedTuple):
@@ -119,6 +140,11 @@ class Process(NamedTuple):
     pid: int
     texts: dict[str, str]
     numbers: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        """What it takes to be kept, roughly, in characters."""
+        return _PROCESS_BYTES + sum(map(len, self.texts.values()))
 
 
 def _structs(order: str) -> dict[str, construct.Struct]:
@@ -232,7 +258,7 @@ def interface(body: bytes, order: str) -> Interface:
     big = order == ">"
     for code, value in options(rest, order):
         if code == 2:  # noqa: PLR2004
-            name = text(value)
+            name = text(value[:_NAME_BYTES])
         elif code == 9 and len(value) == 1:  # noqa: PLR2004
             resolution = value[0]
         elif code == 14 and len(value) == 8:  # noqa: PLR2004

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from kcap.model.batch import dictionary
-from kcap.packets.comments import owner as owner_of
+from kcap.packets import comments as lines
 from kcap.packets.decode import pieces
 from kcap.packets.frames import I32, I64, NONE, Bytes, Owner
 from kcap.packets.headers import View
@@ -27,7 +28,10 @@ _PROCESSES: Final = 1 << 16
 """Processes of a section that are kept."""
 _LIVES: Final = 64
 """Descriptions of one process id that are kept, the last ones."""
-_LOST_MAX: Final = 1 << 40
+_TEXT_CHARS: Final = 64 << 20
+"""What all that is said of processes may make."""
+LOST_MAX: Final = 1 << 40
+"""A number of lost packets from which on it is none."""
 
 _SIZES: Final = {_FLAGS: 4, _DROPPED: 8, _PACKET_ID: 8, _THREAD: 8, _DARWIN: 4}
 
@@ -39,6 +43,10 @@ class Processes:
     listed: list[Process] = field(default_factory=list)
     """In the order of Darwin's blocks, by which packets refer to them."""
     by_pid: dict[int, list[Process]] = field(default_factory=dict)
+    unkept: int = 0
+    """Descriptions that are too many, or too long, to be kept."""
+    chars: int = 0
+    """What they make."""
 
     def add(self, process: Process, *, numbered: bool) -> None:
         """Take down a process.
@@ -47,12 +55,24 @@ class Processes:
             process: What is said of it.
             numbered: Whether packets refer to it by its place among the others.
         """
-        if numbered and len(self.listed) < _PROCESSES:
+        size = process.size
+        # Were a later one kept, packets would refer to it by an earlier one's place.
+        full = numbered and (self.unkept > 0 or len(self.listed) >= _PROCESSES)
+        if full or self.chars + size > _TEXT_CHARS:
+            self.unkept += 1
+            return
+        self.chars += size
+        if numbered:
             self.listed.append(process)
         if len(self.by_pid) < _PROCESSES or process.pid in self.by_pid:
             known = self.by_pid.setdefault(process.pid, [])
             known.append(process)
+            if not numbered:
+                self.chars -= sum(one.size for one in known[:-_LIVES])
             del known[:-_LIVES]
+        elif not numbered:
+            self.chars -= size
+            self.unkept += 1
 
     def find(self, pid: int, ts_ns: int) -> Process | None:
         """The process that had an id at a time.
@@ -92,11 +112,12 @@ class Said(NamedTuple):
     """Packets that were lost before these."""
 
 
-def read(raw: Bytes, starts: I64, stops: I64, order: str) -> Said:
+def read(raw: Bytes, view: View, starts: I64, stops: I64, order: str) -> Said:
     """Read the options of packets.
 
     Args:
         raw: The bytes.
+        view: The same, to read numbers from.
         starts: Where the options of each begin.
         stops: Where they end; a packet may have none.
         order: ``<`` or ``>``.
@@ -104,7 +125,6 @@ def read(raw: Bytes, starts: I64, stops: I64, order: str) -> Said:
     Returns:
         What they say.
     """
-    view = View(raw)
     found: dict[int, tuple[list[I64], list[I64]]] = {}
     rows = np.flatnonzero(starts + 4 <= stops)
     at = starts[rows]
@@ -148,7 +168,7 @@ def _said(
         direction = np.where(direction >= 0, direction & 3, 0)
     lost = 0
     if dropped is not None:
-        lost = int(dropped[(dropped > 0) & (dropped < _LOST_MAX)].sum())
+        lost = int(dropped[(dropped > 0) & (dropped < LOST_MAX)].sum())
     return Said(
         None if direction is None else np.where(direction == 3, 0, direction).astype(np.uint8),  # noqa: PLR2004
         identity,
@@ -195,6 +215,10 @@ class Owned(NamedTuple):
     owners: list[Owner]
     comment: I32 | None
     comments: list[str]
+    seen_at: I32 | None = None
+    """Index into `places` where a comment says it, `NONE` elsewhere."""
+    places: Sequence[str] = ()
+    """Names of interfaces; one that is empty stands for none."""
 
 
 def owned(said: Said, ts_ns: I64, processes: Processes, *, escaped: bool) -> Owned:
@@ -219,17 +243,20 @@ def owned(said: Said, ts_ns: I64, processes: Processes, *, escaped: bool) -> Own
     darwin = none if said.darwin is None else said.darwin
     if said.remark is None and said.thread is None and said.darwin is None:
         return Owned(None, [], None, [])
+    places: dict[str, int] = {}
     remark = none if said.remark is None else said.remark
     known, described = _described(pid, ts_ns, processes)
     table = np.stack([remark, pid, tid, darwin, known], axis=1)
     different, which = np.unique(table, axis=0, return_inverse=True)
     owners: dict[Owner, int] = {}
     comments: dict[str, int] = {}
-    of, words = np.full(len(different), NONE, np.int32), np.full(len(different), NONE, np.int32)
+    of, words, where = np.full((3, len(different)), NONE, np.int32)
     for number, (about, process, thread, index, place) in enumerate(different.tolist()):
         entry, rest = None, ""
         if about >= 0:
-            entry, rest = owner_of(said.remarks[about], escaped=escaped)
+            entry, seen_at, rest = lines.read(said.remarks[about], escaped=escaped)
+            if seen_at is not None:
+                where[number] = places.setdefault(seen_at, len(places))
         process_info = described[place] if place >= 0 else None
         if 0 <= index < len(processes.listed):
             process_info = processes.listed[index]
@@ -240,7 +267,8 @@ def owned(said: Said, ts_ns: I64, processes: Processes, *, escaped: bool) -> Own
         if rest:
             words[number] = comments.setdefault(rest, len(comments))
     which = which.reshape(-1)
-    return Owned(of[which], list(owners), words[which], list(comments))
+    at = where[which] if places else None
+    return Owned(of[which], list(owners), words[which], list(comments), at, list(places))
 
 
 def _described(pid: I64, ts_ns: I64, processes: Processes) -> tuple[I64, list[Process]]:

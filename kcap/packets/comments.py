@@ -1,15 +1,16 @@
-"""Whose packet it is, as comments beside packets say it.
+"""Whose packet it is, and where it was seen, as comments beside packets say it.
 
 ptcpdump puts a line for each fact (``PID: 42``, ``Cmd: /usr/bin/curl``) into one or several
 comments of a packet. `kcap.writers.pcapng` writes the same lines and a few more, with backslashes
-before what would end a line.
+before what would end a line, and always as the first comment: so what somebody else wrote beside
+a packet is never taken for them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from kcap.model.classes import I64_MAX
 from kcap.packets.frames import Owner
@@ -39,9 +40,16 @@ NUMBERS: Final[Mapping[str, str]] = {
 }
 """Lines with a number."""
 
-_KNOWN: Final = frozenset({"ParentCmd", "ParentArgs", "ContainerImage", "ContainerLabels"})
+INTERFACE: Final = "CaptureInterface"
+"""The line with the interface, where it is another than the one whose block the packet names; one
+without a value is that of a packet that no interface is known of. Only kcap writes it."""
+
+_KNOWN: Final = frozenset(
+    {INTERFACE, "ParentCmd", "ParentArgs", "ContainerImage", "ContainerLabels"}
+)
 """Lines of ptcpdump that an owner has no place for."""
 
+_NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 _SPECIAL: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\0": "\\0"})
 _MEANING: Final = {"n": "\n", "r": "\r", "0": "\0"}
@@ -61,21 +69,46 @@ def escape(text: str) -> str:
     return text.translate(_SPECIAL)
 
 
-def owner(comments: Sequence[str], *, escaped: bool) -> tuple[Owner | None, str]:
+class Told(NamedTuple):
+    """What comments say."""
+
+    owner: Owner | None
+    """None where nobody is named."""
+    interface: str | None
+    """None where none is named, empty where it says that there is none."""
+    rest: str
+    """What they say beside that."""
+
+
+def read(comments: Sequence[str], *, escaped: bool) -> Told:
     """Read whose packet it is.
 
     Args:
         comments: The comments of a packet.
-        escaped: Whether `escape` made the values.
+        escaped: Whether they are as kcap writes them: `comment` first, and nowhere else.
 
     Returns:
-        The owner, None where nobody is named; and what the comments say beside that.
+        What they say.
     """
-    telling = [c for c in comments if all(map(_is_known, c.split("\n")))]
-    found = _owner("\n".join(telling), escaped=escaped)
-    if found is None:
-        return None, "\n".join(comments)
-    return found, "\n".join(c for c in comments if c not in telling)
+    telling = [
+        place
+        for place, text in enumerate(comments[:1] if escaped else comments)
+        if all(map(_is_known, text.split("\n")))
+    ]
+    said = "\n".join(comments[place] for place in telling)
+    found, interface = _owner(said, escaped=escaped), _interface(said)
+    if found is None and interface is None and not escaped:
+        telling = []
+    left = [text for place, text in enumerate(comments) if text and place not in telling]
+    return Told(found, interface, "\n".join(left))
+
+
+def _interface(comment: str) -> str | None:
+    for line in comment.split("\n"):
+        key, value = _key(line)
+        if key == INTERFACE:
+            return _unescape(value)
+    return None
 
 
 def _is_known(line: str) -> bool:
@@ -93,14 +126,14 @@ def _owner(comment: str, *, escaped: bool) -> Owner | None:
     numbers: dict[str, int] = {}
     for line in comment.split("\n"):
         key, value = _key(line)
-        if key in NUMBERS and value.isascii() and value.isdigit() and int(value) <= I64_MAX:
+        if key in NUMBERS and _NUMBER.fullmatch(value) and int(value) <= I64_MAX:
             numbers[NUMBERS[key]] = int(value)
         elif key in TEXTS:
             texts[TEXTS[key]] = _unescape(value) if escaped else value
     if not {"pid", "tid", "container_id", "cgroup_id"} & (numbers.keys() | texts.keys()):
         told = Owner(provenance=texts.get("provenance"))
         return told if escaped and told.nobody else None
-    if "name" not in texts and "exe" in texts:
+    if not escaped and "name" not in texts and "exe" in texts:
         # comm is what execve(2) left of the file's name, unless the process renamed itself.
         cut = texts["exe"].rpartition("/")[2].encode()[: _NAME_BYTES - 1]
         texts["name"] = cut.decode("utf-8", "ignore")
@@ -111,19 +144,20 @@ def _unescape(value: str) -> str:
     return _ESCAPED.sub(lambda m: _MEANING.get(m[1], m[1]), value)
 
 
-def comment(entry: Owner) -> str:
-    """What `owner` reads.
+def comment(entry: Owner | None, interface: str | None = None) -> str:
+    """What `read` reads.
 
     Args:
-        entry: An owner.
+        entry: An owner, or None.
+        interface: The interface, where it has to be said; empty for none.
 
     Returns:
-        Lines, of what is known; empty for an owner of whom nothing is.
+        Lines, of what is known; empty where nothing is.
     """
-    lines = []
+    lines = [] if interface is None else [f"{INTERFACE}: {escape(interface)}"]
     for names in (NUMBERS, TEXTS):
         for key, name in names.items():
-            value = getattr(entry, name)
+            value = getattr(entry, name, None)
             if value is not None and value != "":
                 spelled = (
                     value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value

@@ -18,6 +18,9 @@ NAME_BYTES: Final = 255
 _RECORDS_MAX: Final = 1024
 """Records that are shown of one message."""
 
+_POINTERS_MAX: Final = 126
+"""Pointers of one name: so many labels a name has at most."""
+
 _POINTER: Final = 0xC0
 _OPCODES: Final = {0: "query", 1: "inverse query", 2: "status", 4: "notify", 5: "update"}
 _CODES: Final = {
@@ -138,15 +141,16 @@ def _text(raw: bytes) -> str:
 def _name(raw: bytes, at: int) -> tuple[str, int]:
     """A name, and where what follows it starts; pointers lead back only."""
     labels: list[bytes] = []
-    after, size, limit = -1, 0, at
+    after, size, limit, pointers = -1, 0, at, 0
     while True:
         if at >= len(raw):
             raise BadMessageError("a name ends early")
         length = raw[at]
         if length >= _POINTER:
             target = _numbers(">H", raw, at)[0] & 0x3FFF
-            if target >= limit:
-                raise BadMessageError("a name points forward")
+            pointers += 1
+            if target >= limit or pointers > _POINTERS_MAX:
+                raise BadMessageError("a name points forward, or around")
             after = at + 2 if after < 0 else after
             at = limit = target
             continue

@@ -76,14 +76,15 @@ def hello(raw: bytes) -> dict[str, Any]:
     Raises:
         BadHelloError: It is none.
     """
-    if len(raw) < _HEADER_BYTES + _HANDSHAKE_BYTES + 2:
+    if len(raw) < _HEADER_BYTES + 1:
         raise BadHelloError("shorter than a hello")
     kind, version, _ = struct.unpack_from(">BHH", raw)
-    message = raw[_HEADER_BYTES]
-    size = int.from_bytes(raw[_HEADER_BYTES + 1 : _HEADER_BYTES + _HANDSHAKE_BYTES], "big")
+    handshake = _handshake(raw)
+    message = handshake[0] if handshake else 0
     if kind != RECORD or version >> 8 != 3 or message not in _HELLOS:  # noqa: PLR2004
         raise BadHelloError("no record of a hello")
-    body = raw[_HEADER_BYTES + _HANDSHAKE_BYTES :][:size]
+    size = int.from_bytes(handshake[1:_HANDSHAKE_BYTES], "big")
+    body = handshake[_HANDSHAKE_BYTES:][:size]
     found: dict[str, Any] = {"type": _HELLOS[message], "record_version": _version(version)}
     try:
         _body(_Reader(body), found, client=message == 1)
@@ -92,6 +93,16 @@ def hello(raw: bytes) -> dict[str, Any]:
     if "version" not in found:
         raise BadHelloError("it ends before its version")
     return found
+
+
+def _handshake(raw: bytes) -> bytes:
+    """What the first records hold: a hello may be spread over several, to hide its server."""
+    parts, at = [], 0
+    while at + _HEADER_BYTES <= len(raw) and raw[at] == RECORD:
+        size = int.from_bytes(raw[at + 3 : at + _HEADER_BYTES], "big")
+        parts.append(raw[at + _HEADER_BYTES : at + _HEADER_BYTES + size])
+        at += _HEADER_BYTES + size
+    return b"".join(parts)
 
 
 def _body(reader: _Reader, found: dict[str, Any], *, client: bool) -> None:
