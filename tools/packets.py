@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from kcap.model.text import printable
 from kcap.tools import common, logs, output
 from kcap.tools.play import naming, narrowed
 
@@ -82,6 +84,25 @@ def _sink(form: str, options: Options) -> Iterator[PacketSink]:
             yield PacketFolder(opened.create, opened.append, asked, form)
         return
     writer = plugins.load(plugins.WRITERS, form)
-    with output.opened(options["output"], force=options["force"], whole=True) as stream:
-        yield writer(stream)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(
+            output.opened(options["output"], force=options["force"], whole=True)
+        )
+        yield writer(stream, _beside(stack, options))
         stream.flush()
+
+
+def _beside(stack: contextlib.ExitStack, options: Options) -> Callable[[int], BinaryIO] | None:
+    """What opens a file beside the output for frames of another link type; None for a pipe."""
+    path = Path(options["output"])
+    if options["output"] == "-" or (path.exists() and not path.is_file()):
+        return None
+
+    def opened(link_type: int) -> BinaryIO:
+        # A link type that a capture made up is a number of 16 bits all the same.
+        name = str(path.with_name(f"{path.stem}.link-{link_type}{path.suffix}"))
+        stream = stack.enter_context(output.opened(name, force=options["force"], whole=True))
+        logs.tell(f"kcap: frames that are no IP packets go to {printable(name)}")
+        return stream
+
+    return opened

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kcap.model.side import Loss
 from kcap.packets.decode import pieces
 from kcap.packets.frames import FRAME_BYTES, Bytes, Frames, LinkType
-from kcap.writers.pcap_sink import PacketSink
+from kcap.writers.pcap_sink import PacketFile
 
 _MAGIC_NS: Final = 0xA1B23C4D
 _SECOND_NS: Final = 10**9
@@ -102,11 +101,12 @@ def joined(columns: list[pa.Array]) -> bytes:
     return held[int(ends[0]) : int(ends[-1])].tobytes()
 
 
-class Pcap(PacketSink):
-    """A sink that writes packets into one capture; frames that are not IP have no place in it.
+class Pcap(PacketFile):
+    """A sink that writes packets into one capture, without directions and owners.
 
     Args:
         stream: Takes the bytes.
+        beside: See `kcap.writers.pcap_sink.PacketFile`.
 
     Example:
         >>> sink = Pcap(stream)
@@ -114,30 +114,12 @@ class Pcap(PacketSink):
         >>> sink.close()
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__()
-        self._stream = stream
-        self._file = PcapBytes()
-        stream.write(self._file.head())
-        self._others = self._untimed = 0
+    UNTIMED = "times that a pcap can't hold are those of 1970"
 
-    def take(self, frames: Frames) -> None:
-        """See `PacketSink.take`."""
-        mine = frames.link_type == LinkType.RAW
-        self._others += int((~mine).sum())
-        if not mine.all():
-            frames = frames.take(np.flatnonzero(mine))
-        self._untimed += int((~timed(frames)).sum())
-        self._stream.write(self._file.body(frames))
+    def contents(self, link_type: int) -> PcapBytes:
+        """See `PacketFile.contents`."""
+        return PcapBytes(link_type)
 
-    def close(self) -> None:
-        """See `kcap.model.stream.Sink`."""
-        others, self._others = self._others, 0
-        if others:
-            reason = "frames that are no IP packets: a pcap holds one link type, pcapng holds all"
-            self.losses.append(Loss("skipped", others, reason))
-        untimed, self._untimed = self._untimed, 0
-        if untimed:
-            self.losses.append(
-                Loss("cut", untimed, "times that a pcap can't hold are those of 1970")
-            )
+    def untimed(self, frames: Frames) -> int:
+        """See `PacketFile.untimed`."""
+        return int((~timed(frames)).sum())

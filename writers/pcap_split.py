@@ -113,7 +113,7 @@ class PacketFolder(PacketSink):
         create: Makes a new file in the folder, by its path there, and gives a stream to write it.
         append: Opens one that `create` made, to write on at its end.
         modes: What to split by, some of `MODES`.
-        form: ``pcapng`` or ``pcap``; a pcap with another link type than RAW is a file of its own.
+        form: ``pcapng`` or ``pcap``; frames of another link type than RAW have files of their own.
 
     Example:
         >>> sink = PacketFolder(folder.create, folder.append, ["single", "process"], "pcapng")
@@ -244,9 +244,7 @@ class PacketFolder(PacketSink):
                 self._write(key, lambda key=key: _path(key), frames.take(rows))  # type: ignore[misc]
 
     def _write(self, key: tuple[object, ...], path: Callable[[], str], frames: Frames) -> None:
-        kinds = [int(LinkType.RAW)]
-        if self._form == "pcap":
-            kinds = np.unique(frames.link_type).tolist()
+        kinds = np.unique(frames.link_type).tolist()
         for kind in kinds:
             part = frames
             if len(kinds) > 1:

@@ -2,24 +2,27 @@
 
 The owner is told twice: as option 8 (process and thread id, which Wireshark reads) and as a
 comment in lines that people and ptcpdump's readers understand.
+
+All packets of a link type have one interface, that of the first of them, and the others' names
+stand in comments: libpcap, so tcpdump, refuses a second interface of type RAW as one of another
+type, and whatever else differs between interfaces.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 import kcap
-from kcap.model.side import Loss
 from kcap.packets.comments import comment
 from kcap.packets.decode import pieces
-from kcap.packets.frames import NONE, Direction, Frames, Owner
+from kcap.packets.frames import I64, NONE, Direction, Frames, Owner
 from kcap.writers.pcap import fixed, joined
-from kcap.writers.pcap_sink import PacketSink
+from kcap.writers.pcap_sink import PacketFile
 
 _SECTION: Final = 0x0A0D0D0A
 _MAGIC: Final = 0x1A2B3C4D
@@ -33,8 +36,9 @@ _PACKET_ID: Final = 5
 _THREAD: Final = 8
 _OPTION_BYTES: Final = (1 << 16) - 4
 _ID_MAX: Final = (1 << 32) - 1
-_NAME: Final = "kcap"
-"""Of the interface of packets that name none."""
+_NAME_BYTES: Final = 255
+_AS_SAID: Final = -2
+"""In place of an interface: that of the packet's block."""
 
 
 def option(code: int, value: bytes) -> bytes:
@@ -70,7 +74,8 @@ class PcapngBytes:
     """Makes the bytes of one capture."""
 
     def __init__(self) -> None:
-        self._interfaces: dict[tuple[str, int], int] = {}
+        self._interfaces: dict[int, tuple[int, str]] = {}
+        """By link type: the number of its interface, and the name that a reader finds there."""
 
     def head(self) -> bytes:
         """What stands before the first packet."""
@@ -86,7 +91,7 @@ class PcapngBytes:
         Returns:
             Their blocks.
         """
-        number, described = self._numbers(frames)
+        number, elsewhere, described = self._numbers(frames)
         ends = [*list(described)[1:], len(frames)] if described else [len(frames)]
         starts = list(described) if described else [0]
         if starts[0] > 0:
@@ -95,15 +100,16 @@ class PcapngBytes:
         # A new interface stands just before its first packet, wherever the stream is cut.
         for start, end in zip(starts, ends, strict=True):
             part = np.arange(start, end)
-            parts += [described.get(start, b""), self._blocks(frames.take(part), number[part])]
+            parts.append(described.get(start, b""))
+            parts.append(self._blocks(frames.take(part), number[part], elsewhere[part]))
         return b"".join(parts)
 
-    def _blocks(self, frames: Frames, number: np.ndarray[tuple[int], np.dtype[np.int64]]) -> bytes:
+    def _blocks(self, frames: Frames, number: I64, elsewhere: I64) -> bytes:
         """The blocks of packets of interfaces that are known."""
         count = len(frames)
         ts = frames.ts_ns if frames.timed is None else np.where(frames.timed, frames.ts_ns, 0)
         ts = np.maximum(ts, 0)
-        options = self._options(frames)
+        options = self._options(frames, elsewhere)
         pads = -frames.captured.astype(np.int64) % 4
         behind = np.array([len(o.as_py()) for o in options.dictionary] or [0], np.int64)
         ids, width = self._ids(frames)
@@ -124,33 +130,33 @@ class PcapngBytes:
             ]
         )
 
-    def _numbers(
-        self, frames: Frames
-    ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], dict[int, bytes]]:
-        """The interface of each frame, and by its first frame the block of a new one."""
-        none = np.full(len(frames), NONE, np.int64)
-        which = none if frames.interface is None else frames.interface
-        pairs, first, codes = np.unique(
-            np.stack([which, frames.link_type.astype(np.int64)]),
-            axis=1,
-            return_index=True,
-            return_inverse=True,
-        )
-        described: dict[int, bytes] = {}
-        numbers = np.zeros(len(first), np.int64)
-        for number in np.argsort(first).tolist():
-            place, link_type = pairs[:, number].tolist()
-            name = frames.interfaces[place] if place >= 0 else _NAME
-            key = (name, link_type)
-            if key not in self._interfaces:
-                self._interfaces[key] = len(self._interfaces)
-                said = option(2, name.encode()) + option(9, bytes([_NS])) + option(0, b"")
-                body = struct.pack("<HHI", link_type, 0, 0) + said
-                described[int(first[number])] = block(_INTERFACE, body)
-            numbers[number] = self._interfaces[key]
-        return numbers[codes.reshape(-1)], described
+    def _numbers(self, frames: Frames) -> tuple[I64, I64, dict[int, bytes]]:
+        """The interface of each frame, what has to be said of it, and blocks of new ones.
 
-    def _ids(self, frames: Frames) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        Second is the frame's own interface where it is not the one of its block, else `_AS_SAID`;
+        third the block of a new one by its first frame.
+        """
+        none = np.full(len(frames), NONE, np.int64)
+        which = none if frames.interface is None else frames.interface.astype(np.int64)
+        kinds, first = np.unique(frames.link_type, return_index=True)
+        described: dict[int, bytes] = {}
+        numbers, elsewhere = none.copy(), none.copy()
+        for number in np.argsort(first).tolist():
+            kind, place = int(kinds[number]), int(first[number])
+            if kind not in self._interfaces:
+                name = _named(frames, int(which[place])).encode()[:_NAME_BYTES]
+                read = name.rstrip(b"\0").decode("utf-8", "backslashreplace")
+                self._interfaces[kind] = len(self._interfaces), read
+                said = (option(2, name) if name else b"") + option(9, bytes([_NS]))
+                body = struct.pack("<HHI", kind, 0, 0) + said + option(0, b"")
+                described[place] = block(_INTERFACE, body)
+            mine = frames.link_type == kind
+            numbers[mine], read = self._interfaces[kind]
+            alike = np.array([name == read for name in (*frames.interfaces, "")], np.bool_)[which]
+            elsewhere[mine] = np.where(alike, _AS_SAID, which)[mine]
+        return numbers, elsewhere, described
+
+    def _ids(self, frames: Frames) -> tuple[pa.Array, I64]:
         """The options with the direction and the packet's id, and how long they are."""
         words = np.zeros((len(frames), 5), "<u4")
         words[:, 0] = _FLAGS | 4 << 16
@@ -164,18 +170,19 @@ class PcapngBytes:
         both = pc.if_else(pa.array(known), fixed(words), fixed(words[:, :2]))
         return both, np.where(known, 20, 8)
 
-    def _options(self, frames: Frames) -> pa.DictionaryArray:
+    def _options(self, frames: Frames, elsewhere: I64) -> pa.DictionaryArray:
         """The options that tell whose packets they are, each different one once."""
         none = np.full(len(frames), NONE, np.int64)
         owner = none if frames.owner is None else frames.owner
         words = none if frames.comment is None else frames.comment
-        pairs, codes = np.unique(np.stack([owner, words]), axis=1, return_inverse=True)
+        rows, codes = np.unique(np.stack([owner, words, elsewhere]), axis=1, return_inverse=True)
         told = []
-        for of, text in pairs.T.tolist():
+        for of, text, where in rows.T.tolist():
             told.append(
                 _told(
                     frames.owners[of] if of >= 0 else None,
                     frames.comments[text] if text >= 0 else "",
+                    None if where == _AS_SAID else _named(frames, where),
                 )
             )
         entries = pa.array(told, pa.binary())
@@ -183,7 +190,11 @@ class PcapngBytes:
         return pa.DictionaryArray.from_arrays(indices, entries, safe=False)
 
 
-def _told(owner: Owner | None, text: str) -> bytes:
+def _named(frames: Frames, place: int) -> str:
+    return frames.interfaces[place] if place >= 0 else ""
+
+
+def _told(owner: Owner | None, text: str, interface: str | None) -> bytes:
     """The last options of a packet."""
     found = b""
     if owner is not None:
@@ -191,41 +202,13 @@ def _told(owner: Owner | None, text: str) -> bytes:
         if pid is not None and 0 <= pid <= _ID_MAX:
             thread = tid if tid is not None and 0 < tid <= _ID_MAX else 0
             found += option(_THREAD, struct.pack("<II", pid, thread))
-        found += option(_COMMENT, comment(owner).encode())
+    said = comment(owner, interface)
+    if said or text:
+        # (An empty one says that the next is not ours.)
+        found += option(_COMMENT, said.encode())
     if text:
         found += option(_COMMENT, text.encode())
     return found + option(0, b"")
-
-
-class Pcapng(PacketSink):
-    """A sink that writes packets into one capture, an interface for each link type.
-
-    Args:
-        stream: Takes the bytes.
-
-    Example:
-        >>> sink = Pcapng(stream)
-        >>> sink.write(batch)
-        >>> sink.close()
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        super().__init__()
-        self._stream = stream
-        self._file = PcapngBytes()
-        stream.write(self._file.head())
-        self._untimed = 0
-
-    def take(self, frames: Frames) -> None:
-        """See `PacketSink.take`."""
-        self._untimed += untimed(frames)
-        self._stream.write(self._file.body(frames))
-
-    def close(self) -> None:
-        """See `kcap.model.stream.Sink`."""
-        count, self._untimed = self._untimed, 0
-        if count:
-            self.losses.append(Loss("cut", count, UNTIMED))
 
 
 UNTIMED: Final = "packets without a time, or of one before 1970, have that of 1970"
@@ -242,3 +225,27 @@ def untimed(frames: Frames) -> int:
     """
     sound = frames.ts_ns >= 0
     return int((~(sound if frames.timed is None else sound & frames.timed)).sum())
+
+
+class Pcapng(PacketFile):
+    """A sink that writes packets into one capture.
+
+    Args:
+        stream: Takes the bytes.
+        beside: See `kcap.writers.pcap_sink.PacketFile`.
+
+    Example:
+        >>> sink = Pcapng(stream)
+        >>> sink.write(batch)
+        >>> sink.close()
+    """
+
+    UNTIMED = UNTIMED
+
+    def contents(self, link_type: int) -> PcapngBytes:
+        """See `PacketFile.contents`."""
+        return PcapngBytes()
+
+    def untimed(self, frames: Frames) -> int:
+        """See `PacketFile.untimed`."""
+        return untimed(frames)
