@@ -20,7 +20,7 @@ from kcap.readers.live.bpf import loader, system
 from kcap.readers.live.bpf.btf import Btf
 from kcap.readers.live.bpf.elf import ElfObject
 from kcap.readers.live.bpf.links import Links
-from kcap.readers.live.bpf.program import OWN, Setup, controller_of
+from kcap.readers.live.bpf.program import OWN, Setup, controller_of, typed
 from kcap.readers.live.bpf.records import layout
 from kcap.readers.live.bpf.ring import Ring
 
@@ -120,6 +120,7 @@ class ArtifactKernel:
                 "alone": int(self._alone),
                 "call_bytes": call_bytes,
                 "cgroup_controller": controller,
+                "typed": typed(types),
                 "wake_bytes": content_bytes // _WAKE_PART,
             },
             sizes={

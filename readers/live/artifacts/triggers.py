@@ -47,7 +47,7 @@ class Trigger(NamedTuple):
     mount_ns: int
     process_name: str
     nr: int | None
-    """The system call; None outside of one."""
+    """The system call, by its number in `programs.NAMES`; None outside of one."""
     retval: int
     dev: int
     """``st_dev`` of the file; 0 for none."""

@@ -13,6 +13,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 #define EXECUTABLE 4
 #define FOR_WRITING 2
 #define PEEKED 0x2002 /* MSG_PEEK, MSG_ERRQUEUE */
+#define DISCARDED 0x20 /* MSG_TRUNC */
 #define PROG_LOAD 5
 #define NEW_MOUNTS 0x20000 /* CLONE_NEWNS */
 #define PATH_BYTES 4096
@@ -166,13 +167,16 @@ INLINE void take_registers(struct flow *f, u64 at, u8 narrow, u8 packed)
 SEC("raw_tp/sys_exit")
 int on_sys_exit(struct bpf_raw_tracepoint_args *context)
 {
-    u64 regs_at = context->args[0], task = bpf_get_current_task();
+    u64 regs_at = context->args[0];
     s64 retval = context->args[1];
     u64 nr = word(regs_at, __builtin_offsetof(struct registers, orig_ax));
     u8 packed = 0, narrow = o_task_struct__thread_info__status != NOWHERE &&
-                            (half(task, o_task_struct__thread_info__status) & COMPAT_STATUS);
+                            (known_half(current_task(), o_task_struct__thread_info__status) &
+                             COMPAT_STATUS);
     u32 key = nr & ~X32_NUMBERS;
     if (narrow) {
+        if ((u32)nr >= KCAP_CALLS)
+            return 0;
         retval = (u32)retval > (u32)-4096 ? (s64)(s32)retval : (s64)(u32)retval;
         key = (u32)nr + KCAP_CALLS;
         if (nr == 102) { /* socketcall */
@@ -195,7 +199,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *context)
     f->doing = *doing;
     f->compat = narrow;
     f->retval = retval;
-    s->record.nr = nr;
+    s->record.nr = key;
     s->record.retval = retval;
     take_registers(f, regs_at, narrow, packed);
     bpf_tail_call(context, &steps, doing->class);
@@ -302,8 +306,17 @@ INLINE void pass_by(struct flow *f, struct scratch *s, u8 place, u32 direction)
         return;
     }
     reserve(f, f->retval);
-    put_missing(f, KCAP_UNSEEN, f->retval);
-    f->left = 0;
+    put_missing(f, KCAP_UNSEEN);
+}
+
+/* Whether bytes of TCP were thrown away instead of being put where a process said. */
+INLINE u8 discarded(struct flow *f)
+{
+    u8 place = f->doing.peek;
+    if (!place || !(f->call[(place - 1) & 3] & DISCARDED))
+        return 0;
+    return (f->piece.family == 2 || f->piece.family == 10) &&
+           quarter(word(f->piece.generation, o_socket__sk), o_sock__sk_type) == SOCK_STREAM;
 }
 
 SEC("raw_tp/call_stream")
@@ -341,8 +354,11 @@ int call_stream(struct bpf_raw_tracepoint_args *context)
     }
     struct kcap_stream *held = stream_of(f);
     if (!held) {
-        if (doing->shape != KCAP_SEVERAL)
-            sum(KCAP_SUM_STREAMS_LOST, passed);
+        f->message = base;
+        f->messages = passed;
+        if (doing->shape == KCAP_SEVERAL)
+            passed = message_bytes(f);
+        sum(KCAP_SUM_STREAMS_LOST, passed);
         return 0;
     }
     u32 pid = s->record.pid;
@@ -363,6 +379,10 @@ int call_stream(struct bpf_raw_tracepoint_args *context)
             read_message(f, base);
         }
         reserve(f, passed);
+        if (discarded(f)) {
+            put_missing(f, KCAP_UNSEEN);
+            return 0;
+        }
     }
     if (!held->opened && (f->piece.mode >> 12) != S_IFSOCK_TYPE)
         bpf_tail_call(context, &steps, KCAP_OPENING);
@@ -430,8 +450,7 @@ INLINE int ring_done(u64 request, s32 result)
         return 0;
     }
     reserve(f, result);
-    put_missing(f, KCAP_UNSEEN, result);
-    f->left = 0;
+    put_missing(f, KCAP_UNSEEN);
     return 0;
 }
 
@@ -559,7 +578,7 @@ int call_region(struct bpf_raw_tracepoint_args *context)
         bpf_map_update_elem(&regions, &region, &protection, 0);
     else if (known)
         bpf_map_delete_elem(&regions, &region);
-    if (!code || (!mapped && known && !(former & WRITABLE)))
+    if (!code)
         return 0;
     u64 file = 0;
     if (mapped) {
@@ -577,7 +596,7 @@ int call_region(struct bpf_raw_tracepoint_args *context)
         return 0;
     if (mapped)
         t->flags = KCAP_MAPPED;
-    else if (!known)
+    else if (!(former & WRITABLE)) /* also of what was code where it begins: the rest may be new */
         t->flags = KCAP_FORMER_UNKNOWN;
     else
         t->flags = former & EXECUTABLE ? KCAP_WAS_CODE | KCAP_WAS_WRITABLE : KCAP_WAS_WRITABLE;
@@ -622,8 +641,8 @@ int on_exec(struct bpf_raw_tracepoint_args *context)
     if (!s || is_own(bpf_get_current_pid_tgid() >> 32))
         return 0;
     put_self(s);
-    put_inode(s, inode);
     if (alone && equals_binary) {
+        put_inode(s, inode);
         struct binary binary = {.dev = s->record.number[7], .inode = s->record.number[8]};
         u8 *wanted = bpf_map_lookup_elem(&scope_binary, &binary);
         if (wanted && *wanted == EQUAL)

@@ -14,7 +14,7 @@ struct kcap_trigger {
     u64 ts_ns; /* CLOCK_BOOTTIME; also what content that follows in the other ring is called by */
     u64 cgroup_id;
     u64 start_ns, thread_start_ns; /* CLOCK_BOOTTIME; of the process and of the thread */
-    u32 pid, tid, mount_ns, nr; /* nr: of the system call, ~0 outside of one */
+    u32 pid, tid, mount_ns, nr; /* nr: place of the system call in `doings`, ~0 outside of one */
     s64 retval;
     u64 inode, changed_ns, size; /* of a file */
     u64 address, length;         /* of memory; length of content in bytes */

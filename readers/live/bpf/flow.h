@@ -121,10 +121,7 @@ INLINE void put_self(struct scratch *s)
 
 INLINE u64 descriptor(u32 fd)
 {
-    u64 table = word(word(bpf_get_current_task(), o_task_struct__files), o_files_struct__fdt);
-    if (!table || fd >= half(table, o_fdtable__max_fds))
-        return 0;
-    return word(word(table, o_fdtable__fd) + 8 * (u64)fd, 0);
+    return file_of(files_now(), fd);
 }
 
 /* ---- into the ring ---- */
@@ -161,13 +158,16 @@ INLINE void put_piece(struct flow *f, u64 following)
         __sync_fetch_and_add(&stream->missing[f->piece.what & 3], f->piece.length);
 }
 
-/* Say that the next so many bytes are missing. */
-INLINE void put_missing(struct flow *f, u32 what, u64 length)
+/* Say that what is left of the call is missing. */
+INLINE void put_missing(struct flow *f, u32 what)
 {
+    if (!f->left)
+        return;
     f->piece.what = what;
     f->piece.offset = f->next;
-    f->piece.length = length;
-    f->next += length;
+    f->piece.length = f->left;
+    f->next += f->left;
+    f->left = 0;
     put_piece(f, 0);
 }
 
@@ -209,6 +209,9 @@ INLINE void reserve(struct flow *f, u64 length)
     if (stream) {
         f->next = __sync_fetch_and_add(&stream->next, length);
         f->piece.total = f->next + length;
+    } else { /* user space has let go of it just now */
+        sum(KCAP_SUM_STREAMS_LOST, length);
+        f->left = 0;
     }
 }
 
@@ -267,28 +270,30 @@ INLINE void next_chunk(struct flow *f)
 
 #define MESSAGES_MAX 1024 /* of one call: UIO_MAXIOV */
 
+/* Bytes of the messages that are not looked at. */
+INLINE u64 message_bytes(struct flow *f)
+{
+    u64 found = 0, at = f->message, count = f->messages;
+    u32 step = f->compat ? 32 : 64, place = f->compat ? 28 : 56, length;
+#pragma clang loop unroll(disable)
+    for (u32 i = 0; i < MESSAGES_MAX; i++) {
+        if (i >= count)
+            break;
+        length = 0;
+        bpf_probe_read_user(&length, 4, (void *)(at + place));
+        found += length;
+        at += step;
+    }
+    return found;
+}
+
 INLINE void finish(struct flow *f)
 {
-    if (f->left)
-        put_missing(f, KCAP_BEYOND, f->left);
-    f->left = 0;
+    put_missing(f, KCAP_BEYOND);
     if (f->messages) {
-        u64 rest = 0, at = f->message, count = f->messages;
-        u32 step = f->compat ? 32 : 64, place = f->compat ? 28 : 56, length;
-#pragma clang loop unroll(disable)
-        for (u32 i = 0; i < MESSAGES_MAX; i++) {
-            if (i >= count)
-                break;
-            length = 0;
-            bpf_probe_read_user(&length, 4, (void *)(at + place));
-            rest += length;
-            at += step;
-        }
+        reserve(f, message_bytes(f));
         f->messages = 0;
-        reserve(f, rest);
-        f->left = 0;
-        if (rest)
-            put_missing(f, KCAP_BEYOND, rest);
+        put_missing(f, KCAP_BEYOND);
     }
     if (!f->kept) {
         f->piece.length = 0;

@@ -108,7 +108,7 @@ class KernelProgram:
             "wake_rare": rare_bytes // _RARE_PARTS,
             "wake_hot": hot_bytes // _HOT_PARTS,
             "cgroup_controller": number,
-            "typed": int(_TYPED in types.enum("bpf_func_id")),
+            "typed": typed(types),
             "renames": int("task_rename" in setup.events),
             "states": int("inet_sock_set_state" in setup.events),
             **setup.constants,
@@ -313,6 +313,18 @@ class KernelProgram:
         self.rare.close()
         self.hot.close()
         self._loaded.close()
+
+
+def typed(types: Btf) -> int:
+    """Whether programs on tracepoints may read what the running thread leads to without calls.
+
+    Args:
+        types: The kernel's.
+
+    Returns:
+        What the constant of that name is to be.
+    """
+    return int(_TYPED in types.enum("bpf_func_id"))
 
 
 def controller_of(types: Btf) -> tuple[str | None, int]:
