@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kcap.errors import KcapError
+from kcap.readers.live.guard.channel import GoneError
 
 if TYPE_CHECKING:
     from kcap.model.batch import Batch
@@ -77,6 +78,10 @@ class Companion(Protocol):
         """Let go of everything; may be called twice."""
 
 
+_OURS: Final = "companions"
+"""What our own question begins with: that processes of companions are others now."""
+
+
 class Accompanied:
     """A `kcap.model.stream.LiveSource` that is one with companions.
 
@@ -88,6 +93,10 @@ class Accompanied:
     def __init__(self, source: LiveSource, companions: Sequence[Companion]) -> None:
         self._source = source
         self._companions = tuple(companions)
+        self._ask: Ask = self.serve
+        self._own: tuple[int, ...] = ()
+        self._known: frozenset[int] = frozenset()
+        """Processes of companions that are left out."""
         self.rights: Collection[str] = {*source.rights, *(r for c in companions for r in c.rights)}
 
     @property
@@ -97,6 +106,7 @@ class Accompanied:
 
     def part(self, ask: Ask) -> None:
         """See `LiveSource`."""
+        self._ask = ask
         self._source.part(ask)
         for companion in self._companions:
             companion.part(_asking(ask, companion.name))
@@ -113,6 +123,9 @@ class Accompanied:
         whose, slash, rest = name.partition("/")
         if not slash:
             return self._source.serve(name, argument)
+        if whose == _OURS:
+            self.own(self._own)
+            return b""
         for companion in self._companions:
             if companion.name == whose:
                 return companion.serve(rest, argument)
@@ -120,10 +133,22 @@ class Accompanied:
 
     def own(self, pids: Sequence[int]) -> None:
         """See `LiveSource`."""
-        everybody = [*pids, *(pid for c in self._companions for pid in c.pids)]
+        self._own = tuple(pids)
+        everybody = list(dict.fromkeys([*pids, *sorted(self._pids())]))
         self._source.own(everybody)
         for companion in self._companions:
             companion.own(everybody)
+
+    def _pids(self) -> frozenset[int]:
+        return frozenset(pid for companion in self._companions for pid in companion.pids)
+
+    def _tell(self) -> None:
+        """Have processes left out that companions have started since."""
+        now = self._pids()
+        if now != self._known:
+            self._known = now
+            with contextlib.suppress(GoneError):  # what has come is still taken
+                self._ask(f"{_OURS}/own", b"")
 
     def stop(self) -> None:
         """See `LiveSource`."""
@@ -144,6 +169,7 @@ class Accompanied:
         if listen is not None:
             listen([descriptor for c in self._companions for descriptor in c.wakes])
         for batch in self._source.batches():
+            self._tell()
             yield from self._followed(batch, 0)
         for place, companion in enumerate(self._companions):
             for batch in companion.end():

@@ -7,7 +7,6 @@ is shared with the kernel: who reads them needs no rights. Counters are asked fo
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Final, NamedTuple
@@ -19,10 +18,10 @@ from kcap.readers.live.artifacts.wanted import Wanted
 from kcap.readers.live.bpf import loader, system
 from kcap.readers.live.bpf.btf import Btf
 from kcap.readers.live.bpf.elf import ElfObject
-from kcap.readers.live.bpf.links import Links
-from kcap.readers.live.bpf.program import OWN, Setup, controller_of, typed
+from kcap.readers.live.bpf.program import Setup, controller_of, typed
 from kcap.readers.live.bpf.records import layout
 from kcap.readers.live.bpf.ring import Ring
+from kcap.readers.live.bpf.running import Running
 
 OBJECT: Final = "artifacts.bpf.o"
 TRIGGER_BYTES: Final = 1 << 20
@@ -72,7 +71,7 @@ class Sums(NamedTuple):
     """Bytes of streams that were not followed: there were too many at a time."""
 
 
-class ArtifactKernel:
+class ArtifactKernel(Running):
     """The programs, loaded.
 
     Args:
@@ -111,7 +110,7 @@ class ArtifactKernel:
         flows = programs.has_streams(wanted)
         if not (flows or wanted.module or wanted.bpf):
             content_bytes = _UNUSED_BYTES
-        self._loaded = loader.load(
+        loaded = loader.load(
             content,
             types,
             constants={
@@ -134,6 +133,7 @@ class ArtifactKernel:
             shared={name: held for name, held in (shared or {}).items() if name in SHARED},
             file=OBJECT,
         )
+        super().__init__(loaded)
         try:
             self._tell(setup)
             self.content = Ring(self._loaded.maps["bytes"].fd, content_bytes)
@@ -143,7 +143,6 @@ class ArtifactKernel:
         except BaseException:
             self._loaded.close()
             raise
-        self._links = Links(self._loaded.links)
 
     def _tell(self, setup: Setup | None) -> None:
         maps = self._loaded.maps
@@ -159,26 +158,6 @@ class ArtifactKernel:
                 for key, value in entries.items():
                     maps[name].set(key, value)
         self.own([os.getpid()])
-
-    @property
-    def types(self) -> Btf:
-        """The structures of its records."""
-        return self._loaded.object.btf
-
-    @property
-    def unavailable(self) -> tuple[str, ...]:
-        """Fields of kernel structures that this kernel does not have."""
-        return self._loaded.unavailable
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Parts that this kernel did not take, and why."""
-        return self._loaded.refused
-
-    @property
-    def attached(self) -> list[str]:
-        """The parts that run."""
-        return sorted(self._loaded.links)
 
     def attach(self) -> None:
         """Begin to look.
@@ -207,22 +186,9 @@ class ArtifactKernel:
                 self._loaded.refused[second] = str(error)
 
     def own(self, pids: Sequence[int]) -> None:
-        """Leave the recorder's processes out from now on, instead of those named before.
-
-        Nothing is done where the recorder's own program has been told.
-
-        Args:
-            pids: Processes, as the initial namespace numbers them.
-
-        Raises:
-            KcapError: They are more than there is room for, or the kernel refused.
-        """
-        if not self._alone:
-            return
-        if len(pids) > OWN:
-            raise KcapError(f"{len(pids)} processes of one recorder", expected=f"at most {OWN}")
-        padded = (*pids, *([0] * (OWN - len(pids))))
-        self._loaded.maps["own"].set(0, struct.pack(f"={OWN}I", *padded))
+        """See `Running`; nothing is done where the recorder's own program has been told."""
+        if self._alone:
+            super().own(pids)
 
     def mark(self, devices: Iterable[int]) -> None:
         """Say which file systems are watched: what is executed there is no longer `UNWATCHED`.
@@ -294,14 +260,6 @@ class ArtifactKernel:
                 table.delete(key)
         return found
 
-    def broken(self) -> list[str]:
-        """Parts that should run, and that somebody else has detached.
-
-        Raises:
-            KcapError: The kernel refused to count.
-        """
-        return self._links.broken()
-
     def passed_over(self) -> dict[str, int]:
         """How often each part did not run because it ran already on that processor, so far."""
         return {
@@ -309,11 +267,6 @@ class ArtifactKernel:
             for name in (*_FOLLOWED, *_RINGS, _EXIT)
             if (misses := self._loaded.info(name).recursion_misses or 0)
         }
-
-    def detach(self) -> None:
-        """Look no more; what the rings hold can still be read."""
-        for name in self.attached:
-            self._loaded.detach(name)
 
     def let_go(self) -> None:
         """Close all but the rings in a process that was forked and goes on without rights."""

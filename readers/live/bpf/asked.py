@@ -18,7 +18,7 @@ import numpy.typing as npt
 from kcap.errors import KcapError
 from kcap.readers.live.bpf import events, hooks
 from kcap.readers.live.bpf.hooks import Hook, Symbols
-from kcap.readers.live.bpf.program import COUNT, OWN, KernelProgram
+from kcap.readers.live.bpf.program import COUNT, KernelProgram
 
 Ask = Callable[[str, bytes], bytes]
 
@@ -88,7 +88,7 @@ class Answers:
         """
         if pids is not None:
             self._own = tuple(pids)
-        self._program.own([*self._own, *sorted(self._readers())][:OWN])
+        self._program.own([*self._own, *sorted(self._readers())])
 
     def _hooks(self) -> list[Hook] | None:
         return None if self._symbols is None else hooks.hooks(self._program.peek, self._symbols)

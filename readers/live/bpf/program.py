@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +21,8 @@ import numpy.typing as npt
 from kcap.errors import KcapError
 from kcap.readers.live.bpf import events, loader, offsets, system
 from kcap.readers.live.bpf.btf import Btf
-from kcap.readers.live.bpf.links import Links
 from kcap.readers.live.bpf.ring import Ring
+from kcap.readers.live.bpf.running import Running
 
 OBJECT: Final = "recorder.bpf.o"
 RARE_BYTES: Final = 8 << 20
@@ -64,9 +64,6 @@ _NEEDS_ENTER: Final = "close"
 COUNT: Final = np.dtype([("kept", "<u8"), ("lost", "<u8"), ("filtered", "<u8")])
 """What `KernelProgram.counts` has for each event."""
 
-OWN: Final = 16
-"""``KCAP_OWN``: so many processes may be the recorder's."""
-
 _PROBED: Final = 140
 """getpriority(2): no event, so that nothing is recorded where we ask whether the program runs."""
 
@@ -84,7 +81,7 @@ class Setup(NamedTuple):
     """Gives the processes that are tracked; asked for when births are seen, so none is missed."""
 
 
-class KernelProgram:
+class KernelProgram(Running):
     """The program while it is loaded.
 
     Args:
@@ -114,7 +111,7 @@ class KernelProgram:
             **setup.constants,
         }
         content = resources.files("kcap.readers.live.bpf").joinpath(OBJECT).read_bytes()
-        self._loaded = loader.load(
+        loaded = loader.load(
             content,
             types,
             constants=constants,
@@ -122,6 +119,7 @@ class KernelProgram:
             optional=(*_HANDLERS, *_OPTIONAL.values(), _ENTER, _PEEK),
             file=OBJECT,
         )
+        super().__init__(loaded)
         try:
             for place, name in enumerate(_HANDLERS):
                 if name not in self._loaded.refused:
@@ -136,33 +134,7 @@ class KernelProgram:
             self._loaded.close()
             raise
         self._one_by_one = False
-        self._links = Links(self._loaded.links)
         self._calls = 0
-
-    @property
-    def types(self) -> Btf:
-        """The structures of its records."""
-        return self._loaded.object.btf
-
-    @property
-    def maps(self) -> Mapping[str, loader.Map]:
-        """Its maps, by name; another object may share them."""
-        return self._loaded.maps
-
-    @property
-    def unavailable(self) -> tuple[str, ...]:
-        """Fields of kernel structures that this kernel does not have."""
-        return self._loaded.unavailable
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Parts that this kernel did not take, and why."""
-        return self._loaded.refused
-
-    @property
-    def attached(self) -> list[str]:
-        """The parts that run."""
-        return sorted(self._loaded.links)
 
     def attach_processes(self) -> None:
         """Begin to follow processes.
@@ -199,20 +171,6 @@ class KernelProgram:
         if "inet_sock_set_state" in self._setup.events:
             self._loaded.attach(_OPTIONAL["inet_sock_set_state"])
 
-    def own(self, pids: Sequence[int]) -> None:
-        """Leave the recorder's own processes out from now on, instead of those named before.
-
-        Args:
-            pids: Processes, as the initial namespace numbers them.
-
-        Raises:
-            KcapError: They are more than there is room for, or the kernel refused.
-        """
-        if len(pids) > OWN:
-            raise KcapError(f"{len(pids)} processes of one recorder", expected=f"at most {OWN}")
-        padded = (*pids, *([0] * (OWN - len(pids))))
-        self._loaded.maps["own"].set(0, struct.pack(f"={OWN}I", *padded))
-
     def alive(self) -> int:
         """Make a call that is left out, and count all such calls of ours so far.
 
@@ -228,23 +186,14 @@ class KernelProgram:
         return sum(int.from_bytes(value, "little") for value in each)
 
     def broken(self) -> list[str]:
-        """Parts that should run, and that somebody else has detached or keeps from running.
-
-        Raises:
-            KcapError: The kernel refused to count.
-        """
-        found = self._links.broken()
+        """See `Running`."""
+        found = super().broken()
         if _EXIT in self._loaded.links and _EXIT not in found:
             before, self._calls = self._calls, self.alive()
             # None was ever counted where the kernel numbers our processes otherwise than we do.
             if self._calls == before > 0:
                 found.append(_EXIT)
         return found
-
-    def detach(self) -> None:
-        """Record nothing more; what the rings hold can still be read."""
-        for name in self.attached:
-            self._loaded.detach(name)
 
     def counts(self) -> npt.NDArray[np.void]:
         """What was kept, lost and filtered so far, by event number."""

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib import resources
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from kcap.errors import KcapError
 from kcap.readers.live.artifacts.wanted import Network
 from kcap.readers.live.bpf import cgroup, loader, offsets
 from kcap.readers.live.bpf.btf import Btf
-from kcap.readers.live.bpf.links import Links
 from kcap.readers.live.bpf.loader import Map
-from kcap.readers.live.bpf.program import OWN
 from kcap.readers.live.bpf.ring import Ring
+from kcap.readers.live.bpf.running import Running
 from kcap.readers.live.packets.listed import Listed
 from kcap.readers.live.packets.sightings import Layouts, layouts
 
@@ -63,7 +61,7 @@ DIRECTIONS: Final = 3
 """0 is none, 1 in, 2 out."""
 
 
-class PacketProgram:
+class PacketProgram(Running):
     """The program while it is loaded.
 
     Args:
@@ -89,7 +87,7 @@ class PacketProgram:
     ) -> None:
         types = Btf.of_kernel()
         content = resources.files("kcap.readers.live.bpf").joinpath(OBJECT).read_bytes()
-        self._loaded = loader.load(
+        loaded = loader.load(
             content,
             types,
             constants={
@@ -104,6 +102,7 @@ class PacketProgram:
             shared=shared,
             file=OBJECT,
         )
+        super().__init__(loaded)
         try:
             self._loaded.group = group = cgroup.open_root()
             self.whole = cgroup.whole(group)
@@ -113,17 +112,6 @@ class PacketProgram:
         except BaseException:
             self.close()
             raise
-        self._links = Links(self._loaded.links)
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Parts that this kernel did not take, and why."""
-        return self._loaded.refused
-
-    @property
-    def attached(self) -> list[str]:
-        """The parts that run."""
-        return sorted(self._loaded.links)
 
     def attach_sockets(self) -> None:
         """Begin to see whose new sockets are.
@@ -163,20 +151,6 @@ class PacketProgram:
                     of = key if isinstance(key, int) else _PORT.unpack_from(key)[0]
                     table.set(key, _HOLDING.pack(of, 0) + owner.encode(kind))
 
-    def own(self, pids: Sequence[int]) -> None:
-        """Leave packets of the recorder's own processes out.
-
-        Args:
-            pids: The processes.
-
-        Raises:
-            KcapError: They are more than there is room for, or the kernel refused.
-        """
-        if len(pids) > OWN:
-            raise KcapError(f"{len(pids)} processes of one recorder", expected=f"at most {OWN}")
-        padded = (*pids, *([0] * (OWN - len(pids))))
-        self._loaded.maps["own"].set(0, struct.pack(f"={OWN}I", *padded))
-
     def counts(self) -> npt.NDArray[np.void]:
         """What was kept, lost, left out and of nobody so far, by direction."""
         table = self._loaded.maps["packet_counts"]
@@ -186,15 +160,6 @@ class PacketProgram:
             for name in COUNT.names or ():
                 out[name][direction] = each[name].sum()
         return out
-
-    def broken(self) -> list[str]:
-        """Parts that should run, and that somebody else has detached."""
-        return self._links.broken()
-
-    def detach(self) -> None:
-        """See nothing more; what the ring holds can still be read."""
-        for name in self.attached:
-            self._loaded.detach(name)
 
     def let_go(self) -> None:
         """Close all but the ring in a process that was forked and goes on without rights."""
