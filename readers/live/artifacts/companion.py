@@ -7,6 +7,7 @@ their supervisor. Then the worker, which has none, takes finished artifacts out 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -20,14 +21,15 @@ import numpy as np
 from kcap.errors import KcapError
 from kcap.model.artifact import Parts
 from kcap.model.batch import Batch
-from kcap.model.side import Side, SourceInfo
+from kcap.model.side import Heartbeat, Side, SourceInfo
 from kcap.model.tracee_names import kernel_device, user_device
 from kcap.readers.live.artifacts import marks, protocol, supervisor
 from kcap.readers.live.artifacts.agent import Task, mask_of
 from kcap.readers.live.artifacts.companion_expected import Expected
 from kcap.readers.live.artifacts.companion_hashes import Executions, Hashes
+from kcap.readers.live.artifacts.companion_held import Held
 from kcap.readers.live.artifacts.companion_kernel import Flow, answer
-from kcap.readers.live.artifacts.companion_rows import Rows
+from kcap.readers.live.artifacts.companion_rows import EXECUTIONS, Rows, rows_of
 from kcap.readers.live.artifacts.companion_sides import Pending, Sides
 from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.artifacts.spool import Spooled, received
@@ -40,14 +42,20 @@ if TYPE_CHECKING:
     from kcap.readers.live.bpf.loader import Map
     from kcap.readers.live.bpf.program import Setup
 
-WAIT_S: Final = 0.5
-"""For the hashes of a batch."""
+WAIT_S: Final = 0.1
+"""For the hashes of a batch; what needs longer is held back, and others come in meanwhile."""
+
+GIVE_S: Final = 0.3
+"""For finding the events of artifacts between two batches."""
 
 READY_S: Final = 5.0
 """For the marks of what is mounted, at the beginning."""
 
 FINISH_S: Final = 10.0
 """For what was seen by the end."""
+
+BEHIND_NS: Final = 200_000_000
+"""What events that are in order may still be behind."""
 
 _END_S: Final = 3.0
 _SIDES_MAX: Final = 128
@@ -108,6 +116,8 @@ class ArtifactsCompanion:
         self._ask: Ask = self.serve
         self._flow: Flow | None = None
         self._watched_ns = 0
+        self._round_ns = 0
+        self._held_back = Held(self._known)
         self._changes = self._shared.changes
         self._expected = Expected(wanted)
         self._rows = Rows(reads=wanted.read is not None, expected=self._expected)
@@ -212,14 +222,18 @@ class ArtifactsCompanion:
             if isinstance(side, SourceInfo):
                 self._sides.source = side.id
         batch = self._without_readers(batch)
-        executions = self._rows.add(batch)
+        if self._held_back:
+            # Who waits is alive.
+            beats = tuple(side for side in batch.before if isinstance(side, Heartbeat))
+            yield Batch(0, {}, beats)
+            batch = batch.with_before([s for s in batch.before if not isinstance(s, Heartbeat)])
+        if batch.rows or batch.before or not self._held_back:
+            executed = rows_of(batch, EXECUTIONS) if self._wanted.exec else np.zeros(0, np.intp)
+            self._held_back.add(batch, Executions(batch, executed) if len(executed) else None)
         self._drain()
         self._mark()
-        if self._wanted.exec and len(executions):
-            found = Executions(batch, executions)
-            self._await(found)
-            batch = found.told(batch)
-        yield batch
+        self._await()
+        yield from self._released(last=False)
         if self._flow is not None:
             for finished in self._flow.finished():
                 self._sides.stream(finished)
@@ -240,7 +254,9 @@ class ArtifactsCompanion:
         while not (needed <= self._done or self._gone) and time.monotonic() < until_s:
             select.select((self._end,), (), (), 0.05)
             self._drain()
+            yield from self._released(last=False)
             yield from self._given(last=False)
+        yield from self._released(last=True)
         for role in sorted(needed - self._done):
             self._sides.lost(f"{protocol.ROLES[role]} files: nobody said that all were read")
         self._drain()
@@ -285,6 +301,8 @@ class ArtifactsCompanion:
 
     def _drain(self) -> None:
         """Take what readers have sent."""
+        if self._sides.crowded:
+            return
         taken = count = 0
         for message, memory in received(self._end):
             kind = message[:1]
@@ -334,26 +352,48 @@ class ArtifactsCompanion:
         if self._flow is not None:
             self._flow.mark(np.array([user_device(dev) for dev in devices[:_MARKS_MAX]], np.int64))
 
-    def _await(self, found: Executions) -> None:
-        """Wait for hashes that should come."""
+    def _await(self) -> None:
+        """Wait a little for hashes that should come at once."""
         until_s = time.monotonic() + WAIT_S
-        while found.look(self._hashes, self._watched_ns):
+        while len(self._held_back) == 1 and not self._held_back.ready:
             left_s = until_s - time.monotonic()
-            expected = self._kernel is not None or not self._marked.isdisjoint(found.devices)
-            if left_s <= 0 or not expected or self._gone:
+            if left_s <= 0 or self._sides.crowded:
                 break
             select.select((self._end,), (), (), left_s)
             self._drain()
+
+    def _known(self, found: Executions) -> bool:
+        """Whether all hashes are known that come."""
+        if not found.look(self._hashes, self._watched_ns) or self._gone:
+            return True
+        return self._kernel is None and self._marked.isdisjoint(found.devices)
+
+    def _released(self, *, last: bool) -> Iterator[Batch]:
+        """Batches that wait for no hashes any more."""
+        while self._held_back and (last or self._held_back.ready):
+            batch, found, came_ns, _ = self._held_back.pop()
+            if batch.rows:
+                self._sides.heard_ns = int(batch.numpy("ts", 0).max())
+            elif not batch.before:
+                # The recorder has come round: what was before the last time has come with this.
+                self._sides.heard_ns, self._round_ns = self._round_ns, came_ns - BEHIND_NS
+            self._rows.add(batch)
+            yield batch if found is None else self._hashed(batch, found)
+
+    def _hashed(self, batch: Batch, found: Executions) -> Batch:
+        """A batch with its hashes; those that did not come are counted."""
+        found.look(self._hashes, self._watched_ns)
         before, since = found.without(self._watched_ns)
         if before:
             self._sides.lost("executed before files were watched: no hash", before, kind="blind")
         if since:
             self._sides.lost("executed files whose hash is not known", since)
+        return found.told(batch)
 
     def _given(self, *, last: bool) -> Iterator[Batch]:
         """Artifacts whose event is known, or does not come any more; and what was lost."""
         sides: list[Side] = []
-        for side in self._sides.ready(last=last):
+        for side in self._sides.ready(last=last, most_s=math.inf if last else GIVE_S):
             sides.append(side)
             if len(sides) >= _SIDES_MAX:
                 yield Batch(0, {}, tuple(sides))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,9 +29,15 @@ NEAR_NS: Final = 100_000_000
 CALL_NS: Final = 5_000_000
 """How far a system call is from what the kernel's program told of it."""
 
+PENDING_MAX: Final = 8192
+"""Artifacts that wait, from which on no more are taken from readers."""
+
 WAITING_S: Final = 1.0
 WAITING_CALLS: Final = 3
 """What an event has to come in: the longer of some seconds and some batches."""
+
+WAITING_MAX_S: Final = 10.0
+"""Longer nobody waits for events that are behind, as where the clock was set."""
 
 _TIMEOUT: Final = "timeout"
 _OF_ROW: Final = ("tid", "uid", "process_name", "process_key", "exe", "container_id", "cgroup_id")
@@ -77,6 +84,8 @@ class Sides:
         """Files of processes that are out of scope."""
         self.source: str | None = None
         """Id of the source, once that has said it."""
+        self.heard_ns = 0
+        """Events were heard of up to this time."""
         self._caps = wanted.caps
         self._shared = shared
         self._rows = rows
@@ -124,21 +133,31 @@ class Sides:
         like = loss.like
         self._losses[like] = self._losses[like].plus(loss) if like in self._losses else loss
 
-    def ready(self, *, last: bool) -> Iterator[Side]:
+    @property
+    def crowded(self) -> bool:
+        """Whether readers had better keep what they have."""
+        return len(self._pending) >= PENDING_MAX
+
+    def ready(self, *, last: bool, most_s: float = math.inf) -> Iterator[Side]:
         """Artifacts whose event is known, or does not come any more; and losses.
 
         Args:
             last: No more events come.
+            most_s: How long it may take; the rest is for the next time.
 
         Yields:
             Each once.
         """
         waiting = []
         pending, self._pending = self._pending, []
+        until_s = time.monotonic() + most_s
         for at, each in enumerate(pending):
+            if time.monotonic() > until_s:
+                self._pending = pending[at:] + self._pending
+                break
             each.calls += 1
             row, sure, role = self._event(each.about)
-            late = each.calls >= WAITING_CALLS and time.monotonic() - each.since_s > WAITING_S
+            late = self._is_late(each)
             if sure or late or last:
                 pending[at] = _TAKEN  # its bytes are free when whoever takes it is done
                 if self._in_scope(each, row):
@@ -150,6 +169,13 @@ class Sides:
         self._pending = waiting + self._pending
         losses, self._losses = self._losses, {}
         yield from losses.values()
+
+    def _is_late(self, each: Pending) -> bool:
+        """Whether its event should have come."""
+        waited_s = time.monotonic() - each.since_s
+        if each.calls < WAITING_CALLS or waited_s < WAITING_S:
+            return False
+        return self.heard_ns > each.about.get("time_ns", 0) or waited_s > WAITING_MAX_S
 
     def _in_scope(self, each: Pending, row: dict[str, Any] | None) -> bool:
         # What the kernel's program told was of its scope.

@@ -50,6 +50,9 @@ BATCH_BYTES: Final = 16 << 20
 BATCH_ROWS: Final = 1 << 15
 """Events of a batch at most."""
 
+ACCOMPANIED_ROWS: Final = 1 << 13
+"""The same where others listen beside us: what they do with a batch delays our signs of life."""
+
 _SLACK_NS: Final = 2_000_000
 """How much later than its time an event may come to stand in its ring."""
 
@@ -99,6 +102,7 @@ class BpfRecorder:
         accompanied: bool = False,
     ) -> None:
         self._accompanied = accompanied
+        self._looked_ns = 0
         self._beside: tuple[int, ...] = ()
         self._interval_s = interval_s
         self._setup = setup or Setup(events.sets()["default"])
@@ -215,7 +219,7 @@ class BpfRecorder:
         )
         told = Losses(self._source.id, self._name_of)
         beats = Beats(self._source.id)
-        looked_ns = time.time_ns()
+        self._looked_ns = time.time_ns()
         with select.epoll() as poll:
             # Edges only: a ring with any record counts as readable, and under load always has one.
             rings = (self._program.rare.fd, self._program.hot.fd)
@@ -224,19 +228,28 @@ class BpfRecorder:
             with contextlib.suppress(GoneError):  # then the end comes anyway, and says so
                 while not self._stopping:
                     self._wait(poll)
-                    yield from self._drained(decoder)
-                    beat = beats.due(self._ord, self._counters)
-                    if beat:
-                        now_ns = time.time_ns()
-                        lost = self._lost(decoder, told, (looked_ns, now_ns))
-                        looked_ns = now_ns
-                        yield self._hooks_now(now_ns, (*lost, *beat))
-                    elif self._accompanied:
+                    # What listens beside us may take its time with each batch.
+                    for batch in self._drained(decoder):
+                        yield batch
+                        yield from self._beat(beats, decoder, told)
+                    yield from self._beat(beats, decoder, told)
+                    if self._accompanied:
                         yield EMPTY
         with contextlib.suppress(GoneError):  # with it, the program is out of the kernel
             self._asked.detach()
-        yield from self._drained(decoder, last=True)
-        yield Batch(0, {}, tuple(self._last_sides(decoder, told, looked_ns)))
+        for batch in self._drained(decoder, last=True):
+            yield batch
+            yield Batch(0, {}, tuple(beats.due(self._ord, dict)))
+        yield Batch(0, {}, tuple(self._last_sides(decoder, told, self._looked_ns)))
+
+    def _beat(self, beats: Beats, decoder: Decoder, told: Losses) -> Iterator[Batch]:
+        """A sign of life where one is due, with what was lost since the last."""
+        beat = beats.due(self._ord, self._counters)
+        if beat:
+            now_ns = time.time_ns()
+            lost = self._lost(decoder, told, (self._looked_ns, now_ns))
+            self._looked_ns = now_ns
+            yield self._hooks_now(now_ns, (*lost, *beat))
 
     def _last_sides(self, decoder: Decoder, told: Losses, looked_ns: int) -> list[Side]:
         """What is to be said when nothing comes any more."""
@@ -300,8 +313,9 @@ class BpfRecorder:
                     more = True
                     horizons.append(last_ns - _SLACK_NS)
             ready = self._ordering.until(min(horizons, default=None))
-            for start in range(0, len(ready.offsets), BATCH_ROWS):
-                part = ready.offsets[start : start + BATCH_ROWS]
+            most = ACCOMPANIED_ROWS if self._accompanied else BATCH_ROWS
+            for start in range(0, len(ready.offsets), most):
+                part = ready.offsets[start : start + most]
                 yield self._batch(decoder, Records(ready.data, part))
 
     def _taken(self, ring: Ring) -> int | None:
