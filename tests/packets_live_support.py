@@ -45,9 +45,10 @@ class Listening:
             self.companion.close()
             raise
 
-    def take(self) -> None:
-        """What has come so far."""
-        self._keep(self.companion.follow(Batch(0, {})))
+    def take(self, batch: Batch | None = None) -> None:
+        """What has come so far; ``batch`` is what the source tells meanwhile."""
+        batch = Batch(0, {}) if batch is None else batch
+        self._keep(made for made in self.companion.follow(batch) if made is not batch)
 
     def end(self) -> list[Row]:
         """The rest; the program is gone then."""

@@ -106,6 +106,8 @@ class PacketsCompanion:
         self._looked_ns = time.time_ns()
         self._broken: list[str] = []
         self._ord = 0
+        self._followed_ns = 0
+        """When the last batch had been followed, CLOCK_BOOTTIME."""
         self._damaged = 0
         self._ask: Ask = self.serve
         self._first: list[Side] = [self.source]
@@ -154,15 +156,30 @@ class PacketsCompanion:
         self._ask("attach", b"")
 
     def follow(self, batch: Batch) -> Iterator[Batch]:
-        """See `Companion`: packets stand behind what happened before they came."""
+        """See `Companion`: packets stand behind what happened before they came.
+
+        The source tells of the execution of a process, by which it is in a scope, only in its next
+        batch where the process sent something since it gave this one.
+        """
+        until_ns = self._told_until_ns(batch)
         yield batch
         first, self._first = self._first, []
         if first:
             yield Batch(0, {}, tuple(first))
-        yield from self._drained()
+        yield from self._drained(until_ns=until_ns)
         beat = self._beats.due(self._ord, self._counters)
         if beat:
             yield Batch(0, {}, (*self._looked(), *beat))
+        self._followed_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def _told_until_ns(self, batch: Batch) -> int:
+        """Up to when the source has told of everything; CLOCK_BOOTTIME."""
+        latest_ns = int(batch.numpy("ts", 0).max()) if batch.rows else 0
+        if not latest_ns:
+            return self._followed_ns
+        # There may be more of what it took than this batch has.
+        offset_ns = self._clocks.realtime_ns - self._clocks.boottime_ns
+        return min(self._followed_ns, latest_ns - offset_ns)
 
     def end(self) -> Iterator[Batch]:
         """See `Companion`."""
@@ -182,8 +199,8 @@ class PacketsCompanion:
         """See `Companion`."""
         self._held.close()
 
-    def _drained(self, *, last: bool = False) -> Iterator[Batch]:
-        for count, columns in self._packets.take(last=last):
+    def _drained(self, *, last: bool = False, until_ns: int | None = None) -> Iterator[Batch]:
+        for count, columns in self._packets.take(last=last, until_ns=until_ns):
             yield Batch(count, self._placed(columns, count))
 
     def _placed(self, columns: dict[str, Column], count: int) -> dict[str, Column]:

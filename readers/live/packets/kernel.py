@@ -88,11 +88,12 @@ class Packets(Protocol):
     def waiting_bytes(self) -> int:
         """What has come and was not taken."""
 
-    def take(self, *, last: bool) -> Iterator[Made]:
+    def take(self, *, last: bool, until_ns: int | None = None) -> Iterator[Made]:
         """What has come, in order of time.
 
         Args:
             last: Nothing comes any more.
+            until_ns: What is later may wait, CLOCK_BOOTTIME; None where it need not.
 
         Yields:
             Packets, many at a time.
@@ -211,7 +212,7 @@ class KernelPackets:
         """See `Packets`."""
         return self._program.ring.waiting_bytes
 
-    def take(self, *, last: bool) -> Iterator[Made]:
+    def take(self, *, last: bool, until_ns: int | None = None) -> Iterator[Made]:
         """See `Packets`; what is young waits."""
         self._sightings.clocks = self.clocks
         ring = self._program.ring
@@ -226,7 +227,10 @@ class KernelPackets:
             block.data.release()
             ring.release()
             more = len(offsets) > 0 and ring.waiting_bytes > (0 if last else BATCH_BYTES)
-            ready = self._ordering.until(None if last and not more else now_ns - _SLACK_NS)
+            settled_ns = (
+                now_ns - _SLACK_NS if until_ns is None else min(now_ns - _SLACK_NS, until_ns)
+            )
+            ready = self._ordering.until(None if last and not more else settled_ns)
             for part in _parts(ready):
                 count, columns = self._sightings.columns(part)
                 if count:
