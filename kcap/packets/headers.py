@@ -52,8 +52,9 @@ class View:
 
     def __init__(self, data: Bytes) -> None:
         # Places beyond the end are read from zeros; who asks looks only at what is there.
-        self._bytes = np.concatenate([data, np.zeros(_MARGIN, np.uint8)])
-        self._last = len(data)
+        self._bytes = data
+        self._end = np.concatenate([data[-_MARGIN:], np.zeros(2 * _MARGIN, np.uint8)])
+        self._end_at = len(data) - min(len(data), _MARGIN)
 
     def read(self, dtype: str, at: I64) -> I64:
         """Numbers of one type.
@@ -66,12 +67,24 @@ class View:
             The numbers; of a place that is not in the buffer any.
         """
         kind = np.dtype(dtype)
+        return self._some(kind, at).astype(np.int64)
+
+    def _some(self, kind: np.dtype[Any], at: I64) -> npt.NDArray[Any]:
+        if not len(at):
+            return np.zeros(0, kind)
         count = len(self._bytes) - kind.itemsize + 1
-        every = np.lib.stride_tricks.as_strided(
-            self._bytes[: kind.itemsize].view(kind), (count,), (1,), writeable=False
-        )
+        over = at >= count
+        # (The buffer may be large: it is not copied for what is behind its end.)
+        if over.any():
+            found = np.zeros(len(at), kind)
+            inside = np.flatnonzero(~over)
+            found[inside] = _every(self._bytes, kind, count)[at[inside]] if count > 0 else 0
+            most = len(self._end) - kind.itemsize
+            rest = np.minimum(at[over] - self._end_at, most)
+            found[over] = _every(self._end, kind, most + 1)[rest]
+            return found
         # (`take` would first make a copy of every number that there could be.)
-        return every[np.minimum(at, self._last)].astype(np.int64)
+        return _every(self._bytes, kind, count)[at]
 
     def parts(self, at: I64, size: int) -> Bytes:
         """Parts of the buffer one after another.
@@ -83,16 +96,16 @@ class View:
         Returns:
             Their bytes.
         """
+        if not len(at):
+            return np.zeros(0, np.uint8)
         last = max(len(self._bytes) - size, 0)
-        every = np.lib.stride_tricks.as_strided(
-            self._bytes[:size].view(f"V{size}"), (last + 1,), (1,), writeable=False
-        )
+        every = _every(self._bytes, np.dtype(f"V{size}"), last + 1)
         found: Bytes = every[np.minimum(at, last)].view(np.uint8)
         return found
 
     def u8(self, at: I64) -> I64:
         """Bytes."""
-        return self._bytes.take(at, mode="clip").astype(np.int64)
+        return self._some(np.dtype(np.uint8), at).astype(np.int64)
 
     def u16(self, at: I64) -> I64:
         """Numbers of two bytes in network order."""
@@ -101,6 +114,12 @@ class View:
     def u32(self, at: I64) -> I64:
         """Numbers of four bytes in network order."""
         return self.read(">u4", at)
+
+
+def _every(data: Bytes, kind: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+    """What stands at each place of a buffer, whether it is a multiple of its size or not."""
+    first = data[: kind.itemsize].view(kind)
+    return np.lib.stride_tricks.as_strided(first, (count,), (1,), writeable=False)
 
 
 @dataclass(frozen=True, slots=True)
