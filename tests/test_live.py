@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cli_support import run
+from sink_support import until
 
 from kcap.errors import KcapError
 from kcap.model.batch import Batch, concat
@@ -259,11 +260,14 @@ def test_forkstat_sees_the_same_execs(program: Callable[[str], str], tmp_path: P
     marker = tmp_path / "kcap-marker"
     marker.symlink_to("/bin/sleep")
     with recording() as made:
-        words = [program("forkstat"), "-e", "exec", "-l", "-D", "4"]
+        words = [program("forkstat"), "-e", "exec", "-l"]
         oracle = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        time.sleep(1)
-        running = [subprocess.Popen([str(marker), "0.2"]) for _ in range(25)]
+        listeners = Path("/proc/net/netlink")
+        until(lambda: f" 11  {oracle.pid} " in listeners.read_text())  # 11: the kernel's connector
+        # They stay for as long as a busy machine needs to look at their command lines.
+        running = [subprocess.Popen([str(marker), "2"]) for _ in range(25)]
         assert [p.wait() for p in running] == [0] * 25
+        oracle.send_signal(signal.SIGINT)
         told = oracle.communicate(timeout=30)[0]
 
     mine = [r for r in made.rows if r["event"] == "exec" and "kcap-marker" in r.get("cmdline", "")]
