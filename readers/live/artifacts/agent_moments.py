@@ -114,6 +114,10 @@ class MomentReader:
                 self._forward(trigger)
             case triggers.MODULE_FILE if wanted.module:
                 self._module(trigger)
+            case triggers.PROGRAM if wanted.bpf and trigger.name:
+                # Its instructions come by themselves, and don't say what it is called.
+                named = {"ts_ns": trigger.ts_ns, "tid": trigger.tid, "name": trigger.name}
+                self._sender.send(protocol.pack(protocol.NAMED, named))
             case triggers.MOUNT:
                 for told in self._task.mounted:
                     os.eventfd_write(told, 1)

@@ -336,6 +336,9 @@ class ArtifactsCompanion:
                 self._sides.lost(
                     str(told["reason"]), int(told["count"]), str(told["kind"]), told["time_ns"]
                 )
+            elif kind == protocol.NAMED:
+                told = protocol.unpack(message)
+                self._sides.named(int(told["ts_ns"]), int(told["tid"]), str(told["name"]))
             elif kind == protocol.DONE:
                 self._done.add(int(protocol.unpack(message)["role"]))
         if not self._gone and _hung_up(self._end):

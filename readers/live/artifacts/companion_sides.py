@@ -39,6 +39,9 @@ WAITING_CALLS: Final = 3
 WAITING_MAX_S: Final = 10.0
 """Longer nobody waits for events that are behind, as where the clock was set."""
 
+_NAMES_MAX: Final = 4096
+"""Names of BPF programs that are remembered."""
+
 _TIMEOUT: Final = "timeout"
 _OF_ROW: Final = ("tid", "uid", "process_name", "process_key", "exe", "container_id", "cgroup_id")
 _OF_MESSAGE: Final = (
@@ -92,6 +95,7 @@ class Sides:
         self._pending: list[Pending] = []
         self._losses: dict[Loss, Loss] = {}
         self._groups: dict[int, int] = {}
+        self._names: dict[tuple[int, int], str] = {}
         self._kept_bytes = 0
         self._seen: dict[tuple[Any, ...], None] = {}
         self._clocks = Clocks.measure()
@@ -117,11 +121,23 @@ class Sides:
         """Take again what was taken before."""
         self._seen.clear()
 
+    def named(self, ts_ns: int, tid: int, name: str) -> None:
+        """Take what a BPF program is called.
+
+        Args:
+            ts_ns: When it was loaded, CLOCK_BOOTTIME.
+            tid: By which thread.
+            name: Its name.
+        """
+        self._names[ts_ns, tid] = name
+        if len(self._names) > _NAMES_MAX:
+            del self._names[next(iter(self._names))]
+
     def stream(self, finished: Finished) -> None:
         """Take what came through the kernel's program."""
         artifact = finished.artifact
         about = {**artifact.details, "kind": artifact.kind, "pid": finished.pid}
-        about |= {"tid": finished.tid, "nr": finished.nr}
+        about |= {"tid": finished.tid, "nr": finished.nr, "ts_ns": finished.ts_ns}
         self._pending.append(Pending(about, artifact.content, artifact))
 
     def lost(
@@ -190,7 +206,8 @@ class Sides:
             table = self._rows.calls.get(programs.NAMES.get(about.get("nr", -1), ""))
             near = None if table is None else table.nearest(time_ns, about.get("tid", 0))
             if near is not None and near[0] < CALL_NS:
-                return near[1], True, None
+                # What a program is called comes by another way.
+                return near[1], kind != "bpf" or self._name(about) is not None, None
             return None, table is None, None
         if "inode" not in about:
             near = self._rows.processes.nearest(time_ns, pid)
@@ -246,6 +263,9 @@ class Sides:
 
     def _streamed(self, each: Pending, stream: Artifact, row: dict[str, Any]) -> Artifact:
         details = dict(stream.details)
+        name = self._name(each.about) if stream.kind == "bpf" else None
+        if name is not None:
+            details["name"] = name
         for name in _OF_ROW:
             if row.get(name) is not None:
                 details.setdefault(name, row[name])
@@ -258,6 +278,9 @@ class Sides:
             truncated=truncated or stream.truncated,
             details=details,
         )
+
+    def _name(self, about: dict[str, Any]) -> str | None:
+        return self._names.get((about.get("ts_ns", 0), about.get("tid", 0)))
 
     @staticmethod
     def _path(about: dict[str, Any], row: dict[str, Any], details: dict[str, Any]) -> str | None:
