@@ -14,7 +14,7 @@ import pytest
 from kcap.readers.live.artifacts import agent_moments, marks, protocol, triggers
 
 if TYPE_CHECKING:
-    from kcap.readers.live.artifacts.agent import Keeper as Keeper_
+    from kcap.readers.live.artifacts.keeping import Keeper as Keeper_
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -15,6 +15,7 @@ from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
 from kcap.model.tracee_names import user_device
 from kcap.readers.live.artifacts import companion_rows, protocol
+from kcap.readers.live.artifacts.companion_expected import Expected
 from kcap.readers.live.artifacts.companion_hashes import Hashes
 from kcap.readers.live.artifacts.companion_rows import DEV, INODE, Rows, Table
 from kcap.readers.live.artifacts.companion_sides import Pending, Sides
@@ -102,7 +103,7 @@ def test_one_process_that_executes_all_the_time() -> None:
 @pytest.mark.parametrize(("file_type", "waits"), [("regular", True), ("pipe", False)])
 def test_stream_of_a_file_waits_for_its_open(file_type: str, *, waits: bool) -> None:
     """A pipe goes with its process at once; of a file the open comes in a later batch."""
-    rows = Rows(reads=True)
+    rows = Rows(reads=True, expected=Expected(Wanted()))
     sides = Sides(Wanted(), Shared(), rows, scoped=False)
     rows.add(_events([(5 * _S, 9, 1)], "sched_process_exec"))
     details = {

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from kcap.model.tracee_names import kernel_device
 from kcap.readers.live.artifacts import files, memory, protocol, triggers
-from kcap.readers.live.artifacts.agent import Keeper, Task, limit
+from kcap.readers.live.artifacts.agent import Task
 from kcap.readers.live.artifacts.copying import Copied, Range
+from kcap.readers.live.artifacts.keeping import Keeper, limit
 from kcap.readers.live.artifacts.protocol import IDLE, MISSING, WORKING
 from kcap.readers.live.artifacts.spool import Sender
 

@@ -51,7 +51,7 @@ GIVE_S: Final = 0.3
 READY_S: Final = 5.0
 """For the marks of what is mounted, at the beginning."""
 
-FINISH_S: Final = 10.0
+FINISH_S: Final = 15.0
 """For what was seen by the end."""
 
 BEHIND_NS: Final = 200_000_000
@@ -238,7 +238,10 @@ class ArtifactsCompanion:
             for finished in self._flow.finished():
                 self._sides.stream(finished)
             self._count(last=False)
+        until_s = time.monotonic() + GIVE_S
         yield from self._given(last=False)
+        while time.monotonic() < until_s and self._drain():
+            yield from self._given(last=False)
 
     def forget(self) -> None:
         """Give again what was given before, where it comes again: another file begins."""
@@ -258,7 +261,8 @@ class ArtifactsCompanion:
             yield from self._given(last=False)
         yield from self._released(last=True)
         for role in sorted(needed - self._done):
-            self._sides.lost(f"{protocol.ROLES[role]} files: nobody said that all were read")
+            reason = f"{protocol.ROLES[role]} files: nobody said that all were read"
+            self._sides.lost(reason, None)
         self._drain()
         if self._flow is not None:
             with contextlib.suppress(GoneError):
@@ -299,10 +303,10 @@ class ArtifactsCompanion:
             return batch
         return batch.take(np.flatnonzero(others).astype(np.int32))
 
-    def _drain(self) -> None:
-        """Take what readers have sent."""
+    def _drain(self) -> bool:
+        """Take what readers have sent; whether there may be more."""
         if self._sides.crowded:
-            return
+            return False
         taken = count = 0
         for message, memory in received(self._end):
             kind = message[:1]
@@ -321,7 +325,7 @@ class ArtifactsCompanion:
                 count += 1
                 self._sides.add(Pending(about, content))
                 if taken > _TAKE_BYTES or count >= _TAKE_COUNT:
-                    return
+                    return True
             elif kind == protocol.MARKED:
                 marked = protocol.unpack(message)
                 self._unmarked.append(int(marked["dev"]))
@@ -345,6 +349,7 @@ class ArtifactsCompanion:
             self._gone = True
             reason = "artifacts: the processes that read them are gone"
             self._sides.lost(reason, kind="blind")
+        return False
 
     def _mark(self) -> None:
         """Tell the kernel's program what is watched now."""

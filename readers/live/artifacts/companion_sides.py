@@ -141,7 +141,7 @@ class Sides:
         self._pending.append(Pending(about, artifact.content, artifact))
 
     def lost(
-        self, reason: str, count: int = 1, kind: str = "lost", time_ns: int | None = None
+        self, reason: str, count: int | None = 1, kind: str = "lost", time_ns: int | None = None
     ) -> None:
         """Count something that is not there."""
         at_ns = time.time_ns() if time_ns is None else time_ns

@@ -51,6 +51,11 @@ class Sender:
         """Whether something is still to be sent."""
         return bool(self._waiting or self._notes or self._dropped)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether a reader had better leave what comes next in the kernel."""
+        return len(self._waiting) >= WAITING_MAX // 2
+
     def note(self, note: HashNote) -> None:
         """Tell a hash, soon."""
         self._notes.append(note)
