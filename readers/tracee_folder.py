@@ -216,13 +216,26 @@ class TraceeFolder:
     def _paths(self) -> dict[str, list[str]]:
         """What the index files say."""
         paths: dict[str, list[str]] = {}
-        for name in tracee_names.INDEXES:
-            with contextlib.suppress(OSError):
-                paths |= files.indexed(self._path, self._out, name)
         here = {"/".join(one.parts[-2:]) for one in self._listing.artifacts}
-        gone = sorted(paths.keys() - here)
+        gone: list[str] = []
+        count = 0
+        for name in tracee_names.INDEXES:
+            if (*self._out, name) not in self._listing.others:
+                continue
+            try:
+                said = files.indexed(self._path, self._out, name, here)
+            except OSError as e:
+                self._lose(f"{name} can't be read: {e.strerror or e}")
+                continue
+            paths |= said.paths
+            gone += said.gone
+            count += said.gone_count
+            if said.cut:
+                self._lose(f"{name} is longer than the {files.INDEX_BYTES:,} bytes that are read")
         if gone:
-            self._lose(f"the index names what is not there: {_some(gone)}", "lost")
+            lines = f"{count:,} line" + "s" * (count > 1)
+            reason = f"{lines} of the index name what is not there: {', '.join(gone[:_NAMED])}"
+            self._lose(reason, "lost")
         return paths
 
     def batches(self) -> Iterator[Batch]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -26,9 +27,14 @@ DATA_MAX: Final = 64 << 30
 INDEX_BYTES: Final = 256 << 20
 """Bytes that are read of an index file."""
 
+PATH_BYTES: Final = 64 << 10
+"""Longest path in an index file; Linux has none of more than 4 KiB."""
+
 PATHS_MAX: Final = 16
 """Paths of one file that are kept: of one inode that was several files."""
 
+_NAMED: Final = 5
+_KEY_BYTES: Final = 1024
 _STEP: Final = limits.BLOB_BLOCK_BYTES
 _ZEROS: Final = bytes(_STEP)
 _BY_FOLDER: Final = os.open in os.supports_dir_fd and os.scandir in os.supports_fd
@@ -84,7 +90,9 @@ def below(root: str) -> tuple[str, ...] | None:
         with contextlib.suppress(OSError, KcapError):
             for name, kind in _entries(root, parts):
                 if kind == stat.S_IFDIR and tracee_names.is_container(name):
-                    inner = _entries(root, (*parts, name))
+                    inner: list[tuple[str, int]] = []
+                    with contextlib.suppress(OSError):  # that of another may be readable
+                        inner = _entries(root, (*parts, name))
                     if any(tracee_names.named(n) and k == stat.S_IFREG for n, k in inner):
                         return parts
                 if kind == stat.S_IFREG and name in tracee_names.INDEXES:
@@ -131,7 +139,12 @@ def listing(root: str, out: tuple[str, ...]) -> Listing:
 
 
 def _add_container(root: str, parts: tuple[str, ...], made: Listing) -> None:
-    for name, kind in _entries(root, parts):
+    try:
+        entries = _entries(root, parts)
+    except OSError:  # it may not be read, or is not there any more
+        made.refused.append("/".join(parts))
+        return
+    for name, kind in entries:
         found = tracee_names.named(name)
         if kind == stat.S_IFREG and found is not None:
             made.artifacts.append(Found((*parts, name), parts[-1], found))
@@ -155,20 +168,24 @@ def _entries(root: str, parts: Sequence[str]) -> list[tuple[str, int]]:
     """Names and kinds of what a folder holds, in order of the names; no link is followed."""
     if not _BY_FOLDER:
         with os.scandir(_checked(root, parts)) as found:
-            return sorted(
-                (e.name, stat.S_IFMT(e.stat(follow_symlinks=False).st_mode)) for e in found
-            )
+            return _listed(found, root)
     fd = _folder(root, parts)
     try:
         with os.scandir(fd) as found:
-            names = []
-            for entry in found:
-                names.append((entry.name, stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)))
-                if len(names) > FILES_MAX:
-                    raise LimitError(f"more than {FILES_MAX:,} files", file=root)
-            return sorted(names)
+            return _listed(found, root)
     finally:
         os.close(fd)
+
+
+def _listed(found: Iterable[os.DirEntry[str]], root: str) -> list[tuple[str, int]]:
+    names = []
+    for entry in found:
+        # Who writes the folder may remove a file while it is listed.
+        with contextlib.suppress(FileNotFoundError):
+            names.append((entry.name, stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)))
+        if len(names) > FILES_MAX:
+            raise LimitError(f"more than {FILES_MAX:,} files", file=root)
+    return sorted(names)
 
 
 def _folder(root: str, parts: Sequence[str]) -> int:
@@ -279,40 +296,88 @@ def _exactly(stream: BinaryIO, count: int) -> bytes:
     return bytes(made)
 
 
-def indexed(root: str, out: tuple[str, ...], name: str) -> dict[str, list[str]]:
+class Index(NamedTuple):
+    """What an index file says."""
+
+    paths: dict[str, list[str]]
+    """Folder and name of each artifact that is there to its paths, the last one last."""
+    gone: list[str]
+    """The first of those that are not there."""
+    gone_count: int
+    """Lines that name such."""
+    cut: bool
+    """Whether the file is longer than what is read of it."""
+
+
+def indexed(root: str, out: tuple[str, ...], name: str, here: AbstractSet[str]) -> Index:
     """Read an index file: which paths an artifact's file had.
 
     Args:
         root: The directory.
         out: The way to ``out``.
         name: The index file.
+        here: Folder and name of each artifact that is there.
 
     Returns:
-        Folder and name of an artifact to its paths, the last one last. The lines are not quoted:
-        what is no line of its own belongs to the path before, which had a line feed.
+        What it says. The lines are not quoted: what is no line of its own belongs to the path
+        before, which had a line feed.
 
     Raises:
         OSError: There is none, or it can't be read.
     """
+    paths: dict[str, list[str]] = {}
+    gone: dict[str, None] = {}
+    gone_count = kept = 0
+    known: list[str] | None = None
+    path: list[bytes] = []
     with opened(root, (*out, name)) as stream:
-        content = _exactly(stream, INDEX_BYTES)
-    lines: list[tuple[str, bytes]] = []
-    for line in content.removesuffix(b"\n").split(b"\n"):
-        key, space, path = line.partition(b" ")
-        folder, _, file = os.fsdecode(key).partition("/")
-        if space and tracee_names.is_container(folder) and tracee_names.named(file):
-            lines.append((os.fsdecode(key), path))
-        elif lines:
-            lines[-1] = lines[-1][0], lines[-1][1] + b"\n" + line
-    found: dict[str, list[str]] = {}
-    for where, raw in lines:
-        paths = found.setdefault(where, [])
-        text = clean(raw)[0]
-        if text in paths:
-            paths.remove(text)
-        paths.append(text)
-        del paths[:-PATHS_MAX]
-    return found
+        cut = os.fstat(stream.fileno()).st_size > INDEX_BYTES
+        for line in _lines(stream):
+            key, space, rest = line.partition(b" ")
+            where = os.fsdecode(key[:_KEY_BYTES])
+            folder, _, file = where.partition("/")
+            if not (space and tracee_names.is_container(folder) and tracee_names.named(file)):
+                if known is not None and kept < PATH_BYTES:
+                    path.append(line)
+                    kept += 1 + len(line)
+                continue
+            _take(known, path)
+            known = paths.setdefault(where, []) if where in here else None
+            path, kept = [rest], len(rest)
+            if known is None:
+                gone_count += 1
+                if len(gone) < _NAMED:
+                    gone[where] = None
+        _take(known, path)
+    return Index(paths, list(gone), gone_count, cut)
+
+
+def _take(known: list[str] | None, path: list[bytes]) -> None:
+    """Add a path to those of a file."""
+    if known is None:
+        return
+    text = clean(b"\n".join(path)[:PATH_BYTES])[0]
+    if text in known:
+        known.remove(text)
+    known.append(text)
+    del known[:-PATHS_MAX]
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file without their ends; what ends the file is no line feed of a path."""
+    parts: list[bytes] = []
+    left = INDEX_BYTES
+    while left > 0 and (read := stream.read(min(_STEP, left))):
+        left -= len(read)
+        first, *lines = read.split(b"\n")
+        parts.append(first)
+        if lines:
+            yield b"".join(parts)
+            *whole, rest = lines
+            parts = [rest]
+            yield from whole
+    if any(parts):
+        yield b"".join(parts)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kcap.model.batch import Batch
+from kcap.model.classes import I64_MAX
 from kcap.readers.tracee_folder_files import Found
 
 NEAR_NS: Final = 10_000_000
@@ -33,6 +35,7 @@ _TOLD: Final = ("pid", "tid", "ppid", "uid", "process_name", "exe", "container_i
 _ACCESS: Final = {"write": (1, 2), "read": (0, 2)}
 
 Rank = tuple[int, ...]
+_Key = tuple[str | int | None, ...]
 
 
 @dataclass
@@ -64,20 +67,27 @@ class Join:
 
     def __post_init__(self) -> None:
         """Order the artifacts by what events tell."""
-        self._by_name: dict[str, list[int]] = {}
-        self._by_inode: dict[tuple[int, int], list[int]] = {}
-        self._by_pid: dict[str, list[int]] = {}
+        self._groups: dict[_Key, dict[str, _Group]] = {}
+        self._timed: dict[_Key, dict[str, _Timed]] = {}
+        self._kinds = {one.named.kind for one in self.found}
+        timed: dict[tuple[_Key, str], list[tuple[int, int]]] = {}
+        inodes: set[int] = set()
         for index, one in enumerate(self.found):
             named = one.named
-            if named.kind == "exec":
-                self._by_name.setdefault(named.name or "", []).append(index)
-            elif named.kind in _ACCESS:
-                if named.dev is not None and named.inode is not None:
-                    self._by_inode.setdefault((named.dev, named.inode), []).append(index)
-            else:
-                self._by_pid.setdefault(named.kind, []).append(index)
-        inodes = {inode for _, inode in self._by_inode if inode < 1 << 63}
+            if named.kind in ("exec", "mem"):
+                by: _Key = (named.kind, named.name if named.kind == "exec" else named.pid)
+                if named.time is not None and named.time <= I64_MAX:
+                    timed.setdefault((by, one.container), []).append((named.time, index))
+                continue
+            if named.kind in _ACCESS and named.inode is not None and named.inode <= I64_MAX:
+                inodes.add(named.inode)
+            for key in _keys(one):
+                group = self._groups.setdefault(key, {}).setdefault(one.container, _Group())
+                group.indexes.append(index)
+        for (by, container), places in timed.items():
+            self._timed.setdefault(by, {})[container] = _Timed(places)
         self._inodes = np.array(sorted(inodes), np.int64)
+        self._pids = {kind: _numbers(self.found, kind) for kind in ("mem", "module")}
 
     def write(self, batch: Batch) -> None:
         """See `kcap.model.stream.Sink.write`."""
@@ -87,13 +97,15 @@ class Join:
         names = column.values.dictionary.to_pylist()
         codes = np.full(batch.rows, -1, np.int64)
         codes[slice(None) if column.rows is None else column.rows] = column.codes()
-        if self._by_name:
+        if "exec" in self._kinds:
             self._rows(batch, _with(codes, names, _EXEC), self._exec)
-        if self._by_inode:
+        if len(self._inodes):
             self._rows(batch, self._of_inodes(batch, codes), self._file)
-        for kind, events in (("mem", _MEMORY), ("module", _MODULE), ("bpf", _BPF)):
-            if kind in self._by_pid:
-                self._rows(batch, _with(codes, names, events), getattr(self, f"_{kind}"))
+        for kind, events, test in (("mem", _MEMORY, self._mem), ("module", _MODULE, self._module)):
+            if kind in self._kinds:
+                self._rows(batch, self._of_pids(batch, _with(codes, names, events), kind), test)
+        if "bpf" in self._kinds:
+            self._rows(batch, _with(codes, names, _BPF), self._bpf)
 
     def close(self) -> None:
         """See `kcap.model.stream.Sink.close`."""
@@ -122,82 +134,168 @@ class Join:
         for event in batch.take(rows.astype(np.int32)).to_pylist():
             test(event)
 
+    def _of_pids(
+        self, batch: Batch, rows: npt.NDArray[np.int64], kind: str
+    ) -> npt.NDArray[np.int64]:
+        """Those of some rows that are of a process of which there is an artifact."""
+        pids = self._pids[kind]
+        found = np.isin(batch.numpy("pid", -1)[rows], pids)
+        return rows[found | np.isin(batch.numpy("ns_pid", -1)[rows], pids)]
+
     def _exec(self, event: dict[str, Any]) -> None:
         path = event.get("arg_pathname") or event.get("exe")
         if not isinstance(path, str):
             return
         place = _EXEC.index(event["event"])
         ts, ctime = event.get("ts"), event.get("arg_ctime")
-        for index in self._by_name.get(path.rsplit("/", 1)[-1], ()):
-            time = self.found[index].named.time
-            if time == ts:
-                self._note(index, event, (0, place), "time and name", path)
-            elif time is not None and time == ctime:
-                self._note(index, event, (1, place), "time of change and name", path)
-            elif time is not None and isinstance(ts, int) and abs(time - ts) <= NEAR_NS:
-                near = (2, abs(time - ts), place)
-                self._note(index, event, near, "name and nearest time", path)
+        each = self._timed.get(("exec", path.rsplit("/", 1)[-1]), {})
+        for known in (timed for name, timed in each.items() if _is_in(event, name)):
+            for time in {t for t in (ts, ctime) if isinstance(t, int)}:
+                rank = (0 if time == ts else 1) * len(_EXEC) + place
+                how = "time and name" if time == ts else "time of change and name"
+                for index in known.at(time, rank):
+                    self._note(index, event, (rank,), how, path)
+            if isinstance(ts, int):
+                for index, rank in known.near(ts, 2 * len(_EXEC) + place, len(_EXEC)):
+                    self._note(index, event, (rank,), "name and nearest time", path)
 
     def _file(self, event: dict[str, Any]) -> None:
         name, access = event["event"], event.get("arg_flags")
-        for index in self._by_inode.get((event["arg_dev"], event["arg_inode"]), ()):
-            kind = self.found[index].named.kind
-            path = event.get("arg_pathname")
+        path = event.get("arg_pathname") or None
+        for kind in _ACCESS:
             rank = 2
             if name in (_WRITTEN if kind == "write" else _READ):
                 rank = 0
             elif name == _OPEN and type(access) is int and access & 3 in _ACCESS[kind]:
                 rank = 1
-            self._note(index, event, (rank,), "device and inode", path or None)
+            key = (kind, event["arg_dev"], event["arg_inode"])
+            self._visit(key, event, (rank,), "device and inode", path)
 
     def _mem(self, event: dict[str, Any]) -> None:
         ts = event.get("ts")
-        for index in self._by_pid["mem"]:
-            named = self.found[index].named
-            if not _is_of(event, named.pid) or named.time is None or not isinstance(ts, int):
-                continue
-            apart = abs(named.time - ts)
-            if apart <= NEAR_NS:
-                other = event["event"] != "mem_prot_alert"
-                how = "process and time" if not apart else "process and nearest time"
-                self._note(index, event, (apart, other), how)
+        if not isinstance(ts, int):
+            return
+        other = event["event"] != "mem_prot_alert"
+        for pid in _pids(event):
+            for name, known in self._timed.get(("mem", pid), {}).items():
+                if not _is_in(event, name):
+                    continue
+                for index in known.at(ts, int(other)):
+                    self._note(index, event, (int(other),), "process and time")
+                for index, rank in known.near(ts, int(other), 2):
+                    self._note(index, event, (rank,), "process and nearest time")
 
     def _module(self, event: dict[str, Any]) -> None:
         file = event.get("arg_dev"), event.get("arg_inode")
-        for index in self._by_pid["module"]:
-            named = self.found[index].named
-            if not _is_of(event, named.pid):
+        for pid in _pids(event):
+            if None in file:
+                self._visit(("module", pid), event, (1,), "process")
                 continue
-            known = None not in file and named.inode is not None
-            if known and file != (named.dev, named.inode):
-                continue
-            how = "process, device and inode" if known else "process"
             path = event.get("arg_pathname") or None
-            self._note(index, event, (not known,), how, path if known else None)
+            how = "process, device and inode"
+            self._visit(("module", pid, *file), event, (0,), how, path)
+            self._visit(("module", pid, None, None), event, (1,), "process")
 
     def _bpf(self, event: dict[str, Any]) -> None:
-        for index in self._by_pid["bpf"]:
-            named = self.found[index].named
-            name = event.get("arg_name")
-            if (named.pid is not None and not _is_of(event, named.pid)) or (
-                isinstance(name, str) and name != named.name
-            ):
+        name, place = event.get("arg_name"), _BPF.index(event["event"])
+        named = isinstance(name, str)
+        how = "process and name" if named else "process"
+        for pid in _pids(event):
+            key = ("bpf", pid, name) if named else ("bpf", pid)
+            self._visit(key, event, (int(not named), place), how)
+        if named:
+            self._visit(("bpf", None, name), event, (0, place), how)
+
+    def _visit(
+        self, key: _Key, event: dict[str, Any], rank: Rank, how: str, path: str | None = None
+    ) -> None:
+        """Take note of an event for all artifacts of a key, where none before fits them as well."""
+        for container, group in self._groups.get(key, {}).items():
+            if (group.best is not None and group.best <= rank) or not _is_in(event, container):
                 continue
-            if named.pid is None and name is None:
-                continue
-            rank = (name is None, _BPF.index(event["event"]))
-            self._note(index, event, rank, "process" if name is None else "process and name")
+            group.best = rank
+            for index in group.indexes:
+                self._note(index, event, rank, how, path)
 
     def _note(
         self, index: int, event: dict[str, Any], rank: Rank, how: str, path: str | None = None
     ) -> None:
         """Take note of an event that fits, if none before fits as well."""
         known = self.matches.get(index)
-        if (known is not None and known.rank <= rank) or not _is_in(event, self.found[index]):
+        if known is not None and known.rank <= rank:
             return
         told = {name: event[name] for name in _TOLD if event.get(name) is not None}
         told["time_ns"] = event.get("ts")
         self.matches[index] = Match(rank, how, event["origin"], event["ord"], path, told)
+
+
+@dataclass
+class _Group:
+    """Artifacts of which events tell the same."""
+
+    indexes: list[int] = field(default_factory=list)
+    best: Rank | None = None
+    """All of them have an event of this rank, or a better one."""
+
+
+class _Timed:
+    """Artifacts of one name or process, by the time in their names.
+
+    Args:
+        places: Time and position of each.
+    """
+
+    def __init__(self, places: list[tuple[int, int]]) -> None:
+        places.sort()
+        self._times = [time for time, _ in places]
+        self._array = np.array(self._times, np.int64)
+        self._indexes = [index for _, index in places]
+        self._best = np.full(len(places), I64_MAX, np.int64)
+
+    def at(self, time: int, rank: int) -> list[int]:
+        """Those of just a time that have no better event."""
+        part = slice(bisect_left(self._times, time), bisect_right(self._times, time))
+        better = part.start + np.flatnonzero(self._best[part] > rank)
+        self._best[better] = rank
+        return [self._indexes[at] for at in better.tolist()]
+
+    def near(self, time: int, rank: int, step: int) -> Iterator[tuple[int, int]]:
+        """Those of about a time that have no better event, and the rank of this one.
+
+        Args:
+            time: The time.
+            rank: What is to be added to `step` for each ns that they are apart.
+            step: How many ranks a ns has.
+        """
+        start = bisect_left(self._times, time - NEAR_NS)
+        part = slice(start, bisect_right(self._times, time + NEAR_NS))
+        ranks = np.abs(self._array[part] - time) * step + rank
+        for at in np.flatnonzero(ranks < self._best[part]).tolist():
+            self._best[start + at] = ranks[at]
+            yield self._indexes[start + at], int(ranks[at])
+
+
+def _numbers(found: Iterable[Found], kind: str) -> npt.NDArray[np.int64]:
+    """The processes of which there are artifacts of a kind."""
+    pids = {one.named.pid for one in found if one.named.kind == kind}
+    return np.array(sorted(pid for pid in pids if pid is not None), np.int64)
+
+
+def _keys(one: Found) -> list[_Key]:
+    """What events of an artifact may tell of it."""
+    named = one.named
+    if named.kind in _ACCESS:
+        return [(named.kind, named.dev, named.inode)] if named.dev is not None else []
+    if named.kind == "module":
+        place = (named.dev, named.inode) if named.inode is not None else (None, None)
+        return [("module", named.pid), ("module", named.pid, *place)]
+    alone: list[_Key] = [("bpf", named.pid)] if named.pid is not None else []
+    return [*alone, ("bpf", named.pid, named.name)]
+
+
+def _pids(event: dict[str, Any]) -> set[int]:
+    """Numbers of its process, on the host and inside its container."""
+    return {pid for pid in (event.get("pid"), event.get("ns_pid")) if isinstance(pid, int)}
 
 
 def _with(
@@ -209,18 +307,13 @@ def _with(
     return np.flatnonzero(np.isin(codes, np.array(mine, np.int64)))
 
 
-def _is_of(event: dict[str, Any], pid: int | None) -> bool:
-    """Whether an event is of a process, by its number on the host or inside its container."""
-    return pid is not None and pid in (event.get("pid"), event.get("ns_pid"))
-
-
-def _is_in(event: dict[str, Any], one: Found) -> bool:
+def _is_in(event: dict[str, Any], folder: str) -> bool:
     """Whether an event is of the container, or mount namespace, that a folder is of."""
     container = event.get("container_id")
-    if one.container == "host":
+    if folder == "host":
         return not container
-    if len(one.container) < 12:  # noqa: PLR2004  (no id is that short)
-        return event.get("mount_ns") in (None, int(one.container))
+    if len(folder) < 12:  # noqa: PLR2004  (no id is that short)
+        return event.get("mount_ns") in (None, int(folder))
     if not isinstance(container, str) or not container:
         return False
-    return one.container.startswith(container) or container.startswith(one.container)
+    return folder.startswith(container) or container.startswith(folder)

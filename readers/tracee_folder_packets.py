@@ -47,6 +47,7 @@ _DATA: Final = "arg_data"
 _NOBODY, _SEVERAL = -1, -2
 
 U64 = npt.NDArray[np.uint64]
+_NO_KEYS: Final = np.zeros(0, np.uint64)
 
 
 class Owner(NamedTuple):
@@ -278,7 +279,7 @@ class Packets:
                     if several and batch.rows:
                         made = self._unseen(batch, fresh)
                     yield _told(made, owners) if made.rows else made
-            self._seen += fresh
+            self._remember(fresh)
 
     def _with_unowned(self, stack: contextlib.ExitStack) -> Source:
         """The packets of all, and in their order those that nobody owns."""
@@ -295,9 +296,17 @@ class Packets:
         mine = keys(batch)
         rows = np.ones(len(mine), np.bool_)
         for known in self._seen:
-            rows &= ~np.isin(mine, known)
+            rows &= known[np.minimum(np.searchsorted(known, mine), len(known) - 1)] != mine
         fresh.append(mine[rows])
         return batch.take(np.flatnonzero(rows).astype(np.int32))
+
+    def _remember(self, fresh: list[U64]) -> None:
+        """Take note of a file's packets: in few ordered runs, each twice as long as the next."""
+        run = np.unique(np.concatenate([_NO_KEYS, *fresh]))
+        while self._seen and len(self._seen[-1]) <= 2 * len(run):
+            run = np.unique(np.concatenate([self._seen.pop(), run]))
+        if len(run):
+            self._seen.append(run)
 
     def close(self) -> None:
         """See `Source.close`."""
