@@ -307,3 +307,31 @@ def test_a_hello_that_ends_with_its_segment() -> None:
     assert said["truncated"]
     assert "server_name" not in said
     assert json.dumps(said)
+
+
+def answer(names: int) -> bytes:
+    """A DNS message of a question and some answers."""
+    found = b"\7example\3org\0" + struct.pack(">HH", 1, 1)
+    for number in range(names):
+        found += b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + bytes([10, 0, 0, number])
+    return struct.pack(">6H", 1, 0x8180, 1, names, 0, 0) + found
+
+
+@given(st.integers(0, 200))
+def test_dns_that_a_snap_length_cut(captured: int) -> None:
+    """What is whole of it is told, with a mark; that a packet itself ends early is none of that."""
+    message = answer(5)
+    whole = ipv4(udp(53, 9, message), 17)
+    (row,), _ = read(pcap([Packet(10**18, whole[: 28 + captured], len(whole))]))
+    question, one = 12 + 17, 16
+    if captured < question:
+        assert "arg_proto_dns" not in row
+        return
+    said = json.loads(row["arg_proto_dns"])
+    assert said["questions"][0]["name"] == "example.org"
+    assert [a["IP"] for a in said["answers"]] == [
+        f"10.0.0.{n}" for n in range(min(5, (captured - question) // one))
+    ]
+    assert said.get("truncated", False) is (captured < len(message))
+    (row,), _ = read(pcap([Packet(10**18, ipv4(udp(53, 9, message[:-1]), 17))]))
+    assert "arg_proto_dns" not in row

@@ -7,6 +7,7 @@ others cost nothing. What turns out to be something else has no value there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -44,13 +45,15 @@ def decode(frames: Frames, headers: Headers) -> Mapping[str, Values]:
     if not (room > 0).any():
         return {}
     tcp, udp = headers.protocol == TCP, headers.protocol == UDP
+    cut = (headers.start + headers.total > headers.stop) | headers.more_fragments
     port = np.isin(headers.src_port, DNS_PORTS) | np.isin(headers.dst_port, DNS_PORTS)
     view = View(frames.data)
     first = np.where(room >= 4, view.u32(headers.payload), 0)  # noqa: PLR2004
     starts = [int.from_bytes(method, "big") for method in web.METHODS]
     wanted: dict[str, list[tuple[Mask, Callable[[bytes], dict[str, Any]]]]] = {
         "proto_dns": [
-            (udp & port & (room >= dns.HEADER_BYTES), dns.message),
+            (udp & port & (room >= dns.HEADER_BYTES) & ~cut, dns.message),
+            (udp & port & (room >= dns.HEADER_BYTES) & cut, partial(dns.message, cut=True)),
             (tcp & port & (room > dns.HEADER_BYTES + 2), _dns_over_tcp),
         ],
         "proto_http": [(tcp & np.isin(first, starts), web.head)],

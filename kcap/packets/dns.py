@@ -73,14 +73,20 @@ class BadMessageError(ValueError):
     """This is no DNS message, or not all of one."""
 
 
-def message(raw: bytes) -> dict[str, Any]:
+class _EndError(BadMessageError):
+    """It goes on behind what is there."""
+
+
+def message(raw: bytes, *, cut: bool = False) -> dict[str, Any]:
     """Read a message.
 
     Args:
         raw: Its bytes.
+        cut: Whether they are only its beginning: a snap length ended them, or a fragment.
 
     Returns:
-        The message as JSON values.
+        The message as JSON values; of one that was cut the questions and records that are whole,
+        with ``truncated``.
 
     Raises:
         BadMessageError: It is none, or cut.
@@ -102,28 +108,36 @@ def message(raw: bytes) -> dict[str, Any]:
     }
     if sum(counts) > _RECORDS_MAX:
         raise BadMessageError("more records than a message has")
+    try:
+        _sections(raw, counts, found)
+    except _EndError:
+        if not cut or not found["questions"]:
+            raise
+        found["truncated"] = True
+    return found
+
+
+def _sections(raw: bytes, counts: list[int], found: dict[str, Any]) -> None:
+    """Read what follows the header."""
+    kinds = ("questions", "answers", "authorities", "additionals")
+    found |= {kind: [] for kind in kinds}
     at = HEADER_BYTES
-    questions = []
     for _ in range(counts[0]):
         name, at = _name(raw, at)
         kind, cls = _numbers(">2H", raw, at)
-        questions.append({"name": name, "type": _type(kind), "class": _class(cls)})
+        found["questions"].append({"name": name, "type": _type(kind), "class": _class(cls)})
         at += 4
-    found["questions"] = questions
-    for key, count in zip(("answers", "authorities", "additionals"), counts[1:], strict=True):
-        records = []
+    for key, count in zip(kinds[1:], counts[1:], strict=True):
         for _ in range(count):
             record, at = _record(raw, at)
-            records.append(record)
-        found[key] = records
-    return found
+            found[key].append(record)
 
 
 def _numbers(form: str, raw: bytes, at: int) -> tuple[int, ...]:
     try:
         return struct.unpack_from(form, raw, at)
     except struct.error as error:
-        raise BadMessageError("it ends early") from error
+        raise _EndError("it ends early") from error
 
 
 def _type(number: int) -> str:
@@ -144,7 +158,7 @@ def _name(raw: bytes, at: int) -> tuple[str, int]:
     after, size, limit, pointers = -1, 0, at, 0
     while True:
         if at >= len(raw):
-            raise BadMessageError("a name ends early")
+            raise _EndError("a name ends early")
         length = raw[at]
         if length >= _POINTER:
             target = _numbers(">H", raw, at)[0] & 0x3FFF
@@ -161,8 +175,10 @@ def _name(raw: bytes, at: int) -> tuple[str, int]:
             break
         label = raw[at : at + length]
         size += length + 1
-        if len(label) < length or size > NAME_BYTES:
+        if size > NAME_BYTES:
             raise BadMessageError("a name is too long")
+        if len(label) < length:
+            raise _EndError("a name ends early")
         labels.append(label)
         at += length
     return _text(b".".join(labels)), at if after < 0 else after
@@ -174,7 +190,7 @@ def _record(raw: bytes, at: int) -> tuple[dict[str, Any], int]:
     at += 10
     data = raw[at : at + size]
     if len(data) < size:
-        raise BadMessageError("a record ends early")
+        raise _EndError("a record ends early")
     spelled = _type(kind)
     record = {
         "name": name,
