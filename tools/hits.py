@@ -17,6 +17,9 @@ from kcap.model.side import Snapshot
 from kcap.model.text import clean, json_text, printable
 from kcap.tools import common
 
+_HASHES: Final = ("sha256", "md5", "sha1")
+"""Of the content of an artifact; where that was not kept, its details may have them still."""
+
 _SHOWN: Final = 100
 """Characters of a value in a line; around what was found."""
 
@@ -170,14 +173,17 @@ class Report:
         return bool(self._in_artifact(manifest))
 
     def _in_artifact(self, manifest: Manifest) -> list[Hit]:
-        said = {"sha256": manifest.sha256, "path": manifest.path}
-        texts = {name: clean(text)[0] for name, text in said.items() if text}
+        said = {name: manifest.details.get(name) for name in _HASHES}
+        said |= {"path": manifest.path}
+        if manifest.sha256 is not None:
+            said["sha256"] = manifest.sha256
+        texts = {n: clean(text)[0] for n, text in said.items() if isinstance(text, str) and text}
         held = self._searcher.matcher.find(sorted(set(texts.values())))
         return sorted(
             Hit(0, match.number, column, text, match.part)
             for column, text in texts.items()
             for match in held.get(text, ())
-            if _is_hash(self._indicators[match.number]) == (column == "sha256")
+            if _is_hash(self._indicators[match.number]) == (column in _HASHES)
         )
 
     def finish(self) -> None:
