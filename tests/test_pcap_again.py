@@ -28,7 +28,7 @@ from kcap.writers.pcapng import Pcapng
 S = 1_700_000_000 * 10**9
 OF_THE_FILE = {"origin", "source", "ord", "seq"}
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 HOSTILE = st.sampled_from(
     [
         *("a\nPID: 7", "CaptureInterface: x", "x\nCaptureInterface: y", "\\", "\\n", "a\\\n"),
@@ -54,19 +54,23 @@ def said(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str | None]:
     return st.none() | texts.filter(len)
 
 
-OWNERS = st.fixed_dictionaries(
-    {
-        "pid": st.integers(0, (1 << 32) - 1),
-        "tid": st.none() | st.integers(1, (1 << 32) - 1),
-        "name": said(NAMES),
-        "exe": said(NAMES),
-        "cmdline": said(NAMES),
-        "start_ns": st.none() | st.integers(1, (1 << 63) - 1),
-        "uid": st.none() | st.integers(0, (1 << 32) - 1),
-        "container_id": said(NAMES),
-        "provenance": st.sampled_from([None, "pid:procfs", "pid:a\nPID: 3"]),
-    }
-).map(lambda facts: Owner(**facts)) | st.just(NOBODY)
+@st.composite
+def owned(draw: st.DrawFn) -> Owner:
+    """Any process, of which not everything is known."""
+    return Owner(
+        pid=draw(st.integers(0, (1 << 32) - 1)),
+        tid=draw(st.none() | st.integers(1, (1 << 32) - 1)),
+        name=draw(said(NAMES)),
+        exe=draw(said(NAMES)),
+        cmdline=draw(said(NAMES)),
+        start_ns=draw(st.none() | st.integers(1, (1 << 63) - 1)),
+        uid=draw(st.none() | st.integers(0, (1 << 32) - 1)),
+        container_id=draw(said(NAMES)),
+        provenance=draw(st.sampled_from([None, "pid:procfs", "pid:a\nPID: 3"])),
+    )
+
+
+OWNERS = owned() | st.just(NOBODY)
 
 PACKETS = st.binary(max_size=40).flatmap(
     lambda body: st.sampled_from(

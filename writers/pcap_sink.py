@@ -13,7 +13,6 @@ from kcap.model.side import Loss
 from kcap.packets import encode
 from kcap.packets.frames import Frames, LinkType
 
-
 KINDS_MAX: Final = 32
 """Link types that have captures beside that of IP packets; all are open at once."""
 

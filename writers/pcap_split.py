@@ -20,9 +20,10 @@ import numpy.typing as npt
 from kcap.errors import OutputError
 from kcap.model.side import Loss
 from kcap.model.tracee_names import UNOWNED
-from kcap.packets.frames import I64, NONE, Frames, LinkType, Mask, Owner
+from kcap.packets.frames import I64, NONE, Frames, LinkType, Owner
 from kcap.packets.identity import WINDOW
 from kcap.writers.pcap import PcapBytes, timed
+from kcap.writers.pcap_single import Remembered, Singles, copied
 from kcap.writers.pcap_sink import PacketSink
 from kcap.writers.pcapng import UNTIMED, PcapngBytes, untimed
 
@@ -45,7 +46,6 @@ _CONTAINER: Final = 11
 """Characters of a container's id in names."""
 _BUFFERED_BYTES: Final = 16 << 20
 _HELD_BYTES: Final = 32 << 20
-_REMEMBERED: Final = 1 << 18
 _UNSAFE: Final = re.compile(rb"[^A-Za-z0-9_.+=@,-]")
 _DEVICES: Final = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(?=$|\.)")
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -72,27 +72,6 @@ def component(text: str) -> str:
     if len(spelled) > COMPONENT_BYTES:
         spelled = f"{spelled[: COMPONENT_BYTES - 17]}~{hashlib.sha256(raw).hexdigest()[:16]}"
     return spelled
-
-
-class _Remembered:
-    """Numbers that came lately."""
-
-    def __init__(self) -> None:
-        self._known = np.zeros(0, np.uint64)
-
-    def fresh(self, numbers: U64) -> Mask:
-        """Which numbers come for the first time; they are remembered."""
-        new = np.zeros(len(numbers), np.bool_)
-        _, first = np.unique(numbers, return_index=True)
-        new[first] = True
-        new &= ~np.isin(numbers, self._known)
-        self._known = np.concatenate([self._known, numbers[new]])[-_REMEMBERED:]
-        return new
-
-    def has(self, numbers: U64) -> Mask:
-        """Which numbers are remembered."""
-        found: Mask = np.isin(numbers, self._known)
-        return found
 
 
 class _File:
@@ -138,8 +117,9 @@ class PacketFolder(PacketSink):
         self._buffered = 0
         self._count = 0
         self._untimed = 0
-        self._seen = {mode: _Remembered() for mode in (*self._modes, UNOWNED)}
-        self._placed = _Remembered()
+        self._singles = {mode: Singles() for mode in self._modes}
+        self._unowned = Remembered()
+        self._placed = Remembered()
         """Packets that need not go to `UNOWNED`: they are where they were asked for."""
         self._held: list[tuple[int, Frames]] = []
         self._held_bytes = 0
@@ -157,15 +137,18 @@ class PacketFolder(PacketSink):
         # (The last entry is that of packets without an owner.)
         nobody = np.array([*(o.nobody for o in frames.owners), False], np.bool_)[owner]
         owned = (owner >= 0) & ~nobody
-        self._single(frames, ids, np.flatnonzero(~nobody))
-        mine = np.flatnonzero(owned)
-        if len(mine):
-            self._put(frames.take(mine), ids[mine])
+        mine, known = np.flatnonzero(~nobody), np.flatnonzero(owned)
+        for mode, singles in self._singles.items():
+            if mode == MODES[0]:
+                self._settle(mode, singles.put(frames.take(mine), ids[mine]))
+            elif len(known):
+                part = frames.take(known)
+                self._settle(mode, singles.put(part, _of_owner(mode, part, ids[known])))
         placed = ~nobody if self._modes == [MODES[0]] else owned
         self._placed.fresh(ids[placed])
         rest = np.flatnonzero(~placed)
         if len(rest):
-            held = _copied(frames.take(rest))
+            held = copied(frames.take(rest))
             self._held.append((self._count, held))
             self._held_bytes += len(held.data)
         while self._held and (
@@ -182,6 +165,8 @@ class PacketFolder(PacketSink):
         if self._closed:
             return
         self._closed = True
+        for mode, singles in self._singles.items():
+            self._settle(mode, singles.end())
         while self._held:
             self._release()
         for file in self._files.values():
@@ -216,31 +201,22 @@ class PacketFolder(PacketSink):
         else:
             known = np.ones(len(frames), np.bool_)
         rows = np.flatnonzero(~self._placed.has(ids) | known)
-        fresh = self._seen[UNOWNED].fresh(ids[rows]) | known[rows]
+        fresh = self._unowned.fresh(ids[rows]) | known[rows]
         rows = rows[fresh]
         if len(rows):
             self._write((UNOWNED,), lambda: UNOWNED, frames.take(rows))
 
-    def _single(self, frames: Frames, ids: U64, rows: I64) -> None:
-        """Put packets into the file of all."""
-        if MODES[0] in self._modes and len(rows):
-            rows = rows[self._seen[MODES[0]].fresh(ids[rows])]
-            if len(rows):
-                self._write((MODES[0],), lambda: MODES[0], frames.take(rows))
-
-    def _put(self, frames: Frames, ids: U64) -> None:
-        """Put packets into the files of their owners."""
-        assert frames.owner is not None
-        for mode in self._modes:
+    def _settle(self, mode: str, decided: Sequence[Frames]) -> None:
+        """Put packets into the file of all, or into those of their owners."""
+        for frames in decided:
             if mode == MODES[0]:
+                self._write((mode,), lambda: mode, frames)
                 continue
+            assert frames.owner is not None
             keys = [_key(mode, owner) for owner in frames.owners]
             numbers = {key: n for n, key in enumerate(dict.fromkeys(keys))}
             of = np.array([numbers[key] for key in keys], np.int64)[frames.owner]
-            # Equal keys of other batches must be the same number.
-            spelled = np.array([_number(key) for key in numbers], np.uint64)[of]
-            fresh = self._seen[mode].fresh((ids ^ spelled) * _ODD)
-            for key, rows in _groups(list(numbers), of, fresh):
+            for key, rows in _groups(list(numbers), of):
                 self._write(key, lambda key=key: _path(key), frames.take(rows))  # type: ignore[misc]
 
     def _write(self, key: tuple[object, ...], path: Callable[[], str], frames: Frames) -> None:
@@ -285,19 +261,6 @@ class PacketFolder(PacketSink):
             file.parts, file.made = [], True
 
 
-def _copied(frames: Frames) -> Frames:
-    """Frames that hold nothing but their own bytes."""
-    from dataclasses import replace
-
-    from kcap.packets.decode import pieces
-
-    held = pieces(frames.data, frames.offsets, frames.captured.astype(np.int64))
-    _, edges, data = held.buffers()
-    offsets = np.frombuffer(edges, np.int32)[held.offset : held.offset + len(held)]
-    raw = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-    return replace(frames, data=raw, offsets=offsets.astype(np.int64))
-
-
 def _key(mode: str, owner: Owner) -> tuple[object, ...]:
     """What tells the file of an owner from others."""
     container = owner.container_id or ""
@@ -327,12 +290,15 @@ def _number(key: tuple[object, ...]) -> int:
     return int.from_bytes(digest.digest()[:8], "big")
 
 
-def _groups(
-    keys: Sequence[tuple[object, ...]], of: I64, wanted: Mask
-) -> list[tuple[tuple[object, ...], I64]]:
+def _of_owner(mode: str, frames: Frames, ids: U64) -> U64:
+    """What a packet is to each of its owners: a number that no other file has for it."""
+    spelled = np.array([_number(_key(mode, owner)) for owner in frames.owners], np.uint64)
+    return (ids ^ spelled[frames.owner]) * _ODD
+
+
+def _groups(keys: Sequence[tuple[object, ...]], of: I64) -> list[tuple[tuple[object, ...], I64]]:
     """The rows of each key, in order."""
-    rows = np.flatnonzero(wanted)
-    order = rows[np.argsort(of[rows], kind="stable")]
+    order = np.argsort(of, kind="stable")
     codes, first = np.unique(of[order], return_index=True)
     parts = np.split(order, first[1:]) if len(codes) else []
     return [(keys[code], part) for code, part in zip(codes.tolist(), parts, strict=True)]

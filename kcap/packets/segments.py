@@ -21,7 +21,7 @@ from kcap.packets.headers import Headers, View
 
 U64 = npt.NDArray[np.uint64]
 
-REACH: Final = 1 << 12
+REACH: Final = 1 << 10
 """How many sightings a part comes behind its whole, at most: they follow at once."""
 
 _SEQ: Final = 0xFFFFFFFF
@@ -47,7 +47,18 @@ class _Data(NamedTuple):
 
     def kept(self, which: Mask | I64) -> _Data:
         """Some of them."""
-        return _Data(*(column[which] for column in self))
+        number, stream, seq, size, ids = self
+        return _Data(number[which], stream[which], seq[which], size[which], ids[which])
+
+    def joined(self, other: _Data) -> _Data:
+        """These, and others behind them."""
+        return _Data(
+            np.concatenate([self.number, other.number]),
+            np.concatenate([self.stream, other.stream]),
+            np.concatenate([self.seq, other.seq]),
+            np.concatenate([self.size, other.size]),
+            np.concatenate([self.ids, other.ids]),
+        )
 
     @property
     def exact(self) -> U64:
@@ -95,9 +106,7 @@ class Segments:
         view = View(frames.data) if len(out) or (len(arrived) and len(self._sent.number)) else None
         if view is not None:
             made = self._data(view, headers, out, size)
-            self._sent = _Data(
-                *(np.concatenate(pair) for pair in zip(self._sent, made, strict=True))
-            )
+            self._sent = self._sent.joined(made)
             if len(arrived):
                 came = self._data(view, headers, arrived, size)
                 places = _wholes(self._sent, came)
