@@ -17,7 +17,7 @@ from cli_support import run
 from kcap.errors import KcapError, PrivilegeError
 from kcap.readers.live import capabilities as module
 from kcap.readers.live.bpf import btf
-from kcap.readers.live.capabilities import ON_REQUEST, USED, Capability, Host, capabilities
+from kcap.readers.live.capabilities import BESIDE, ON_REQUEST, USED, Capability, Host, capabilities
 from kcap.readers.live.choice import Choice, choose
 from kcap.readers.live.trace.tracefs import Tracefs
 from kcap.tools.live import ORDER
@@ -83,7 +83,7 @@ def test_a_host_that_can_be_recorded() -> None:
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("kcap records this host with bpf.\n")
     tried = result.stdout.partition("kcap records with:")[2]
-    order = [tried.index(f"\n  {name} ") for name in (*USED, *ON_REQUEST, "fanotify")]
+    order = [tried.index(f"\n  {name} ") for name in (*USED, *ON_REQUEST, *BESIDE)]
     assert order == sorted(order)
     for word in ("Where --source asks for it", "kernel", "rights", "CAP_SYS_ADMIN"):
         assert word in result.stdout
@@ -103,7 +103,7 @@ def test_as_json() -> None:
     assert "CAP_BPF" in found["host"]["capabilities"]
     sources = {one["source"]: one for one in found["sources"]}
     assert list(sources)[: len(USED)] == list(USED)
-    assert set(sources) == {"bpf", "proc", "perf", "tracefs", "audit", "fanotify"}
+    assert set(sources) == {"bpf", "proc", "perf", "tracefs", "audit", "artifacts", "packets"}
     assert all(one["usable"] is not bool(one["why"]) for one in sources.values())
     assert all(one["used"] == (name in USED) for name, one in sources.items())
 
@@ -161,8 +161,44 @@ def test_the_next_source_is_named_and_used(
     assert [source["collector"] for source in info["sources"]] == [collector]
 
 
+NO_NETWORK = [f"{kind}=-net_admin,-sys_admin" for kind in ("--bounding-set", "--inh-caps")]
+NO_PACKETS = [f"{kind}=-net_admin,-net_raw,-sys_admin" for kind in ("--bounding-set", "--inh-caps")]
+NO_MEMORY = [f"{kind}=-sys_ptrace" for kind in ("--bounding-set", "--inh-caps")]
+
+
 @pytest.mark.root
-@pytest.mark.parametrize("source", ["perf", "tracefs"])
+@pytest.mark.parametrize(
+    ("drop", "source", "usable", "said"),
+    [
+        ([], "packets", True, None),
+        ([], "artifacts", True, None),
+        (NO_NETWORK, "packets", True, "by a packet socket, and so not packets of other network"),
+        (NO_NETWORK, "packets", True, "lacks CAP_NET_ADMIN"),
+        (NO_NETWORK, "artifacts", False, "lacks CAP_SYS_ADMIN"),
+        (NO_PACKETS, "packets", False, "lacks CAP_NET_ADMIN"),
+        (NO_MEMORY, "artifacts", True, "CAP_SYS_PTRACE is missing"),
+        (ORDINARY, "packets", False, "lacks CAP_BPF and CAP_PERFMON and CAP_NET_ADMIN"),
+    ],
+)
+def test_what_artifacts_can_be_kept(
+    drop: list[str], source: str, usable: bool, said: str | None, program: Callable[[str], str]
+) -> None:
+    """Packets and artifacts are tried, too; of each way that is left what it lacks is said."""
+    bpf_works()
+    program("setpriv")
+    _, out, _ = kcap("doctor", "--json", drop=drop)
+    [found] = [one for one in json.loads(out)["sources"] if one["source"] == source]
+    assert found["usable"] == usable
+    text = " ".join([found["why"], *found["limits"]])
+    if said is None:
+        assert text.strip() == ""
+    else:
+        assert said in text
+    assert found["usable"] or found["advice"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("source", ["perf", "tracefs", "artifacts", "packets"])
 def test_a_trial_leaves_nothing(source: str) -> None:
     """Trying tracepoints opens all of them, and takes every descriptor and instance back."""
     before = settings(), opened()

@@ -34,8 +34,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
     Every source of events is tried for a moment and let go again: the program in the kernel (bpf),
     tracepoints (perf, tracefs) and the process connector (proc), which kcap records with in that
-    order, and others. Nothing of the host is changed. Where the kernel publishes no types (BTF),
-    the variable KCAP_BTF may name a file of them.
+    order, others, and what --artifacts takes. Nothing of the host is changed. Where the kernel
+    publishes no types (BTF), the variable KCAP_BTF may name a file of them.
 
     The exit code is 0 if the best source works, 3 if only a lesser one does, 1 if none.
     """
@@ -66,7 +66,7 @@ def _as_json(host: Host, found: list[Capability], choice: Choice) -> dict[str, A
 
 
 def _lines(host: Host, found: list[Capability], choice: Choice) -> Iterator[str]:
-    from kcap.readers.live.capabilities import ON_REQUEST, USED
+    from kcap.readers.live.capabilities import BESIDE, ON_REQUEST, USED
 
     if choice.source is None:
         yield "This host cannot be recorded."
@@ -77,11 +77,10 @@ def _lines(host: Host, found: list[Capability], choice: Choice) -> Iterator[str]
     yield ""
     for name, value in _facts(host):
         yield from _entry(name, value)
-    others = {one.source for one in found}.difference(USED, ON_REQUEST)
     for title, names in (
         ("kcap records with", USED),
         ("Where --source asks for it", ON_REQUEST),
-        ("Others, which kcap does not use", others),
+        ("Where --artifacts asks for it", BESIDE),
     ):
         yield ""
         yield f"{title}:"

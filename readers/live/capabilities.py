@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,8 +24,12 @@ USED: Final = ("bpf", "perf", "tracefs", "proc")
 ON_REQUEST: Final = ("audit",)
 """Sources that kcap records with where it is told to: they change settings of the host."""
 
+BESIDE: Final = ("artifacts", "packets")
+"""What is recorded beside events where it is asked for."""
+
 CAPABILITIES: Final = {
     "CAP_NET_ADMIN": 12,
+    "CAP_NET_RAW": 13,
     "CAP_SYS_PTRACE": 19,
     "CAP_SYS_ADMIN": 21,
     "CAP_AUDIT_CONTROL": 30,
@@ -144,7 +148,7 @@ def capability(source: str, host: Host) -> Capability:
     """Try one source.
 
     Args:
-        source: Its name: of `USED` or `ON_REQUEST`, or ``fanotify``.
+        source: Its name: of `USED`, `ON_REQUEST` or `BESIDE`.
         host: This host.
 
     Returns:
@@ -172,10 +176,7 @@ def _try_bpf(host: Host) -> tuple[str, ...]:
     program = KernelProgram(setup, rare_bytes=_RING_BYTES, hot_bytes=_RING_BYTES)
     try:
         program.attach_processes()
-        limits = [f"this kernel has no {name}" for name in program.unavailable]
-        limits += [
-            f"{name}: {reason.splitlines()[0]}" for name, reason in sorted(program.refused.items())
-        ]
+        limits = _of_program(program.unavailable, program.refused)
     finally:
         program.close()
     if host.settings.get("io_uring_disabled") != 2:  # noqa: PLR2004
@@ -243,11 +244,64 @@ def _try_audit(_: Host) -> tuple[str, ...]:
     return ("its rules are shared by the whole host",)
 
 
-def _try_fanotify(_: Host) -> tuple[str, ...]:
-    from kcap.readers.live.bpf import system
+def _try_artifacts(host: Host) -> tuple[str, ...]:
+    """Have a group of fanotify, and the programs in the kernel, for a moment."""
+    from kcap.readers.live.artifacts import marks
+    from kcap.readers.live.artifacts.kernel import ArtifactKernel
+    from kcap.readers.live.artifacts.wanted import FileFilter, Wanted
 
-    os.close(system.open_fanotify())
-    return ()
+    os.close(marks.group())
+    streams = FileFilter(types=frozenset({"pipe"}))
+    wanted = Wanted(exec=True, write=streams, read=streams, mem=True, module=True, bpf=True)
+    limits = []
+    try:
+        kernel = ArtifactKernel(wanted, content_bytes=_RING_BYTES, trigger_bytes=_RING_BYTES)
+    except KcapError as error:
+        what = "only written and read files, and executed ones that have a name"
+        limits.append(f"{what}: {_first_line(error.what)}")
+    else:
+        limits += _of_program(kernel.unavailable, kernel.refused)
+        kernel.close()
+    if "CAP_SYS_PTRACE" not in host.capabilities:
+        limits.append("no memory, nor executed files without a name: CAP_SYS_PTRACE is missing")
+    return tuple(limits)
+
+
+def _try_packets(host: Host) -> tuple[str, ...]:
+    """See whose sockets are for a moment; where that can't be, listen as a packet socket does."""
+    from kcap.readers.live.artifacts.wanted import Network
+    from kcap.readers.live.packets import tap
+    from kcap.readers.live.packets.program import PacketProgram
+
+    try:
+        program = PacketProgram(Network(payload_bytes=0), ring_bytes=_RING_BYTES)
+        try:
+            program.attach_sockets()
+            limits = _of_program(program.unavailable, program.refused)
+            if not program.whole:
+                limits.append("only sockets of the control group that this container sees")
+        finally:
+            program.close()
+    except KcapError as error:
+        try:
+            tap.opened().close()
+        except KcapError:
+            raise error from None
+        why = _first_line(error.what)
+        if isinstance(error, PrivilegeError):
+            why += f"; {host.refusal('CAP_BPF', 'CAP_PERFMON', 'CAP_NET_ADMIN')}"
+        limits = [f"by a packet socket, and so not {tap.WEAKER}", why]
+    return tuple(limits)
+
+
+def _of_program(unavailable: Sequence[str], refused: Mapping[str, str]) -> list[str]:
+    """What a program in the kernel lacks."""
+    limits = [f"this kernel has no {name}" for name in unavailable]
+    return limits + [f"{name}: {_first_line(why)}" for name, why in sorted(refused.items())]
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else text
 
 
 _Trial = tuple[Callable[[Host], tuple[str, ...]], str, tuple[str, ...], str]
@@ -284,11 +338,17 @@ _TRIALS: Final[dict[str, _Trial]] = {
         ("CAP_AUDIT_READ", "CAP_AUDIT_CONTROL"),
         "use a kernel with CONFIG_AUDIT, in the initial network namespace",
     ),
-    "fanotify": (
-        _try_fanotify,
-        "files that are opened, executed and written, with their content",
+    "artifacts": (
+        _try_artifacts,
+        "files that are executed, written and read, streams, memory, modules, BPF programs",
         ("CAP_SYS_ADMIN",),
         "use a kernel with CONFIG_FANOTIFY",
+    ),
+    "packets": (
+        _try_packets,
+        "what sockets send and get, with the process, of all network namespaces",
+        ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"),
+        "use a kernel with CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, or CONFIG_PACKET",
     ),
 }
 

@@ -60,8 +60,6 @@ _RAW_TRACEPOINT_OPEN: Final = 17
 _FREEZE: Final = 22
 _LOOKUP_BATCH: Final = 24
 _PERF_CLOEXEC: Final = 8
-_FANOTIFY_INIT: Final = 300
-_FAN_CLOEXEC: Final = 1
 _SET_BPF: Final = 0x40042408
 _ENABLE: Final = 0x2400
 
@@ -305,24 +303,6 @@ def open_perf_event(attributes: bytes, *, pid: int = -1, cpu: int = 0) -> int:
     )
     if done < 0:
         raise failure(ctypes.get_errno(), "perf_event_open", needs="CAP_PERFMON or CAP_SYS_ADMIN")
-    return done
-
-
-def open_fanotify() -> int:
-    """fanotify_init(2) for events that carry a descriptor of the file.
-
-    Returns:
-        The descriptor; nothing is watched yet.
-
-    Raises:
-        PrivilegeError: This user may not.
-        KcapError: The kernel has no fanotify.
-    """
-    check_machine()
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    done = syscall(_FANOTIFY_INIT, ctypes.c_uint(_FAN_CLOEXEC), ctypes.c_uint(flags))
-    if done < 0:
-        raise failure(ctypes.get_errno(), "fanotify_init", needs="CAP_SYS_ADMIN")
     return done
 
 

@@ -32,12 +32,6 @@ from kcap.readers.live.procfs import ProcFS
 COLLECTOR: Final = "kcap-packets"
 """What the packets' source is called."""
 
-WEAKER: Final = (
-    "packets of other network namespaces than the recorder's; and whose a packet is comes from"
-    " looks at /proc once a second"
-)
-"""What is told where packets are heard by a packet socket."""
-
 _AT_LAST: Final = {
     "filtered": ("filtered", "packets of processes that are not in the scope of the recording"),
     "unknown": (
@@ -292,7 +286,7 @@ def _packets(
             if network.filtered:
                 raise
             refused = str(error)
-    from kcap.readers.live.packets.tap import Tap
+    from kcap.readers.live.packets import tap as taps
 
-    made = Tap(network, containers, ring_bytes=ring_bytes)
-    return made, [f"{WEAKER} (the program for packets: {refused})"]
+    made = taps.Tap(network, containers, ring_bytes=ring_bytes)
+    return made, [f"{taps.WEAKER} (the program for packets: {refused})"]

@@ -35,6 +35,12 @@ from kcap.readers.live.packets.program import COUNT, DIRECTIONS, OBJECT
 from kcap.readers.live.packets.sightings import Owners, columns_of, layouts
 from kcap.readers.live.procfs import ProcFS
 
+WEAKER: Final = (
+    "packets of other network namespaces than the recorder's; and whose a packet is comes from"
+    " looks at /proc once a second"
+)
+"""What is told where packets are heard so."""
+
 BLOCK_BYTES: Final = 1 << 20
 """The kernel gives packets by such blocks."""
 
@@ -109,7 +115,7 @@ class Tap:
         self._block = 0
         self._blocks = max(2, ring_bytes // BLOCK_BYTES)
         with contextlib.ExitStack() as stack:
-            self._socket = stack.enter_context(_opened())
+            self._socket = stack.enter_context(opened())
             self._diagnosis = stack.enter_context(diagnosis())
             size = self._blocks * BLOCK_BYTES
             ring = struct.pack(
@@ -274,7 +280,16 @@ class Tap:
         self._holders |= self._listed.flows(self._diagnosis)
 
 
-def _opened() -> socket.socket:
+def opened() -> socket.socket:
+    """Open a packet socket; it hears nothing that is taken from it yet.
+
+    Returns:
+        The socket; whoever gets it closes it.
+
+    Raises:
+        PrivilegeError: This user may not listen.
+        KcapError: The kernel has no such sockets.
+    """
     try:
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
         return socket.socket(socket.AF_PACKET, kind, socket.htons(_ALL))
