@@ -28,6 +28,8 @@ NAME_BYTES: Final = 512
 HASHED_BYTES: Final = 4 * CONTENT_BYTES
 """What all sections together may make to be hashed: a hostile file lets them all be the whole."""
 
+_STEP: Final = 1 << 20
+
 EXTRA: Final = "binaries"
 
 
@@ -46,7 +48,11 @@ def entropy(data: bytes | memoryview) -> float:
     """
     if not len(data):
         return 0.0
-    counts = np.bincount(np.frombuffer(data, np.uint8), minlength=256)
+    raw = np.frombuffer(data, np.uint8)
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(raw), _STEP):
+        # (Each byte becomes a number of 8 bytes on its way.)
+        counts += np.bincount(raw[start : start + _STEP], minlength=256)
     shares = counts[counts > 0] / len(data)
     # Rounded, as a sum of floats may differ in its last bits from machine to machine.
     return round(float(-(shares * np.log2(shares)).sum()), 6) + 0.0
