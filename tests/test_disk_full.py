@@ -29,6 +29,7 @@ from kcap.errors import FullError, OutputError
 from kcap.format import room as rooms
 from kcap.format.room import Room
 from kcap.format.writer import CaptureWriter
+from kcap.model.artifact import Artifact, Parts
 from kcap.model.batch import Batch
 from kcap.model.side import Loss
 from kcap.replay.pipeline import Summary
@@ -346,3 +347,30 @@ def test_sixteen_mebibytes(tmp_path: Path) -> None:
             (lost,) = [loss for loss in capture.info.losses if loss.reason == REASON]
         assert lost.kind == "lost"
         assert lost.count is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_artifacts_without_room_are_one_loss(tmp_path: Path) -> None:
+    """However many there are: what is said of them takes no more room with each."""
+    many = 500
+    sides = [
+        Artifact("write", Parts((os.urandom(40_000),)), path=f"/tmp/file{n}") for n in range(many)
+    ]
+    with disk(tmp_path / "disk", 1 << 20) as folder:
+        path = folder / "r.kcap"
+        stream = LocalOutputs(synced=False).create(str(path))
+        with stream:
+            writer = CaptureWriter(stream, file=str(path), room=room_of(stream, str(path)))
+            sink = OneFile(writer, str(path), Durability(0.01, synced=False), 0.0)
+            source = MadeSource([Batch(0, {}, (side,)) for side in sides])
+            source.stop = lambda: None  # type: ignore[method-assign]
+            record(source, sink, State())
+        reader = opened(path.read_bytes())
+        kept = [each for each in reader.manifests() if each.complete]
+        losses = [s for b in reader.batches() for s in b.before if isinstance(s, Loss)]
+        assert run("verify", path).exit_code == 0
+
+    assert 0 < len(kept) < many
+    told = [loss for loss in writer.losses if "no room" in loss.reason]
+    assert [loss.count for loss in told] == [many - len(kept)], writer.losses
+    assert sum(loss.count or 0 for loss in losses if "no room" in loss.reason) == many - len(kept)

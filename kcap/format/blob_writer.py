@@ -122,8 +122,15 @@ class BlobStore:
             ) as blob:
                 self._take(blob, side.content.parts())
                 blob.close(truncated=side.truncated)
-        except (LimitError, FullError, OSError) as e:
-            # What happened is worth more than that one file is whole: events go on.
+        # What happened is worth more than that one file is whole: events go on.
+        except FullError:
+            why = "there was no room left for it"
+            try:
+                blob.close(truncated=why)
+            except FullError:
+                self._open.remove(blob)
+            return why
+        except (LimitError, OSError) as e:
             return f"{name}: {e}"
         return None
 

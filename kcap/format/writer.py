@@ -420,8 +420,11 @@ class CaptureWriter:
         return batch
 
     def _leave_out(self, loss: Loss) -> None:
-        self.losses.append(loss)
-        self._losses.append(loss)
+        for held in (self.losses, self._losses):
+            if held and held[-1].like == loss.like:
+                held[-1] = held[-1].plus(loss)
+            else:
+                held.append(loss)
 
     def _side(self, side: Side) -> None:
         if isinstance(side, Loss):
@@ -447,7 +450,7 @@ class CaptureWriter:
 
     def _artifact(self, side: Artifact) -> None:
         if (why := self.blobs.artifact(side)) is not None:
-            self._leave_out(Loss("lost", None, f"an artifact ({side.kind}): {why}"))
+            self._leave_out(Loss("lost", 1, f"an artifact ({side.kind}): {why}"))
 
     def _state(self, snapshot: Snapshot) -> None:
         """Write a STATE record."""
@@ -483,7 +486,7 @@ class CaptureWriter:
         """Append a part of a blob; an open file stays quick to open, however large it is."""
         if self._out is None:
             self._begin(self._derived_id(()))
-        self._record(kind, payload)
+        self._record(kind, payload, reserve=self._needed())
         # Behind a CHECKPOINT nobody looks for TAILs before it that are in no chunk yet.
         if not self._tails.rows and self._checkpoint_due():
             self._checkpoint()

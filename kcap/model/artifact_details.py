@@ -37,6 +37,7 @@ DETAILS: Final = {
     "ctime_ns": "last change of the inode, ns since 1970",
     "file_type": "`regular`, `pipe`, `socket`, `char` or `memory`",
     "fd": "descriptor",
+    "presumed": "true: which file it was is concluded from events, as nobody could open it",
     "syscall": "the system call with which a stream began",
     "processes": "`pid` and `process_name` of each that read or wrote, where they are several",
     "address": "where the memory begins",
