@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifact_support import artifact, capture_of, listing_of, reader_of
+from artifact_support import artifact, capture_of, listing_of, reader_of, tracee_folder
 from badinput_support import ROOT
 from cli_support import run
 from hypothesis import given
@@ -162,3 +163,37 @@ def test_what_a_scope_left_out_is_one_line(tmp_path: Path) -> None:
         "left out     filtered 1,013 events: not in the scope (1,000 mmap, 7 creat, 5 open, …)",
         "left out     filtered 2 events: something else",
     ]
+
+
+def test_a_hunt_finds_the_artifacts_of_a_directory(tmp_path: Path) -> None:
+    """By each hash and by path, as it finds those of its import; the control is none of them."""
+    folder, taken = tmp_path / "tracee", tmp_path / "taken.kcap"
+    files = {"host/write.dev-1.inode-9": b"evil", "written_files": b"host/write.dev-1.inode-9 /e\n"}
+    tracee_folder(folder, files, [])
+    assert run("import", folder, "-o", taken).exit_code == 0
+    hashes = [hashlib.new(n, b"evil", usedforsecurity=False) for n in ("md5", "sha1", "sha256")]
+    ioc = tmp_path / "ioc.txt"
+    for text in (*(each.hexdigest() for each in hashes), "/e"):
+        ioc.write_text(text)
+        said = run("hunt", "--json", "--ioc", ioc, folder)
+        assert [json.loads(s)["value"] for s in said.stdout.splitlines()] == [text], said.stderr
+    ioc.write_text(f"{hashes[2].hexdigest()}\n/e\n")
+    of = [run("hunt", "--json", "--ioc", ioc, name).stdout.splitlines() for name in (folder, taken)]
+    assert len(of[0]) == len(of[1]) == 2
+    ioc.write_text(hashlib.md5(b"good", usedforsecurity=False).hexdigest())
+    assert run("hunt", "--json", "--ioc", ioc, folder).stdout == ""
+
+
+@pytest.mark.parametrize(("fields", "kept"), [("ts,event", 0), ("ts,origin,ord", 1)])
+def test_artifacts_need_the_columns_that_name_their_event(
+    tmp_path: Path, fields: str, kept: int
+) -> None:
+    """Without them a copy has none, which is said."""
+    path, copy = tmp_path / "made.kcap", tmp_path / "copy.kcap"
+    path.write_bytes(capture_of([artifact(b"x", "/x", 3, kind="write")]))
+
+    done = run("cat", path, "-f", "kcap", "-F", fields, "-o", copy)
+
+    assert done.exit_code == 0
+    assert ("the artifacts stay behind" in done.stderr) == (not kept)
+    assert len(run("artifacts", "list", "--json", copy).stdout.splitlines()) == kept

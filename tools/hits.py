@@ -101,6 +101,11 @@ class Report:
         self._counts: dict[tuple[int, str], Count] = {}
 
     @property
+    def hashes(self) -> bool:
+        """Whether a hash is looked for."""
+        return any(map(_is_hash, self._indicators))
+
+    @property
     def full(self) -> bool:
         """Whether there are as many hits as are wanted."""
         return self._limit is not None and self.hits >= self._limit

@@ -280,10 +280,30 @@ class _Hunt:
         """Look at artifacts, which have no time and are in no interval."""
         from kcap.format.reader import CaptureReader
 
-        if not isinstance(source, CaptureReader) or self._interval != (None, None):
+        if self._interval != (None, None):
             return []
+        if not isinstance(source, CaptureReader):
+            return self._listed(source)
         manifests = source.manifests() if source.window.seekable else self._kept
         for manifest in manifests:
             if not self._report.full:
                 self._report.artifact(manifest)
         return source.blobs.losses
+
+    def _listed(self, source: Source) -> list[Loss]:
+        """Look at the artifacts of a foreign source; nobody has hashed them yet."""
+        from kcap.model.side import Loss
+        from kcap.replay.artifacts import described, hashed, listed
+
+        losses = []
+        for artifact in listed(source):
+            if self._report.full:
+                break
+            try:
+                manifest = hashed(artifact) if self._report.hashes else described(artifact)
+            except OSError as e:
+                manifest = described(artifact)
+                why = f"{manifest.title}: reading it failed: {e.strerror or e}"
+                losses.append(Loss("damaged", None, why))
+            self._report.artifact(manifest)
+        return losses

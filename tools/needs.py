@@ -129,9 +129,12 @@ def turn_on(options: SelectOptions, rules: ruleset.Chosen | None) -> Needs | Non
 
 
 def artifacts(
-    rules: ruleset.Chosen | None, asked: Asked | None, options: SelectOptions
+    rules: ruleset.Chosen | None,
+    asked: Asked | None,
+    options: SelectOptions,
+    where: Filter | None = None,
 ) -> Asked | None:
-    """Let executed files be kept where rules look at artifacts, and say so on standard error.
+    """Let executed files be kept where rules or a filter look at artifacts, and say so.
 
     What a user asks for decides. Where artifacts can't be kept at all, that is said, too.
 
@@ -139,13 +142,17 @@ def artifacts(
         rules: The rules, None for none.
         asked: The artifacts that the user asks for, None for none.
         options: The verb's options; which events there are changes.
+        where: The filter, None for none.
 
     Returns:
         What is to be kept; None for nothing.
     """
-    names = [] if rules is None or asked is not None else _looking(rules)
-    if not names:
+    if asked is not None:
         return asked
+    names = [] if rules is None else _looking(rules)
+    who = "the rules" if names else "the filter"
+    if not names and (where is None or where.inspector is None or not where.inspector.wanted):
+        return None
     from kcap.readers.live.artifacts import spelling
     from kcap.tools import artifact_options, companions
 
@@ -153,10 +160,10 @@ def artifacts(
     try:
         companions.check(options["source"], made)
     except KcapError as e:
-        what = f"--artifacts {_EXEC} ({_rules(names)})"
-        logs.tell(f"kcap: the rules: not recorded: {what}: {e.what}", level="warning")
+        what = f"--artifacts {_EXEC}" + (f" ({_rules(names)})" if names else "")
+        logs.tell(f"kcap: {who}: not recorded: {what}: {e.what}", level="warning")
         return None
-    logs.tell(f"kcap: the rules: --artifacts {_EXEC}")
+    logs.tell(f"kcap: {who}: --artifacts {_EXEC}")
     artifact_options.turn_on(options, made)
     return made
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypedDict, cast
 import click
 
 from kcap.errors import OutputError
-from kcap.tools import common, output, views
+from kcap.tools import common, logs, output, views
 
 if TYPE_CHECKING:
     from kcap.filter import Filter
@@ -163,8 +163,29 @@ def carried(source: Source, form: str, options: Chosen) -> Artifacts | None:
         return None
     from kcap.replay.artifacts import Artifacts
 
+    names = columns(options)
+    if names is not None and not {"origin", "ord"} <= set(names):
+        _left_behind(source)
+        return None
     bounds = (options["where"], options["start"], options["end"], options["limit"])
     return Artifacts([source], unnamed=all(bound is None for bound in bounds))
+
+
+def _left_behind(source: Source) -> None:
+    """Say that artifacts stay where they are: by these columns they would find their events."""
+    from kcap.format.reader import CaptureReader
+    from kcap.replay.artifacts import listed
+
+    if isinstance(source, CaptureReader):
+        there = source.window.seekable and next(iter(source.manifests()), None) is not None
+    else:
+        there = bool(listed(source))
+    if there:
+        logs.tell(
+            "kcap: the artifacts stay behind: -F leaves out origin and ord, by which each finds"
+            " its event",
+            level="warning",
+        )
 
 
 def _printing(form: str, options: Options, out: Output, artifacts: Artifacts | None) -> Sink:

@@ -147,9 +147,9 @@ def command(
     is held; another signal lets a file that is being written go on, or begins the next.
 
     With --rules or --signatures the events that these rules need are recorded, too, with --env,
-    --stack and --opens as they need them, and --artifacts exec where they look at artifacts: all is
-    said on standard error, and what of it can't be had. Alerts go to each --sink; with --ring and
-    --on-alert one writes what is held.
+    --stack and --opens as they need them, and --artifacts exec where they, or a filter with
+    --pe.enabled, look at artifacts: all is said on standard error, and what of it can't be had.
+    Alerts go to each --sink; with --ring and --on-alert one writes what is held.
 
     With --artifacts the files, streams, memory and programs behind the events are kept, too, in the
     capture: 'kcap artifacts' lists them and takes them out. Packets are events of their own. Needs
@@ -193,7 +193,7 @@ def _record(
     companions.check(options["source"], artifacts)
     needed = needs.turn_on(options, asked.rules)
     artifact_options.turn_on(options, artifacts)
-    artifacts = needs.artifacts(asked.rules, artifacts, options)
+    artifacts = needs.artifacts(asked.rules, artifacts, options, where)
     selection = live_select.chosen(options, where)
     needs.tell_lacking(needed, selection)
     told = _told(options, where, artifacts)

@@ -96,7 +96,7 @@ def command(
 
     With --rules or --signatures alerts are printed, and events where -o or --format ask for them.
     The events that the rules need are recorded, too, unless --events says which; so are executed
-    files, where rules look at artifacts.
+    files, where rules, or a filter with --pe.enabled, look at artifacts.
     """
     from kcap.readers.live.tracking import Selected
 
@@ -115,7 +115,7 @@ def command(
         ctx, options, options["filaments"], options["filament_path"], rules=options
     )
     needed = needs.turn_on(options, asked.rules)
-    artifacts = needs.artifacts(asked.rules, None, options)
+    artifacts = needs.artifacts(asked.rules, None, options, options["where"])
     with (
         live.undoing(),
         opened_output(form, options) as out,

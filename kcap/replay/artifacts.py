@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from kcap import limits
 from kcap.errors import KcapError
 from kcap.format.blobs import Gap, Manifest
 from kcap.format.reader import CaptureReader
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from kcap.model.batch import Batch
     from kcap.model.stream import Source
 
+_ZEROS: Final = bytes(1 << 16)
 _Content = tuple[str | None, int | None, str | None, str | None, bytes, str]
 
 
@@ -212,6 +215,42 @@ def described(artifact: Artifact) -> Manifest:
         truncated=artifact.truncated,
         details=artifact.described,
     )
+
+
+def hashed(artifact: Artifact) -> Manifest:
+    """What is known of an artifact, with the hashes of its content where all of it is there.
+
+    Args:
+        artifact: The artifact; it is read.
+
+    Returns:
+        A manifest without ranges.
+
+    Raises:
+        OSError: It can't be read any more.
+    """
+    manifest = described(artifact)
+    if artifact.truncated is not None:
+        return manifest
+    holes = 0
+    made = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha256", "sha1", "md5")}
+    for part in artifact.content.parts():
+        if isinstance(part, Gap):
+            holes += part.length
+            if part.reason is not None or holes > limits.BLOB_HASHED_HOLES:
+                return manifest
+            left = part.length
+            while left:
+                zeros = _ZEROS[: min(left, len(_ZEROS))]
+                for digest in made.values():
+                    digest.update(zeros)
+                left -= len(zeros)
+        else:
+            for digest in made.values():
+                digest.update(part)
+    told = {name: digest.hexdigest() for name, digest in made.items()}
+    details = {**manifest.details, "sha1": told["sha1"], "md5": told["md5"]}
+    return replace(manifest, sha256=told["sha256"], details=details)
 
 
 class Carrying:
