@@ -19,7 +19,6 @@ from kcap.readers.live.bpf.syscalls import (
     PERF_EVENT_OPEN,
     address,
     bpf,
-    check_machine,
     failure,
     libc,
     syscall,
