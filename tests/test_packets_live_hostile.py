@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import packets_live_support as support
@@ -14,6 +15,7 @@ import pytest
 from packets_live_support import LOOPBACK, listening, own_network
 
 from kcap.model.side import Heartbeat, Loss
+from kcap.readers.live.packets import kernel
 from kcap.readers.live.packets.kernel import KernelPackets
 
 pytestmark = pytest.mark.root
@@ -219,3 +221,22 @@ def test_headers_that_lie() -> None:
     for row in sent:
         data = row["arg_data__bin"]
         assert len(data) == row["arg_captured"]
+
+
+def test_packets_do_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much waits, so much is taken at a time; the rest comes later, in order."""
+    monkeypatch.setattr(kernel, "BATCH_BYTES", 4096)
+    with own_network() as network, listening(0) as heard:
+
+        def flood() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                one.bind((HERE, 0))
+                for size in range(200):
+                    one.sendto(bytes(size), one.getsockname())
+
+        support.within(network, flood)
+        time.sleep(0.05)
+        heard.take()
+        assert 0 < len(heard.rows) < 2 * 4096 // 200 + 2
+    sizes = [r["arg_length"] - 28 for r in in_it(heard) if r["arg_direction"] == "out"]
+    assert sizes == list(range(200))

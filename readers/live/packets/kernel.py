@@ -23,6 +23,10 @@ from kcap.readers.live.procfs import ProcFS
 BATCH_BYTES: Final = 16 << 20
 """What is taken of the ring at once."""
 
+TAKES_MAX: Final = 2
+"""How often it is taken before others have their turn: as fast as packets can come, they would wait
+for ever, and so would what says that we live."""
+
 BATCH_ROWS: Final = 1 << 14
 """Packets of a batch at most."""
 
@@ -216,8 +220,9 @@ class KernelPackets:
         """See `Packets`; what is young waits."""
         self._sightings.clocks = self.clocks
         ring = self._program.ring
-        more = True
-        while more:
+        more, takes = True, 0
+        while more and (last or takes < TAKES_MAX):
+            takes += 1
             now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             block = ring.take(BATCH_BYTES)
             offsets = np.asarray(block.offsets, np.int64)
