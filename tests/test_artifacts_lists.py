@@ -197,3 +197,30 @@ def test_artifacts_need_the_columns_that_name_their_event(
     assert done.exit_code == 0
     assert ("the artifacts stay behind" in done.stderr) == (not kept)
     assert len(run("artifacts", "list", "--json", copy).stdout.splitlines()) == kept
+
+
+def test_a_kind_that_may_be_a_slip(tmp_path: Path) -> None:
+    """A capture may have kinds that kcap does not know; of one that it lacks the known are told."""
+    path = tmp_path / "made.kcap"
+    path.write_bytes(capture_of([artifact(b"x", "/x", 3, kind="own")]))
+
+    assert "write, read" in run("artifacts", "list", path, "--kind", "exce").stderr
+    assert "write, read" not in run("artifacts", "list", path, "--kind", "own").stderr
+    assert "write, read" not in run("artifacts", "list", path, "--kind", "exec").stderr
+
+
+def test_tables_of_events_and_artifacts_join(tmp_path: Path) -> None:
+    """As docs/artifacts.md says: the listing of an extraction and the export, by origin and ord."""
+    duckdb = pytest.importorskip("duckdb", reason="needs duckdb")
+    path, table, folder = (tmp_path / name for name in ("made.kcap", "events.parquet", "files"))
+    path.write_bytes(capture_of([artifact(b"x", "/x", 3, kind="write")]))
+    assert run("export", path, "-o", table).exit_code == 0
+    assert run("artifacts", "extract", path, "-o", folder).exit_code == 0
+
+    found = duckdb.sql(
+        f"SELECT e.ord, a.file, a.sha256 FROM '{folder}/MANIFEST.jsonl' a"
+        f" JOIN '{table}' e ON e.origin = a.origin AND e.ord = a.ord"
+    ).fetchall()
+
+    digest = hashlib.sha256(b"x").hexdigest()
+    assert found == [(3, f"write.{digest[:12]}.x", digest)]

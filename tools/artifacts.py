@@ -89,6 +89,8 @@ def list_(ctx: click.Context, capture: str, as_json: bool, **options: Unpack[Opt
             size += manifest.size
             lacking += not manifest.complete
         losses = asked.losses + asked.reader.blobs.losses
+    if not count:
+        _doubt(options["kind"])
     missing = f", {lacking:,} not complete" if lacking else ""
     more = "; a wider terminal, or --json, tells more" if table.narrow and count else ""
     size_text = common.size_text(size)
@@ -218,6 +220,15 @@ def extract(
         )
     _tell(report, target)
     _leave(ctx, asked.losses + report.losses, capture, lacking=bool(report.left))
+
+
+def _doubt(kinds: tuple[str, ...]) -> None:
+    """Say where a kind may be a slip: captures may have others than those that kcap knows."""
+    from kcap.model.artifact_details import KINDS
+
+    for kind in kinds:
+        if kind not in KINDS:
+            logs.tell(f"kcap: no artifact is of the kind {kind!r}; kcap keeps {', '.join(KINDS)}")
 
 
 def _print(reader: CaptureReader, manifest: Manifest, *, incomplete: bool) -> bool:
