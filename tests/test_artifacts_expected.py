@@ -9,13 +9,15 @@ from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
 from kcap.model.tracee_names import user_device
 from kcap.readers.live.artifacts.companion_expected import FILES_MAX, Expected
+from kcap.readers.live.artifacts.companion_unwatched import FILES_MAX as UNWATCHED_MAX
+from kcap.readers.live.artifacts.companion_unwatched import Unwatched
 from kcap.readers.live.artifacts.wanted import FileFilter, Wanted
 
 SERVER, HOST = 45, 8 << 20 | 1
 WRITES = Wanted(write=FileFilter())
 
 
-def opened(*rows: tuple[int, int, int, str, int | None]) -> Batch:
+def opened(*rows: tuple[int, int, int, str, int | None], mode: int = 0o100644) -> Batch:
     """Opens, by time, device, inode, path and flags."""
     times, devices, inodes, paths, flags = zip(*rows, strict=True)
     count = len(rows)
@@ -25,6 +27,7 @@ def opened(*rows: tuple[int, int, int, str, int | None]) -> Batch:
         "pid": (TypeClass.U64, [7] * count),
         "arg_dev": (TypeClass.U64, devices),
         "arg_inode": (TypeClass.U64, inodes),
+        "arg_inode_mode": (TypeClass.U64, [mode] * count),
     }
     columns = {
         name: Column(cls, pa.array(list(each), pa.uint64()))
@@ -103,3 +106,36 @@ def test_it_is_bounded() -> None:
     assert len(made._files) == FILES_MAX
     assert len(made._came) == FILES_MAX
     assert (made.held(many) or {})["inode"] == many - 1
+
+
+def test_what_was_opened_before_anybody_watched() -> None:
+    """It is missed where it does not come: not what is watched, no FIFO, nothing unasked for."""
+    none, rows = np.zeros(0, np.intp), np.arange(3)
+    batch = opened(
+        (10, HOST, 1, "/h/a", 1), (20, HOST, 2, "/h/b", 1), (30, HOST, 3, "/h/c", 0),
+    )  # fmt: skip
+    made = Expected(WRITES)
+    made.add(batch, none, rows)
+    made.came(HOST, 2, 99)
+    assert made.unwatched.missed(last=False) == 0, "it may still come"
+    assert made.unwatched.missed(last=True) == 1
+    assert made.unwatched.missed(last=True) == 0
+
+    made.unwatched.watch(HOST, 15)
+    made.add(batch, none, rows)
+    assert made.unwatched.missed(last=True) == 1, "the one before"
+    made.unwatched.watch(HOST, 5)
+    made.add(batch, none, rows)
+    assert made.unwatched.missed(last=True) == 0
+    made = Expected(WRITES)
+    made.add(opened((10, HOST, 1, "/h/fifo", 1), mode=0o010644), none, np.array([0]))
+    assert made.unwatched.missed(last=True) == 0
+
+
+def test_what_may_be_missed_is_bounded() -> None:
+    """What is forgotten of it counts as missed."""
+    made = Unwatched()
+    for at in range(UNWATCHED_MAX + 10):
+        made.add(HOST, at)
+    assert len(made._files) == UNWATCHED_MAX
+    assert made.missed(last=True) == UNWATCHED_MAX + 10

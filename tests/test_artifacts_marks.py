@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from artifact_live_support import python, record
 
 from kcap.readers.live.artifacts import agent_moments, marks, protocol, triggers
+from kcap.readers.live.artifacts.agent import Marker
+from kcap.readers.live.artifacts.spool import Sender
+from kcap.readers.live.artifacts.wanted import FileFilter, Wanted
 
 if TYPE_CHECKING:
     from kcap.readers.live.artifacts.keeping import Keeper as Keeper_
@@ -109,3 +115,56 @@ def test_a_careful_reader_opens_memory_alone(*, careful: bool) -> None:
         process.kill()
     os.close(memory)
     assert opened[-1] == about.st_ino
+
+
+_STORM = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(None, b"/", None, 1 << 14 | 1 << 18, None) == 0
+for number in range(int(sys.argv[2])):
+    path = f"{sys.argv[1]}/{number}"
+    os.mkdir(path)
+    assert libc.mount(b"none", path.encode(), b"tmpfs", 0, b"size=64k") == 0
+    with open(path + "/file", "w") as file:
+        file.write(str(number))
+"""
+
+
+@pytest.mark.root
+def test_files_on_what_was_just_mounted_are_kept_or_counted(tmp_path: Path) -> None:
+    """None of them is missing without a word, and looking for mounts leaves time for the rest."""
+    wanted = Wanted(write=FileFilter(prefixes=(str(tmp_path),)))
+    found = record(wanted, lambda: python(_STORM, tmp_path, 300))
+
+    kept = {each.side.path for each in found.of("write")}
+    reason = "files that were written or read before their file system was watched"
+    missed = sum(loss.count or 0 for loss in found.losses if loss.reason == reason)
+    assert missed + len(kept) == 300
+    assert missed > 0
+
+
+def test_looking_for_mounts_is_paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often something is mounted, most of the time belongs to files."""
+    looked: list[float] = []
+
+    class Namespaces:
+        def mounts(self) -> Iterator[marks.Mount]:
+            looked.append(time.monotonic())
+            time.sleep(0.02)
+            return iter(())
+
+    monkeypatch.setattr(marks, "Namespaces", Namespaces)
+    reading, writing = protocol.pair()
+    task = cast("Any", SimpleNamespace(groups=(0, 0), shared=protocol.Shared(), wanted=Wanted()))
+    marker = Marker(task, protocol.LOCAL, Sender(writing, task.shared, 0), ())
+    begun_s = time.monotonic()
+    while time.monotonic() - begun_s < 0.5:
+        marker.look(now=True)
+        time.sleep(0.001)
+    os.close(marker.mounted)
+    reading.close()
+    writing.close()
+
+    assert 2 <= len(looked) <= 0.5 / (4 * 0.02) + 2
+    assert looked[0] - begun_s < 0.02, "the first at once"

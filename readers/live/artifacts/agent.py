@@ -40,6 +40,9 @@ _CROWDED_S: Final = 0.01
 _FIONREAD: Final = 0x541B
 _WAIT_MS: Final = 100
 _MOUNTS_S: Final = 1.0
+_SHARE: Final = 3.0
+"""How much longer than a look at what is mounted nobody looks at it."""
+
 _HIDDEN: Final = {errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ESTALE}
 _MOUNTED_PRI: Final = select.POLLPRI | select.POLLERR
 _SEND_S: Final = 5.0
@@ -104,18 +107,30 @@ class Marker:
         self._sender = sender
         self._namespaces = marks.Namespaces()
         self._marked: set[int] = set()
+        self._special: set[int] = set()
         self._told: set[int] = set(passed)
         self.mounted = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        self._looked_s = 0.0
+        self._looked_s = self._took_s = 0.0
+        self._asked = False
 
     def look(self, *, now: bool = False) -> None:
         """Mark what is there and was not, if it is time to look."""
-        if not now and time.monotonic() - self._looked_s < _MOUNTS_S:
+        self._asked = self._asked or now
+        pause_s = _SHARE * self._took_s
+        begun_s = time.monotonic()
+        # Who mounts without end gets no more than a part of our time.
+        if begun_s - self._looked_s < (pause_s if self._asked else max(pause_s, _MOUNTS_S)):
             return
+        now, self._asked = self._asked, False
         refused: dict[int, tuple[marks.Mount, OSError]] = {}
         here, done = set[int](), set[int]()
         for mount in self._namespaces.mounts():
             here.add(mount.dev)
+            if mount.special:
+                if not self._remote and mount.dev not in self._special:
+                    self._special.add(mount.dev)
+                    self._watched(mount.dev, None)
+                continue
             if mount.remote != self._remote or mount.dev in self._told or mount.dev in done:
                 continue
             # A number is used again by the next file system, so what is marked is marked again.
@@ -132,17 +147,24 @@ class Marker:
                 refused.pop(mount.dev, None)
                 if mount.dev not in self._marked:
                     self._marked.add(mount.dev)
-                    told = {"dev": mount.dev, "role": self._role}
-                    self._sender.send(protocol.pack(protocol.MARKED, told))
+                    self._watched(mount.dev, self._role)
         self._marked &= here  # a device that comes again is another one
         self._told &= here
+        self._special &= here
         for dev, (mount, error) in refused.items():
             if error.errno in _HIDDEN:
                 continue  # nobody finds a file of what is hidden; it may come to light
             self._told.add(dev)
+            self._watched(dev, None)
             self._sender.lost(_refused(mount, error), kind="blind")
         self._shared.at(self._role, IDLE)
         self._looked_s = time.monotonic()
+        self._took_s = self._looked_s - begun_s
+
+    def _watched(self, dev: int, role: int | None) -> None:
+        """Say that a file system is watched; no role where it has nothing that is kept."""
+        told = {"dev": dev, "role": role, "time_ns": time.time_ns()}
+        self._sender.send(protocol.pack(protocol.MARKED, told))
 
 
 def _refused(mount: marks.Mount, error: OSError) -> str:

@@ -328,7 +328,9 @@ class ArtifactsCompanion:
                     return True
             elif kind == protocol.MARKED:
                 marked = protocol.unpack(message)
-                self._unmarked.append(int(marked["dev"]))
+                self._expected.unwatched.watch(int(marked["dev"]), int(marked["time_ns"]))
+                if marked["role"] is not None:
+                    self._unmarked.append(int(marked["dev"]))
                 if marked["role"] == protocol.REMOTE:
                     self._expected.watch(int(marked["dev"]))
             elif kind == protocol.HELD:
@@ -400,6 +402,10 @@ class ArtifactsCompanion:
 
     def _given(self, *, last: bool) -> Iterator[Batch]:
         """Artifacts whose event is known, or does not come any more; and what was lost."""
+        missed = self._expected.unwatched.missed(last=last)
+        if missed:
+            reason = "files that were written or read before their file system was watched"
+            self._sides.lost(reason, missed)
         sides: list[Side] = []
         for side in self._sides.ready(last=last, most_s=math.inf if last else GIVE_S):
             sides.append(side)

@@ -13,16 +13,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from kcap.model.batch import Batch
+from kcap.model.batch import EMPTY, Batch
 from kcap.model.naming import argument
 from kcap.model.tracee_names import user_device
+from kcap.readers.live.artifacts.companion_unwatched import DEV, INODE, Unwatched
 from kcap.readers.live.artifacts.wanted import FileFilter, Wanted
 
 FILES_MAX: Final = 4096
 """Files that are remembered; those that were opened first are forgotten first."""
 
-DEV: Final = argument("dev")
-INODE: Final = argument("inode")
 PATH: Final = argument("pathname")
 _FLAGS: Final = argument("flags")
 _ACCESS: Final = 3
@@ -38,6 +37,7 @@ class Expected:
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
+        self.unwatched = Unwatched()
         self._devices = np.zeros(0, np.int64)
         self._files: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
         self._came: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -61,6 +61,7 @@ class Expected:
             executions: The rows of executions.
             opens: Those of opens.
         """
+        self._add_unwatched(batch, opens)
         if not len(self._devices):
             return
         devices = batch.numpy(DEV, -1)
@@ -85,6 +86,7 @@ class Expected:
             inode: Its inode.
             time_ns: When it was read.
         """
+        self.unwatched.came(device, inode)
         if device not in self._devices:
             return
         row = self._files.get((device, inode))
@@ -94,6 +96,16 @@ class Expected:
         self._came.move_to_end((device, inode))
         if len(self._came) > FILES_MAX:
             self._came.popitem(last=False)
+
+    def _add_unwatched(self, batch: Batch, opens: npt.NDArray[np.intp]) -> None:
+        early = self.unwatched.rows(batch, opens)
+        taken = batch.select(_FIELDS).take(early.astype(np.int32)) if len(early) else EMPTY
+        found: list[dict[str, Any]] = taken.to_pylist()
+        for row in found:
+            kind = _kind(row | {"kind": "open"})
+            filter_ = self._wanted.write if kind == "write" else self._wanted.read
+            if _takes(filter_, row.get(PATH) or ""):
+                self.unwatched.add(int(row[DEV]), int(row[INODE]))
 
     def held(self, time_ns: int) -> dict[str, Any] | None:
         """A file was held back: which one.

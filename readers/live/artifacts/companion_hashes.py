@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
-from kcap.readers.live.artifacts.companion_expected import DEV, INODE
 from kcap.readers.live.artifacts.companion_rows import CTIME
+from kcap.readers.live.artifacts.companion_unwatched import DEV, INODE
 from kcap.readers.live.artifacts.protocol import HASHED, TOO_LATE, HashNote
 from kcap.readers.live.cache import Cache
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from kcap.model.batch import Batch, concat
 from kcap.model.naming import argument
-from kcap.readers.live.artifacts.companion_expected import DEV, INODE, Expected
+from kcap.readers.live.artifacts.companion_expected import Expected
+from kcap.readers.live.artifacts.companion_unwatched import DEV, INODE
 
 ROWS_MAX: Final = 1 << 18
 """Events of a kind that are remembered; the oldest are forgotten first."""

@@ -68,6 +68,11 @@ class Mount(NamedTuple):
     a server of his."""
 
     @property
+    def special(self) -> bool:
+        """Whether it has no files of its own."""
+        return self.kind in SPECIAL
+
+    @property
     def remote(self) -> bool:
         """Whether somebody else answers for it, who may not."""
         fuse = self.kind.partition(".")[0] in {"fuse", "fuseblk"}
@@ -225,7 +230,7 @@ def mounts(pid: int) -> Iterator[Mount]:
         pid: The process.
 
     Yields:
-        The mounts, in the order of the kernel; those without files of their own are left out.
+        The mounts, in the order of the kernel.
     """
     try:
         with Path(f"/proc/{pid}/mountinfo").open("rb") as file:
@@ -234,7 +239,7 @@ def mounts(pid: int) -> Iterator[Mount]:
         return  # it has ended
     for line in text.splitlines():
         found = parsed(line, pid)
-        if found is not None and found.kind not in SPECIAL:
+        if found is not None:
             yield found
 
 
