@@ -14,7 +14,13 @@ import pytest
 
 from kcap.opening import open_source
 
-REAL = ("arp.pcapng", "curl-user.pcapng", "dns.pcapng", "dns_icmp.pcap", "http.pcap")
+REAL: tuple[str, ...] = (
+    "arp.pcapng",
+    "curl-user.pcapng",
+    "dns.pcapng",
+    "dns_icmp.pcap",
+    "http.pcap",
+)
 REAL += ("tcp.pcapng", "truncated_dns.pcap")
 SHAPES: dict[str, list[str]] = {
     "as it is": [],
