@@ -246,3 +246,25 @@ def test_frames_without_a_place_are_told() -> None:
     sink.close()
     assert len(opened) == KINDS_MAX
     assert [(loss.kind, loss.count) for loss in sink.losses] == [("skipped", 3)]
+
+
+def test_what_is_too_long_to_be_said_is_told() -> None:
+    """A command line that no comment holds is cut, counted, and costs nothing else."""
+    owner = Owner(pid=1, name="a", cmdline="x" * 65_536, user="u", provenance="pid:procfs")
+    frames = Frames.of([ipv4(udp(1, 2), 17)] * 3, [S, S + 1, S + 2], 101,
+                       owner=np.array([0, -1, 0], np.int32), owners=[owner])  # fmt: skip
+    batch = Batch(3, columns(frames, PacketIds()))
+    stream = io.BytesIO()
+    sink = Pcapng(stream)
+    sink.write(batch)
+    sink.close()
+    assert [(loss.kind, loss.count) for loss in sink.losses] == [("cut", 2)]
+    first, _, last = read(stream.getvalue())[0]
+    for row in (first, last):
+        assert (row["process_name"], row["user"], row["provenance"]) == ("a", "u", "pid:procfs")
+        assert 65_000 < len(row["cmdline"]) < 65_536
+    with TemporaryDirectory() as name, written(f"{name}/o", force=False, mark=MANIFEST) as made:
+        folder = PacketFolder(made.create, made.append, ("process",), "pcapng")
+        folder.write(batch)
+        folder.close()
+        assert [(loss.kind, loss.count) for loss in folder.losses] == [("cut", 2)]

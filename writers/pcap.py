@@ -27,6 +27,8 @@ class PcapBytes:
 
     def __init__(self, link_type: int = LinkType.RAW) -> None:
         self._link_type = link_type
+        self.cut = 0
+        """See `kcap.writers.pcap_sink.Contents.cut`."""
 
     def head(self) -> bytes:
         """What stands before the first packet."""

@@ -13,6 +13,9 @@ from kcap.model.side import Loss
 from kcap.packets import encode
 from kcap.packets.frames import Frames, LinkType
 
+CUT: Final = "what is said of a packet is longer than pcapng can hold"
+"""Why something is cut."""
+
 KINDS_MAX: Final = 32
 """Link types that have captures beside that of IP packets; all are open at once."""
 
@@ -54,6 +57,9 @@ class PacketSink(ABC):
 
 class Contents(Protocol):
     """Makes the bytes of one capture."""
+
+    cut: int
+    """Packets so far of which not all that is said of them has a place in it."""
 
     def head(self) -> bytes:
         """What stands before the first packet."""
@@ -141,3 +147,7 @@ class PacketFile(PacketSink):
         untimed, self._untimed = self._untimed, 0
         if untimed:
             self.losses.append(Loss("cut", untimed, self.UNTIMED))
+        cut = sum(contents.cut for _, contents in self._files.values())
+        self._files.clear()
+        if cut:
+            self.losses.append(Loss("cut", cut, CUT))

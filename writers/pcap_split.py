@@ -24,7 +24,7 @@ from kcap.packets.frames import I64, NONE, Frames, LinkType, Owner
 from kcap.packets.identity import WINDOW
 from kcap.writers.pcap import PcapBytes, timed
 from kcap.writers.pcap_single import Remembered, Singles, copied
-from kcap.writers.pcap_sink import PacketSink
+from kcap.writers.pcap_sink import CUT, PacketSink
 from kcap.writers.pcapng import UNTIMED, PcapngBytes, untimed
 
 MODES: Final = ("single", "process", "container", "command")
@@ -173,6 +173,9 @@ class PacketFolder(PacketSink):
             self._flush(file)
         if self._untimed:
             self.losses.append(Loss("cut", self._untimed, UNTIMED))
+        cut = sum(file.contents.cut for file in self._files.values())
+        if cut:
+            self.losses.append(Loss("cut", cut, CUT))
         listed = [
             {"path": file.path, "packets": file.packets}
             for file in sorted(self._files.values(), key=lambda f: f.path)

@@ -76,6 +76,8 @@ class PcapngBytes:
     def __init__(self) -> None:
         self._interfaces: dict[int, tuple[int, str]] = {}
         """By link type: the number of its interface, and the name that a reader finds there."""
+        self.cut = 0
+        """Packets with comments that are longer than pcapng can hold."""
 
     def head(self) -> bytes:
         """What stands before the first packet."""
@@ -176,15 +178,16 @@ class PcapngBytes:
         owner = none if frames.owner is None else frames.owner
         words = none if frames.comment is None else frames.comment
         rows, codes = np.unique(np.stack([owner, words, elsewhere]), axis=1, return_inverse=True)
-        told = []
+        told, cut = [], []
         for of, text, where in rows.T.tolist():
-            told.append(
-                _told(
-                    frames.owners[of] if of >= 0 else None,
-                    frames.comments[text] if text >= 0 else "",
-                    None if where == _AS_SAID else _named(frames, where),
-                )
+            made, whole = _told(
+                frames.owners[of] if of >= 0 else None,
+                frames.comments[text] if text >= 0 else "",
+                None if where == _AS_SAID else _named(frames, where),
             )
+            told.append(made)
+            cut.append(not whole)
+        self.cut += int(np.array(cut, np.bool_)[codes.reshape(-1)].sum())
         entries = pa.array(told, pa.binary())
         indices = pa.array(codes.reshape(-1).astype(np.int32))
         return pa.DictionaryArray.from_arrays(indices, entries, safe=False)
@@ -194,21 +197,21 @@ def _named(frames: Frames, place: int) -> str:
     return frames.interfaces[place] if place >= 0 else ""
 
 
-def _told(owner: Owner | None, text: str, interface: str | None) -> bytes:
-    """The last options of a packet."""
+def _told(owner: Owner | None, text: str, interface: str | None) -> tuple[bytes, bool]:
+    """The last options of a packet, and whether they say everything."""
     found = b""
     if owner is not None:
         pid, tid = owner.pid, owner.tid
         if pid is not None and 0 <= pid <= _ID_MAX:
             thread = tid if tid is not None and 0 < tid <= _ID_MAX else 0
             found += option(_THREAD, struct.pack("<II", pid, thread))
-    said = comment(owner, interface)
-    if said or text:
+    said, more = comment(owner, interface).encode(), text.encode()
+    if said or more:
         # (An empty one says that the next is not ours.)
-        found += option(_COMMENT, said.encode())
-    if text:
-        found += option(_COMMENT, text.encode())
-    return found + option(0, b"")
+        found += option(_COMMENT, said)
+    if more:
+        found += option(_COMMENT, more)
+    return found + option(0, b""), max(len(said), len(more)) <= _OPTION_BYTES
 
 
 UNTIMED: Final = "packets without a time, or of one before 1970, have that of 1970"

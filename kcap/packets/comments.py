@@ -18,15 +18,15 @@ from kcap.packets.frames import Owner
 TEXTS: Final[Mapping[str, str]] = {
     "Name": "name",
     "Cmd": "exe",
-    "Args": "cmdline",
     "ParentName": "parent_name",
     "User": "user",
     "ContainerId": "container_id",
     "ContainerName": "container_name",
     "ProcessKey": "process_key",
     "Provenance": "provenance",
+    "Args": "cmdline",
 }
-"""Lines with text, and what they are of an `Owner`."""
+"""Lines with text, and what they are of an `Owner`; the longest is the last, which may be cut."""
 
 NUMBERS: Final[Mapping[str, str]] = {
     "PID": "pid",
