@@ -50,6 +50,21 @@ def test_an_artifact_waits_until_its_time_is_heard_of(monkeypatch: pytest.Monkey
     assert sum(len(list(made.ready(last=False))) for _ in range(3)) == 1
 
 
+@pytest.mark.parametrize(("mtime_ns", "changed"), [(500, None), (501, True)])
+def test_what_was_written_to_since_is_not_what_was_executed(
+    monkeypatch: pytest.MonkeyPatch, mtime_ns: int, *, changed: bool | None
+) -> None:
+    """The execution says when the file was changed last; what was read is marked where later."""
+    made = sides()
+    row = {"origin": "00" * 16, "ord": 1, "arg_ctime": 500}
+    monkeypatch.setattr(made._rows.executions, "nearest", lambda *_: (0, row))
+    each = pending(1)
+    each.about |= {"kind": "exec", "mtime_ns": mtime_ns}
+    made.add(each)
+    (given,) = made.ready(last=False)
+    assert cast("Artifact", given).details.get("changed") is changed
+
+
 def test_many_take_their_share_of_time() -> None:
     """What does not fit comes the next time, in its order; at the end all of it."""
     made = sides()

@@ -90,18 +90,21 @@ def test_a_program_is_kept_once_and_each_of_its_contents(tmp_path: Path) -> None
     """Executed ten times: once. Changed between, in place and by a name's change: each content."""
     program = tmp_path / "program"
     script = """
-import os, sys
+import os, sys, time
 path = sys.argv[1]
 for content in (b"one", b"two", b"one"):
     with open("/bin/true", "rb") as file: base = file.read()
     with open(path, "wb") as file: file.write(base + content)
     os.chmod(path, 0o755)
     for _ in range(10): os.waitpid(os.posix_spawn(path, [path], {}), 0)
+    time.sleep(0.3)
 """
     found = record(Wanted(exec=True), lambda: python(script, program))
 
     base = Path("/bin/true").read_bytes()
-    contents = Counter(kept.content for kept in found.of("exec", under=tmp_path))
+    # Of a host that is busy a file may be read when the next content is written: that is marked.
+    whole = [k for k in found.of("exec", under=tmp_path) if not k.detail.get("changed")]
+    contents = Counter(kept.content for kept in whole)
     # What comes again is the same content: of one blob, whether it is told once or twice.
     assert contents.keys() == {base + b"one", base + b"two"}
     assert contents[base + b"two"] == 1

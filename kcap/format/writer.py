@@ -271,10 +271,9 @@ class CaptureWriter:
         self, kind: Kind, payload: bytes | bytearray, *, reserve: int | None = None
     ) -> int | None:
         """Append a record that the end can do without; None where there is no room for it."""
+        room = self._needed() if reserve is None else reserve
         try:
-            return self._record(
-                kind, payload, reserve=self._needed() if reserve is None else reserve
-            )
+            return self._record(kind, payload, reserve=room)
         except FullError:
             self._end.short = True
             return None

@@ -37,7 +37,7 @@ _CLOCKS_NS: Final = 1_000_000
 """How far the clocks of events and of readers are from each other at most."""
 _FIELDS: Final = (
     "origin", "ord", "ts", "pid", "tid", "uid", "process_name", "process_key", "exe",
-    "container_id", "cgroup_id", argument("pathname"),
+    "container_id", "cgroup_id", argument("pathname"), CTIME,
 )  # fmt: skip
 _ODD: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 

@@ -14,7 +14,7 @@ from kcap.model.naming import argument
 from kcap.model.side import Loss, Side
 from kcap.model.tracee_names import kernel_device
 from kcap.readers.live.artifacts import files, programs
-from kcap.readers.live.artifacts.companion_rows import Rows
+from kcap.readers.live.artifacts.companion_rows import CTIME, Rows
 from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.artifacts.spool import Spooled
 from kcap.readers.live.artifacts.wanted import REGULAR, Wanted
@@ -249,6 +249,8 @@ class Sides:
             details["file_type"] = files.file_type(about["mode"])
         if role is not None:
             details["role"] = role
+        if role == "executable" and about.get("mtime_ns", 0) > row.get(CTIME, 0) > 0:
+            details["changed"] = True  # before it could be read: this is not what was executed
         path = self._path(about, row, details)
         content, truncated = self._bounded(each, details)
         return Artifact(
