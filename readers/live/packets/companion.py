@@ -41,6 +41,9 @@ _AT_LAST: Final = {
 }
 """What is told of some counters at the end."""
 
+_YOUNG_NS: Final = 10_000_000
+"""What a source has taken and is younger than this may wait for what is older."""
+
 _WAYS: Final = {0: "in or out", 1: "in", 2: "out"}
 
 
@@ -169,11 +172,12 @@ class PacketsCompanion:
     def _told_until_ns(self, batch: Batch) -> int:
         """Up to when the source has told of everything; CLOCK_BOOTTIME."""
         latest_ns = int(batch.numpy("ts", 0).max()) if batch.rows else 0
+        until_ns = self._followed_ns - _YOUNG_NS
         if not latest_ns:
-            return self._followed_ns
+            return until_ns
         # There may be more of what it took than this batch has.
         offset_ns = self._clocks.realtime_ns - self._clocks.boottime_ns
-        return min(self._followed_ns, latest_ns - offset_ns)
+        return min(until_ns, latest_ns - offset_ns)
 
     def end(self) -> Iterator[Batch]:
         """See `Companion`."""
