@@ -41,8 +41,8 @@ _AT_LAST: Final = {
 }
 """What is told of some counters at the end."""
 
-_YOUNG_NS: Final = 10_000_000
-"""What a source has taken and is younger than this may wait for what is older."""
+_QUIET_NS: Final = 2_000_000_000
+"""Where a source tells of nothing for so long, nothing has happened."""
 
 _WAYS: Final = {0: "in or out", 1: "in", 2: "out"}
 
@@ -103,8 +103,8 @@ class PacketsCompanion:
         self._looked_ns = time.time_ns()
         self._broken: list[str] = []
         self._ord = 0
-        self._followed_ns = 0
-        """When the last batch had been followed, CLOCK_BOOTTIME."""
+        self._told_ns = 0
+        """When the latest event happened that the source has told of; CLOCK_BOOTTIME."""
         self._damaged = 0
         self._ask: Ask = self.serve
         self._first: list[Side] = [self.source]
@@ -167,17 +167,16 @@ class PacketsCompanion:
         beat = self._beats.due(self._ord, self._counters)
         if beat:
             yield Batch(0, {}, (*self._looked(), *beat))
-        self._followed_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def _told_until_ns(self, batch: Batch) -> int:
         """Up to when the source has told of everything; CLOCK_BOOTTIME."""
-        latest_ns = int(batch.numpy("ts", 0).max()) if batch.rows else 0
-        until_ns = self._followed_ns - _YOUNG_NS
-        if not latest_ns:
-            return until_ns
-        # There may be more of what it took than this batch has.
-        offset_ns = self._clocks.realtime_ns - self._clocks.boottime_ns
-        return min(until_ns, latest_ns - offset_ns)
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if batch.rows:
+            offset_ns = self._clocks.realtime_ns - self._clocks.boottime_ns
+            latest_ns = int(batch.numpy("ts", 0).max()) - offset_ns
+            self._told_ns = max(self._told_ns, min(latest_ns, now_ns))
+        # An empty batch does not say that nothing happened: it may come without a look.
+        return max(self._told_ns, now_ns - _QUIET_NS)
 
     def end(self) -> Iterator[Batch]:
         """See `Companion`."""
