@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final
 import pytest
 from live_support import ROOT
 
-from kcap.readers.live.guard import watch
+from kcap.readers.live.guard import standstill, watch
 from kcap.readers.live.guard.watch import Watch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="watches what Linux tells")
@@ -350,6 +350,24 @@ def self_watching(
 def told(process: subprocess.Popen[str]) -> list[str]:
     output, _ = process.communicate(timeout=30)
     return output.splitlines()
+
+
+def test_a_stop_within_a_look_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look in which it is told to continue began before the gap; the next one has it."""
+    monkeypatch.setattr(standstill, "STOPPED_NS", 10**7)
+    watched = standstill.Standstill()
+    try:
+        watched.look()
+        os.kill(os.getpid(), signal.SIGCONT)
+        assert watched.look() == []
+        time.sleep(0.02)
+        [reason] = watched.look()
+        time.sleep(0.02)
+        later = watched.look()
+    finally:
+        watched.close()
+    assert reason.endswith("stopped by a signal")
+    assert later == []
 
 
 def test_a_signal_that_stops_it_is_told_as_one() -> None:

@@ -51,6 +51,7 @@ class Standstill:
     def __init__(self) -> None:
         self._last: _Clocks | None = None
         self._continued = 0
+        self._continued_before = False
         self._group, folder = _own_group()
         self._events = None if folder is None else _opened(folder / "cgroup.events")
         self._poll = select.poll()
@@ -67,7 +68,9 @@ class Standstill:
             A reason where the last look is too long ago.
         """
         now, last = _Clocks.read(), self._last
-        continued, self._continued = self._continued, 0
+        # Who is stopped within a look is told to continue in that one, and has the gap in the next.
+        continued = self._continued > 0 or self._continued_before
+        self._continued_before, self._continued = self._continued > 0, 0
         longest_ns = self._pulse.longest_ns()
         self._last = now
         if last is None:
