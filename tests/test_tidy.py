@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import csv
+import functools
 import hashlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -80,9 +81,15 @@ def file_length(path: str, text: str, _: ast.Module) -> Iterator[str]:
         yield f"{path}: {lines} lines"
 
 
+@functools.lru_cache(maxsize=1)
+def nodes(tree: ast.AST) -> list[ast.AST]:
+    """All nodes of a tree; rules look at one file after the other."""
+    return list(ast.walk(tree))
+
+
 def function_length(path: str, _: str, tree: ast.Module) -> Iterator[str]:
     """A function has fewer than 70 lines."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = (node.end_lineno or 0) - node.lineno + 1
             if lines >= FUNCTION_LINES:
@@ -91,7 +98,7 @@ def function_length(path: str, _: str, tree: ast.Module) -> Iterator[str]:
 
 def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and full name of everything a module imports."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -121,15 +128,16 @@ def one_loop(path: str, _: str, tree: ast.Module) -> Iterator[str]:
         return
     within_source = {
         node
-        for a_class in ast.walk(tree)
+        for a_class in nodes(tree)
         if isinstance(a_class, ast.ClassDef)
         for method in a_class.body
         if isinstance(method, ast.FunctionDef) and method.name == "batches"
         for node in ast.walk(method)
     }
-    for node in ast.walk(tree):
-        takes = isinstance(node, ast.Attribute) and node.attr == "batches"
-        if takes and node not in within_source:
+    for node in nodes(tree):
+        if not isinstance(node, ast.Attribute):
+            continue
+        if node.attr == "batches" and node not in within_source:
             yield f"{path}:{node.lineno}: takes batches beside {PIPELINE}"
 
 
@@ -151,17 +159,26 @@ def public_names_explained(path: str, _: str, tree: ast.Module) -> Iterator[str]
                         todo.append(node)
 
 
+def dotted(node: ast.AST) -> str:
+    """``a.b.c`` as it stands there; empty for what is no such chain of names."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join((node.id, *reversed(parts))) if isinstance(node, ast.Name) else ""
+
+
 def banned_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and name of everything that would make a replay depend on its surroundings."""
     for line, name in imported(tree):
         if BANNED.fullmatch(name):
             yield line, name
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         called = node.func if isinstance(node, ast.Call) else node
         if isinstance(called, ast.Attribute) or (
             called is not node and isinstance(called, ast.Name)
         ):
-            name = ast.unparse(called)
+            name = dotted(called)
             if BANNED.fullmatch(name):
                 yield called.lineno, name
 
@@ -258,10 +275,16 @@ def sources() -> list[str]:
     return sorted(p.as_posix() for p in found if not p.as_posix().startswith(apart))
 
 
-def check(rule: Rule, paths: Iterable[str]) -> list[str]:
-    """What a rule finds in files."""
-    texts = ((path, (ROOT / path).read_text("utf-8")) for path in paths)
-    return [found for path, text in texts for found in rule(path, text, ast.parse(text))]
+@functools.cache
+def findings() -> dict[Rule, list[str]]:
+    """What each rule finds in the sources; one file at a time, as to parse them takes longest."""
+    found: dict[Rule, list[str]] = {rule: [] for rule in RULES}
+    for path in sources():
+        text = (ROOT / path).read_text("utf-8")
+        tree = ast.parse(text)
+        for rule in RULES:
+            found[rule] += rule(path, text, tree)
+    return found
 
 
 def git(*words: str) -> list[str]:
@@ -281,7 +304,7 @@ def git(*words: str) -> list[str]:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_house_rule(rule: Rule) -> None:
     """Every source file keeps the rule."""
-    assert check(rule, sources()) == []
+    assert findings()[rule] == []
 
 
 @pytest.mark.parametrize(("rule", "path", "text"), BREAKS)
