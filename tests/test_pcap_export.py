@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pcap_support import MAC, ipv4, ipv6, read, tcp, udp
 
 from kcap.errors import OutputError
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import TypeClass
+from kcap.packets import encode
 from kcap.packets.decode import columns
 from kcap.packets.frames import NOBODY, NONE, Frames, Owner
 from kcap.packets.identity import PacketIds
@@ -339,6 +342,49 @@ def test_many_batches_are_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     parts = tmp_path / "parts" / "pcap"
     for path in whole.rglob("*.pcapng"):
         assert path.read_bytes() == (parts / path.relative_to(whole)).read_bytes()
+
+
+@pytest.mark.parametrize("kind", [Pcap, Pcapng])
+def test_what_many_packets_have_in_common_is_written_in_portions(
+    kind: type[Pcap | Pcapng], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of a few kB may be GB of packets: of one command line, one comment, one content."""
+    count, long = 200, "x" * 10_000
+    frames = replace(
+        Frames.of([ipv4(bytes(1000), 17)] * count, range(S, S + count), 101),
+        owner=np.zeros(count, np.int32),
+        owners=[Owner(pid=1, cmdline=long)],
+        comment=np.where(np.arange(count) < 50, 0, NONE).astype(np.int32),
+        comments=[long],
+    )
+    batch = batch_of(frames)
+    whole = exported(batch, kind)
+    assert (len(whole) > count * len(long)) == (kind is Pcapng)
+    monkeypatch.setattr(encode, "PORTION_BYTES", 50_000)
+    written: list[int] = []
+
+    class Stream(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            written.append(len(data))
+            return super().write(data)
+
+    stream = Stream()
+    sink = kind(stream)
+    sink.write(batch)
+    sink.close()
+    assert stream.getvalue() == whole
+    assert max(written) < 70_000
+    assert sink.packets == count
+
+
+def test_a_length_of_more_than_32_bits() -> None:
+    """It is the longest that a capture can say, not what is left of it."""
+    batch = batch_of(loopback())
+    lengths = pa.array([(1 << 32) + 5] * batch.rows)
+    batch = batch.adding({"arg_length": Column(TypeClass.I64, lengths)})
+    for kind in (Pcap, Pcapng):
+        rows, _ = read(exported(batch, kind))
+        assert {row["arg_length"] for row in rows} == {(1 << 32) - 1}
 
 
 def test_long_segments_keep_their_length() -> None:

@@ -35,12 +35,11 @@ class PacketSink(ABC):
         Args:
             batch: The events.
         """
-        if not batch.rows:
-            return
-        frames, _ = encode.frames(batch)
-        if len(frames):
-            self.packets += len(frames)
-            self.take(frames)
+        for part in encode.portions(batch) if batch.rows else ():
+            frames, _ = encode.frames(part)
+            if len(frames):
+                self.packets += len(frames)
+                self.take(frames)
 
     @abstractmethod
     def take(self, frames: Frames) -> None:

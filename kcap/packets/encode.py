@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kcap.model import naming
 from kcap.model.batch import Batch, Column, Rows
 from kcap.model.classes import TypeClass
 from kcap.packets.decode import DIRECTIONS, EVENT, IDENTITY
-from kcap.packets.frames import I32, NONE, Bytes, Frames, LinkType, Owner
+from kcap.packets.frames import I32, LENGTH_MAX, NONE, Bytes, Frames, LinkType, Owner
 
 _MISSING: Final = -(1 << 63)
 _DATA: Final = naming.column_name(naming.argument("data"), TypeClass.BIN, TypeClass.I64)
+_REPEATED: Final = (_DATA, naming.argument("comment"), *IDENTITY)
+"""Columns that hold a value once, and captures of packets with every packet that has it."""
+
+PORTION_BYTES: Final = 16 << 20
+"""What packets that are written together have of such values, unless one alone has more."""
+
+
+def portions(batch: Batch) -> Iterator[Batch]:
+    """Cut events so that what is made of them fits memory.
+
+    A chunk of a few bytes may hold tens of thousands of packets with one long comment, or of a
+    process with a long command line.
+
+    Args:
+        batch: Events.
+
+    Yields:
+        The same in order, in parts.
+    """
+    sizes = np.zeros(batch.rows, np.int64)
+    for name in _REPEATED:
+        column = batch.get(name)
+        if column is None or not len(column) or not pa.types.is_dictionary(column.values.type):
+            continue
+        each = pc.binary_length(column.values.dictionary).fill_null(0)
+        at = slice(None) if column.rows is None else column.rows
+        sizes[at] += np.asarray(each).astype(np.int64)[column.codes()]
+    ends = np.cumsum(sizes)
+    of = np.maximum(ends - 1, 0) // PORTION_BYTES
+    cuts = [*(np.flatnonzero(np.diff(of)) + 1).tolist(), batch.rows]
+    for start, stop in zip([0, *cuts], cuts, strict=False):
+        yield batch.slice(start, stop)
 
 
 def frames(batch: Batch) -> tuple[Frames, Rows]:
@@ -45,7 +79,7 @@ def frames(batch: Batch) -> tuple[Frames, Rows]:
         data=data,
         offsets=offsets[:-1],
         captured=captured,
-        length=np.maximum(number("length", 0), captured),
+        length=np.clip(number("length", 0), captured, LENGTH_MAX),
         ts_ns=np.where(timed, ts, 0),
         link_type=number("link_type", LinkType.RAW).astype(np.uint16),
         timed=None if timed.all() else timed,
