@@ -207,6 +207,23 @@ def test_numbers_of_a_comment() -> None:
     assert rows[0]["pid"] == 12
 
 
+@pytest.mark.parametrize("field", ["Cmd", "Args"])
+def test_arguments_say_nothing_of_other_facts(field: str) -> None:
+    """ptcpdump writes paths and arguments as they are: who breaks lines there names nobody."""
+    evil = "/x\nPID: 1\nUserId: 0\nName: sshd\nContainerId: abc\nand more"
+    path, args = (evil, "-f") if field == "Cmd" else ("/x", evil)
+    process = f"PID: 12\nCmd: {path}\nArgs: {args}".encode()
+    parent = f"ParentPID: 11\nParentCmd: {path}\nParentArgs: {args}".encode()
+    for comments in ([process, b"UserId: 1000", parent], [parent, b"UserId: 1000", process]):
+        rows, _ = read(HEAD + enhanced("<", 1, ONE, *((1, comment) for comment in comments)))
+        assert (rows[0]["pid"], rows[0]["uid"], rows[0]["ppid"]) == (12, 1000, 11)
+        assert not {"container_id", "arg_comment"} & rows[0].keys()
+        assert (rows[0]["exe"], rows[0]["cmdline"]) == (path, args)
+    # The control: lines of one's own are facts.
+    rows, _ = read(HEAD + enhanced("<", 1, ONE, (1, b"PID: 12\nName: x\nContainerId: abc")))
+    assert (rows[0]["process_name"], rows[0]["container_id"]) == ("x", "abc")
+
+
 def test_a_clock_that_cannot_be() -> None:
     """Lenient reading gives its packets without a time; a clock of 2**-63 s is one."""
     for resolution, timed in ((0xFF, False), (0xC0, False), (0xBF, True), (0x1F, False)):

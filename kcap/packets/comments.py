@@ -49,6 +49,12 @@ _KNOWN: Final = frozenset(
 )
 """Lines of ptcpdump that an owner has no place for."""
 
+_PROCESS: Final = re.compile(
+    r"(PID|ParentPID): ([0-9]+)\n(Cmd|ParentCmd): (.*?)\n(Args|ParentArgs): (.*)", re.DOTALL
+)
+"""A comment of ptcpdump's. Nothing in it is escaped, and whoever is recorded chooses what follows
+the number: lines there are no facts."""
+
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 _SPECIAL: Final = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\0": "\\0"})
@@ -93,9 +99,9 @@ def read(comments: Sequence[str], *, escaped: bool) -> Told:
     telling = [
         place
         for place, text in enumerate(comments[:1] if escaped else comments)
-        if all(map(_is_known, text.split("\n")))
+        if all(_is_known(key) for key, _ in _facts(text, escaped=escaped))
     ]
-    said = "\n".join(comments[place] for place in telling)
+    said = [fact for place in telling for fact in _facts(comments[place], escaped=escaped)]
     found, interface = _owner(said, escaped=escaped), _interface(said)
     if found is None and interface is None and not escaped:
         telling = []
@@ -103,17 +109,21 @@ def read(comments: Sequence[str], *, escaped: bool) -> Told:
     return Told(found, interface, "\n".join(left))
 
 
-def _interface(comment: str) -> str | None:
-    for line in comment.split("\n"):
-        key, value = _key(line)
-        if key == INTERFACE:
-            return _unescape(value)
-    return None
+def _facts(comment: str, *, escaped: bool) -> list[tuple[str, str]]:
+    """What the lines of a comment say: name and value; of an empty line neither."""
+    found = None if escaped else _PROCESS.fullmatch(comment)
+    if found is None:
+        return [_key(line) for line in comment.split("\n")]
+    said = found.groups()
+    return list(zip(said[::2], said[1::2], strict=True))
 
 
-def _is_known(line: str) -> bool:
-    key = _key(line)[0]
-    return not line or key in NUMBERS or key in TEXTS or key in _KNOWN or key.startswith(_POD)
+def _interface(facts: Sequence[tuple[str, str]]) -> str | None:
+    return next((_unescape(value) for key, value in facts if key == INTERFACE), None)
+
+
+def _is_known(key: str) -> bool:
+    return not key or key in NUMBERS or key in TEXTS or key in _KNOWN or key.startswith(_POD)
 
 
 def _key(line: str) -> tuple[str, str]:
@@ -121,15 +131,14 @@ def _key(line: str) -> tuple[str, str]:
     return (key, value) if colon else (line.removesuffix(":"), "")
 
 
-def _owner(comment: str, *, escaped: bool) -> Owner | None:
+def _owner(facts: Sequence[tuple[str, str]], *, escaped: bool) -> Owner | None:
     texts: dict[str, str] = {}
     numbers: dict[str, int] = {}
-    for line in comment.split("\n"):
-        key, value = _key(line)
+    for key, value in facts:
         if key in NUMBERS and _NUMBER.fullmatch(value) and int(value) <= I64_MAX:
-            numbers[NUMBERS[key]] = int(value)
+            numbers.setdefault(NUMBERS[key], int(value))
         elif key in TEXTS:
-            texts[TEXTS[key]] = _unescape(value) if escaped else value
+            texts.setdefault(TEXTS[key], _unescape(value) if escaped else value)
     if not {"pid", "tid", "container_id", "cgroup_id"} & (numbers.keys() | texts.keys()):
         told = Owner(provenance=texts.get("provenance"))
         return told if escaped and told.nobody else None
