@@ -8,14 +8,12 @@ and no mark stays behind.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import signal
 import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from kcap.errors import KcapError
@@ -25,15 +23,13 @@ from kcap.readers.live.artifacts.agent import FileReader, Task, finish, mask_of
 from kcap.readers.live.artifacts.agent_moments import MemoryReader, MomentReader, missing
 from kcap.readers.live.artifacts.protocol import FETCHING, IDLE
 from kcap.readers.live.artifacts.spool import Sender, content
+from kcap.readers.live.guard import apart
 
 STALL_S: Final = 2.0
 """A reader that made no step for so long is killed."""
 
 BUSY_S: Final = 10.0
 """One that gets no processor has so long."""
-
-ORPHAN_S: Final = 30.0
-"""What the worker has to end in when the process that made this one has ended."""
 
 STUCK_MAX: Final = 8
 """Readers of one kind that were killed and do not end, from which on no more are started."""
@@ -42,15 +38,6 @@ CAREFUL_FROM: Final = 2
 """Readers of moments that hang, from which on the next opens only what can't make it wait."""
 
 _LOOK_MS: Final = 100
-_IGNORED: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGPIPE,
-)
 
 
 def run(door: socket.socket, task: Task) -> NoReturn:
@@ -62,7 +49,7 @@ def run(door: socket.socket, task: Task) -> NoReturn:
     """
     status = 1
     try:
-        _alone(task, door.fileno())
+        apart.let_go({door.fileno(), *_held(task)})
         rights.keep(rights.ARTIFACTS)
         seccomp.forbid(forks=True, but={"kill"})
         _Supervisor(door, task).work()
@@ -74,25 +61,11 @@ def run(door: socket.socket, task: Task) -> NoReturn:
         os._exit(status)
 
 
-def _alone(task: Task, *more: int) -> None:
-    """Let go of what was inherited: a descriptor held here keeps a pipe open for its reader."""
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+def _held(task: Task) -> set[int]:
+    """The descriptors that readers work with."""
     ring = () if task.ring is None else (task.ring.fd,)
     sockets = (task.end.fileno(), *(each.fileno() for each in task.regions))
-    kept = {0, 1, 2, task.finish, *task.mounted, *task.groups, *sockets, *ring, *more}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        if int(name) not in kept:
-            with contextlib.suppress(OSError):  # that of this list itself
-                os.close(int(name))
-    os.chdir("/")
-    gc.disable()
+    return {task.finish, *task.mounted, *task.groups, *sockets, *ring}
 
 
 class _Watched:
@@ -117,8 +90,7 @@ class _Supervisor:
         """Readers that were killed and have not ended, and their role."""
         self._passed: set[int] = set()
         self._finished: set[int] = set()
-        self._parent = os.getppid()
-        self._orphan_s: float | None = None
+        self._parent = apart.Parent()
         self._sender = Sender(task.end, task.shared, protocol.LOCAL)
         self._roles = [role for role in range(len(protocol.ROLES)) if self._needed(role)]
 
@@ -135,7 +107,7 @@ class _Supervisor:
         poll = select.poll()
         poll.register(self._door, select.POLLIN)
         try:
-            while not self._left_alone():
+            while not self._parent.long_gone:
                 if poll.poll(_LOOK_MS):
                     return
                 self._reap()
@@ -151,13 +123,6 @@ class _Supervisor:
                 marks.flush(group)
             for reader in self._readers.values():
                 os.kill(reader.pid, signal.SIGKILL)
-
-    def _left_alone(self) -> bool:
-        if os.getppid() == self._parent:
-            return False
-        now_s = time.monotonic()
-        self._orphan_s = self._orphan_s or now_s
-        return now_s - self._orphan_s > ORPHAN_S
 
     def _start(self, role: int, stalled: Mapping[str, Any]) -> None:
         self._shared.at(role, IDLE)
@@ -199,7 +164,7 @@ class _Supervisor:
             reader.steps, reader.moved_s = progress.steps, now_s
             return
         late_s = now_s - reader.moved_s
-        if late_s < STALL_S or (late_s < BUSY_S and _runs(reader.pid)):
+        if late_s < STALL_S or (late_s < BUSY_S and apart.runs(reader.pid)):
             return
         os.kill(reader.pid, signal.SIGKILL)
         del self._readers[role]
@@ -270,12 +235,3 @@ class _Supervisor:
         alive = [reader.pid for reader in self._readers.values()]
         stuck = [pid for pid in self._stuck if pid > 0]
         self._shared.tell(sorted([*alive, *stuck]), len(stuck))
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process waits for nothing but a processor."""
-    try:
-        about = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return about[about.rfind(b")") + 2 :][:1] == b"R"

@@ -10,18 +10,17 @@ by ``kill -9``, all of this ends.
 from __future__ import annotations
 
 import contextlib
-import gc
 import mmap
 import os
 import select
 import signal
 import socket
 import struct
-import time
 from typing import Final, NamedTuple, NoReturn
 
 from kcap.errors import KcapError
 from kcap.guard import rights, seccomp
+from kcap.readers.live.guard import apart
 from kcap.readers.live.probe.reader import serve
 
 READERS_MAX: Final = 16
@@ -39,19 +38,8 @@ PID: Final = struct.Struct("=I")
 PAGE_BYTES: Final = 4096
 _HEAD: Final = struct.Struct("=III")
 _DOOR_BYTES: Final = 16
-_IGNORED: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGPIPE,
-)
 _REAP_MS: Final = 500
 _LOOK_MS: Final = 5000
-ORPHAN_S: Final = 30.0
-"""What the clients of a supervisor have to end in when the process that made it has ended."""
 
 
 class Shared:
@@ -109,7 +97,7 @@ def run(door: socket.socket, shared: Shared, places: Places) -> NoReturn:
     """
     status = 1
     try:
-        _alone(door.fileno())
+        apart.let_go({door.fileno()})
         _without_rights()
         _Supervisor(door, shared, places).work()
         status = 0
@@ -118,30 +106,6 @@ def run(door: socket.socket, shared: Shared, places: Places) -> NoReturn:
         status = 2
     finally:
         os._exit(status)
-
-
-def _alone(*kept: int) -> None:
-    """Let go of what was inherited: a descriptor held here keeps a pipe open for its reader."""
-    # It ends when its clients end. A signal to the group of processes, by the terminal or by
-    # systemd, asks them to end, and until they have they need it.
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    _close_all_but({0, 1, 2, *kept})
-    os.chdir("/")
-    gc.disable()
-
-
-def _close_all_but(kept: set[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
-        if int(name) not in kept:
-            with contextlib.suppress(OSError):  # that of this list itself
-                os.close(int(name))
 
 
 def _without_rights() -> None:
@@ -161,8 +125,7 @@ class _Supervisor:
         """Connections and readers, by the connection's descriptor."""
         self._stuck: set[int] = set()
         self._poll = select.poll()
-        self._parent = os.getppid()
-        self._orphan_s: float | None = None
+        self._parent = apart.Parent()
 
     def work(self) -> None:
         """Until the door is closed."""
@@ -177,7 +140,7 @@ class _Supervisor:
             while True:
                 # One that ended in the middle of being killed has given its signal already.
                 happened = dict(self._poll.poll(_REAP_MS if self._stuck else _LOOK_MS))
-                if self._left_alone():
+                if self._parent.long_gone:
                     return
                 if woken.fileno() in happened:
                     with contextlib.suppress(BlockingIOError):
@@ -190,17 +153,6 @@ class _Supervisor:
         finally:
             for fd in list(self._serving):
                 self._end(fd)
-
-    def _left_alone(self) -> bool:
-        """Whether who made us ended so long ago that its clients should have ended, too.
-
-        Else whoever has taken over one of them, and kills the rest, would keep our rights for ever.
-        """
-        if os.getppid() == self._parent:
-            return False
-        now_s = time.monotonic()
-        self._orphan_s = self._orphan_s or now_s
-        return now_s - self._orphan_s > ORPHAN_S
 
     def _open(self) -> bool:
         """Start a reader for who asks; False where nobody is left to ask."""
@@ -243,7 +195,7 @@ class _Supervisor:
             client.close()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _close_all_but({0, 1, 2, served.fileno()})
+            apart.close_all_but({0, 1, 2, served.fileno()})
             rights.end_with_parent(signal.SIGKILL)
             if os.uname().machine == "x86_64":
                 seccomp.forbid(but={"open_by_handle_at"})
