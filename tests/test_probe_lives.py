@@ -66,6 +66,22 @@ def test_without_a_supervisor_it_is_said(host: Host, probed: ProcFS) -> None:
     assert "has ended" in loss.reason
 
 
+def test_nobody_has_to_ask_for_that_to_be_said(probed: ProcFS) -> None:
+    """A recorder that reads /proc seldom would end as if nothing had happened: it is said, once."""
+    prober = probed.prober
+    assert prober is not None
+    assert not prober.ended
+    assert probed.losses("source") == [], "negative control"
+    os.kill(supervisor_of(prober), signal.SIGKILL)
+    assert ended(prober.pids)
+    (loss,) = probed.losses("source")
+    assert (loss.kind, loss.count) == ("blind", None)
+    assert "has ended" in loss.reason
+    assert probed.losses("source") == []
+    probed.close()
+    assert not prober.ended, "who closes it ends it"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_to_the_group_do_not_end_it(host: Host, probed: ProcFS, number: int) -> None:
     """Ctrl-C, or systemd, asks all to end: the recorder needs its readers until it has ended."""

@@ -229,9 +229,10 @@ class ProcFS:
             source: Id of the source.
 
         Returns:
-            A loss for each process, within limits.
+            A loss for each process, within limits; once one where who reads for us has ended.
         """
-        return self._troubles.losses(source)
+        over = self.prober is not None and self.prober.ended
+        return self._troubles.losses(source, over=over)
 
     def name(self, pid: int) -> str | None:
         """What a process is called now.

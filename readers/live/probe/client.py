@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import signal
+import select
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
+from kcap.readers.live.guard import apart
 from kcap.readers.live.probe import wire
 from kcap.readers.live.probe.supervisor import (
     ASK,
@@ -147,6 +147,15 @@ class Prober:
         """Readers that were killed and have not ended."""
         return self._shared.stuck
 
+    @property
+    def ended(self) -> bool:
+        """Whether nobody starts readers any more, as somebody has ended who does."""
+        if self._door.fileno() < 0:
+            return False  # we did
+        poll = select.poll()
+        poll.register(self._door, 0)  # that the other end is closed is always told
+        return bool(poll.poll(0))
+
     def read(self, request: Request) -> Answer:
         """Ask, and wait.
 
@@ -214,7 +223,7 @@ class Prober:
         self._connections.clear()
         self._door.close()
         if self._supervisor and self._owner == os.getpid():
-            _ended(self._supervisor)
+            apart.await_end(self._supervisor, _END_S)
             self._supervisor = 0
 
     def _connection(self) -> _Connection:
@@ -295,21 +304,6 @@ class Prober:
         """
         return FILE_DEADLINE_S if answer.slow else self._deadline_s
 
-    def runs(self, reader: int) -> bool:
-        """Whether a reader does not wait for anything: then it has work, or gets no processor.
-
-        Args:
-            reader: Its process id.
-
-        Returns:
-            The same.
-        """
-        try:
-            about = Path(f"/proc/{reader}/stat").read_bytes()
-        except OSError:
-            return False
-        return about[about.rfind(b")") + 2 :][:1] == b"R"
-
 
 class _Connection:
     """One reader, and what it was asked."""
@@ -343,7 +337,7 @@ class _Connection:
             began_s = time.monotonic()
             while not self._receive(patience_s):
                 waited_s = time.monotonic() - began_s
-                if not (waited_s < FILE_DEADLINE_S and self._prober.runs(self._reader)):
+                if not (waited_s < FILE_DEADLINE_S and apart.runs(self._reader)):
                     self._give_up(first)
                     break
 
@@ -457,18 +451,3 @@ class _Connection:
             if not answer.done:
                 self._pending.append(answer)
                 self._ask(answer)
-
-
-def _ended(supervisor: int) -> None:
-    """Wait for the supervisor, whose door is closed; one that others hold on to is killed."""
-    until_s = time.monotonic() + _END_S
-    while time.monotonic() < until_s:
-        with contextlib.suppress(ChildProcessError):  # who waits for all children has seen it
-            if os.waitpid(supervisor, os.WNOHANG)[0]:
-                return
-            time.sleep(0.005)
-            continue
-        return
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(supervisor, signal.SIGKILL)
-        os.waitpid(supervisor, 0)

@@ -33,6 +33,7 @@ class Troubles:
         self._hidden: dict[Who, int] = {}
         self._others = 0
         self._ended = 0
+        self._told = False
         self.late = 0
         """Reads that hung, or were left out as one of that process had hung before."""
 
@@ -65,11 +66,12 @@ class Troubles:
         """There is no reader any more."""
         self._ended += 1
 
-    def losses(self, source: str) -> list[Loss]:
+    def losses(self, source: str, *, over: bool = False) -> list[Loss]:
         """What was noted since the last time.
 
         Args:
             source: Id of the source.
+            over: There is nobody who reads any more, whether or not somebody has asked.
 
         Returns:
             A loss for each process; one for all of those beyond `TOLD_MAX`.
@@ -86,6 +88,7 @@ class Troubles:
         if others:
             reason = f"{TIMEOUT}: the memory of other processes could not be read"
             found.append(Loss("blind", others, reason, source))
-        if ended:
-            found.append(Loss("blind", ended, _ENDED, source))
+        if ended or (over and not self._told):
+            self._told = True
+            found.append(Loss("blind", ended or None, _ENDED, source))
         return found
