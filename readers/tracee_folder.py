@@ -31,7 +31,10 @@ from kcap.replay.pipeline import Pipeline
 from kcap.state import State
 
 _EVENTS: Final = (TraceeReader, TraceeGobReader)
-_QUIET: Final = {*tracee_names.INDEXES, tracee_names.PROFILE, "MANIFEST.jsonl", "tracee.pid"}
+_QUIET: Final = {
+    *(*tracee_names.INDEXES, tracee_names.PROFILE, "tracee.pid"),
+    *("MANIFEST.jsonl", tracee_names.PACKETS),
+}
 _NAMED: Final = 5
 
 

@@ -126,7 +126,8 @@ def listing(root: str, out: tuple[str, ...]) -> Listing:
         for name, kind in _entries(root, out):
             parts = (*out, name)
             if kind == stat.S_IFDIR and name == tracee_names.PCAP:
-                made.packets += _tree(root, parts, made.refused)
+                packets = _tree(root, parts, made.refused)
+                made.packets += (p for p in packets if p != (*parts, tracee_names.PACKETS))
             elif kind == stat.S_IFDIR and tracee_names.is_container(name):
                 _add_container(root, parts, made)
             elif kind == stat.S_IFREG:
@@ -154,7 +155,12 @@ def _add_container(root: str, parts: tuple[str, ...], made: Listing) -> None:
 
 def _tree(root: str, parts: tuple[str, ...], refused: list[str]) -> Iterator[tuple[str, ...]]:
     """The files below a folder: Tracee makes two levels of folders."""
-    for name, kind in _entries(root, parts):
+    try:
+        entries = _entries(root, parts)
+    except OSError:  # it may not be read, or is not there any more
+        refused.append("/".join(parts))
+        return
+    for name, kind in entries:
         inner = (*parts, name)
         if kind == stat.S_IFREG:
             yield inner

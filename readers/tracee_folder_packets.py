@@ -40,9 +40,10 @@ KEYS_MAX: Final = 32 << 20
 """Packets whose owners are remembered, 12 bytes each."""
 
 _READERS: Final = (PcapngReader, PcapReader)
-_SINGLE: Final = ("single.pcap",)
-_UNOWNED: Final = (f"{tracee_names.UNOWNED}.pcap",)
-_PROCESS: Final = re.compile(r"(?P<comm>.+)_(?P<tid>[0-9]{1,10})_[0-9]{1,20}\.pcap", re.DOTALL)
+_SUFFIX: Final = re.compile(r"\.pcap(?:ng)?\Z")
+_ALL: Final = re.compile(rf"(single|{tracee_names.UNOWNED})(?:\.link-[0-9]{{1,5}})?\.pcap(?:ng)?")
+"""What is not split by owners; of frames of another link type kcap makes files of their own."""
+_PROCESS: Final = re.compile(r"(?P<comm>.+)_(?P<tid>[0-9]{1,10})_[0-9]{1,20}", re.DOTALL)
 _DATA: Final = "arg_data"
 _NOBODY, _SEVERAL = -1, -2
 
@@ -67,17 +68,17 @@ def owner_of(parts: Sequence[str]) -> Owner | None:
     Returns:
         The owner; None where it holds those of all.
     """
-    place = [clean(os.fsencode(part))[0] for part in parts]
+    place = [clean(os.fsencode(part))[0] for part in (*parts[:-1], _SUFFIX.sub("", parts[-1]))]
     if place[0] in {"processes", "commands"} and len(place) > 2:  # noqa: PLR2004
         place = place[1:]
     elif place[0] == "containers" and len(place) > 1:
-        return Owner(None, None, _container(place[1].removesuffix(".pcap")))
+        return Owner(None, None, _container(place[1]))
     if len(place) < 2:  # noqa: PLR2004
         return None
     if found := _PROCESS.fullmatch(place[1]):
         return Owner(found["comm"], int(found["tid"]), _container(place[0]))
     # Up to 0.10 this is a container's.
-    comm = None if place[1] == "capture.pcap" else place[1].removesuffix(".pcap")
+    comm = None if place[1] == "capture" else place[1]
     return Owner(comm, None, _container(place[0]))
 
 
@@ -200,8 +201,9 @@ class Packets:
         self.unread: list[str] = []
         """Files that can't be opened, or hold no packets."""
         self._owned = [(parts, owner_of(parts[depth:])) for parts in listed]
-        self._unowned = {parts for parts, _ in self._owned if parts[depth:] == _UNOWNED}
-        self._alone = {parts for parts, _ in self._owned if parts[depth:] == _SINGLE}
+        whole = {p: m[1] for p in listed if (m := _ALL.fullmatch("/".join(p[depth:])))}
+        self._unowned = {parts for parts, name in whole.items() if name == tracee_names.UNOWNED}
+        self._alone = whole.keys() - self._unowned
         self._main = [
             parts
             for parts, _ in self._owned
@@ -217,10 +219,14 @@ class Packets:
 
     def _begin(self, parts: tuple[str, ...], source: PacketSource) -> None:
         """Take note of what a file says of itself; one that can't even do that holds nothing."""
+        shown = clean(os.fsencode("/".join(parts)))[0]
+        if self._alone and parts in self._unowned and isinstance(source, PcapReader):
+            self.unread.append(f"{shown} (it can't say which of its packets are in no other file)")
+            return
         try:
             self._infos[parts] = source.info.sources
         except KcapError as e:
-            self.unread.append(f"{clean(os.fsencode('/'.join(parts)))[0]} ({e.what})")
+            self.unread.append(f"{shown} ({e.what})")
 
     @property
     def info(self) -> StreamInfo:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from kcap.errors import OutputError
 from kcap.model.side import Loss
-from kcap.model.tracee_names import UNOWNED
+from kcap.model.tracee_names import PACKETS, PCAP, UNOWNED
 from kcap.packets.frames import I64, NONE, Frames, LinkType, Owner
 from kcap.packets.identity import WINDOW
 from kcap.writers.pcap import PcapBytes, timed
@@ -30,7 +30,7 @@ from kcap.writers.pcapng import UNTIMED, PcapngBytes, untimed
 MODES: Final = ("single", "process", "container", "command")
 """What packets can be split by."""
 
-MANIFEST: Final = "packets.json"
+MANIFEST: Final = PACKETS
 """The file that says what is in the folder."""
 
 FILES_MAX: Final = 65_536
@@ -39,7 +39,6 @@ FILES_MAX: Final = 65_536
 COMPONENT_BYTES: Final = 120
 """Longest part of a file's name that comes from the capture."""
 
-ROOT: Final = "pcap"
 HOST: Final = "host"
 
 _CONTAINER: Final = 11
@@ -247,7 +246,7 @@ class PacketFolder(PacketSink):
                 )
             contents = PcapBytes(kind) if self._form == "pcap" else PcapngBytes()
             link = "" if kind == LinkType.RAW else f".link-{kind}"
-            name = base = f"{ROOT}/{path()}{link}"
+            name = base = f"{PCAP}/{path()}{link}"
             number = 1
             # Another container's id begins alike, or something else collides.
             while name.lower() in self._paths:

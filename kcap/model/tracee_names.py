@@ -24,6 +24,9 @@ PCAP: Final = "pcap"
 UNOWNED: Final = "unowned"
 """Packets there that no process owns: kcap's own, Tracee leaves them out."""
 
+PACKETS: Final = "packets.json"
+"""What kcap says of the files that it split packets into."""
+
 _MINOR_BITS: Final = 20
 _FOLDER: Final = re.compile(r"host|[0-9a-f]{12,64}|[0-9]{1,10}")
 _FILE: Final = r"(?:\.dev-(?P<dev>[0-9]{1,20}))?(?:\.inode-(?P<inode>[0-9]{1,20}))?"
