@@ -116,7 +116,7 @@ def test_what_was_opened_before_anybody_watched() -> None:
     )  # fmt: skip
     made = Expected(WRITES)
     made.add(batch, none, rows)
-    made.came(HOST, 2, 99)
+    made.came(HOST, 2, 99, "write")
     assert made.unwatched.missed(last=False) == 0, "it may still come"
     assert made.unwatched.missed(last=True) == 1
     assert made.unwatched.missed(last=True) == 0
@@ -124,6 +124,7 @@ def test_what_was_opened_before_anybody_watched() -> None:
     made.unwatched.watch(HOST, 15)
     made.add(batch, none, rows)
     assert made.unwatched.missed(last=True) == 1, "the one before"
+    made.unwatched.gone(HOST)
     made.unwatched.watch(HOST, 5)
     made.add(batch, none, rows)
     assert made.unwatched.missed(last=True) == 0
@@ -132,10 +133,38 @@ def test_what_was_opened_before_anybody_watched() -> None:
     assert made.unwatched.missed(last=True) == 0
 
 
+def test_a_device_that_has_the_number_of_one_before() -> None:
+    """What was opened since the one before was seen is missed, but for what came."""
+    none = np.zeros(0, np.intp)
+    batch = opened(
+        (10, HOST, 1, "/h/before", 1), (20, HOST, 2, "/h/a", 1), (30, HOST, 3, "/h/b", 1),
+    )  # fmt: skip
+    for gone in (False, True):
+        made = Expected(WRITES)
+        assert made.unwatched.watch(HOST, 5) is None
+        if gone:
+            made.unwatched.gone(HOST)
+        made.add(batch, none, np.arange(1, 3))
+        made.came(HOST, 3, 35, "write")
+        made.came(HOST, 2, 35, "exec")
+        assert made.unwatched.watch(HOST, 40, 15) == (None if gone else 15)
+        if not gone:
+            assert made.unwatched.missed(last=True) == 0, "who had looked at what it is?"
+            made.unwatched_too(batch, np.arange(1, 3))
+        assert made.unwatched.missed(last=True) == 1, "that it was executed is another matter"
+    assert made.unwatched.watch(HOST, 90) is None, "another reader says the same"
+    made.add(batch, none, np.arange(3))
+    assert made.unwatched.missed(last=True) == 2
+
+    made.add(opened((11, HOST, 1, "/h/other", 1), (12, HOST, 1, "/h/other", 1)), none, np.arange(2))
+    made.add(batch, none, np.arange(1))
+    assert made.unwatched.missed(last=True) == 2, "files of one number, one behind the other"
+
+
 def test_what_may_be_missed_is_bounded() -> None:
     """What is forgotten of it counts as missed."""
     made = Unwatched()
     for at in range(UNWATCHED_MAX + 10):
-        made.add(HOST, at)
+        made.add(HOST, at, "/h/a", at)
     assert len(made._files) == UNWATCHED_MAX
     assert made.missed(last=True) == UNWATCHED_MAX + 10

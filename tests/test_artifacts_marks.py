@@ -144,6 +144,43 @@ def test_files_on_what_was_just_mounted_are_kept_or_counted(tmp_path: Path) -> N
     assert missed > 0
 
 
+_ONE_BY_ONE = """
+set -e
+for number in $(seq 1 "$2"); do
+    unshare -m sh -c 'mount -t tmpfs none "$0"; echo "$1" > "$0/file-$1"' "$1" "$number"
+done
+"""
+
+
+@pytest.mark.root
+def test_a_file_system_with_the_number_of_one_that_is_gone(tmp_path: Path) -> None:
+    """It was not watched because the one before was: its files are kept or counted, too."""
+    wanted = Wanted(write=FileFilter(prefixes=(str(tmp_path),)))
+    command = ["sh", "-c", _ONE_BY_ONE, "sh", str(tmp_path), "60"]
+    found = record(wanted, lambda: subprocess.run(command, check=True))
+
+    kept = {each.side.path for each in found.of("write")}
+    reason = "files that were written or read before their file system was watched"
+    missed = sum(loss.count or 0 for loss in found.losses if loss.reason == reason)
+    assert missed + len(kept) == 60
+    assert missed > 0
+
+
+@pytest.mark.root
+def test_a_mark_says_whether_it_is_the_first(tmp_path: Path) -> None:
+    """Also of a file system that has the number of one before it."""
+    group, path = marks.group(), str(tmp_path)
+    try:
+        for _ in range(2):
+            subprocess.run(["mount", "-t", "tmpfs", "none", path], check=True)
+            mount = next(each for each in marks.mounts(os.getpid()) if each.point == path.encode())
+            marked = [marks.mark(group, mount, marks.CLOSE_WRITE) for _ in range(2)]
+            subprocess.run(["umount", path], check=True)
+            assert marked == [True, False]
+    finally:
+        os.close(group)
+
+
 def test_looking_for_mounts_is_paced(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often something is mounted, most of the time belongs to files."""
     looked: list[float] = []

@@ -106,7 +106,8 @@ class Marker:
         self._mask = mask_of(task.wanted)
         self._sender = sender
         self._namespaces = marks.Namespaces()
-        self._marked: set[int] = set()
+        self._marked: dict[int, int] = {}
+        """And when these were last found to be."""
         self._special: set[int] = set()
         self._told: set[int] = set(passed)
         self.mounted = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -139,16 +140,18 @@ class Marker:
             work = {"kind": "mark", "dev": mount.dev, "path": mount.point.decode("latin-1")}
             self._shared.at(self._role, WORKING, {**work, "file_system": mount.kind})
             try:
-                marks.mark(self._group, mount, self._mask)
+                fresh = marks.mark(self._group, mount, self._mask)
             except OSError as e:
                 refused[mount.dev] = (mount, e)
             else:
                 done.add(mount.dev)
                 refused.pop(mount.dev, None)
-                if mount.dev not in self._marked:
-                    self._marked.add(mount.dev)
-                    self._watched(mount.dev, self._role)
-        self._marked &= here  # a device that comes again is another one
+                if fresh or mount.dev not in self._marked:
+                    self._watched(mount.dev, self._role, fresh=fresh)
+                self._marked[mount.dev] = time.time_ns()
+        for dev in sorted((self._marked.keys() | self._special) - here):
+            self._marked.pop(dev, None)  # a device that comes again is another one
+            self._sender.send(protocol.pack(protocol.GONE, {"dev": dev}))
         self._told &= here
         self._special &= here
         for dev, (mount, error) in refused.items():
@@ -161,9 +164,11 @@ class Marker:
         self._looked_s = time.monotonic()
         self._took_s = self._looked_s - begun_s
 
-    def _watched(self, dev: int, role: int | None) -> None:
+    def _watched(self, dev: int, role: int | None, *, fresh: bool = False) -> None:
         """Say that a file system is watched; no role where it has nothing that is kept."""
         told = {"dev": dev, "role": role, "time_ns": time.time_ns()}
+        if fresh:  # whatever had its number before: when was that still there?
+            told["after_ns"] = self._marked.get(dev, 0)
         self._sender.send(protocol.pack(protocol.MARKED, told))
 
 

@@ -124,7 +124,8 @@ class ArtifactsCompanion:
         self._hashes = Hashes()
         self._sides = Sides(wanted, self._shared, self._rows, scoped=_scoped(setup))
         self._marked: set[int] = set()
-        self._unmarked: list[int] = []
+        self._untold: dict[int, bool] = {}
+        """Whether these devices are watched; the kernel is not told yet."""
         self._done: set[int] = set()
         self._gone = False
         """Nobody reads artifacts any more."""
@@ -312,14 +313,14 @@ class ArtifactsCompanion:
             kind = message[:1]
             if kind == protocol.HASHES:
                 notes = protocol.unpack_hashes(message)
-                self._hashes.add(notes, self._marked | set(self._unmarked))
+                self._hashes.add(notes, self._marked)
                 for note in notes:
                     self._expected.came(note.dev, note.inode, time.time_ns())
             elif kind == protocol.ARTIFACT:
                 about = protocol.unpack(message)
                 if "inode" in about:
                     dev = kernel_device(about["dev"])
-                    self._expected.came(dev, about["inode"], about.get("time_ns", 0))
+                    self._expected.came(dev, about["inode"], about.get("time_ns", 0), about["kind"])
                 content = Spooled(memory, about.pop("ranges"), about.pop("reasons"), self._shared)
                 taken += content.nbytes
                 count += 1
@@ -327,12 +328,13 @@ class ArtifactsCompanion:
                 if taken > _TAKE_BYTES or count >= _TAKE_COUNT:
                     return True
             elif kind == protocol.MARKED:
-                marked = protocol.unpack(message)
-                self._expected.unwatched.watch(int(marked["dev"]), int(marked["time_ns"]))
-                if marked["role"] is not None:
-                    self._unmarked.append(int(marked["dev"]))
-                if marked["role"] == protocol.REMOTE:
-                    self._expected.watch(int(marked["dev"]))
+                self._watch(protocol.unpack(message))
+            elif kind == protocol.GONE:
+                gone = int(protocol.unpack(message)["dev"])
+                self._expected.unwatched.gone(gone)
+                if gone in self._marked:
+                    self._marked.remove(gone)
+                    self._untold[gone] = False
             elif kind == protocol.HELD:
                 held = self._expected.held(int(protocol.unpack(message)["time_ns"]))
                 if held is not None:
@@ -353,14 +355,28 @@ class ArtifactsCompanion:
             self._sides.lost(reason, kind="blind")
         return False
 
+    def _watch(self, marked: dict[str, Any]) -> None:
+        """A file system is watched."""
+        dev = int(marked["dev"])
+        since_ns = self._expected.unwatched.watch(dev, marked["time_ns"], marked.get("after_ns"))
+        if since_ns is not None:
+            for batch, rows in self._rows.any_opens.after(since_ns, dev):
+                self._expected.unwatched_too(batch, rows)
+        if marked["role"] is not None:
+            self._marked.add(dev)
+            self._untold[dev] = True
+        if marked["role"] == protocol.REMOTE:
+            self._expected.watch(dev)
+
     def _mark(self) -> None:
-        """Tell the kernel's program what is watched now."""
-        if not self._unmarked:
+        """Tell the kernel's program what is watched now, and what is not any more."""
+        untold, self._untold = self._untold, {}
+        if self._flow is None:
             return
-        devices, self._unmarked = self._unmarked, []
-        self._marked.update(devices)
-        if self._flow is not None:
-            self._flow.mark(np.array([user_device(dev) for dev in devices[:_MARKS_MAX]], np.int64))
+        for tell, now in ((self._flow.unmark, False), (self._flow.mark, True)):
+            devices = [user_device(dev) for dev, watched in untold.items() if watched is now]
+            if devices:
+                tell(np.array(devices[:_MARKS_MAX], np.int64))
 
     def _await(self) -> None:
         """Wait a little for hashes that should come at once."""

@@ -61,7 +61,7 @@ class Expected:
             executions: The rows of executions.
             opens: Those of opens.
         """
-        self._add_unwatched(batch, opens)
+        self.unwatched_too(batch, opens)
         if not len(self._devices):
             return
         devices = batch.numpy(DEV, -1)
@@ -78,15 +78,17 @@ class Expected:
         while len(self._files) > FILES_MAX:
             self._files.popitem(last=False)
 
-    def came(self, device: int, inode: int, time_ns: int) -> None:
+    def came(self, device: int, inode: int, time_ns: int, kind: str = "exec") -> None:
         """A file has come, or its hash.
 
         Args:
             device: Its device, as the kernel has it.
             inode: Its inode.
             time_ns: When it was read.
+            kind: Of the artifact; that a file was executed does not say what was written.
         """
-        self.unwatched.came(device, inode)
+        if kind != "exec":
+            self.unwatched.came(device, inode, time_ns)
         if device not in self._devices:
             return
         row = self._files.get((device, inode))
@@ -97,15 +99,22 @@ class Expected:
         if len(self._came) > FILES_MAX:
             self._came.popitem(last=False)
 
-    def _add_unwatched(self, batch: Batch, opens: npt.NDArray[np.intp]) -> None:
+    def unwatched_too(self, batch: Batch, opens: npt.NDArray[np.intp]) -> None:
+        """Take what was opened where nobody watched.
+
+        Args:
+            batch: Events.
+            opens: Rows of opens.
+        """
         early = self.unwatched.rows(batch, opens)
         taken = batch.select(_FIELDS).take(early.astype(np.int32)) if len(early) else EMPTY
         found: list[dict[str, Any]] = taken.to_pylist()
         for row in found:
             kind = _kind(row | {"kind": "open"})
             filter_ = self._wanted.write if kind == "write" else self._wanted.read
-            if _takes(filter_, row.get(PATH) or ""):
-                self.unwatched.add(int(row[DEV]), int(row[INODE]))
+            path = row.get(PATH) or ""
+            if _takes(filter_, path):
+                self.unwatched.add(int(row[DEV]), int(row[INODE]), path, int(row["ts"]))
 
     def held(self, time_ns: int) -> dict[str, Any] | None:
         """A file was held back: which one.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kcap.readers.live.artifacts.wanted import Wanted
     from kcap.readers.live.bpf.asked import Ask
 
-FORGET, TOTALS, SUMS, MARK = "forget", "totals", "sums", "mark"
+FORGET, TOTALS, SUMS, MARK, UNMARK = "forget", "totals", "sums", "mark", "unmark"
 _TAKE_BYTES: Final = 8 << 20
 _TAKES_MAX: Final = 16
 _SUMS_S: Final = 5.0
@@ -44,6 +44,9 @@ def answer(kernel: ArtifactKernel, name: str, argument: bytes) -> bytes:
     match name:
         case "mark":
             kernel.mark(np.frombuffer(argument[: len(argument) // 8 * 8], np.int64).tolist())
+            return b""
+        case "unmark":
+            kernel.unmark(np.frombuffer(argument[: len(argument) // 8 * 8], np.int64).tolist())
             return b""
         case "forget":
             return kernel.forget(argument)
@@ -78,6 +81,10 @@ class Flow:
     def mark(self, devices: npt.NDArray[np.int64]) -> None:
         """Say which file systems are watched now."""
         self._ask(MARK, devices.tobytes())
+
+    def unmark(self, devices: npt.NDArray[np.int64]) -> None:
+        """Say which file systems are gone."""
+        self._ask(UNMARK, devices.tobytes())
 
     def finished(self) -> Iterator[Finished]:
         """What has ended by now.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kcap.model.batch import Batch, concat
 from kcap.model.naming import argument
 from kcap.readers.live.artifacts.companion_expected import Expected
-from kcap.readers.live.artifacts.companion_unwatched import DEV, INODE
+from kcap.readers.live.artifacts.companion_unwatched import DEV, INODE, MODE
 
 ROWS_MAX: Final = 1 << 18
 """Events of a kind that are remembered; the oldest are forgotten first."""
@@ -37,7 +37,7 @@ _CLOCKS_NS: Final = 1_000_000
 """How far the clocks of events and of readers are from each other at most."""
 _FIELDS: Final = (
     "origin", "ord", "ts", "pid", "tid", "uid", "process_name", "process_key", "exe",
-    "container_id", "cgroup_id", argument("pathname"), CTIME,
+    "container_id", "cgroup_id", argument("pathname"), argument("flags"), MODE, CTIME,
 )  # fmt: skip
 _ODD: Final = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 
@@ -149,6 +149,21 @@ class Table:
                 other = other or found
             tried += len(earlier)
         return other
+
+    def after(self, time_ns: int, number: int) -> Iterator[tuple[Batch, npt.NDArray[np.intp]]]:
+        """The events behind a time that have a first number.
+
+        Args:
+            time_ns: The time.
+            number: In the first column.
+
+        Yields:
+            Batches, and rows of each.
+        """
+        for part in self._parts:
+            rows = np.flatnonzero((part.numbers[0] == number) & (part.times > time_ns))
+            if len(rows):
+                yield part.batch, rows
 
     def nearest(self, time_ns: int, *numbers: int) -> tuple[int, dict[str, Any]] | None:
         """The event with these numbers that is nearest to a time.

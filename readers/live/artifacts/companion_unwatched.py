@@ -27,17 +27,36 @@ class Unwatched:
 
     def __init__(self) -> None:
         self._since_ns: dict[int, int] = {}
-        self._files: OrderedDict[tuple[int, int], float] = OrderedDict()
+        self._files: OrderedDict[tuple[int, int, str], float] = OrderedDict()
+        self._paths: dict[tuple[int, int], list[str]] = {}
+        """Of a device whose number is used again, one inode may be several files."""
+        self._came: OrderedDict[tuple[int, int], int] = OrderedDict()
+        """When: what was opened before that has come, whichever is heard of first."""
         self._missed = 0
 
-    def watch(self, device: int, time_ns: int) -> None:
+    def watch(self, device: int, time_ns: int, after_ns: int | None = None) -> int | None:
         """A file system is watched, or has no files that are kept.
 
         Args:
             device: Its number, as the kernel has it.
             time_ns: Since when.
+            after_ns: When another may have had its number; None where it is the one before.
+
+        Returns:
+            Since when its files were taken for those of the other; None where they were not.
         """
-        self._since_ns[device] = time_ns
+        before_ns = self._since_ns.get(device)
+        if before_ns is None or after_ns is not None:
+            self._since_ns[device] = time_ns
+        return None if before_ns is None or after_ns is None else max(before_ns, after_ns)
+
+    def gone(self, device: int) -> None:
+        """A file system is no more; the next may have its number.
+
+        Args:
+            device: Its number, as the kernel has it.
+        """
+        self._since_ns.pop(device, None)
 
     def rows(self, batch: Batch, opens: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Opens of regular files that nobody watched.
@@ -57,26 +76,40 @@ class Unwatched:
         kinds: npt.NDArray[np.int64] = batch.numpy(MODE, 0)[early] & 0o170000
         return early[np.flatnonzero(kinds == stat.S_IFREG)]
 
-    def add(self, device: int, inode: int) -> None:
+    def add(self, device: int, inode: int, path: str, time_ns: int) -> None:
         """Such a file was opened.
 
         Args:
             device: Its device.
             inode: Its inode.
+            path: Its path.
+            time_ns: When.
         """
-        self._files[device, inode] = time.monotonic()
+        if self._came.get((device, inode), -1) >= time_ns:
+            return
+        if (device, inode, path) not in self._files:
+            self._paths.setdefault((device, inode), []).append(path)
+        self._files[device, inode, path] = time.monotonic()
         if len(self._files) > FILES_MAX:
-            self._files.popitem(last=False)
-            self._missed += 1
+            self._miss()
 
-    def came(self, device: int, inode: int) -> None:
+    def came(self, device: int, inode: int, time_ns: int) -> None:
         """A file has come all the same.
 
         Args:
             device: Its device.
             inode: Its inode.
+            time_ns: When it was read.
         """
-        self._files.pop((device, inode), None)
+        paths = self._paths.get((device, inode))
+        if paths:  # it is on what has the number now
+            del self._files[device, inode, paths.pop()]
+            if not paths:
+                del self._paths[device, inode]
+        self._came[device, inode] = time_ns
+        self._came.move_to_end((device, inode))
+        if len(self._came) > FILES_MAX:
+            self._came.popitem(last=False)
 
     def missed(self, *, last: bool) -> int:
         """How many did not come, since the last time.
@@ -89,7 +122,15 @@ class Unwatched:
         """
         until_s = time.monotonic() - LATE_S
         while self._files and (last or next(iter(self._files.values())) < until_s):
-            self._files.popitem(last=False)
-            self._missed += 1
+            self._miss()
         missed, self._missed = self._missed, 0
         return missed
+
+    def _miss(self) -> None:
+        """Count the file that was opened first."""
+        (device, inode, path), _ = self._files.popitem(last=False)
+        self._missed += 1
+        paths = self._paths[device, inode]
+        paths.remove(path)
+        if not paths:
+            del self._paths[device, inode]

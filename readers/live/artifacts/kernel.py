@@ -6,6 +6,7 @@ is shared with the kernel: who reads them needs no rights. Counters are asked fo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -193,14 +194,15 @@ class ArtifactKernel(Running):
     def mark(self, devices: Iterable[int]) -> None:
         """Say which file systems are watched: what is executed there is no longer `UNWATCHED`.
 
+        Of more than there is room for the last stay so, which costs a look at each execution there:
+        who mounts without end must not end a recording.
+
         Args:
             devices: ``st_dev`` of each.
-
-        Raises:
-            KcapError: The kernel refused, for instance because they are more than 4,096.
         """
         for device in devices:
-            self._loaded.maps["marked"].set(kernel_device(device), 1)
+            with contextlib.suppress(KcapError):
+                self._loaded.maps["marked"].set(kernel_device(device), 1)
 
     def unmark(self, devices: Iterable[int]) -> None:
         """Say which are watched no more.

@@ -27,7 +27,8 @@ EVENT: Final = struct.Struct("=IBBHQii")
 """struct fanotify_event_metadata."""
 
 _CLOEXEC, _NONBLOCK, _UNLIMITED_QUEUE, _UNLIMITED_MARKS = 0x1, 0x2, 0x10, 0x20
-_ADD, _FLUSH, _FILESYSTEM = 0x1, 0x80, 0x100
+_ADD, _REMOVE, _FLUSH, _FILESYSTEM = 0x1, 0x2, 0x80, 0x100
+_MODIFY: Final = 0x2
 _IGNORE_SURVIVING: Final = 0x20 | 0x40
 _EVICTABLE: Final = 0x200
 _O_NOATIME: Final = 0o1000000
@@ -126,13 +127,16 @@ def ignore(group_: int, file: int, mask: int) -> None:
             return
 
 
-def mark(group_: int, mount: Mount, mask: int) -> None:
+def mark(group_: int, mount: Mount, mask: int) -> bool:
     """Hear of all files of a file system.
 
     Args:
         group_: Descriptor of the group.
         mount: The file system.
         mask: What is heard.
+
+    Returns:
+        Whether nothing was heard of it before.
 
     Raises:
         OSError: It is gone, or the kernel does not let us.
@@ -149,11 +153,15 @@ def mark(group_: int, mount: Mount, mask: int) -> None:
             if found != mount.dev:
                 raise OSError(errno.ESTALE, "something else is mounted above it")
         path = b"/proc/self/fd/%d" % place
+        # Nobody hears of changes: to end that does nothing to a mark, and fails where is none.
+        nothing = (_REMOVE | _FILESYSTEM, ctypes.c_uint64(_MODIFY), _AT_FDCWD, path)
+        fresh = _libc().fanotify_mark(group_, *nothing) < 0 and ctypes.get_errno() == errno.ENOENT
         flags = _ADD | _FILESYSTEM
         if _libc().fanotify_mark(group_, flags, ctypes.c_uint64(mask), _AT_FDCWD, path) < 0:
             raise OSError(ctypes.get_errno(), "fanotify_mark")
     finally:
         os.close(place)
+    return fresh
 
 
 def _below(root: int, path: bytes) -> int:

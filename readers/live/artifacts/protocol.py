@@ -24,7 +24,7 @@ RANGES_MAX: Final = 1024
 SPOOL_BYTES: Final = 256 << 20
 """Content that waits for the worker at most; beyond, only hashes go over."""
 
-ARTIFACT, HASHES, LOST, MARKED, HELD, DONE, NAMED = (bytes([c]) for c in b"AHLMODN")
+ARTIFACT, HASHES, LOST, MARKED, GONE, HELD, DONE, NAMED = (bytes([c]) for c in b"AHLMGODN")
 """The first byte of a message."""
 
 LOCAL, REMOTE, MOMENTS, MEMORY = range(4)
