@@ -197,6 +197,25 @@ def test_the_control(tmp_path: Path) -> None:
             by_tcpdump(path)
 
 
+@pytest.mark.parametrize("form", ["pcapng", "pcap"])
+def test_no_packets_at_all(form: str, tmp_path: Path) -> None:
+    """tcpdump and tshark read that, too, and nobody is told of packets; of frames that are no IP
+    packets alone as well."""
+    made, events = tmp_path / f"made.{form}", tmp_path / "events.jsonl"
+    events.write_text('{"eventName":"open","timestamp":1,"args":[]}\n')
+    (tmp_path / "arp.pcap").write_bytes(pcap([Packet(S, ARP)], link=1))
+    for name in ("events.jsonl", "arp.pcap"):
+        result = run("export", tmp_path / name, "-o", made, "--force")
+        assert result.exit_code == 0, result.stderr
+        assert ("0 events, " in result.stderr) == (name == "events.jsonl")
+        assert by_kcap(made) == by_tshark(made) == []
+        assert by_tcpdump(made) == []
+    folder = tmp_path / "folder"
+    options = ("--format", form, "--split", "single")
+    assert run("export", events, "-o", folder, *options).exit_code == 0
+    assert by_tcpdump(folder / f"pcap/single.{form}") == []
+
+
 def test_a_pipe_has_no_place_beside_it(tmp_path: Path) -> None:
     """To standard output go the IP packets, and what is left out is a loss."""
     source = tmp_path / "ethernet.pcap"

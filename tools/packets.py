@@ -45,6 +45,7 @@ def export(source: Source, form: str, options: Options) -> Summary:
             )
             summary = pipeline.run()
     others = summary.events_out - sink.packets
+    summary.events_out = sink.packets
     if others:
         logs.tell(f"kcap: {common.counted(others, 'event')} of other kinds than packets")
     return summary

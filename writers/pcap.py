@@ -55,6 +55,10 @@ class PcapBytes:
             [fixed(header), pieces(frames.data, frames.offsets, frames.captured.astype(np.int64))]
         )
 
+    def tail(self) -> bytes:
+        """What stands behind the last packet."""
+        return b""
+
 
 def timed(frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which frames have a time that a classic capture can hold.

@@ -73,6 +73,9 @@ class Contents(Protocol):
             Their bytes.
         """
 
+    def tail(self) -> bytes:
+        """What stands behind the last packet."""
+
 
 class PacketFile(PacketSink):
     """A sink that writes one capture, with frames of link type RAW: IP packets.
@@ -146,6 +149,8 @@ class PacketFile(PacketSink):
         untimed, self._untimed = self._untimed, 0
         if untimed:
             self.losses.append(Loss("cut", untimed, self.UNTIMED))
+        for stream, contents in self._files.values():
+            stream.write(contents.tail())
         cut = sum(contents.cut for _, contents in self._files.values())
         self._files.clear()
         if cut:

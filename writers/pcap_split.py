@@ -169,6 +169,7 @@ class PacketFolder(PacketSink):
         while self._held:
             self._release()
         for file in self._files.values():
+            file.parts.append(file.contents.tail())
             self._flush(file)
         if self._untimed:
             self.losses.append(Loss("cut", self._untimed, UNTIMED))
@@ -257,7 +258,7 @@ class PacketFolder(PacketSink):
         return file
 
     def _flush(self, file: _File) -> None:
-        if file.parts:
+        if any(file.parts):
             with (self._append if file.made else self._create)(file.path) as stream:
                 stream.write(b"".join(file.parts))
             file.parts, file.made = [], True

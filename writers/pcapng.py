@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import kcap
 from kcap.packets.comments import comment
 from kcap.packets.decode import pieces
-from kcap.packets.frames import I64, NONE, Direction, Frames, Owner
+from kcap.packets.frames import I64, NONE, Direction, Frames, LinkType, Owner
 from kcap.writers.pcap import fixed, joined
 from kcap.writers.pcap_sink import PacketFile
 
@@ -106,6 +106,10 @@ class PcapngBytes:
             parts.append(self._blocks(frames.take(part), number[part], elsewhere[part]))
         return b"".join(parts)
 
+    def tail(self) -> bytes:
+        """What stands behind the last packet; without any an interface: libpcap wants one."""
+        return b"" if self._interfaces else _described(LinkType.RAW, b"")
+
     def _blocks(self, frames: Frames, number: I64, elsewhere: I64) -> bytes:
         """The blocks of packets of interfaces that are known."""
         count = len(frames)
@@ -149,9 +153,7 @@ class PcapngBytes:
                 name = _named(frames, int(which[place])).encode()[:_NAME_BYTES]
                 read = name.rstrip(b"\0").decode("utf-8", "backslashreplace")
                 self._interfaces[kind] = len(self._interfaces), read
-                said = (option(2, name) if name else b"") + option(9, bytes([_NS]))
-                body = struct.pack("<HHI", kind, 0, 0) + said + option(0, b"")
-                described[place] = block(_INTERFACE, body)
+                described[place] = _described(kind, name)
             mine = frames.link_type == kind
             numbers[mine], read = self._interfaces[kind]
             alike = np.array([name == read for name in (*frames.interfaces, "")], np.bool_)[which]
@@ -191,6 +193,12 @@ class PcapngBytes:
         entries = pa.array(told, pa.binary())
         indices = pa.array(codes.reshape(-1).astype(np.int32))
         return pa.DictionaryArray.from_arrays(indices, entries, safe=False)
+
+
+def _described(link_type: int, name: bytes) -> bytes:
+    """The block of an interface."""
+    said = (option(2, name) if name else b"") + option(9, bytes([_NS])) + option(0, b"")
+    return block(_INTERFACE, struct.pack("<HHI", link_type, 0, 0) + said)
 
 
 def _named(frames: Frames, place: int) -> str:
