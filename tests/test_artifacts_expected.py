@@ -116,7 +116,7 @@ def test_what_was_opened_before_anybody_watched() -> None:
     )  # fmt: skip
     made = Expected(WRITES)
     made.add(batch, none, rows)
-    made.came(HOST, 2, 99, "write")
+    made.unwatched.came(HOST, 2, "/h/b", 99)
     assert made.unwatched.missed(last=False) == 0, "it may still come"
     assert made.unwatched.missed(last=True) == 1
     assert made.unwatched.missed(last=True) == 0
@@ -124,7 +124,7 @@ def test_what_was_opened_before_anybody_watched() -> None:
     made.unwatched.watch(HOST, 15)
     made.add(batch, none, rows)
     assert made.unwatched.missed(last=True) == 1, "the one before"
-    made.unwatched.gone(HOST)
+    assert made.unwatched.gone(HOST, 99) == 99
     made.unwatched.watch(HOST, 5)
     made.add(batch, none, rows)
     assert made.unwatched.missed(last=True) == 0
@@ -143,10 +143,11 @@ def test_a_device_that_has_the_number_of_one_before() -> None:
         made = Expected(WRITES)
         assert made.unwatched.watch(HOST, 5) is None
         if gone:
-            made.unwatched.gone(HOST)
+            assert made.unwatched.gone(HOST, 2) == 5
         made.add(batch, none, np.arange(1, 3))
-        made.came(HOST, 3, 35, "write")
-        made.came(HOST, 2, 35, "exec")
+        made.unwatched.came(HOST, 3, "/h/b", 35)
+        made.unwatched.came(HOST, 2, "/h/of-the-next", 35)
+        made.came(HOST, 2, 35)
         assert made.unwatched.watch(HOST, 40, 15) == (None if gone else 15)
         if not gone:
             assert made.unwatched.missed(last=True) == 0, "who had looked at what it is?"

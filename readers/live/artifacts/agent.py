@@ -122,7 +122,7 @@ class Marker:
         # Who mounts without end gets no more than a part of our time.
         if begun_s - self._looked_s < (pause_s if self._asked else max(pause_s, _MOUNTS_S)):
             return
-        now, self._asked = self._asked, False
+        self._asked = False
         refused: dict[int, tuple[marks.Mount, OSError]] = {}
         here, done = set[int](), set[int]()
         for mount in self._namespaces.mounts():
@@ -135,8 +135,6 @@ class Marker:
             if mount.remote != self._remote or mount.dev in self._told or mount.dev in done:
                 continue
             # A number is used again by the next file system, so what is marked is marked again.
-            if mount.dev in self._marked and not now:
-                continue
             work = {"kind": "mark", "dev": mount.dev, "path": mount.point.decode("latin-1")}
             self._shared.at(self._role, WORKING, {**work, "file_system": mount.kind})
             try:
@@ -149,9 +147,11 @@ class Marker:
                 if fresh or mount.dev not in self._marked:
                     self._watched(mount.dev, self._role, fresh=fresh)
                 self._marked[mount.dev] = time.time_ns()
+        # What can't be reached any more may be another one than that which was marked.
+        here -= {dev for dev, (_, error) in refused.items() if error.errno in _HIDDEN}
         for dev in sorted((self._marked.keys() | self._special) - here):
-            self._marked.pop(dev, None)  # a device that comes again is another one
-            self._sender.send(protocol.pack(protocol.GONE, {"dev": dev}))
+            gone = {"dev": dev, "after_ns": self._marked.pop(dev, 0)}
+            self._sender.send(protocol.pack(protocol.GONE, gone))
         self._told &= here
         self._special &= here
         for dev, (mount, error) in refused.items():

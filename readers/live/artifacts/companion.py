@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from kcap.errors import KcapError
+from kcap.model import text
 from kcap.model.artifact import Parts
 from kcap.model.batch import Batch
 from kcap.model.side import Heartbeat, Side, SourceInfo
@@ -166,8 +167,8 @@ class ArtifactsCompanion:
 
     @property
     def pids(self) -> Collection[int]:
-        """The supervisor and the readers."""
-        return self._shared.pids | {self._supervisor}
+        """The supervisor and the readers, stuck ones last."""
+        return (self._supervisor, *self._shared.pids)
 
     @property
     def wakes(self) -> Sequence[int]:
@@ -206,9 +207,11 @@ class ArtifactsCompanion:
 
     def own(self, pids: Sequence[int]) -> None:
         """See `Companion`."""
-        self._shared.tell_own(sorted({*pids, *self.pids}))
+        # There is room for some: those who only hang, which stand last, may be too many.
+        everybody = list(dict.fromkeys([*pids, *self.pids]))
+        self._shared.tell_own(everybody)
         if self._kernel is not None:
-            self._kernel.own(sorted({*pids, *self.pids}))
+            self._kernel.own(everybody)
 
     def begin(self) -> None:
         """See `Companion`."""
@@ -320,7 +323,11 @@ class ArtifactsCompanion:
                 about = protocol.unpack(message)
                 if "inode" in about:
                     dev = kernel_device(about["dev"])
-                    self._expected.came(dev, about["inode"], about.get("time_ns", 0), about["kind"])
+                    file = dev, about["inode"]
+                    self._expected.came(*file, about.get("time_ns", 0))
+                    if about["kind"] in {"write", "read"} and "path" in about:
+                        path = text.clean(about["path"].encode("latin-1"))[0]
+                        self._expected.unwatched.came(*file, path, about.get("time_ns", 0))
                 content = Spooled(memory, about.pop("ranges"), about.pop("reasons"), self._shared)
                 taken += content.nbytes
                 count += 1
@@ -330,11 +337,12 @@ class ArtifactsCompanion:
             elif kind == protocol.MARKED:
                 self._watch(protocol.unpack(message))
             elif kind == protocol.GONE:
-                gone = int(protocol.unpack(message)["dev"])
-                self._expected.unwatched.gone(gone)
-                if gone in self._marked:
-                    self._marked.remove(gone)
-                    self._untold[gone] = False
+                gone = protocol.unpack(message)
+                dev = int(gone["dev"])
+                self._again(dev, self._expected.unwatched.gone(dev, int(gone["after_ns"])))
+                if dev in self._marked:
+                    self._marked.remove(dev)
+                    self._untold[dev] = False
             elif kind == protocol.HELD:
                 held = self._expected.held(int(protocol.unpack(message)["time_ns"]))
                 if held is not None:
@@ -358,15 +366,19 @@ class ArtifactsCompanion:
     def _watch(self, marked: dict[str, Any]) -> None:
         """A file system is watched."""
         dev = int(marked["dev"])
-        since_ns = self._expected.unwatched.watch(dev, marked["time_ns"], marked.get("after_ns"))
-        if since_ns is not None:
-            for batch, rows in self._rows.any_opens.after(since_ns, dev):
-                self._expected.unwatched_too(batch, rows)
+        unwatched = self._expected.unwatched
+        self._again(dev, unwatched.watch(dev, marked["time_ns"], marked.get("after_ns")))
         if marked["role"] is not None:
             self._marked.add(dev)
             self._untold[dev] = True
         if marked["role"] == protocol.REMOTE:
             self._expected.watch(dev)
+
+    def _again(self, dev: int, after_ns: int | None) -> None:
+        """Look again at what was opened there: it may be another file system than it seemed."""
+        if after_ns is not None:
+            for batch, rows in self._rows.any_opens.after(after_ns, dev):
+                self._expected.unwatched_too(batch, rows)
 
     def _mark(self) -> None:
         """Tell the kernel's program what is watched now, and what is not any more."""
@@ -409,12 +421,8 @@ class ArtifactsCompanion:
     def _hashed(self, batch: Batch, found: Executions) -> Batch:
         """A batch with its hashes; those that did not come are counted."""
         found.look(self._hashes, self._watched_ns)
-        before, since = found.without(self._watched_ns)
-        if before:
-            self._sides.lost("executed before files were watched: no hash", before, kind="blind")
-        if since:
-            self._sides.lost("executed files whose hash is not known", since)
-        return found.told(batch)
+        lost = found.lost(batch, self._sides.source, self._watched_ns)
+        return found.told(batch).with_before((*batch.before, *lost))
 
     def _given(self, *, last: bool) -> Iterator[Batch]:
         """Artifacts whose event is known, or does not come any more; and what was lost."""

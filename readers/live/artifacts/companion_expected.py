@@ -78,17 +78,14 @@ class Expected:
         while len(self._files) > FILES_MAX:
             self._files.popitem(last=False)
 
-    def came(self, device: int, inode: int, time_ns: int, kind: str = "exec") -> None:
+    def came(self, device: int, inode: int, time_ns: int) -> None:
         """A file has come, or its hash.
 
         Args:
             device: Its device, as the kernel has it.
             inode: Its inode.
             time_ns: When it was read.
-            kind: Of the artifact; that a file was executed does not say what was written.
         """
-        if kind != "exec":
-            self.unwatched.came(device, inode, time_ns)
         if device not in self._devices:
             return
         row = self._files.get((device, inode))

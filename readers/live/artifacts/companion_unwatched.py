@@ -28,9 +28,8 @@ class Unwatched:
     def __init__(self) -> None:
         self._since_ns: dict[int, int] = {}
         self._files: OrderedDict[tuple[int, int, str], float] = OrderedDict()
-        self._paths: dict[tuple[int, int], list[str]] = {}
-        """Of a device whose number is used again, one inode may be several files."""
-        self._came: OrderedDict[tuple[int, int], int] = OrderedDict()
+        """With the path: where a device has the number of one before, its inodes have, too."""
+        self._came: OrderedDict[tuple[int, int, str], int] = OrderedDict()
         """When: what was opened before that has come, whichever is heard of first."""
         self._missed = 0
 
@@ -50,13 +49,18 @@ class Unwatched:
             self._since_ns[device] = time_ns
         return None if before_ns is None or after_ns is None else max(before_ns, after_ns)
 
-    def gone(self, device: int) -> None:
-        """A file system is no more; the next may have its number.
+    def gone(self, device: int, after_ns: int) -> int | None:
+        """A file system is no more; the next may have its number, or have had it by now.
 
         Args:
             device: Its number, as the kernel has it.
+            after_ns: When it was still there.
+
+        Returns:
+            See `watch`.
         """
-        self._since_ns.pop(device, None)
+        before_ns = self._since_ns.pop(device, None)
+        return None if before_ns is None else max(before_ns, after_ns)
 
     def rows(self, batch: Batch, opens: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Opens of regular files that nobody watched.
@@ -85,29 +89,25 @@ class Unwatched:
             path: Its path.
             time_ns: When.
         """
-        if self._came.get((device, inode), -1) >= time_ns:
+        if self._came.get((device, inode, path), -1) >= time_ns:
             return
-        if (device, inode, path) not in self._files:
-            self._paths.setdefault((device, inode), []).append(path)
         self._files[device, inode, path] = time.monotonic()
         if len(self._files) > FILES_MAX:
-            self._miss()
+            self._files.popitem(last=False)
+            self._missed += 1
 
-    def came(self, device: int, inode: int, time_ns: int) -> None:
+    def came(self, device: int, inode: int, path: str, time_ns: int) -> None:
         """A file has come all the same.
 
         Args:
             device: Its device.
             inode: Its inode.
+            path: Its path; one that was renamed meanwhile is taken for another.
             time_ns: When it was read.
         """
-        paths = self._paths.get((device, inode))
-        if paths:  # it is on what has the number now
-            del self._files[device, inode, paths.pop()]
-            if not paths:
-                del self._paths[device, inode]
-        self._came[device, inode] = time_ns
-        self._came.move_to_end((device, inode))
+        self._files.pop((device, inode, path), None)
+        self._came[device, inode, path] = time_ns
+        self._came.move_to_end((device, inode, path))
         if len(self._came) > FILES_MAX:
             self._came.popitem(last=False)
 
@@ -122,15 +122,7 @@ class Unwatched:
         """
         until_s = time.monotonic() - LATE_S
         while self._files and (last or next(iter(self._files.values())) < until_s):
-            self._miss()
+            self._files.popitem(last=False)
+            self._missed += 1
         missed, self._missed = self._missed, 0
         return missed
-
-    def _miss(self) -> None:
-        """Count the file that was opened first."""
-        (device, inode, path), _ = self._files.popitem(last=False)
-        self._missed += 1
-        paths = self._paths[device, inode]
-        paths.remove(path)
-        if not paths:
-            del self._paths[device, inode]
