@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kcap.model.artifact import Artifact, Gap
+from kcap.model.batch import Batch
 from kcap.model.side import Loss
 from kcap.readers.live.accompanied import Accompanied
 from kcap.readers.live.artifacts.companion import ArtifactsCompanion
@@ -87,7 +88,12 @@ def _content(artifact: Artifact, most: int) -> bytes:
 
 
 def record(
-    wanted: Wanted, work: Callable[[], object], *, left_out: Sequence[str] = (), most: int = 1 << 27
+    wanted: Wanted,
+    work: Callable[[], object],
+    *,
+    left_out: Sequence[str] = (),
+    most: int = 1 << 27,
+    see: Callable[[Batch], object] | None = None,
 ) -> Recorded:
     """Record while something happens.
 
@@ -96,6 +102,7 @@ def record(
         work: Called in a thread when the recording has begun; other processes must do what counts.
         left_out: Paths of the recorder's.
         most: Content that is read of an artifact here.
+        see: Is shown each batch.
 
     Returns:
         What came of it.
@@ -128,14 +135,16 @@ def record(
         for count, batch in enumerate(source.batches()):
             if count == _BEGUN:
                 begun.set()
+            if see is not None:
+                see(batch)
+            rows: list[dict[str, Any]] = batch.select(_FIELDS).to_pylist()
+            events.update({(row["origin"], row["ord"]): row for row in rows})
             for side in batch.before:
                 if isinstance(side, Artifact):
                     assert side.origin is None or (side.origin, side.ord) in events, "not earlier"
                     artifacts.append(Kept(side, _content(side, most)))
                 elif isinstance(side, Loss):
                     losses.append(side)
-            rows: list[dict[str, Any]] = batch.select(_FIELDS).to_pylist()
-            events.update({(row["origin"], row["ord"]): row for row in rows})
     finally:
         begun.set()
         thread.join()

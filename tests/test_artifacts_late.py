@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from kcap.model.artifact import Artifact, Parts
-from kcap.model.batch import Batch
+from kcap.model.batch import Batch, Column
+from kcap.model.classes import TypeClass
+from kcap.model.tracee_names import user_device
 from kcap.readers.live.artifacts import companion_held, companion_sides, spool
 from kcap.readers.live.artifacts.companion_expected import Expected
-from kcap.readers.live.artifacts.companion_hashes import Executions
+from kcap.readers.live.artifacts.companion_hashes import Executions, Hashes
 from kcap.readers.live.artifacts.companion_held import Held
-from kcap.readers.live.artifacts.companion_rows import Rows
+from kcap.readers.live.artifacts.companion_rows import CTIME, Rows
 from kcap.readers.live.artifacts.companion_sides import PENDING_MAX, Pending, Sides
-from kcap.readers.live.artifacts.protocol import Shared, pair
+from kcap.readers.live.artifacts.companion_unwatched import DEV, INODE
+from kcap.readers.live.artifacts.protocol import HASHED, NO_HASH, HashNote, Shared, pair
 from kcap.readers.live.artifacts.wanted import Wanted
 
 
@@ -63,6 +68,85 @@ def test_what_was_written_to_since_is_not_what_was_executed(
     made.add(each)
     (given,) = made.ready(last=False)
     assert cast("Artifact", given).details.get("changed") is changed
+
+
+FILE: Final = (8 << 20 | 1, 77)
+
+
+def executions(*pids: int) -> Batch:
+    """Executions of one file, a millisecond apart."""
+    count = len(pids)
+    told = {
+        "ts": [10**6 * number for number in range(count)],
+        "ord": list(range(count)),
+        "pid": list(pids),
+        DEV: [FILE[0]] * count,
+        INODE: [FILE[1]] * count,
+        CTIME: [5] * count,
+    }
+    columns = {n: Column(TypeClass.I64, pa.array(v, pa.int64())) for n, v in told.items()}
+    names = pa.array(["sched_process_exec"] * count, pa.utf8()).dictionary_encode()
+    return Batch(count, {**columns, "event": Column(TypeClass.STR, names)})
+
+
+def known(batch: Batch, sha256: str | None) -> Executions:
+    """What was executed in a batch, and its hash."""
+    found = Executions(batch, np.arange(batch.rows))
+    hashes = Hashes()
+    digest = bytes(32) if sha256 is None else bytes.fromhex(sha256)
+    how = NO_HASH if sha256 is None else HASHED
+    hashes.add([HashNote(pid, how, *FILE, 5, 4, digest) for pid, *_ in found.files], set())
+    assert not found.look(hashes, 0)
+    return found
+
+
+def executed(pid: int, sha256: str | None, inode: int = FILE[1]) -> Pending:
+    """What was executed."""
+    about = {"kind": "exec", "pid": pid, "time_ns": 500, "dev": user_device(FILE[0])}
+    return Pending(about | {"inode": inode, "path": "/a", "sha256": sha256}, Parts((b"x",)))
+
+
+@pytest.mark.parametrize("sha256", ["ab" * 32, None])
+def test_what_was_executed_is_given_with_its_execution(sha256: str | None) -> None:
+    """And once; what others executed or wrote waits for theirs."""
+    made, batch = sides(), executions(7)
+    for each in (executed(8, "cd" * 32, 99), pending(FILE[1]), executed(7, sha256)):
+        made.add(each)
+    found = known(batch, sha256)
+    assert made.executed(found) == [], "its event is not there yet"
+    made._rows.add(batch)
+    (given,) = made.executed(found)
+    assert (cast("Artifact", given).ord, cast("Artifact", given).details["role"]) == (
+        0,
+        "executable",
+    )
+    assert made.executed(found) == []
+    assert len(made._pending) == 2
+
+
+def test_what_two_executed_at_once_is_that_of_the_first() -> None:
+    """The execution by whom a reader names may come in a later batch than the other one."""
+    made, batch = sides(), executions(8)
+    made._rows.add(batch)
+    made.add(executed(7, "ab" * 32))
+    assert made.executed(known(batch, "cd" * 32)) == [], "the control: of another content"
+    (given,) = made.executed(known(batch, "ab" * 32))
+    assert (cast("Artifact", given).ord, cast("Artifact", given).details["pid"]) == (0, 8)
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+def test_a_program_is_no_loader_of_the_one_before(*, awaited: bool) -> None:
+    """Who starts one through another: the second's execution may be in a batch that waits."""
+    made, batch = sides(), executions(7)
+    made._rows.add(batch)
+    made.awaited = lambda pid, dev, inode: awaited and (pid, dev, inode) == (7, FILE[0], 99)
+    made.add(executed(7, "cd" * 32, 99))
+    assert len(made.executed(known(batch, "ab" * 32))) == int(not awaited)
+    assert len(made._pending) == int(awaited)
+    held = Held(lambda _: False)
+    held.add(batch, known(batch, None))
+    assert held.holds(7, *FILE)
+    assert not held.holds(7, FILE[0], 99)
 
 
 def test_many_take_their_share_of_time() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -201,6 +202,35 @@ def test_artifacts_of_a_recorder_answer_from_then_on() -> None:
     later = stage.process(second)
     assert later.array("ord").to_pylist() == [3, 6, 7]
     assert [type(side) for side in later.before] == [Artifact]
+
+
+@pytest.mark.parametrize(("late", "ords"), [(0, [2, 3, 6, 7]), (1, [3, 6, 7])])
+def test_alerts_are_those_of_the_recording(late: int, ords: list[int]) -> None:
+    """An artifact that stands beside its event answers there; given behind it, it does not."""
+    rule = plain("R", EVIL)
+    whole = batch(EVENTS)
+    pieces = [whole.slice(0, 2), whole.slice(2, 3), whole.slice(3, 9)]
+    pieces[1 + late] = pieces[1 + late].with_before([live(BLACKWATER, 2)])
+    at_once = [one for _, one in raised(Detections([rule], binaries=True), pieces)]
+    again = Detections([rule], binaries=True)
+    again.bind([opened(capture(EVENTS, [Blob(BLACKWATER, "/tmp/evil.exe", 2)]))])
+    later = [one for _, one in raised(again, [whole])]
+    assert [one["causes"][0][1] for one in at_once] == ords
+    assert (at_once == [one for one in later if one["causes"][0][1]]) is not bool(late)
+
+
+def test_a_loader_is_not_the_program() -> None:
+    """Of a program that was taken before, its loader alone may be taken at an execution."""
+    loader = replace(live(PLAIN, 0, "/lib/ld.so"), details={"role": "interpreter"})
+    program = replace(live(BLACKWATER, 5), details={"role": "executable"})
+    for sides, expected in (([loader, program], [0]), ([loader], [])):
+        where = Filter.of(f"evt.name = 'sched_process_exec' and {EVIL} and ps.exe = '/tmp/by-hash'")
+        where.inspect(binaries=True)
+        found = Matching(where).process(batch(EVENTS).with_before(sides))
+        assert (found.array("ord").to_pylist() if found.rows else []) == expected
+    where = Filter.of("pe.company = 'Honest Inc' and ps.exe = '/tmp/by-hash'")
+    where.inspect(binaries=True)
+    assert Matching(where).process(batch(EVENTS).with_before([loader])).rows == 1, "if it is all"
 
 
 def test_what_a_recorder_gives_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,9 @@ COLUMNS: Final = frozenset(_FACTS) | ASKED
 
 _EXE_SHA256: Final = naming.argument("exe_sha256")
 _MINIDUMP: Final = b"MDMP"
+_LOADER: Final = "interpreter"
+"""The role of what the kernel ran to start a program: its loader, and what runs foreign ones."""
+
 _READERS: Final = {"pe": (pe.sniff, pe.facts), "elf": (elf.sniff, elf.facts)}
 
 
@@ -186,16 +189,19 @@ class Inspector:
             return numbers[entry.key]
 
         places = list(_origins(batch))
+        mine: list[tuple[int, list[Entry]]] = []
         ords = batch.numpy("ord", I64_MIN)
         for origin, rows in places:
             own = self.library.events(origin)
             if not own:
                 continue
             known = np.fromiter(own, np.int64, len(own))
-            for row in rows[np.isin(ords[rows], known)].tolist():
-                each = [number(entry) for entry in own[int(ords[row])]]
-                codes[row] = next((code for code in each if code >= 0), -1)
+            with_own = rows[np.isin(ords[rows], known)].tolist()
+            mine += [(row, own[int(ords[row])]) for row in with_own]
+        _by_event(mine, codes, number, loaders=False)
         self._by_hash(batch, codes, number)
+        # Of a program that was taken before the loader alone may be taken at its execution.
+        _by_event(mine, codes, number, loaders=True)
         for origin, rows in places:
             self._by_path(batch, origin, rows, ords, codes, number)
         return facts, codes
@@ -375,6 +381,22 @@ def scanner(text: str) -> Scanner:
             made: Scanner = one.contents.scanner
             return made
     raise KcapError("there is no YARA rule in it", file="yara()", expected="'rule x { ... }'")
+
+
+def _by_event(
+    mine: Iterable[tuple[int, Sequence[Entry]]],
+    codes: Codes,
+    number: Callable[[Entry], int],
+    *,
+    loaders: bool,
+) -> None:
+    """Let rows that have nothing yet have the first of their own artifacts that says something."""
+    for row, entries in mine:
+        for entry in entries if codes[row] < 0 else ():
+            if (entry.details.get("role") == _LOADER) is loaders:
+                codes[row] = number(entry)
+                if codes[row] >= 0:
+                    break
 
 
 def _origins(batch: Batch) -> Iterable[tuple[str, npt.NDArray[np.int64]]]:

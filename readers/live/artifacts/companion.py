@@ -124,6 +124,7 @@ class ArtifactsCompanion:
         self._rows = Rows(reads=wanted.read is not None, expected=self._expected)
         self._hashes = Hashes()
         self._sides = Sides(wanted, self._shared, self._rows, scoped=_scoped(setup))
+        self._sides.awaited = self._held_back.holds
         self._marked: set[int] = set()
         self._untold: dict[int, bool] = {}
         """Whether these devices are watched; the kernel is not told yet."""
@@ -416,7 +417,11 @@ class ArtifactsCompanion:
                 # The recorder has come round: what was before the last time has come with this.
                 self._sides.heard_ns, self._round_ns = self._round_ns, came_ns - BEHIND_NS
             self._rows.add(batch)
-            yield batch if found is None else self._hashed(batch, found)
+            if found is not None:
+                batch = self._hashed(batch, found)
+                # Filters ask for what was executed at the execution, as they will in a replay.
+                batch = batch.with_before((*batch.before, *self._sides.executed(found)))
+            yield batch
 
     def _hashed(self, batch: Batch, found: Executions) -> Batch:
         """A batch with its hashes; those that did not come are counted."""

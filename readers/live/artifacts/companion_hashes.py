@@ -124,6 +124,8 @@ class Executions:
         fields = ("pid", DEV, INODE, CTIME)
         columns = [batch.numpy(name, -1)[rows].tolist() for name in fields]
         self._keys = list(zip(*columns, strict=True))
+        self.files = frozenset(key[:3] for key in self._keys)
+        """Process, device and inode of each."""
         self._rows = rows
         self._times: list[int] = batch.numpy("ts", 0)[rows].tolist()
         self._found: list[tuple[bool, str | None]] = [(False, None)] * len(self._keys)
@@ -152,6 +154,12 @@ class Executions:
         return {
             key[1] for key, (known, _) in zip(self._keys, self._found, strict=True) if not known
         }
+
+    @property
+    def contents(self) -> dict[tuple[int, int, str], int]:
+        """By device, inode and hash of what was executed a process that did."""
+        found = zip(self._keys, self._found, strict=True)
+        return {(*key[1:3], told): key[0] for key, (_, told) in found if told is not None}
 
     def without(self, since_ns: int) -> tuple[int, int]:
         """How many have no hash.

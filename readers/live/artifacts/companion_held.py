@@ -62,6 +62,20 @@ class Held:
         late = time.monotonic() - first.since_s > HOLD_S or self._rows > HOLD_ROWS
         return first.found is None or self._known(first.found) or late
 
+    def holds(self, pid: int, dev: int, inode: int) -> bool:
+        """Whether the execution of a file is in one of them.
+
+        Args:
+            pid: The process.
+            dev: The device, as the kernel has it.
+            inode: The inode.
+
+        Returns:
+            True where it is.
+        """
+        file = (pid, dev, inode)
+        return any(each.found is not None and file in each.found.files for each in self._waiting)
+
     def pop(self) -> Waiting:
         """Give the first of them, of which there is one."""
         first = self._waiting.popleft()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ from kcap.readers.live.artifacts.wanted import REGULAR, Wanted
 from kcap.readers.live.host import Clocks
 
 if TYPE_CHECKING:
+    from kcap.readers.live.artifacts.companion_hashes import Executions
     from kcap.readers.live.artifacts.streams import Finished
 
 NEAR_NS: Final = 100_000_000
@@ -89,6 +90,8 @@ class Sides:
         """Id of the source, once that has said it."""
         self.heard_ns = 0
         """Events were heard of up to this time."""
+        self.awaited: Callable[[int, int, int], bool] = lambda *_: False
+        """Whether the execution of a file by a process is known, and is still to be given."""
         self._caps = wanted.caps
         self._shared = shared
         self._rows = rows
@@ -186,6 +189,41 @@ class Sides:
         losses, self._losses = self._losses, {}
         yield from losses.values()
 
+    def executed(self, found: Executions) -> list[Side]:
+        """Artifacts of executions that are given next: to be given with these, not behind them.
+
+        A hash comes behind the content that it is of, so what is executed with a hash is here.
+
+        Args:
+            found: The executions; their events are among those that artifacts may belong to.
+
+        Returns:
+            Each once.
+        """
+        pids = {pid for pid, _, _ in found.files}
+        contents = found.contents
+        sides: list[Side] = []
+        waiting = []
+        for each in self._pending:
+            about = each.about
+            of = contents.get(_content(about)) if about["kind"] == "exec" else None
+            if of is None and not (about["kind"] == "exec" and about.get("pid") in pids):
+                waiting.append(each)
+                continue
+            row, sure, role = self._event(about)
+            if not sure and of is not None:
+                # Two processes have executed it at once, and its reader named the later one.
+                about["pid"] = of
+                row, sure, role = self._event(about)
+            if not sure:
+                waiting.append(each)
+            elif self._in_scope(each, row):
+                sides.append(self._made(each, row, role))
+            else:
+                self.left_out += 1
+        self._pending = waiting
+        return sides
+
     def _is_late(self, each: Pending) -> bool:
         """Whether its event should have come."""
         waited_s = time.monotonic() - each.since_s
@@ -221,7 +259,8 @@ class Sides:
             role = "script" if about.get("script") else "interpreter"
             if near is None:
                 return None, False, role
-            return near[1], near[0] < NEAR_NS, role
+            # Who starts one program through another has both within a moment.
+            return near[1], near[0] < NEAR_NS and not self.awaited(pid, *file), role
         path: str | None = None
         if "path" in about:
             path = text.clean(str(about["path"]).encode("latin-1"))[0]
@@ -317,6 +356,12 @@ class Sides:
             return each.content, truncated
         self.lost(f"artifacts: {why}", kind="cut")
         return Parts((Gap(size + sum(gap.length for gap in gaps), why),)), None
+
+
+def _content(about: dict[str, Any]) -> tuple[int, int, str]:
+    """What was executed, as `Executions.contents` has it."""
+    file = kernel_device(about.get("dev", 0)), about.get("inode", -1)
+    return *file, about.get("sha256") or ""
 
 
 def _gaps(content: Content) -> list[Gap]:
