@@ -46,7 +46,6 @@ class PacketSource(ABC):
         self._file = file
         self._lenient = lenient
         self._window = Window(stream, file)
-        self._ids = PacketIds()
         self._ord = 0
         self.losses: list[Loss] = []
         """What has to be said before the next batch."""
@@ -96,6 +95,7 @@ class PacketSource(ABC):
         """
         failure: KcapError | None = None
         source = self.info.sources[0]
+        self._ids = PacketIds((source.origin or "").encode())
         yield EMPTY.with_before([source])
         try:
             for frames in self._frames():

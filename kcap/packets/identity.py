@@ -6,12 +6,17 @@ equal content pair: the n-th that goes out with the n-th that comes in. The id c
 content and the time of the first of them, and from nothing else; so the same frames get the same
 ids whatever file or recorder they come from, and however they are cut into batches.
 
+Who makes packets knows how their content becomes a number, and can make two of the same one. So
+that nobody hides a packet behind another, sightings pair only where a second number is equal, too,
+into which goes a key that was not known to whoever made them; for true pairs any key does.
+
 What a device splits on its way is one packet, too: its parts have the id of the whole
 (`kcap.packets.segments`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -61,6 +66,9 @@ class _Waiting(NamedTuple):
 class PacketIds:
     """Gives sightings their packet's id, batch after batch of one stream.
 
+    Args:
+        key: What makers of packets can't know: random in a recorder, the origin of a file.
+
     Example:
         >>> from kcap.packets.headers import parse
         >>> frame = bytes.fromhex("450000140000000040010000") + bytes(8)
@@ -70,7 +78,9 @@ class PacketIds:
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes = b"") -> None:
+        digest = hashlib.sha256(key).digest()
+        self._key = np.frombuffer(digest[:_WORD], "<u8").astype(np.uint64)
         self._count = 0
         """Sightings so far."""
         none = np.zeros(0, np.int64)
@@ -91,7 +101,7 @@ class PacketIds:
         Returns:
             A positive number each; that of the source where it gave one.
         """
-        content = contents(frames, headers)
+        content, check = contents(frames, headers, self._key)
         keys = _mixed(content ^ _mixed(frames.ts_ns.astype(np.uint64)))
         repeats = self._repeated(keys)
         ids = (_mixed(keys + repeats.astype(np.uint64)) & _POSITIVE).astype(np.int64)
@@ -102,7 +112,7 @@ class PacketIds:
         if frames.direction is not None:
             directed = own & (frames.direction != Direction.UNKNOWN)
             directed[self._segments.parts(frames, headers, directed)] = False
-            self._pair(content, frames.direction, ids, directed)
+            self._pair(content ^ _mixed(check), frames.direction, ids, directed)
             self._segments.settle(ids)
         self._count += len(frames)
         return ids
@@ -170,31 +180,35 @@ def _pairs(content: U64, direction: npt.NDArray[np.uint8]) -> tuple[I64, I64]:
     return pairs.min(axis=0), pairs.max(axis=0)
 
 
-def contents(frames: Frames, headers: Headers) -> U64:
-    """A hash of what each frame holds from layer 3 on, without what pads it.
+def contents(frames: Frames, headers: Headers, key: U64) -> tuple[U64, U64]:
+    """Hashes of what each frame holds from layer 3 on, without what pads it.
 
     Args:
         frames: The frames.
         headers: Their headers.
+        key: One number, of the second hash.
 
     Returns:
-        Numbers of 64 bits; how long the packet was counts too.
+        Numbers of 64 bits; how long the packet was counts too. And numbers that are equal for
+        different packets by chance only (1 in 2^32), where their maker does not know the key.
     """
     start = headers.start
     sizes = np.maximum(headers.stop - start, 0)
     words = -(-sizes // _WORD)
-    sums = np.zeros(len(frames), np.uint64)
+    sums, checks = np.zeros((2, len(frames)), np.uint64)
     there = np.flatnonzero(words)
     if len(there):
         places = _places(int(words.max()))
+        keyed = _mixed(places ^ key)
         # In portions that stay in the processor's cache: each is gone through a dozen times.
         ends = np.cumsum(words[there])
         cuts = np.searchsorted(ends, np.arange(_PORTION, int(ends[-1]), _PORTION))
         for rows in np.split(there, np.unique(cuts)):
             if len(rows):
-                sums[rows] = _sums(frames.data, places, start[rows], sizes[rows], words[rows])
+                part = (frames.data, start[rows], sizes[rows], words[rows])
+                sums[rows], checks[rows] = _sums(*part, places, keyed)
     size = headers.total.astype(np.uint64) << np.uint64(20) ^ sizes.astype(np.uint64)
-    return _mixed(sums ^ _mixed(size))
+    return _mixed(sums ^ _mixed(size)), checks
 
 
 def _words(data: Bytes) -> U64:
@@ -206,8 +220,13 @@ def _words(data: Bytes) -> U64:
     )
 
 
-def _sums(data: Bytes, places: U64, start: I64, sizes: I64, words: I64) -> U64:
-    """What is made of the words of some frames: each multiplied with a number of its place."""
+def _sums(
+    data: Bytes, start: I64, sizes: I64, words: I64, places: U64, keyed: U64
+) -> tuple[U64, U64]:
+    """What is made of the words of some frames: each multiplied with a number of its place.
+
+    Second the products of their halves, to which parts of a key were added (NH, as in UMAC).
+    """
     ends = np.cumsum(words)
     begins, total = ends - words, int(ends[-1])
     alike = bool((words == words[0]).all())
@@ -217,14 +236,19 @@ def _sums(data: Bytes, places: U64, start: I64, sizes: I64, words: I64) -> U64:
         values = _gathered(data, start, sizes, words, begins, alike=alike)
     if alike:
         values = values.reshape(len(words), -1)
-        place = places[: words[0]]
+        place, key = places[: words[0]], keyed[: words[0]]
     else:
-        place = places[np.arange(total) - np.repeat(begins, words)]
+        which = np.arange(total) - np.repeat(begins, words)
+        place, key = places[which], keyed[which]
+    halves = values.view(np.uint32) + key.view(np.uint32)
+    products = halves[..., ::2].astype(np.uint64)
+    products *= halves[..., 1::2]
     values += place
     _mix(values)
     values *= place
-    found: U64 = values.sum(axis=1) if alike else np.add.reduceat(values, begins)
-    return found
+    if alike:
+        return values.sum(axis=1), products.sum(axis=1)
+    return np.add.reduceat(values, begins), np.add.reduceat(products, begins)
 
 
 def _copied(data: Bytes, start: I64, sizes: I64, begins: I64, total: int) -> U64:

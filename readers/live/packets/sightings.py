@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -82,7 +83,7 @@ class Sightings:
         """Records that are none."""
         self._kinds = kinds
         self._containers = containers
-        self._ids = PacketIds()
+        self._ids = PacketIds(os.urandom(16))
 
     def columns(self, records: Records) -> tuple[int, dict[str, Column]]:
         """Make the columns of some records.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import socket
 import struct
 import time
@@ -103,7 +104,7 @@ class Tap:
         self.damaged = 0
         self._payload_bytes = network.payload_bytes
         self._containers = containers
-        self._ids = PacketIds()
+        self._ids = PacketIds(os.urandom(16))
         content = resources.files("kcap.readers.live.bpf").joinpath(OBJECT).read_bytes()
         self._kind = layouts(ElfObject(content, file=OBJECT).btf).owner
         self._own: frozenset[int] = frozenset()
