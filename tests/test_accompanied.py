@@ -10,7 +10,10 @@ from kcap.errors import KcapError
 from kcap.model.batch import Batch
 from kcap.model.stream import StreamInfo
 from kcap.readers.live.accompanied import Accompanied
+from kcap.readers.live.artifacts.companion import ArtifactsCompanion
+from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.bpf.asked import Ask
+from kcap.readers.live.bpf.running import OWN
 from kcap.readers.live.guard.channel import GoneError
 
 
@@ -94,7 +97,7 @@ def test_processes_that_are_started_anew_are_left_out() -> None:
     source, one, other = Telling(), Beside(7, 5), Beside(5, 9)
     both = Accompanied(source, [one, other])
     both.own((1, 2))
-    expected: list[Sequence[int]] = [[1, 2, 5, 7, 9]]
+    expected: list[Sequence[int]] = [[1, 2, 7, 5, 9]]
     assert source.told == one.told == other.told == expected
     asked: list[str] = []
 
@@ -110,8 +113,25 @@ def test_processes_that_are_started_anew_are_left_out() -> None:
     one.pids = (8,)
     next(batches)
     assert asked == ["companions/own"] * 2
-    expected = [[1, 2, 5, 7, 9]] * 2 + [[1, 2, 5, 8, 9]]
+    expected += [[1, 2, 7, 5, 9], [1, 2, 8, 5, 9]]
     assert source.told == one.told == other.told == expected
+
+
+def test_of_too_many_processes_stuck_ones_are_not_left_out() -> None:
+    """A kernel has room for 16: the recorder's come first, whatever numbers all of them have."""
+    kernel, companion = Beside(), object.__new__(ArtifactsCompanion)
+    companion._shared, companion._supervisor = Shared(), 500
+    companion._kernel = kernel  # type: ignore[assignment]
+    alive, stuck = (900, 901, 902, 903), tuple(range(100, 132))
+    companion._shared.tell([*alive, *stuck], len(stuck))
+
+    companion.own((1000, 999))
+
+    (told,) = kernel.told
+    assert tuple(told) == (1000, 999, 500, *alive, *stuck)
+    assert {1000, 999, 500, *alive} <= set(told[:OWN])
+    assert not {1000, 999} & set(sorted(told)[:OWN]), "negative control: by number they are cut"
+    assert set(told) <= companion._shared.own
 
 
 def test_what_has_come_is_taken_where_nobody_has_rights_any_more() -> None:

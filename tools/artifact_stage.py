@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kcap.model.artifact import Artifact
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import I64_MIN
-from kcap.model.side import Loss
+from kcap.model.side import EventLoss, Loss
 from kcap.replay.needed import ROW, numbered
 from kcap.replay.pipeline import FILTERED
 
@@ -62,6 +62,7 @@ class WithArtifacts:
         self.artifact_bytes = 0
         """Their bytes, holes and what is missing not counted."""
         self._dropped = self._rows = 0
+        self._waiting: list[Side] = []
 
     def process(self, batch: Batch) -> Batch:
         """See `kcap.replay.pipeline.Stage`."""
@@ -81,9 +82,8 @@ class WithArtifacts:
             )
             kept = np.sort(np.concatenate([part.numpy(ROW, 0) for part in parts]))
             chosen = batch.take(kept.astype(np.int32)) if len(kept) else batch.slice(0, 0)
-        if not batch.before:
-            return chosen.with_before(())
-        return chosen.with_before([each for each in map(self._side, batch.before) if each])
+        sides = self._due(batch)
+        return chosen.with_before([each for each in map(self._side, sides) if each])
 
     def left_out(self) -> list[Loss]:
         """What was left out since this was asked last, beside what the stages left out."""
@@ -95,6 +95,17 @@ class WithArtifacts:
             found.append(Loss(FILTERED, None, f"left out: {those} of what is not recorded"))
         self._dropped = self._rows = 0
         return found
+
+    def _due(self, batch: Batch) -> Sequence[Side]:
+        """What stands beside events that came by now; alerts cut a batch, and that is before it."""
+        if self._belonging is None:
+            return batch.before
+        self._belonging.see(batch)
+        sides, self._waiting = [*self._waiting, *batch.before], []
+        due: list[Side] = []
+        for side in sides:
+            (self._waiting if self._belonging.awaits(side) else due).append(side)
+        return due
 
     def _events(self, batch: Batch) -> Batch:
         chosen = batch
@@ -124,6 +135,11 @@ class WithArtifacts:
         return chosen
 
     def _side(self, side: Side) -> Side | None:
+        if isinstance(side, EventLoss):
+            if self._belonging is None:
+                return side
+            kept = self._belonging.kept(side.origin, side.ords)
+            return replace(side, count=len(kept), ords=kept) if kept else None
         if not isinstance(side, Artifact):
             return side
         if self._belonging is not None and not self._belonging.has(side):
@@ -140,7 +156,34 @@ class Belonging:
 
     def __init__(self) -> None:
         self._bits: dict[str, npt.NDArray[np.uint8]] = {}
+        self._seen: dict[str, int] = {}
         self._processes: OrderedDict[int, int] = OrderedDict()
+
+    def see(self, batch: Batch) -> None:
+        """Take note of events that came, whether they are kept or not.
+
+        Args:
+            batch: The events.
+        """
+        for origin, ords in _places(batch):
+            self._seen[origin] = max(self._seen.get(origin, -1), int(ords.max()))
+
+    def awaits(self, side: Side) -> bool:
+        """Whether the event that something belongs to is still to come.
+
+        Args:
+            side: The thing.
+
+        Returns:
+            True where it is.
+        """
+        if isinstance(side, EventLoss):
+            last = max(side.ords, default=-1)
+        elif isinstance(side, Artifact) and side.ord is not None:
+            last = side.ord
+        else:
+            return False
+        return side.origin is not None and last > self._seen.get(side.origin, -1)
 
     def note(self, batch: Batch) -> None:
         """Take note of events that are kept.
@@ -148,16 +191,8 @@ class Belonging:
         Args:
             batch: The events.
         """
-        column = batch.get("origin")
-        if column is None:
-            return
-        ords = batch.numpy("ord", I64_MIN)
-        codes = np.full(batch.rows, -1, np.int64)
-        codes[slice(None) if column.rows is None else column.rows] = column.codes()
-        for code, origin in enumerate(column.values.dictionary.to_pylist()):
-            mine = ords[(codes == code) & (ords >= 0)]
-            if len(mine):
-                self._set(origin, mine)
+        for origin, ords in _places(batch):
+            self._set(origin, ords)
         for pid, start_ns in np.unique(_processes(batch), axis=0).tolist():
             self._processes[pid] = start_ns
             self._processes.move_to_end(pid)
@@ -188,12 +223,25 @@ class Belonging:
             True where it does.
         """
         if artifact.origin is not None and artifact.ord is not None:
-            bits = self._bits.get(artifact.origin)
-            place = artifact.ord >> 3
-            return bits is not None and place < len(bits) and bool(_bit(bits, artifact.ord))
+            return bool(self.kept(artifact.origin, (artifact.ord,)))
         if artifact.kind in _OF_FILES and artifact.details.get("fd") is None:
             return artifact.details.get("pid") in self._processes
         return True
+
+    def kept(self, origin: str | None, ords: Sequence[int]) -> tuple[int, ...]:
+        """Which of some events are kept.
+
+        Args:
+            origin: The recording they are of.
+            ords: Their places in it.
+
+        Returns:
+            The places of these.
+        """
+        bits = None if origin is None else self._bits.get(origin)
+        if bits is None:
+            return ()
+        return tuple(at for at in ords if at >> 3 < len(bits) and _bit(bits, at))
 
     def _set(self, origin: str, ords: npt.NDArray[np.int64]) -> None:
         bits = self._bits.get(origin, np.zeros(0, np.uint8))
@@ -223,6 +271,20 @@ def packets_in(batch: Batch) -> npt.NDArray[np.bool_]:
         mine = column.codes() == names.index(PACKET)
         found[slice(None) if column.rows is None else column.rows] = mine
     return found
+
+
+def _places(batch: Batch) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+    """Each recording that events are of, with their places in it."""
+    column = batch.get("origin")
+    if column is None:
+        return
+    ords = batch.numpy("ord", I64_MIN)
+    codes = np.full(batch.rows, -1, np.int64)
+    codes[slice(None) if column.rows is None else column.rows] = column.codes()
+    for code, origin in enumerate(column.values.dictionary.to_pylist()):
+        mine = ords[(codes == code) & (ords >= 0)]
+        if len(mine):
+            yield origin, mine
 
 
 def _processes(batch: Batch) -> npt.NDArray[np.int64]:

@@ -206,6 +206,23 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
+class EventLoss(Loss):
+    """Something that certain events lack: whoever leaves such an event out has not lost it."""
+
+    origin: str | None = None
+    ords: tuple[int, ...] = ()
+    """The events, one for each that counts."""
+
+    @property
+    def plain(self) -> Loss:
+        """The loss, which no longer says which events they are."""
+        return Loss(
+            self.kind, self.count, self.reason, self.source, self.event, self.cpu,
+            self.start_ns, self.end_ns,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state at one place of the stream, before the events that follow it."""
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from kcap.errors import KcapError
 from kcap.model.batch import EMPTY, Batch
-from kcap.model.side import Loss
+from kcap.model.side import EventLoss, Loss
 from kcap.model.stream import Sink, Source
 from kcap.replay.clock import LogicalClock
 from kcap.replay.pulse import Pulse
@@ -200,6 +200,9 @@ class Pipeline:
         """Events through the stages to the sinks; True where the run ends."""
         for stage in self._stages:
             batch = stage.process(batch)
+        for side in batch.before:
+            if isinstance(side, EventLoss):
+                self._add(side.plain)
         ends = False
         if self._limit is not None:
             room = self._limit - self.summary.events_out
@@ -239,7 +242,8 @@ class Pipeline:
 
     def _note(self, batch: Batch) -> None:
         for side in batch.before:
-            if not isinstance(side, Loss):
+            # What only some events lack counts where these are still there behind the stages.
+            if not isinstance(side, Loss) or isinstance(side, EventLoss):
                 continue
             if side.recorded:
                 self.summary.recorded_losses.append(side)

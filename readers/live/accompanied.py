@@ -32,7 +32,7 @@ class Companion(Protocol):
 
     @property
     def pids(self) -> Collection[int]:
-        """Processes of its own: what they do is left out."""
+        """Processes of its own: what they do is left out; those that do least last."""
 
     @property
     def wakes(self) -> Sequence[int]:
@@ -95,7 +95,7 @@ class Accompanied:
         self._companions = tuple(companions)
         self._ask: Ask = self.serve
         self._own: tuple[int, ...] = ()
-        self._known: frozenset[int] = frozenset()
+        self._known: tuple[int, ...] = ()
         """Processes of companions that are left out."""
         self.rights: Collection[str] = {*source.rights, *(r for c in companions for r in c.rights)}
 
@@ -134,13 +134,13 @@ class Accompanied:
     def own(self, pids: Sequence[int]) -> None:
         """See `LiveSource`."""
         self._own = tuple(pids)
-        everybody = list(dict.fromkeys([*pids, *sorted(self._pids())]))
+        everybody = list(dict.fromkeys([*pids, *self._pids()]))
         self._source.own(everybody)
         for companion in self._companions:
             companion.own(everybody)
 
-    def _pids(self) -> frozenset[int]:
-        return frozenset(pid for companion in self._companions for pid in companion.pids)
+    def _pids(self) -> tuple[int, ...]:
+        return tuple(pid for companion in self._companions for pid in companion.pids)
 
     def _tell(self) -> None:
         """Have processes left out that companions have started since."""

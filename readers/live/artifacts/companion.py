@@ -426,12 +426,8 @@ class ArtifactsCompanion:
     def _hashed(self, batch: Batch, found: Executions) -> Batch:
         """A batch with its hashes; those that did not come are counted."""
         found.look(self._hashes, self._watched_ns)
-        before, since = found.without(self._watched_ns)
-        if before:
-            self._sides.lost("executed before files were watched: no hash", before, kind="blind")
-        if since:
-            self._sides.lost("executed files whose hash is not known", since)
-        return found.told(batch)
+        lost = found.lost(batch, self._sides.source, self._watched_ns)
+        return found.told(batch).with_before((*batch.before, *lost))
 
     def _given(self, *, last: bool) -> Iterator[Batch]:
         """Artifacts whose event is known, or does not come any more; and what was lost."""

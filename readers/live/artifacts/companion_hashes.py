@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from kcap.model.batch import Batch, Column
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
+from kcap.model.side import EventLoss, Loss
 from kcap.readers.live.artifacts.companion_rows import CTIME
 from kcap.readers.live.artifacts.companion_unwatched import DEV, INODE
 from kcap.readers.live.artifacts.protocol import HASHED, TOO_LATE, HashNote
@@ -22,6 +23,10 @@ COLUMN: Final = argument("exe_sha256")
 _TOLD: Final = "exe_sha256:"
 _NULL: Final = f"!{_TOLD}"
 """As a record's shape has it (`kcap.model.shape`)."""
+
+_EARLY: Final = ("blind", "executed before files were watched: no hash")
+_UNKNOWN: Final = ("lost", "executed files whose hash is not known")
+"""Kind of loss, and reason."""
 
 _ENTRIES_MAX: Final = 1 << 16
 _EITHER: Final = ""
@@ -161,22 +166,28 @@ class Executions:
         found = zip(self._keys, self._found, strict=True)
         return {(*key[1:3], told): key[0] for key, (_, told) in found if told is not None}
 
-    def without(self, since_ns: int) -> tuple[int, int]:
-        """How many have no hash.
+    def lost(self, batch: Batch, source: str | None, since_ns: int) -> list[Loss]:
+        """What has no hash.
 
         Args:
-            since_ns: A time.
+            batch: The events.
+            source: Id of the source.
+            since_ns: When files began to be watched.
 
         Returns:
-            Those before it, and those since.
+            A loss for what was executed before, and one for the rest; of executions that nobody
+            keeps nothing is lost.
         """
-        times = [
-            time_ns
-            for time_ns, (_, told) in zip(self._times, self._found, strict=True)
-            if told is None
-        ]
-        before = sum(time_ns < since_ns for time_ns in times)
-        return before, len(times) - before
+        rows = [row for row, (_, told) in zip(self._rows, self._found, strict=True) if told is None]
+        if not rows:
+            return []
+        places = batch.select(("origin", "ord", "ts")).take(np.array(rows, np.int32))
+        taken: list[dict[str, Any]] = places.to_pylist()
+        found: dict[tuple[str, str, str | None], list[tuple[int, int]]] = {}
+        for each in taken:
+            told = _EARLY if each["ts"] < since_ns else _UNKNOWN
+            found.setdefault((*told, each.get("origin")), []).append((each["ord"], each["ts"]))
+        return [_loss(source, *told, which) for told, which in found.items()]
 
     def told(self, batch: Batch) -> Batch:
         """The batch with its hashes.
@@ -197,6 +208,17 @@ class Executions:
         if shapes is not None:
             columns["shape"] = _shaped(shapes, rows)
         return batch.adding(columns)
+
+
+def _loss(
+    source: str | None, kind: str, reason: str, origin: str | None, which: list[tuple[int, int]]
+) -> EventLoss:
+    """What executions lack; each by its place and time."""
+    times = [ts for _, ts in which]
+    return EventLoss(
+        kind, len(which), reason, source, start_ns=min(times), end_ns=max(times),
+        origin=origin, ords=tuple(ord_ for ord_, _ in which),
+    )  # fmt: skip
 
 
 def _shaped(shapes: Column, rows: npt.NDArray[np.int32]) -> Column:

@@ -192,10 +192,10 @@ class Shared:
         return int(_PIDS.unpack_from(self._page)[1])
 
     @property
-    def pids(self) -> frozenset[int]:
-        """The readers, stuck ones included."""
+    def pids(self) -> tuple[int, ...]:
+        """The readers, stuck ones last."""
         count = min(_PIDS.unpack_from(self._page)[2], _PIDS_MAX)
-        return frozenset(struct.unpack_from(f"={count}I", self._page, _PIDS.size))
+        return struct.unpack_from(f"={count}I", self._page, _PIDS.size)
 
     def tell(self, pids: list[int], stuck: int) -> None:
         """Say what readers there are."""

@@ -234,4 +234,4 @@ class _Supervisor:
     def _say(self) -> None:
         alive = [reader.pid for reader in self._readers.values()]
         stuck = [pid for pid in self._stuck if pid > 0]
-        self._shared.tell(sorted([*alive, *stuck]), len(stuck))
+        self._shared.tell([*sorted(alive), *sorted(stuck)], len(stuck))

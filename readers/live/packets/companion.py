@@ -112,7 +112,7 @@ class PacketsCompanion:
     @property
     def pids(self) -> Collection[int]:
         """See `Companion`."""
-        return () if self._proc.prober is None else self._proc.prober.pids
+        return () if self._proc.prober is None else sorted(self._proc.prober.pids)
 
     @property
     def wakes(self) -> Sequence[int]:
