@@ -356,6 +356,24 @@ run(f"/proc/self/fd/{{fd}}")
     assert hidden.flags & triggers.UNLINKED
 
 
+def test_more_devices_than_there_is_room_for(tmp_path: Path) -> None:
+    """Who mounts without end ends no recording; what has no room is told of as before."""
+    copied = tmp_path / "copy"
+    shutil.copy("/bin/true", copied)
+    devices = [os.makedev(0xFE, minor) for minor in range(4096)]
+
+    def mark(kernel: ArtifactKernel) -> None:
+        kernel.mark([*devices, copied.stat().st_dev])
+        kernel.unmark(devices[:1])
+        kernel.mark(devices[:1])
+
+    run = f"import subprocess\nsubprocess.run([{str(copied)!r}], check=True)"
+    seen = executed(keep(Wanted(exec=True), python(run), prepare=mark))
+    assert [each.path for each in seen if each.dev == copied.stat().st_dev][-1:] == [
+        os.fsencode(copied)
+    ]
+
+
 def test_new_mounts() -> None:
     """A mount namespace of its own is told; one of another kind is not."""
     script = "import ctypes\nctypes.CDLL(None).unshare({})"

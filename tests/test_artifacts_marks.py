@@ -117,6 +117,35 @@ def test_a_careful_reader_opens_memory_alone(*, careful: bool) -> None:
     assert opened[-1] == about.st_ino
 
 
+class _HungError(Exception):
+    """A reader hangs, and is killed."""
+
+
+def test_what_a_hanging_file_takes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory and mounts that were told of with it are passed on before it is opened."""
+    kinds = [triggers.MODULE_FILE, triggers.EXEC, triggers.MOUNT, triggers.MEMORY, triggers.EXEC]
+    fields = dict.fromkeys(triggers.Trigger._fields, 0)
+    told = [triggers.Trigger(**cast("dict[str, Any]", fields | {"kind": kind})) for kind in kinds]
+    seen: list[int] = []
+
+    def one(_: object, trigger: triggers.Trigger) -> None:
+        seen.append(trigger.kind)
+        if trigger.kind == triggers.EXEC:
+            raise _HungError
+
+    reader = object.__new__(agent_moments.MomentReader)
+    block = SimpleNamespace(data=SimpleNamespace(release=lambda: None))
+    ring = SimpleNamespace(take=lambda _: block, release=lambda: None)
+    decoder = SimpleNamespace(decode=lambda _: iter(told))
+    parts = {"_ring": ring, "_decoder": decoder, "_shared": protocol.Shared()}
+    for name, part in parts.items():
+        setattr(reader, name, part)
+    monkeypatch.setattr(agent_moments.MomentReader, "_one", one)
+    with pytest.raises(_HungError):
+        reader._drained()
+    assert seen == [triggers.MOUNT, triggers.MEMORY, triggers.EXEC]
+
+
 _STORM = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)

@@ -24,7 +24,9 @@ _TICK_NS: Final = 10_000_000
 _REGION_BYTES: Final = 4096
 _RINGFUL: Final = 1 << 16
 _PROTECTIONS: Final = ((1, "r"), (2, "w"), (4, "x"))
-_TIMES: Final = ("ts_boot_ns", "tid", "nr")
+_TURNS: Final = {triggers.EXEC: 1, triggers.MODULE_FILE: 2}
+"""First what is only passed on: with a reader that hangs at a file, all it has in hand is lost. A
+process that was executed may end soon, one that loads a module waits for that."""
 
 
 def about_trigger(trigger: triggers.Trigger, kind: str) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class MomentReader:
         # Given back first: what stalls us must not come again.
         block.data.release()
         self._ring.release()
-        found.sort(key=lambda each: each.kind != triggers.EXEC)
+        found.sort(key=lambda each: _TURNS.get(each.kind, 0))
         own = self._shared.own
         for trigger in found:
             self._shared.count(protocol.MOMENTS, events=1)
