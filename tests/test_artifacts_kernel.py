@@ -360,7 +360,7 @@ def test_more_devices_than_there_is_room_for(tmp_path: Path) -> None:
     """Who mounts without end ends no recording; what has no room is told of as before."""
     copied = tmp_path / "copy"
     shutil.copy("/bin/true", copied)
-    devices = [os.makedev(0xFE, minor) for minor in range(4096)]
+    devices = [os.makedev(0xFFF, minor) for minor in range(5000)]
 
     def mark(kernel: ArtifactKernel) -> None:
         kernel.mark([*devices, copied.stat().st_dev])
