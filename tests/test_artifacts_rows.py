@@ -100,6 +100,17 @@ def test_one_process_that_executes_all_the_time() -> None:
     assert time.perf_counter() - begun_s < 10
 
 
+def test_what_two_readers_saw_is_one_artifact() -> None:
+    """Not that of the next dropper, to whose file the inode goes: it has a path of its own."""
+    sides = Sides(Wanted(), Shared(), Rows(reads=False, expected=Expected(Wanted())), scoped=False)
+    file = {"kind": "exec", "dev": user_device(_FILE[0]), "inode": _FILE[1], "sha256": "ab" * 32}
+    seen = [("/a", 5, 5), ("/a", 5, 6), ("/b", 7, 7)]
+    for path, mtime_ns, ctime_ns in seen:
+        about = {**file, "path": path, "mtime_ns": mtime_ns, "ctime_ns": ctime_ns, "pid": 9}
+        sides.add(Pending(about, Parts((b"x",))))
+    assert [each.about["path"] for each in sides._pending] == ["/a", "/b"]
+
+
 @pytest.mark.parametrize(("file_type", "waits"), [("regular", True), ("pipe", False)])
 def test_stream_of_a_file_waits_for_its_open(file_type: str, *, waits: bool) -> None:
     """A pipe goes with its process at once; of a file the open comes in a later batch."""

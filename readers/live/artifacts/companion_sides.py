@@ -111,8 +111,9 @@ class Sides:
             boot_ns = about["ts_boot_ns"] - clocks.boottime_ns
             about["time_ns"] = boot_ns + clocks.realtime_ns
         if about["kind"] == "exec" and about.get("sha256"):
-            # Two readers may have seen one file.
-            key = (about["dev"], about["inode"], about["sha256"])
+            # Two readers may have seen one file. That of the next dropper may have its inode and
+            # its content, not its time; the time of its last change is another once it is unlinked.
+            key = (about["dev"], about["inode"], about["sha256"], about.get("mtime_ns"))
             if key in self._seen:
                 return
             self._seen[key] = None
