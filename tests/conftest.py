@@ -29,9 +29,7 @@ settings.register_profile(
     max_examples=50,  # all tests together end within 20 minutes; the long run has 500
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile(
-    "long", settings.get_profile("kcap"), derandomize=False, max_examples=500
-)
+settings.register_profile("long", settings.get_profile("kcap"), derandomize=False, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kcap"))
 
 
