@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 import time
@@ -15,6 +16,7 @@ import kernel_support
 import packets_live_support as support
 import pytest
 from packets_live_support import MAX, listening, own_network
+from probe_support import ended
 from workload_support import Workloads
 
 from kcap.model.side import Heartbeat, Loss
@@ -283,6 +285,22 @@ def test_somebody_who_detaches_it_is_told() -> None:
     del links["on_ingress"]
     heard.end()
     assert [s.reason.split()[0] for s in sides if isinstance(s, Loss)] == ["on_ingress"]
+
+
+def test_who_ends_the_reader_of_proc_is_told() -> None:
+    """Whose sockets are comes from there: a loss, once; the control is before it."""
+    heard = support.Listening()
+    prober = heard.companion._proc.prober
+    assert prober is not None
+    before = heard.companion._looked()
+    os.kill(prober._supervisor, signal.SIGKILL)
+    assert ended(frozenset({prober._supervisor}))
+    sides = [*heard.companion._looked(), *heard.companion._looked()]
+    heard.end()
+    assert not [side for side in before if isinstance(side, Loss)]
+    (loss,) = (side for side in sides if isinstance(side, Loss))
+    assert (loss.kind, loss.source) == ("blind", heard.companion.source.id)
+    assert "reads /proc" in loss.reason
 
 
 def in_it(heard: support.Listening) -> list[support.Row]:

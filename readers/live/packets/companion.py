@@ -245,6 +245,7 @@ class PacketsCompanion:
         if damaged:
             reason = "records of the kernel program for packets that are none"
             sides.append(Loss("damaged", damaged, reason, self.source.id))
+        sides += self._proc.losses(self.source.id)
         if not last:
             return [*sides, *self._detached(interval)]
         for name, (kind, reason) in _AT_LAST.items():
