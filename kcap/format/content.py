@@ -15,6 +15,7 @@ from kcap.format import frames
 from kcap.format.bloom import is_searched
 from kcap.model.batch import Batch, Column, concat
 from kcap.model.classes import TypeClass
+from kcap.model.entries import unified
 
 BLOCK_ROWS: Final = 65_536
 BLOCK_BYTES: Final = 24 << 20
@@ -211,11 +212,11 @@ def _fitting(parts: Sequence[Batch], count: int) -> tuple[int, _Size]:
             width = {TypeClass.LIST_BOOL: 1, TypeClass.LIST: _CODE_BYTES}
             sizes[rows] += np.diff(ends) * width.get(column.cls, _NUMBER_BYTES) + _CODE_BYTES
         elif pa.types.is_dictionary(values.type):
-            entries = values.dictionary.dictionary_encode()  # a foreign one may hold one twice
-            codes = np.asarray(entries.indices)[column.codes()]
-            first = np.zeros(len(entries.dictionary), np.int64)
+            entries, number = unified(values.dictionary)  # a foreign one may hold one twice
+            codes = number[column.codes()]
+            first = np.zeros(len(entries), np.int64)
             first[codes[::-1]] = rows[::-1]
-            lengths = np.asarray(pc.binary_length(entries.dictionary)).astype(np.int64)
+            lengths = np.asarray(pc.binary_length(entries)).astype(np.int64)
             np.add.at(texts, first, lengths)
             sizes[rows] += _CODE_BYTES
         else:

@@ -164,7 +164,10 @@ def encode_text(values: pa.DictionaryArray) -> Encoded:
     plain = len(values) * each + int(sizes[rank] @ counts)
     codes = np.asarray(values.indices)
     if plain < coded_bytes + len(entries) * each + int(sizes.sum()):
-        lengths, raw, wide = _lengths_and_bytes(entries.take(pa.array(rank[codes])))
+        every = values.dictionary
+        if len(codes) != len(every) or (codes != np.arange(len(codes))).any():
+            every = entries.take(pa.array(rank[codes]))
+        lengths, raw, wide = _lengths_and_bytes(every)
         return Encoded(b"".join((lengths, raw)), PLAIN | wide, entries=entries)
     lengths, raw, wide = _lengths_and_bytes(entries)
     coded = b"" if width is None else rank.astype(width)[codes].tobytes()
