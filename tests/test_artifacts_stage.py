@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from cli_support import run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kcap.format.writer import CaptureWriter
 from kcap.model.artifact import Artifact, Parts
 from kcap.model.batch import Batch, Column, constant
 from kcap.model.classes import TypeClass
@@ -141,8 +145,8 @@ def test_an_artifact_stays_with_its_event_wherever_alerts_cut(cut: int) -> None:
     assert [side.path for side in sides if isinstance(side, Artifact)] == ["kept"]
 
 
-def test_losses_of_many_batches_are_one() -> None:
-    """A recording of weeks tells of each reason once."""
+def test_losses_of_many_batches_are_one(tmp_path: Path) -> None:
+    """A recording of weeks tells of each reason and source once, and so does what it wrote."""
     recording = Recording(
         *(
             executions(3, first).with_before([EventLoss("lost", 1, "r", origin="o", ords=(first,))])
@@ -154,3 +158,15 @@ def test_losses_of_many_batches_are_one() -> None:
     summary = Pipeline(recording, [recording], stages=[stage]).run()
 
     assert summary.losses == [Loss("lost", 10, "r")]
+    with (tmp_path / "r.kcap").open("wb") as stream:
+        writer = CaptureWriter(stream)
+        for side in recording.sides:
+            assert isinstance(side, EventLoss)
+            writer.write(executions(1, side.ords[0]).with_before([side]))
+        writer.write(executions(1, 30).with_before([Loss("lost", 2, "r", "another source")]))
+        writer.close()
+    told = json.loads(run("info", "--json", tmp_path / "r.kcap").stdout)["loss"]
+    assert {(each["source"], each["count"]) for each in told} == {(None, 10), ("another source", 2)}
+    assert len(told) == 2, "the control: of two sources they are two"
+    text = run("info", tmp_path / "r.kcap").stdout
+    assert text.count("lost 10 events: r") == 1

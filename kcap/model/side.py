@@ -214,6 +214,15 @@ class EventLoss(Loss):
     """The events, one for each that counts."""
 
     @property
+    def like(self) -> Loss:
+        """See `Loss`: which events they are is a part of its size."""
+        return self.plain.like
+
+    def plus(self, other: Loss) -> Loss:
+        """See `Loss`."""
+        return self.plain.plus(other)
+
+    @property
     def plain(self) -> Loss:
         """The loss, which no longer says which events they are."""
         return Loss(
