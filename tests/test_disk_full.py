@@ -151,6 +151,16 @@ def test_wherever_a_file_may_not_grow_it_is_closed(
         assert path.stat().st_size <= size
 
 
+@pytest.mark.timeout(60)  # it went on for ever
+@pytest.mark.parametrize("kib", [260, 280, 300])
+def test_a_disk_that_fills_within_a_batch(kib: int, tmp_path: Path) -> None:
+    """What of a batch of many chunks has no room is counted."""
+    path = tmp_path / "r.kcap"
+    with largest_file(kib * KIB):
+        summary, given_ = into_file(path, lengths=EVENTS.rows, chunk_rows=1000, commits=False)
+    assert check_full(path, summary, given_) < EVENTS.rows
+
+
 def test_without_room_a_full_disk_is_an_error(tmp_path: Path) -> None:
     """What the others show is not there by itself: exit code 1, and an open capture."""
     path = tmp_path / "r.kcap"

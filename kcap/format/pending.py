@@ -36,7 +36,8 @@ class Pending:
             batch: The rows.
 
         Yields:
-            Whenever a chunk is full: `take` it before going on.
+            Whenever a chunk is full: `take` it before going on. Where nobody does, because the
+            file is full, the rest waits with it.
         """
         for portion in _portions(batch):
             rest = _without_strays(portion)
@@ -47,7 +48,7 @@ class Pending:
                     or self._text_bytes + text_size > _TEXT_BYTES
                 ):
                     yield
-                room = self._most - self.rows
+                room = self._most - self.rows if self.rows < self._most else rest.rows
                 head, rest = rest.slice(0, room), rest.slice(min(room, rest.rows), rest.rows)
                 self._parts.append(head.with_before(()))
                 self.rows += head.rows
