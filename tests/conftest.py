@@ -35,7 +35,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kcap"))
 
 OF_THE_HOST = (
     "test_artifacts_alerts", "test_artifacts_asked", "test_artifacts_examples",
-    "test_artifacts_live",
+    "test_artifacts_live", "test_artifacts_outside",
     "test_artifacts_record", "test_artifacts_stall",
     "test_audit_live", "test_baseline", "test_bundle", "test_cgroups", "test_cli", "test_control",
     "test_detect_live", "test_doctor", "test_durability", "test_field", "test_guard",

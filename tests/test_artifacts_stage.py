@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
 from cli_support import run
-from hypothesis import given
 from hypothesis import strategies as st
 
 from kcap.format.writer import CaptureWriter
@@ -21,12 +23,14 @@ from kcap.model.naming import argument
 from kcap.model.side import EventLoss, Loss
 from kcap.model.stream import StreamInfo
 from kcap.readers.live.artifacts.companion_hashes import Executions, Hashes
+from kcap.readers.live.artifacts.left_out import LEFT_OUT_BYTES, UNHELD
 from kcap.readers.live.artifacts.protocol import HASHED, HashNote
 from kcap.replay.pipeline import Pipeline, Summary
 from kcap.tools.artifact_stage import WithArtifacts
 
 _WATCHED_NS = 3
 _INODE = argument("inode")
+_EXECUTED: Final = argument("exe_sha256")
 
 
 def executions(rows: int, first: int = 0) -> Batch:
@@ -115,7 +119,7 @@ def without_hash(rows: int, known: Collection[int] = ()) -> Batch:
     return found.told(batch).with_before(found.lost(batch, "source", _WATCHED_NS))
 
 
-@given(
+@hypothesis.given(
     kept=st.none() | st.sets(st.integers(0, 9)),
     known=st.sets(st.integers(0, 9)),
     cuts=st.sets(st.integers(0, 10)),
@@ -143,6 +147,125 @@ def test_an_artifact_stays_with_its_event_wherever_alerts_cut(cut: int) -> None:
     _, sides = recorded(executions(5).with_before(found), {0, 4}, cut)
 
     assert [side.path for side in sides if isinstance(side, Artifact)] == ["kept"]
+
+
+def with_programs(programs: Sequence[int], first: int) -> Batch:
+    """Executions of programs, which have hashes."""
+    hashes = pa.array([sha256(program) for program in programs]).dictionary_encode()
+    return executions(len(programs), first).adding({_EXECUTED: Column(TypeClass.STR, hashes)})
+
+
+def sha256(program: int) -> str:
+    """The hash of a program."""
+    return f"{program:064x}"
+
+
+def file_of(program: int, place: int, size: int = 10) -> Artifact:
+    """What a reader gives of a program, as of the execution at a place."""
+    held = Parts((bytes([program]) * size,))
+    details = {"pid": place, "dev": 0, "inode": program, "sha256": sha256(program), "mode": 1}
+    return Artifact("exec", held, f"program-{program}", "o", place, details=details)
+
+
+def given(
+    batches: Sequence[Sequence[int]], named: Sequence[int], kept: Collection[int],
+    cuts: Collection[int] = (), *, held_bytes: int = LEFT_OUT_BYTES, size: int = 10,
+    files: Collection[int] = (),
+) -> tuple[list[Artifact], Summary]:  # fmt: skip
+    """What is recorded where readers give each program once, with an execution of its first batch.
+
+    Args:
+        batches: The programs that are executed.
+        named: Which of several executions of a program a reader names.
+        kept: Places of events that are kept.
+        cuts: Rows at which alerts cut each batch.
+        held_bytes: What may be held.
+        size: Of each program, in bytes.
+        files: Batches with which another file begins: readers give again what comes again.
+
+    Returns:
+        Artifacts, and what the run did.
+    """
+    known: set[int] = set()
+    made, first = [], 0
+    for number, programs in enumerate(batches):
+        sides = []
+        known = set() if number in files else known
+        for program in sorted(set(programs) - known):
+            rows = [row for row, each in enumerate(programs) if each == program]
+            sides.append(file_of(program, first + rows[named[program] % len(rows)], size))
+        known |= set(programs)
+        made.append(with_programs(programs, first).with_before(sides))
+        first += len(programs)
+    recording = Recording(*made)
+    stage = WithArtifacts([Choosing(kept)], None, alone=False, held_bytes=held_bytes)
+    summary = Pipeline(recording, [recording], taps=[Alerting(cuts)], stages=[stage]).run()
+    return [side for side in recording.sides if isinstance(side, Artifact)], summary
+
+
+_PROGRAMS: Final = 4
+_BATCHES = st.lists(st.lists(st.integers(0, _PROGRAMS - 1), min_size=1, max_size=6), max_size=5)
+_NAMED = st.lists(st.integers(0, 5), min_size=_PROGRAMS, max_size=_PROGRAMS)
+
+
+@hypothesis.given(_BATCHES, _NAMED, st.sets(st.integers(0, 29)), st.sets(st.integers(0, 6)))
+def test_what_is_executed_is_kept_with_its_first_execution_that_is(
+    batches: list[list[int]], named: list[int], kept: set[int], cuts: set[int]
+) -> None:
+    """Whoever executed it before, and wherever alerts cut; of what only others execute nothing."""
+    artifacts, summary = given(batches, named, kept, sorted(cuts))
+
+    ran = [program for batch in batches for program in batch]
+    within = {place: program for place, program in enumerate(ran) if place in kept}
+    assert Counter(a.details["sha256"] for a in artifacts) == dict.fromkeys(
+        map(sha256, within.values()), 1
+    )
+    firsts = {}
+    for place, program in within.items():
+        firsts.setdefault(sha256(program), place)
+    own = {a.details["sha256"]: a.ord for a in given(batches, named, range(30))[0]}
+    for artifact in artifacts:
+        of = artifact.details["sha256"]
+        assert artifact.origin == "o"
+        assert artifact.ord == (own[of] if own[of] in kept else firsts[of])
+        assert artifact.details["pid"] == artifact.ord, "it says of whom it is"
+        assert b"".join(artifact.content.parts()) == bytes([int(of, 16)]) * 10  # type: ignore[arg-type]
+    assert not summary.losses
+
+
+@hypothesis.given(_BATCHES, _NAMED, st.sets(st.integers(0, 29)), st.integers(0, _PROGRAMS))
+def test_what_there_was_no_room_for_is_counted_when_it_is_asked_for(
+    batches: list[list[int]], named: list[int], kept: set[int], room: int
+) -> None:
+    """Each program that is executed is there or counted, once; the oldest goes first."""
+    artifacts, summary = given(batches, named, kept, held_bytes=room * 14_096, size=10_000)
+
+    ran = [program for batch in batches for program in batch]
+    within = {program for place, program in enumerate(ran) if place in kept}
+    assert len(artifacts) + (summary.lost().get("lost", 0)) == len(within)
+    assert {loss.reason for loss in summary.losses} <= {UNHELD[1]}
+    assert summary.exit_code == (3 if summary.losses else 0)
+    if room == _PROGRAMS:
+        assert len(artifacts) == len(within), "the control: there was room"
+
+
+def test_the_oldest_is_let_go() -> None:
+    """Of three that nobody keeps two are held; what is kept of another file says so."""
+    artifacts, summary = given([[0, 1, 2], [0, 1, 2]], [0] * 3, range(3, 6), held_bytes=2 * 4106)
+
+    assert [a.ord for a in artifacts] == [4, 5]
+    assert summary.losses == [Loss("lost", 1, UNHELD[1], start_ns=3, end_ns=3)]
+    assert artifacts[0].path is None, "its event has none; that of another file is not its own"
+    assert "mode" not in artifacts[0].details
+
+
+def test_each_file_has_its_own() -> None:
+    """What readers give again is not given twice, and what others execute first is there, too."""
+    ran = [[0], [0], [0], [0], [0]]
+
+    assert [a.ord for a in given(ran, [0], {1, 2}, files={1})[0]] == [1]
+    assert [a.ord for a in given(ran, [0], {1, 4}, files={3})[0]] == [1, 4]
+    assert [a.ord for a in given(ran, [0], {1, 2, 4})[0]] == [1], "the control: one file"
 
 
 def test_losses_of_many_batches_are_one(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ import numpy.typing as npt
 from kcap.model.artifact import Artifact
 from kcap.model.batch import EMPTY, Batch
 from kcap.model.classes import I64_MIN
+from kcap.model.naming import argument
 from kcap.model.side import EventLoss, Loss
+from kcap.readers.live.artifacts.left_out import (
+    LEFT_OUT_BYTES,
+    LeftOut,
+    executed_again,
+    not_held,
+)
 from kcap.replay.needed import ROW, numbered
 from kcap.replay.pipeline import FILTERED
 
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from kcap.replay.pipeline import Stage
 
 PACKET: Final = "net_packet"
+_EXECUTED: Final = argument("exe_sha256")
 _PROCESSES: Final = 65_536
 """Processes of which it is remembered that they had an event that is kept."""
 
@@ -42,6 +50,7 @@ class WithArtifacts:
         alone: Keep no events, but artifacts and packets.
         tracked: Who descends from whom decides: a packet, which may come behind the end of its
             process, is that of a process that had an event which is kept.
+        held_bytes: Of executed files that are left out, for the first execution that is kept.
     """
 
     def __init__(
@@ -51,12 +60,14 @@ class WithArtifacts:
         *,
         alone: bool,
         tracked: bool = False,
+        held_bytes: int = LEFT_OUT_BYTES,
     ) -> None:
         self._tracked = tracked
         self._stages = stages
         self._packet_stages = packets
         self._alone = alone
         self._belonging = Belonging() if stages else None
+        self._again = Again(held_bytes) if stages else None
         self.artifacts = 0
         """Artifacts that were kept so far."""
         self.artifact_bytes = 0
@@ -82,8 +93,11 @@ class WithArtifacts:
             )
             kept = np.sort(np.concatenate([part.numpy(ROW, 0) for part in parts]))
             chosen = batch.take(kept.astype(np.int32)) if len(kept) else batch.slice(0, 0)
-        sides = self._due(batch)
-        return chosen.with_before([each for each in map(self._side, sides) if each])
+        told = [each for each in map(self._side, self._due(batch)) if each]
+        if self._again is not None:
+            found = self._again.found(more=bool(self._waiting))
+            told += [self._counted(s) if isinstance(s, Artifact) else s for s in found]
+        return chosen.with_before(told)
 
     def left_out(self) -> list[Loss]:
         """What was left out since this was asked last, beside what the stages left out."""
@@ -113,6 +127,8 @@ class WithArtifacts:
             chosen = stage.process(chosen)
         if self._belonging is not None:
             self._belonging.note(chosen)
+        if self._again is not None:
+            self._again.ask(chosen)
         if self._alone:
             self._rows += chosen.rows
             return chosen.slice(0, 0)
@@ -144,11 +160,93 @@ class WithArtifacts:
             return side
         if self._belonging is not None and not self._belonging.has(side):
             self._dropped += 1
+            if self._again is not None:
+                self._again.leave_out(side)
             return None
+        if self._again is not None:
+            self._again.keep(side)
+        return self._counted(side)
+
+    def _counted(self, side: Artifact) -> Artifact:
         self.artifacts += 1
         self.artifact_bytes += side.content.nbytes
         # No event of the capture is its event then; what is known of it stays.
         return replace(side, origin=None, ord=None) if self._alone else side
+
+
+class Again:
+    """Executed files that were left out, for the first execution of them that is kept.
+
+    Readers give each file once: it may have been somebody's who is not recorded.
+
+    Args:
+        bytes_max: Content that is held.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._held = LeftOut[Artifact](bytes_max)
+        self._asked: dict[str, tuple[Batch, int]] = {}
+
+    def ask(self, batch: Batch) -> None:
+        """Take note of executions that are kept.
+
+        Args:
+            batch: Events that are kept.
+        """
+        column = batch.get(_EXECUTED)
+        if column is None or not batch.rows:
+            return
+        entries = column.values.dictionary.to_pylist()
+        codes, firsts = np.unique(column.codes(), return_index=True)
+        rows = firsts if column.rows is None else column.rows[firsts]
+        for code, row in zip(codes.tolist(), rows.tolist(), strict=True):
+            if entries[code]:
+                self._asked.setdefault(entries[code], (batch, row))
+
+    def leave_out(self, artifact: Artifact) -> None:
+        """Hold an artifact that is left out, where it is an executed file.
+
+        Args:
+            artifact: The artifact.
+        """
+        sha256 = artifact.details.get("sha256")
+        if artifact.kind == "exec" and sha256:
+            self._held.put(sha256, artifact, artifact.content)
+
+    def keep(self, artifact: Artifact) -> None:
+        """Take note that an artifact is kept: of its content nothing more is needed.
+
+        Args:
+            artifact: The artifact.
+        """
+        sha256 = artifact.details.get("sha256")
+        if artifact.kind == "exec" and sha256:
+            self._held.drop(sha256)
+            self._asked.pop(sha256, None)
+
+    def found(self, *, more: bool) -> Iterator[Artifact | EventLoss]:
+        """What executions need that were noted.
+
+        Args:
+            more: Artifacts of these events may come later: alerts cut batches.
+
+        Yields:
+            The files, as of these executions; a loss for each that is held no more.
+        """
+        for sha256, (batch, row) in list(self._asked.items()):
+            if sha256 not in self._held:
+                continue
+            del self._asked[sha256]
+            (event,) = batch.take(np.array([row], np.int32)).to_pylist()
+            held = self._held.take(sha256)
+            if held is not None:
+                artifact, content = held
+                yield executed_again(replace(artifact, content=content), event)
+            elif self._held.is_gone(sha256):
+                source = event.get("source")
+                yield not_held(event, source if isinstance(source, str) else None)
+        if not more:
+            self._asked.clear()
 
 
 class Belonging:

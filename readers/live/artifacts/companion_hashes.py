@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -117,6 +117,17 @@ def _put(table: Cache[tuple[int, ...], str | None], key: tuple[int, ...], told: 
     table.put(key, told if known in (None, told) else _EITHER)
 
 
+class Hashed(NamedTuple):
+    """An execution whose hash is known."""
+
+    pid: int
+    dev: int
+    """As the kernel has it."""
+    inode: int
+    time_ns: int
+    sha256: str
+
+
 class Executions:
     """The executions of a batch, and what is known of their files.
 
@@ -165,6 +176,14 @@ class Executions:
         """By device, inode and hash of what was executed a process that did."""
         found = zip(self._keys, self._found, strict=True)
         return {(*key[1:3], told): key[0] for key, (_, told) in found if told is not None}
+
+    @property
+    def hashed(self) -> Iterator[Hashed]:
+        """Those whose hash is known, in their order."""
+        found = zip(self._keys, self._times, self._found, strict=True)
+        for (pid, dev, inode, _), time_ns, (_, told) in found:
+            if told is not None:
+                yield Hashed(pid, dev, inode, time_ns, told)
 
     def lost(self, batch: Batch, source: str | None, since_ns: int) -> list[Loss]:
         """What has no hash.

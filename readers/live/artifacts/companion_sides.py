@@ -12,16 +12,17 @@ from kcap.model import text
 from kcap.model.artifact import Artifact, Content, Gap, Parts
 from kcap.model.naming import argument
 from kcap.model.side import Loss, Side
-from kcap.model.tracee_names import kernel_device
+from kcap.model.tracee_names import kernel_device, user_device
 from kcap.readers.live.artifacts import files, programs
 from kcap.readers.live.artifacts.companion_rows import CTIME, Rows
+from kcap.readers.live.artifacts.left_out import OF_ROW, LeftOut, not_held
 from kcap.readers.live.artifacts.protocol import Shared
 from kcap.readers.live.artifacts.spool import Spooled
 from kcap.readers.live.artifacts.wanted import REGULAR, Wanted
 from kcap.readers.live.host import Clocks
 
 if TYPE_CHECKING:
-    from kcap.readers.live.artifacts.companion_hashes import Executions
+    from kcap.readers.live.artifacts.companion_hashes import Executions, Hashed
     from kcap.readers.live.artifacts.streams import Finished
 
 NEAR_NS: Final = 100_000_000
@@ -44,12 +45,15 @@ _NAMES_MAX: Final = 4096
 """Names of BPF programs that are remembered."""
 
 _TIMEOUT: Final = "timeout"
-_OF_ROW: Final = ("tid", "uid", "process_name", "process_key", "exe", "container_id", "cgroup_id")
 _OF_MESSAGE: Final = (
     "pid", "tid", "process_name", "cgroup_id", "dev", "inode", "mode", "mtime_ns", "ctime_ns",
     "address", "length", "protection", "former", "name", "md5", "sha1", "sha256", "fd",
 )  # fmt: skip
 _MARKS: Final = ("deleted", "changed", "was_executable", "former_unknown", "map", "presumed")
+_OF_CONTENT: Final = frozenset({"sha256", "sha1", "md5", "truncated"})
+_OF_FILE: Final = frozenset(
+    {"mode", "mtime_ns", "ctime_ns", "path", "deleted", "changed", "file_type"}
+)
 _CALLS: Final = frozenset({"mem", "module", "bpf"})
 
 
@@ -101,6 +105,8 @@ class Sides:
         self._names: dict[tuple[int, int], str] = {}
         self._kept_bytes = 0
         self._seen: dict[tuple[Any, ...], None] = {}
+        self._outside = LeftOut[dict[str, Any]]()
+        """What processes out of scope executed, by its hash: one in scope may execute it, too."""
         self._clocks = Clocks.measure()
 
     def add(self, pending: Pending) -> None:
@@ -183,7 +189,7 @@ class Sides:
                 if self._in_scope(each, row):
                     yield self._made(each, row, role)
                 else:
-                    self.left_out += 1
+                    self._leave_out(each)
             else:
                 waiting.append(each)
         self._pending = waiting + self._pending
@@ -221,9 +227,36 @@ class Sides:
             elif self._in_scope(each, row):
                 sides.append(self._made(each, row, role))
             else:
-                self.left_out += 1
+                self._leave_out(each)
         self._pending = waiting
+        sides += [side for each in found.hashed for side in self._again(each)]
         return sides
+
+    def _leave_out(self, each: Pending) -> None:
+        """Leave out what a process did that is out of scope."""
+        self.left_out += 1
+        if each.about["kind"] == "exec" and each.about.get("sha256"):
+            self._outside.put(each.about["sha256"], each.about, each.content)
+
+    def _again(self, execution: Hashed) -> Iterator[Side]:
+        """What was executed out of scope before, for its first execution within."""
+        sha256 = execution.sha256
+        if sha256 not in self._outside:
+            return
+        held = self._outside.take(sha256)
+        file = execution.dev, execution.inode
+        about = {"kind": "exec", "dev": user_device(file[0]), "inode": file[1], "sha256": sha256}
+        if held is not None:
+            known = held[0]
+            same = (kernel_device(known.get("dev", 0)), known.get("inode")) == file
+            kept = _OF_CONTENT | (_OF_FILE if same else frozenset())
+            about |= {name: value for name, value in known.items() if name in kept}
+        about |= {"pid": execution.pid, "time_ns": execution.time_ns}
+        row, _, role = self._event(about)
+        if held is not None:
+            yield self._made(Pending(about, held[1]), row, role)
+        elif self._outside.is_gone(sha256):
+            yield not_held(row or {}, self.source)
 
     def _is_late(self, each: Pending) -> bool:
         """Whether its event should have come."""
@@ -279,12 +312,14 @@ class Sides:
     def _made(self, each: Pending, row: dict[str, Any] | None, role: str | None) -> Artifact:
         about = each.about
         row = row or {}
+        if about["kind"] == "exec" and about.get("sha256"):
+            self._outside.drop(about["sha256"])
         if each.stream is not None:
             return self._streamed(each, each.stream, row)
         details: dict[str, Any] = {"time_ns": about.get("time_ns")}
         details |= {name: about[name] for name in _OF_MESSAGE if about.get(name) is not None}
         details |= {name: True for name in _MARKS if about.get(name)}
-        details |= {name: row[name] for name in _OF_ROW if row.get(name) is not None}
+        details |= {name: row[name] for name in OF_ROW if row.get(name) is not None}
         if "mode" in about:
             details["file_type"] = files.file_type(about["mode"])
         if role is not None:
@@ -308,7 +343,7 @@ class Sides:
         name = self._name(each.about) if stream.kind == "bpf" else None
         if name is not None:
             details["name"] = name
-        for name in _OF_ROW:
+        for name in OF_ROW:
             if row.get(name) is not None:
                 details.setdefault(name, row[name])
         content, truncated = self._bounded(each, details)
