@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kcap.model.artifact import Artifact, Parts
-from kcap.model.batch import Batch, Column
+from kcap.model.batch import Batch, Column, constant
 from kcap.model.classes import TypeClass
 from kcap.model.naming import argument
+from kcap.model.side import EventLoss
 from kcap.model.tracee_names import user_device
 from kcap.readers.live.artifacts import companion_rows, protocol
 from kcap.readers.live.artifacts.companion_expected import Expected
-from kcap.readers.live.artifacts.companion_hashes import Hashes
+from kcap.readers.live.artifacts.companion_hashes import Executions, Hashes
 from kcap.readers.live.artifacts.companion_rows import DEV, INODE, Rows, Table
 from kcap.readers.live.artifacts.companion_sides import Pending, Sides
+from kcap.readers.live.artifacts.left_out import LEFT_OUT_BYTES, LeftOut
 from kcap.readers.live.artifacts.protocol import HashNote, Shared
 from kcap.readers.live.artifacts.wanted import Wanted
 
 _S = 1_000_000_000
 _FILE = (8 << 20 | 1, 77)
+_OLD, _NEW = b"\1" * 32, b"\2" * 32
 
 
 def _events(rows: list[tuple[int, int, int]], event: str = "openat") -> Batch:
@@ -111,6 +115,46 @@ def test_what_two_readers_saw_is_one_artifact() -> None:
     assert [each.about["path"] for each in sides._pending] == ["/a", "/b"]
 
 
+@pytest.mark.parametrize("room", [None, 0, LEFT_OUT_BYTES], ids=["nothing before", "none", "room"])
+@pytest.mark.parametrize("inode", [_FILE[1], 78], ids=["the file", "a copy of it"])
+def test_what_was_executed_out_of_scope_is_given_within(room: int | None, inode: int) -> None:
+    """Or counted, once; as of the first execution in scope. The control: nobody executed it."""
+    rows = Rows(reads=False, expected=Expected(Wanted()))
+    sides = Sides(Wanted(), Shared(), rows, scoped=True)
+    file = {"kind": "exec", "dev": user_device(_FILE[0]), "inode": inode, "sha256": _OLD.hex()}
+    outside = {**file, "path": "/program", "pid": 500, "tid": 500, "mode": 0o100755, "time_ns": 1}
+    if room is not None:
+        sides._outside = LeftOut(room)
+        sides.add(Pending(outside, Parts((b"x",))))
+    assert not list(sides.ready(last=True))
+    assert sides.left_out == (room is not None)
+
+    batch = _events([(5 * _S, 9, _FILE[1]), (6 * _S, 9, _FILE[1])], "sched_process_exec")
+    batch = batch.adding({"origin": constant(TypeClass.STR, "o", 2)})
+    hashes = Hashes()
+    hashes.add([HashNote(9, protocol.HASHED, *_FILE, -1, -1, _OLD)], ())
+    found = Executions(batch, np.arange(2))
+    found.look(hashes, 0)
+    rows.add(batch)
+    given_ = sides.executed(found)
+
+    assert not sides.executed(found), "each once"
+    if room is None:
+        assert not given_
+        return
+    (side,) = given_
+    if not room:
+        assert isinstance(side, EventLoss)
+        assert (side.kind, side.count, side.ords) == ("lost", 1, (5 * _S,))
+        return
+    assert isinstance(side, Artifact)
+    assert (side.origin, side.ord, list(side.content.parts())) == ("o", 5 * _S, [b"x"])
+    assert (side.details["pid"], side.details["time_ns"]) == (9, 5 * _S)
+    assert "tid" not in side.details, "that was another's"
+    same = inode == _FILE[1]
+    assert (side.path, "mode" in side.details) == ("/program" if same else None, same)
+
+
 @pytest.mark.parametrize(("file_type", "waits"), [("regular", True), ("pipe", False)])
 def test_stream_of_a_file_waits_for_its_open(file_type: str, *, waits: bool) -> None:
     """A pipe goes with its process at once; of a file the open comes in a later batch."""
@@ -133,9 +177,6 @@ def test_stream_of_a_file_waits_for_its_open(file_type: str, *, waits: bool) -> 
     (artifact,) = given_
     assert isinstance(artifact, Artifact)
     assert artifact.ord == (5 * _S + 1000 if waits else 5 * _S)
-
-
-_OLD, _NEW = b"\1" * 32, b"\2" * 32
 
 
 def _note(
