@@ -21,6 +21,8 @@ from kcap.readers.live.packets.companion import PacketsCompanion
 MAX: Final = 65_535
 LOOPBACK: Final = "kcaplo"
 """The loopback interface of `own_network`."""
+FIN: Final = 0x01
+ACK: Final = 0x10
 
 Row = dict[str, Any]
 
@@ -297,7 +299,15 @@ def check_ends(rows: list[Row], client: int, server: int, port: int) -> set[int]
         assert row["pid"] == (client if from_client == sent else server), row
         assert row["process_start_ns"] > 0
         assert row["uid"] == 0
-    return {row["arg_tcp_flags"] for row in rows if row["arg_packet_id"] not in way["out"]}
+    unseen = [row for row in rows if row["arg_packet_id"] not in way["out"]]
+    # A connection that is over has no socket: the kernel itself acknowledges a late FIN.
+    over = max(
+        min(row["ts"] for row in rows if row["arg_tcp_flags"] & FIN and row["arg_dst_port"] == to)
+        for to in {row["arg_dst_port"] for row in rows}
+    )
+    return {
+        row["arg_tcp_flags"] for row in unseen if row["arg_tcp_flags"] != ACK or row["ts"] < over
+    }
 
 
 def of_port(rows: list[Row], port: int) -> list[Row]:
