@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kcap.model.artifact import Gap
@@ -141,6 +141,7 @@ def test_no_bytes_are_a_reason_to_fail(raw: bytes, offsets: list[int]) -> None:
 
 
 @given(st.integers(0, 8 * LAYOUTS.piece.itemsize - 1))
+@example(8 * LAYOUTS.piece.fields["direction"][1])  # type: ignore[index]
 def test_a_flipped_bit(bit: int) -> None:
     """A record with one wrong bit is another record or none; content stays within its bounds."""
     raw = bytearray(piece(b"content!", total=8))

@@ -77,6 +77,8 @@ class Pieces:
         starts = offsets + size
         good = starts + heads["bytes"] <= len(data)
         good &= heads["what"] <= _LAST
+        of_none = (heads["direction"] < READ) | (heads["direction"] > IMAGE)
+        good &= ~of_none | (heads["what"] == GONE)
         good &= (heads["what"] != DATA) | (heads["bytes"] == heads["length"])
         self.damaged = len(inside) - int(good.sum())
         """Records that are none."""
