@@ -89,6 +89,7 @@ def test_all_batches_at_once_break_the_bound(captures: Callable[[str], Path]) ->
     assert run("hold", captures("texts")).peak_mib > BOUND_MIB
 
 
+@pytest.mark.host  # it compares times of tens of milliseconds
 def test_speed(tmp_path: Path) -> None:
     """From a capture to Parquet takes little longer than pyarrow takes from columns in memory."""
     path = tmp_path / "part.kcap"
