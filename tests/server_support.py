@@ -334,7 +334,8 @@ class Rsyslog:
         """What it has got, in its order."""
         if not self._out.exists():
             return []
-        lines = self._out.read_text().splitlines()
+        whole, _, _ = self._out.read_text().rpartition("\n")  # it may be writing a line
+        lines = whole.splitlines()
         return [dict(zip(self.FIELDS, line.split("\t", len(self.FIELDS) - 1), strict=True))
                 for line in lines]  # fmt: skip
 

@@ -64,7 +64,7 @@ def recorded(folder: Path, words: Sequence[str | Path], typed: str, *codes: int)
             assert time.monotonic() < end
             time.sleep(0.05)
         time.sleep(0.7)
-        said = made.stop(*(codes or (0,)))
+        said = made.stop(*codes)
     done.unlink()
     return said
 

@@ -15,7 +15,7 @@ import pytest
 from packets_live_support import LOOPBACK, listening, own_network
 
 from kcap.model.side import Heartbeat, Loss
-from kcap.readers.live.packets import kernel
+from kcap.readers.live.packets import companion, kernel
 from kcap.readers.live.packets.kernel import KernelPackets
 
 pytestmark = pytest.mark.root
@@ -226,6 +226,7 @@ def test_headers_that_lie() -> None:
 def test_packets_do_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much waits, so much is taken at a time; the rest comes later, in order."""
     monkeypatch.setattr(kernel, "BATCH_BYTES", 4096)
+    monkeypatch.setattr(companion, "_QUIET_NS", 0)  # nobody tells of events here
     with own_network() as network, listening(0) as heard:
 
         def flood() -> None:
@@ -235,7 +236,7 @@ def test_packets_do_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> 
                     one.sendto(bytes(size), one.getsockname())
 
         support.within(network, flood)
-        for _ in range(2):  # packets wait until the source has told of what was before them
+        for _ in range(2):
             time.sleep(0.05)
             heard.take()
         assert 0 < len(heard.rows) < 2 * (2 * 4096 // 200 + 2)

@@ -31,10 +31,10 @@ NEEDS: dict[str, list[str]] = {
 FED = {"early", "flood"}
 """Wait for their standard input."""
 
-ELSEWHERE = {"carries", "passing", "ringing", "steady", "stuck"}
+ELSEWHERE = {"accepting", "carries", "passing", "ringing", "steady", "stuck"}
 """Run for as long as they are told, or for good: test_soak.py and test_probe_stall.py do. What
 `passing` and `ringing` do is known beforehand: test_artifacts_kernel.py. `carries` is for
-tests/bench/artifacts.py."""
+tests/bench/artifacts.py, `accepting` for test_packets_live_hostile.py."""
 
 
 def words(name: str, workloads: Workloads, folder: Path) -> list[str]:
